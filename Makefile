@@ -1,0 +1,39 @@
+# `make` alone prints the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lab bench sim clean
+
+help: ## print the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "exod needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+setup: $(BIN)/.installed ## create .venv and install everything into it
+
+run: setup ## one node in the foreground, with the demo model and an MQTT broker
+	@exec $(BIN)/python -m exod run --demo
+
+test: setup ## ruff, mypy --strict and the test suite
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+lab: setup ## (Linux, root) two hosts in network namespaces, with a live status view
+	@exec $(BIN)/python -m tests.lab
+
+bench: setup ## benchmarks: ratios measured side by side in one run
+	$(BIN)/python -m tests.bench
+
+sim: setup ## 10,000 simulated scenarios of the core under virtual time
+	$(BIN)/python -m tests.sim --scenarios 10000
+
+clean: ## remove .venv and caches
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis
