@@ -1,0 +1,330 @@
+"""Messages between the daemon and a worker, and how they are framed.
+
+The worker listens on a Unix socket that its daemon names; the daemon connects, and after a crash of the daemon
+the next one connects again and adopts the worker. One daemon at a time: a newer connection replaces the older.
+A frame is a 4-byte big-endian length and that many bytes of MessagePack.
+
+This module imports no MLX: the daemon imports it too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, Literal
+
+import msgspec
+
+PROTOCOL_VERSION: Final = 1
+
+MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
+"""A prompt of 1,000,000 tokens or characters with its history fits well; more is a broken peer."""
+
+FRAME_HEADER_BYTES: Final = 4
+
+
+class SyncSettings(msgspec.Struct, frozen=True):
+    """How steps are evaluated: the daemon's `[engine]` section."""
+
+    sync: Literal["dynamic", "safe", "fast"] = "dynamic"
+    safe_context_tokens: int = 50_000
+    watchdog_s: float = 2.0
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """How a token is drawn. `temperature` 0 is greedy. Each draw is keyed by (seed, step)."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    repetition_context_tokens: int = 20
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+    logit_bias: dict[int, float] = {}
+    logprobs: int = -1
+    """-1: none; 0: of the drawn token; n: and of the n most likely ones."""
+
+
+class ChatMessage(msgspec.Struct, frozen=True):
+    role: str
+    content: str
+
+
+class GenerationRequest(msgspec.Struct, frozen=True):
+    """One generation. Exactly one of `messages` (chat) and `prompt` (completion) is set."""
+
+    request_id: str
+    max_tokens: int
+    messages: tuple[ChatMessage, ...] | None = None
+    prompt: str | tuple[int, ...] | None = None
+    stop: tuple[str, ...] = ()
+    sampling: Sampling = Sampling()
+
+
+# --- daemon -> worker ---------------------------------------------------------------------------------------
+
+
+class Load(msgspec.Struct, frozen=True, tag="load"):
+    """Load layers [first_layer, last_layer) of the model in `folder`, dropping what was loaded before."""
+
+    folder: str
+    first_layer: int
+    last_layer: int
+    sync: SyncSettings = SyncSettings()
+    max_context_tokens: int = 0
+    """0: what the model's config allows."""
+    kv_bits: int = 0
+    """0: the KV cache is not quantised."""
+
+
+class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
+    """Leave the present group and make ready for the next. `attempt` counts the formations of one plan."""
+
+    plan_hash: str
+    attempt: int
+    rank: int
+    size: int
+    hosts: tuple[str, ...]
+    """For each rank the `address:port` on which it listens for its left neighbour; empty when size is 1."""
+    addresses: tuple[str, ...] = ()
+    """All addresses that the plan's ring uses: whose sockets an abort shuts down."""
+
+
+class Form(msgspec.Struct, frozen=True, tag="form"):
+    """Every rank is prepared: form the group now. Sent to all ranks at about the same time."""
+
+    plan_hash: str
+    attempt: int
+    deadline_s: float
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort"):
+    """Give up the present group at once: the link is known to be dead, or another rank gave up."""
+
+    reason: str
+
+
+class Begin(msgspec.Struct, frozen=True, tag="begin"):
+    """Take this request. All ranks get the same requests with the same, rising `order`.
+
+    `tokens` is what was generated already: a replaced rank learns it from its daemon and prefills it again.
+    """
+
+    order: int
+    request: GenerationRequest
+    tokens: tuple[int, ...] = ()
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """End this request: takes effect on all ranks after the same step, even if only one was told."""
+
+    request_id: str
+
+
+class LinkHealth(msgspec.Struct, frozen=True, tag="link_health"):
+    """Are the links of this rank's edges agreed and healthy? Where not, steps are safe."""
+
+    healthy: bool
+    reason: str
+
+
+class Leave(msgspec.Struct, frozen=True, tag="leave"):
+    """Finish the step under way, leave the group with the others, and exit 0 within `deadline_s`."""
+
+    deadline_s: float
+
+
+ToWorker = Load | Prepare | Form | Abort | Begin | Cancel | LinkHealth | Leave
+
+
+# --- worker -> daemon ---------------------------------------------------------------------------------------
+
+
+class ActiveRequest(msgspec.Struct, frozen=True):
+    order: int
+    request: GenerationRequest
+    tokens: tuple[int, ...]
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """First on every connection: who this worker is and what it holds, so that a new daemon can adopt it."""
+
+    protocol: int
+    pid: int
+    versions: dict[str, str]
+    folder: str | None
+    layers: tuple[int, int] | None
+    fingerprint: str | None
+    plan_hash: str | None
+    attempt: int
+    formed: bool
+    requests: tuple[ActiveRequest, ...]
+    can_reform: bool
+    """Can this process abort and form groups again? Where not, a fault means a new process."""
+
+
+class LoadProgress(msgspec.Struct, frozen=True, tag="load_progress"):
+    done_bytes: int
+    total_bytes: int
+
+
+class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
+    """`fingerprint` names the model's files: equal on all ranks that may form a group."""
+
+    folder: str
+    layers: tuple[int, int]
+    total_layers: int
+    fingerprint: str
+    weight_bytes: int
+    load_s: float
+    max_context_tokens: int
+
+
+class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
+    """`text` is one clear line for people: what is wrong with which file, and what is allowed."""
+
+    folder: str
+    code: str
+    text: str
+
+
+class Prepared(msgspec.Struct, frozen=True, tag="prepared"):
+    plan_hash: str
+    attempt: int
+
+
+class Formed(msgspec.Struct, frozen=True, tag="formed"):
+    plan_hash: str
+    attempt: int
+    form_s: float
+    resumed_step: int
+    """The first step that will be run again or next in the active request; -1 where none is active."""
+
+
+class Aborted(msgspec.Struct, frozen=True, tag="aborted"):
+    """The group is gone (or was not formed). The process lives, its weights and caches are kept."""
+
+    plan_hash: str
+    attempt: int
+    code: str
+    text: str
+    step: int
+
+
+class TokenOut(msgspec.Struct, frozen=True, tag="token"):
+    """One token of a request that all ranks have completed. `index` starts at 0 and never skips or repeats.
+
+    `text` is what it adds to the answer's text (it may be empty inside a multi-byte character, or while it
+    could still be the start of a stop string).
+    """
+
+    request_id: str
+    index: int
+    token: int
+    text: str
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[str, float], ...] = ()
+
+
+class Finished(msgspec.Struct, frozen=True, tag="finished"):
+    request_id: str
+    reason: Literal["stop", "length", "cancelled"]
+    text: str
+    """What was held back (a possible stop string's start that came to nothing)."""
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    prefill_s: float
+    decode_s: float
+
+
+class RequestFailed(msgspec.Struct, frozen=True, tag="request_failed"):
+    """This request cannot be served (all ranks find the same); `code` is stable, `text` is for people."""
+
+    request_id: str
+    code: str
+    text: str
+
+
+class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
+    """Once a second and at each change, by the control thread: a worker whose main thread hangs still sends it."""
+
+    state: Literal[
+        "empty", "loading", "loaded", "prepared", "forming", "ready", "generating", "aborted", "leaving"
+    ]
+    step: int
+    in_step_s: float
+    """How long the present step has lasted; 0 between steps."""
+    sync_mode: Literal["fast", "safe"]
+    sync_reason: str
+    tokens_per_s: float
+    baseline_tokens_per_s: float
+    last_gap_ms: float
+    kv_tokens: int
+    memory_bytes: int
+
+
+class Left(msgspec.Struct, frozen=True, tag="left"):
+    """Sent last before a clean exit."""
+
+
+FromWorker = (
+    Hello
+    | LoadProgress
+    | Loaded
+    | LoadFailed
+    | Prepared
+    | Formed
+    | Aborted
+    | TokenOut
+    | Finished
+    | RequestFailed
+    | Heartbeat
+    | Left
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_to_worker = msgspec.msgpack.Decoder(ToWorker)
+_from_worker = msgspec.msgpack.Decoder(FromWorker)
+
+
+class ProtocolError(Exception):
+    """The other end sent what this protocol does not allow; the connection must be closed."""
+
+
+def encode(message: ToWorker | FromWorker) -> bytes:
+    """The whole frame, header included."""
+    body = _encoder.encode(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise ProtocolError(f"a message of {len(body)} bytes is over the limit of {MAX_FRAME_BYTES}")
+    return len(body).to_bytes(FRAME_HEADER_BYTES, "big") + body
+
+
+def decode_to_worker(body: bytes) -> ToWorker:
+    """Raises ProtocolError where `body` is no message for a worker."""
+    try:
+        return _to_worker.decode(body)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"not a message for a worker: {error}") from error
+
+
+def decode_from_worker(body: bytes) -> FromWorker:
+    """Raises ProtocolError where `body` is no message of a worker."""
+    try:
+        return _from_worker.decode(body)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"not a message of a worker: {error}") from error
+
+
+async def read_frame(reader: asyncio.StreamReader) -> bytes | None:
+    """The body of the next frame; None at the end of the stream. Raises ProtocolError on a frame too long."""
+    try:
+        header = await reader.readexactly(FRAME_HEADER_BYTES)
+        length = int.from_bytes(header, "big")
+        if length > MAX_FRAME_BYTES:
+            raise ProtocolError(f"a frame of {length} bytes is over the limit of {MAX_FRAME_BYTES}")
+        return await reader.readexactly(length)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
