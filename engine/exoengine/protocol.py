@@ -251,9 +251,7 @@ class RequestFailed(msgspec.Struct, frozen=True, tag="request_failed"):
 class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     """Once a second and at each change, by the control thread: a worker whose main thread hangs still sends it."""
 
-    state: Literal[
-        "empty", "loading", "loaded", "prepared", "forming", "ready", "generating", "aborted", "leaving"
-    ]
+    state: Literal["empty", "loading", "loaded", "prepared", "forming", "ready", "generating", "aborted", "leaving"]
     step: int
     in_step_s: float
     """How long the present step has lasted; 0 between steps."""
@@ -286,8 +284,8 @@ FromWorker = (
 )
 
 _encoder = msgspec.msgpack.Encoder()
-_to_worker = msgspec.msgpack.Decoder(ToWorker)
-_from_worker = msgspec.msgpack.Decoder(FromWorker)
+_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+_from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
 
 
 class ProtocolError(Exception):

@@ -1,0 +1,194 @@
+"""Frozen value types that every room shares. No behaviour beyond what follows from the fields.
+
+Node ids are 16 lowercase hexadecimal digits, stable over restarts. Times named `at` are wall clock (Unix
+seconds, for people); everything that is compared or subtracted is monotonic and never leaves its host.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from enum import StrEnum
+from typing import NewType
+
+import msgspec
+
+NodeId = NewType("NodeId", str)
+"""16 lowercase hexadecimal digits."""
+
+PathId = NewType("PathId", str)
+"""`A.B.C.D-E.F.G.H`: the address on the node with the lower id first, so both ends name a path alike."""
+
+
+class Kind(StrEnum):
+    """What an interface is. The order of definition is the order of preference inside a latency band."""
+
+    THUNDERBOLT = "thunderbolt"
+    ETHERNET = "ethernet"
+    WIFI = "wifi"
+    VPN = "vpn"
+    LOOPBACK = "loopback"
+    OTHER = "other"
+
+
+KIND_PREFERENCE: dict[Kind, int] = {kind: place for place, kind in enumerate(Kind)}
+
+
+class PathState(StrEnum):
+    INIT = "init"
+    UP = "up"
+    DEGRADED = "degraded"
+    DEAD = "dead"
+
+
+class NodeState(StrEnum):
+    UP = "up"
+    SUSPECT = "suspect"
+    DOWN = "down"
+
+
+class MeshState(StrEnum):
+    ALONE = "alone"
+    FORMING = "forming"
+    AGREED = "agreed"
+    RENEGOTIATING = "renegotiating"
+
+
+class EngineState(StrEnum):
+    OFF = "off"
+    LOADING = "loading"
+    READY = "ready"
+    GENERATING = "generating"
+    RECOVERING = "recovering"
+    FAILED = "failed"
+
+
+class Health(StrEnum):
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    DOWN = "down"
+
+
+class LocalAddress(msgspec.Struct, frozen=True, order=True):
+    """One IPv4 address of an interface."""
+
+    interface: str
+    kind: Kind
+    address: str
+    prefix: int
+
+    @property
+    def network(self) -> ipaddress.IPv4Network:
+        return ipaddress.IPv4Network((self.address, self.prefix), strict=False)
+
+
+class NodeCard(msgspec.Struct, frozen=True):
+    """What a node tells the others about itself: in the control plane's greeting and at each change."""
+
+    id: NodeId
+    name: str
+    incarnation: int
+    version: str
+    mesh_port: int
+    ring_port: int
+    api_port: int
+    addresses: tuple[LocalAddress, ...]
+    engine: bool
+    """Does this node host a rank?"""
+    memory_mib: int
+    """What the node gives to a model: the weight of its share of the layers."""
+    model: str
+    """The model it is asked to host: the coordinator's wish counts."""
+    split: str | tuple[int, ...] = "memory"
+    """`memory`, `even`, or a layer count for each rank: the coordinator's wish counts."""
+    pair_routes: tuple[str, ...] = ()
+    """Remote addresses it reaches through a router (its static peers): candidates beside shared subnets."""
+
+
+class Selection(msgspec.Struct, frozen=True):
+    """Which path a pair uses, as the pair's lower node selects it: a register that only grows.
+
+    Compared by (incarnation_low, incarnation_high, seq); `path` is None where no path is usable.
+    """
+
+    incarnation_low: int
+    incarnation_high: int
+    seq: int
+    path: PathId | None
+
+
+class Epoch(msgspec.Struct, frozen=True, order=True):
+    """Orders plans. `number` is one more than any that the coordinator has seen; the incarnation is the
+    coordinator's own, so that two lives of one coordinator never share an epoch.
+    """
+
+    number: int
+    coordinator_incarnation: int
+
+
+class Member(msgspec.Struct, frozen=True, order=True):
+    id: NodeId
+    incarnation: int
+
+
+class Edge(msgspec.Struct, frozen=True):
+    """One directed edge of the ring: `source` connects to `target` at `target_address:target_port`."""
+
+    source: NodeId
+    target: NodeId
+    path: PathId
+    source_interface: str
+    source_address: str
+    target_interface: str
+    target_address: str
+    target_port: int
+    kind: Kind
+
+
+class MeshPlan(msgspec.Struct, frozen=True):
+    """What all members agreed on: who computes, in which order, over which addresses, with which shares.
+
+    A plan of one member has no edges. `hash` is over everything else: ranks that run together share it.
+    """
+
+    epoch: Epoch
+    coordinator: NodeId
+    members: tuple[Member, ...]
+    ring: tuple[NodeId, ...]
+    """Rank order: rank k is ring[k]; only members that host a rank."""
+    edges: tuple[Edge, ...]
+    model: str
+    split: str | tuple[int, ...]
+    memory_mib: tuple[int, ...]
+    """For each rank, its node's weight for `split = "memory"`."""
+    hash: str
+
+
+class Reason(msgspec.Struct, frozen=True):
+    """One reason why health is not healthy. `code` is stable, `text` is for people."""
+
+    code: str
+    subject: str
+    text: str
+    since: float
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One entry of the event log. On the wire the fields of `data` lie beside the others."""
+
+    ts: float
+    type: str
+    subject: str
+    data: dict[str, object] = {}
+
+
+def path_id(low_address: str, high_address: str) -> PathId:
+    """The common name of a path: the address on the lower node id's side first."""
+    return PathId(f"{low_address}-{high_address}")
+
+
+def is_ipv4(text: str) -> bool:
+    try:
+        ipaddress.IPv4Address(text)
+    except ValueError:
+        return False
+    return True
