@@ -1,0 +1,430 @@
+"""The configuration: one TOML file, environment overrides, and a check of every key.
+
+`load` never guesses: an unknown key or a bad value is a ConfigError that names the file (or the variable), the
+key, what was found and what is allowed. Called by `exod`, and by `exoctl` to find the control socket.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from exod.errors import ConfigError
+from exod.model import Kind, is_ipv4
+
+ENVIRONMENT_PREFIX: Final = "EXOD_"
+CONFIG_VARIABLE: Final = "EXOD_CONFIG"
+CONFIG_FILE_NAME: Final = "exod.toml"
+
+MAX_FILE_BYTES: Final = 1024 * 1024
+"""A configuration is a page of text; a larger file is not one."""
+
+
+class NodeConfig(msgspec.Struct, frozen=True):
+    name: str
+    data_dir: Path
+
+
+class ClusterConfig(msgspec.Struct, frozen=True):
+    name: str
+    key_file: Path
+    peers: tuple[str, ...]
+    mdns: bool
+
+
+class MeshConfig(msgspec.Struct, frozen=True):
+    port: int
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    kinds: dict[str, Kind]
+    degraded_ms: float
+    recover_ms: float
+    hold_up_s: float
+
+
+class EngineConfig(msgspec.Struct, frozen=True):
+    enabled: bool
+    model: str
+    ring_port: int
+    sync: str
+    safe_context: int
+    watchdog_s: float
+    split: str | tuple[int, ...]
+    recovery_deadline_s: float
+
+
+class ApiConfig(msgspec.Struct, frozen=True):
+    host: str
+    port: int
+    key_file: Path | None
+
+
+class MqttConfig(msgspec.Struct, frozen=True):
+    broker: str
+    prefix: str
+
+
+class LogConfig(msgspec.Struct, frozen=True):
+    level: str
+    format: str
+
+
+class DebugConfig(msgspec.Struct, frozen=True):
+    enabled: bool
+
+
+class Config(msgspec.Struct, frozen=True):
+    """Everything, checked and with defaults filled in. `source` is the file it came from, if any."""
+
+    node: NodeConfig
+    cluster: ClusterConfig
+    mesh: MeshConfig
+    engine: EngineConfig
+    api: ApiConfig
+    mqtt: MqttConfig
+    log: LogConfig
+    debug: DebugConfig
+    source: Path | None = None
+
+    @property
+    def control_socket(self) -> Path:
+        return self.node.data_dir / "exod.sock"
+
+
+class RejectedError(Exception):
+    """A value's check failed; the text says what is allowed."""
+
+
+Check = Callable[[Any], Any]
+
+
+class Key(msgspec.Struct, frozen=True):
+    """One key: its default and the check that turns a TOML value into the configured one."""
+
+    default: Any
+    check: Check
+
+
+# --- checks: each returns the value or raises RejectedError with what is allowed -----------------------------------
+
+
+def _text(pattern: str, allowed: str) -> Check:
+    expression = re.compile(pattern)
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or not expression.fullmatch(value):
+            raise RejectedError(allowed)
+        return value
+
+    return check
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise RejectedError("true or false")
+    return value
+
+
+def _integer(low: int, high: int) -> Check:
+    def check(value: Any) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise RejectedError(f"a whole number from {low} to {high}")
+        return value
+
+    return check
+
+
+def _number(low: float, high: float, unit: str) -> Check:
+    def check(value: Any) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+            raise RejectedError(f"a number from {low:g} to {high:g} ({unit})")
+        return float(value)
+
+    return check
+
+
+def _choice(*names: str) -> Check:
+    def check(value: Any) -> str:
+        if value not in names:
+            raise RejectedError("one of " + ", ".join(f'"{name}"' for name in names))
+        return str(value)
+
+    return check
+
+
+def _list(item: Check, allowed: str) -> Check:
+    def check(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list | tuple):
+            raise RejectedError(allowed)
+        try:
+            return tuple(item(entry) for entry in value)
+        except RejectedError as error:
+            raise RejectedError(f"{allowed}; each entry {error}") from None
+
+    return check
+
+
+def _path(value: Any) -> Path | None:
+    if not isinstance(value, str):
+        raise RejectedError("a path")
+    return Path(value).expanduser() if value else None
+
+
+def _peer(value: Any) -> str:
+    allowed = '"host:port" with a port from 1 to 65535'
+    if not isinstance(value, str) or value.count(":") != 1:
+        raise RejectedError(allowed)
+    host, port = value.split(":")
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", host) or not port.isdigit() or not 1 <= int(port) <= 65535:
+        raise RejectedError(allowed)
+    return value
+
+
+def _kinds(value: Any) -> dict[str, Kind]:
+    allowed = "a table of interface names or globs to one of " + ", ".join(f'"{kind}"' for kind in Kind)
+    if not isinstance(value, Mapping):
+        raise RejectedError(allowed)
+    try:
+        return {str(name): Kind(kind) for name, kind in value.items()}
+    except ValueError:
+        raise RejectedError(allowed) from None
+
+
+def _split(value: Any) -> str | tuple[int, ...]:
+    if value in ("memory", "even"):
+        return str(value)
+    counts_allowed = isinstance(value, list | tuple) and 1 <= len(value) <= 8
+    if counts_allowed and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in value):
+        return tuple(value)
+    raise RejectedError('"memory", "even", or a list of 1 to 8 layer counts such as [20, 12]')
+
+
+def _broker(value: Any) -> str:
+    allowed = '"auto", "embedded", "off", or "mqtt[s]://user:pass@host:port"'
+    if value in ("auto", "embedded", "off"):
+        return str(value)
+    if not isinstance(value, str):
+        raise RejectedError(allowed)
+    try:
+        url = urlsplit(value)
+        valid = url.scheme in ("mqtt", "mqtts") and bool(url.hostname) and url.port != 0 and not url.path.strip("/")
+    except ValueError:
+        valid = False
+    if not valid:
+        raise RejectedError(allowed)
+    return value
+
+
+def _api_host(value: Any) -> str:
+    if not isinstance(value, str) or not (value == "localhost" or is_ipv4(value) or ":" in value):
+        raise RejectedError('an address to listen on, such as "127.0.0.1" or "0.0.0.0"')
+    return value
+
+
+_GLOBS = _list(_text(r"[A-Za-z0-9._:*?\[\]!-]{1,64}", "an interface name or glob"), "a list of names or globs")
+_NAME = r"[^\x00-\x1f\x7f/+#]{1,63}"
+
+
+def _keys(data_dir: Path, host_name: str) -> dict[str, dict[str, Key]]:
+    """Every section and key of the configuration, with the defaults for this host."""
+    return {
+        "node": {
+            "name": Key(host_name, _text(_NAME, "1 to 63 characters without / + # or control characters")),
+            "data_dir": Key(str(data_dir), _path),
+        },
+        "cluster": {
+            "name": Key("home", _text(r"[A-Za-z0-9._-]{1,63}", "1 to 63 letters, digits, '.', '_' or '-'")),
+            "key_file": Key("", _path),
+            "peers": Key([], _list(_peer, 'a list of "host:port"')),
+            "mdns": Key(True, _boolean),
+        },
+        "mesh": {
+            "port": Key(52410, _integer(1, 65535)),
+            "include": Key([], _GLOBS),
+            "exclude": Key([], _GLOBS),
+            "kinds": Key({}, _kinds),
+            "degraded_ms": Key(5.0, _number(0.1, 10_000, "ms")),
+            "recover_ms": Key(3.5, _number(0.1, 10_000, "ms")),
+            "hold_up_s": Key(3.0, _number(0, 300, "s")),
+        },
+        "engine": {
+            "enabled": Key(True, _boolean),
+            "model": Key(
+                "embedded:count", _text(r"[^\x00-\x1f]{1,1024}", "a folder, a repo id, or embedded:count")
+            ),
+            "ring_port": Key(52420, _integer(1, 65535)),
+            "sync": Key("dynamic", _choice("dynamic", "safe", "fast")),
+            "safe_context": Key(50_000, _integer(0, 100_000_000)),
+            "watchdog_s": Key(2.0, _number(0.05, 3600, "s")),
+            "split": Key("memory", _split),
+            "recovery_deadline_s": Key(60.0, _number(1, 3600, "s")),
+        },
+        "api": {
+            "host": Key("127.0.0.1", _api_host),
+            "port": Key(52415, _integer(0, 65535)),
+            "key_file": Key("", _path),
+        },
+        "mqtt": {
+            "broker": Key("auto", _broker),
+            "prefix": Key("exo/1", _text(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*", "topic levels such as exo/1")),
+        },
+        "log": {
+            "level": Key("info", _choice("debug", "info", "warning", "error")),
+            "format": Key("auto", _choice("auto", "console", "json")),
+        },
+        "debug": {"enabled": Key(False, _boolean)},
+    }
+
+
+# --- reading ------------------------------------------------------------------------------------------------
+
+
+def default_config_file() -> Path:
+    """The platform's user config folder."""
+    from platformdirs import user_config_path
+
+    return user_config_path("exod", appauthor=False) / CONFIG_FILE_NAME
+
+
+def default_data_dir() -> Path:
+    from platformdirs import user_data_path
+
+    return user_data_path("exod", appauthor=False)
+
+
+def load(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Config:
+    """The configuration from `path`, else $EXOD_CONFIG, else the user's config folder (which may be absent)."""
+    environment = os.environ if environment is None else environment
+    named = path or (Path(environment[CONFIG_VARIABLE]) if environment.get(CONFIG_VARIABLE) else None)
+    file = (named or default_config_file()).expanduser()
+    table = _read(file, must_exist=named is not None)
+    return build(table, environment, file if table is not None else None)
+
+
+def _read(file: Path, must_exist: bool) -> dict[str, Any] | None:
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        if must_exist:
+            raise ConfigError(f"{file}: there is no such file; name another with --config") from None
+        return None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(f"{file}: is larger than {MAX_FILE_BYTES} bytes; a configuration is not")
+    try:
+        return tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: is not valid TOML: {error}") from None
+
+
+def build(table: dict[str, Any] | None, environment: Mapping[str, str], source: Path | None) -> Config:
+    """Checks every key of `table` and of the environment's overrides. Raises ConfigError."""
+    host_name = socket.gethostname().split(".")[0] or "node"
+    keys = _keys(default_data_dir(), host_name)
+    where = str(source) if source else "the configuration"
+    found: dict[str, dict[str, tuple[str, Any]]] = {section: {} for section in keys}
+    for section, entries in (table or {}).items():
+        if section not in keys:
+            raise ConfigError(f"{where}: [{section}] is no section; allowed: {', '.join(keys)}")
+        if not isinstance(entries, dict):
+            raise ConfigError(f"{where}: {section} = {_show(entries)}: it is a section, write [{section}]")
+        for key, value in entries.items():
+            _known(keys, section, key, where)
+            found[section][key] = (where, value)
+    for variable, text in environment.items():
+        override = _override(variable)
+        if override is None:
+            continue
+        section, key = override
+        if section not in keys:
+            raise ConfigError(f"${variable}: {section} is no section; allowed: {', '.join(keys)}")
+        _known(keys, section, key, f"${variable}")
+        found[section][key] = (f"${variable}", _override_value(text))
+    values = {section: _checked(section, keys[section], found[section], where) for section in keys}
+    return _assemble(values, where, source)
+
+
+def _known(keys: dict[str, dict[str, Key]], section: str, key: str, where: str) -> None:
+    if key not in keys[section]:
+        allowed = ", ".join(keys[section])
+        raise ConfigError(f"{where}: {section}.{key}: there is no such key; allowed in [{section}]: {allowed}")
+
+
+def _override(variable: str) -> tuple[str, str] | None:
+    """(section, key) of EXOD_<SECTION>__<KEY>; None for any other variable."""
+    if not variable.startswith(ENVIRONMENT_PREFIX) or "__" not in variable:
+        return None
+    section, _, key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
+    return section, key
+
+
+def _override_value(text: str) -> Any:
+    """What stands in a variable is a TOML value where it parses as one, else a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _show(value: Any) -> str:
+    text = f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _checked(section: str, keys: dict[str, Key], found: dict[str, tuple[str, Any]], where: str) -> dict[str, Any]:
+    values = {}
+    for name, key in keys.items():
+        source, value = found.get(name, (where, key.default))
+        try:
+            values[name] = key.check(value)
+        except RejectedError as error:
+            raise ConfigError(f"{source}: {section}.{name} = {_show(value)}: allowed is {error}") from None
+    return values
+
+
+def _assemble(values: dict[str, dict[str, Any]], where: str, source: Path | None) -> Config:
+    """Builds the structs and checks what concerns more than one key."""
+    node, cluster, mesh, api = values["node"], values["cluster"], values["mesh"], values["api"]
+    node["data_dir"] = node["data_dir"] or default_data_dir()
+    cluster["key_file"] = cluster["key_file"] or node["data_dir"] / "cluster.key"
+    if mesh["recover_ms"] >= mesh["degraded_ms"]:
+        raise ConfigError(
+            f"{where}: mesh.recover_ms = {mesh['recover_ms']:g}: allowed is a number below mesh.degraded_ms "
+            f"({mesh['degraded_ms']:g}), or a path would flap at the limit"
+        )
+    if not is_loopback(api["host"]) and api["key_file"] is None:
+        raise ConfigError(
+            f'{where}: api.host = "{api["host"]}": allowed is a loopback address, or name bearer keys in '
+            f"api.key_file (one a line): everyone on that network could use the model"
+        )
+    return Config(
+        node=NodeConfig(**node),
+        cluster=ClusterConfig(**cluster),
+        mesh=MeshConfig(**mesh),
+        engine=EngineConfig(**values["engine"]),
+        api=ApiConfig(**api),
+        mqtt=MqttConfig(**values["mqtt"]),
+        log=LogConfig(**values["log"]),
+        debug=DebugConfig(**values["debug"]),
+        source=source,
+    )
+
+
+def is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def matches_any(name: str, globs: tuple[str, ...]) -> bool:
+    """Does the interface `name` match one of the configured names or globs?"""
+    return any(fnmatchcase(name, glob) for glob in globs)

@@ -1,0 +1,149 @@
+"""Who this node is: a stable id, an incarnation that rises with each start, and the folder's single owner.
+
+`claim` takes the data folder for this process; nothing else may write there. Called once, before anything else
+is started; the incarnation is on disk before the first datagram leaves.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from exod.errors import StartError
+from exod.model import NodeId
+
+IDENTITY_FILE: Final = "identity.json"
+STATE_FILE: Final = "state.json"
+LOCK_FILE: Final = "exod.lock"
+
+
+class _Identity(msgspec.Struct):
+    id: str
+
+
+class _State(msgspec.Struct):
+    incarnation: int = 0
+    epoch_number: int = 0
+
+
+class Identity:
+    """This node's identity and the lock on its folder, until `release`."""
+
+    def __init__(self, folder: Path, lock: int, node_id: NodeId, state: _State) -> None:
+        self.id = node_id
+        self._folder = folder
+        self._lock = lock
+        self._state = state
+
+    @property
+    def incarnation(self) -> int:
+        return self._state.incarnation
+
+    @property
+    def epoch_number(self) -> int:
+        """The highest epoch number that an earlier life is known to have seen."""
+        return self._state.epoch_number
+
+    def jump_beyond(self, incarnation_seen: int) -> None:
+        """A peer knows a later incarnation than ours (the state file was lost): go beyond it."""
+        if incarnation_seen >= self._state.incarnation:
+            self._state.incarnation = incarnation_seen + 1
+            _write(self._folder / STATE_FILE, msgspec.json.encode(self._state))
+
+    def remember_epoch(self, number: int) -> None:
+        if number > self._state.epoch_number:
+            self._state.epoch_number = number
+            _write(self._folder / STATE_FILE, msgspec.json.encode(self._state), durable=False)
+
+    def release(self) -> None:
+        os.close(self._lock)
+
+
+def claim(folder: Path) -> Identity:
+    """Takes the data folder, reads or makes the node's id, and raises the incarnation (fsynced).
+
+    Raises StartError, one line each: no permission, a second daemon on the folder, a broken identity file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StartError(f"{folder}: the data folder cannot be used: {error.strerror}; set node.data_dir") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        owner = _lock_owner(folder)
+        os.close(lock)
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise StartError(f"{folder}: the data folder cannot be locked: {error.strerror}") from None
+        raise StartError(f"{folder}: another exod{owner} runs on this data folder; stop it first") from None
+    try:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        node_id = _node_id(folder / IDENTITY_FILE)
+        state = _read_state(folder / STATE_FILE)
+        state.incarnation = max(state.incarnation + 1, time.time_ns() // 1_000_000)
+        _write(folder / STATE_FILE, msgspec.json.encode(state))
+    except OSError as error:
+        os.close(lock)
+        raise StartError(f"{folder}: the data folder cannot be written: {error.strerror}") from None
+    except StartError:
+        os.close(lock)
+        raise
+    return Identity(folder, lock, node_id, state)
+
+
+def _lock_owner(folder: Path) -> str:
+    try:
+        return f" (pid {int((folder / LOCK_FILE).read_text())})"
+    except (OSError, ValueError):
+        return ""
+
+
+def _node_id(file: Path) -> NodeId:
+    try:
+        identity = msgspec.json.decode(file.read_bytes(), type=_Identity)
+    except FileNotFoundError:
+        identity = _Identity(id=secrets.token_hex(8))
+        _write(file, msgspec.json.encode(identity))
+    except msgspec.DecodeError as error:
+        raise StartError(f"{file}: is not an identity ({error}); remove it to become a new node") from None
+    if len(identity.id) != 16 or not all(digit in "0123456789abcdef" for digit in identity.id):
+        raise StartError(
+            f'{file}: id = "{identity.id}": allowed is 16 lowercase hexadecimal digits; remove the file to become '
+            "a new node"
+        )
+    return NodeId(identity.id)
+
+
+def _read_state(file: Path) -> _State:
+    """A lost or torn state file costs nothing: the wall clock and the peers push the incarnation on."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=_State)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return _State()
+
+
+def _write(file: Path, data: bytes, durable: bool = True) -> None:
+    """Replaces the file as a whole; `durable` waits until it would survive a power cut."""
+    temporary = file.with_suffix(".tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(data)
+        if durable:
+            stream.flush()
+            os.fsync(stream.fileno())
+    os.replace(temporary, file)
+    if durable:
+        folder = os.open(file.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
