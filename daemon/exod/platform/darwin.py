@@ -1,0 +1,163 @@
+"""macOS: kinds of interface from the hardware ports, the routing socket for changes, mach time for stamps.
+
+Written from Apple's documentation and from the texts that its tools print; the parsers are in darwin_text.py.
+Nothing here needs root, and nothing changes the host.
+"""
+
+from __future__ import annotations
+
+import errno as errnos
+import socket
+import struct
+import time
+from collections.abc import Sequence
+
+import psutil
+
+from exod.platform import Ancillary, Classification, ThunderboltPort
+from exod.platform.clocks import ClockReadings
+from exod.platform.commands import Commands
+from exod.platform.darwin_text import (
+    NetworkFacts,
+    classify_interface,
+    parse_disabled_services,
+    parse_hardware_ports,
+    parse_ifconfig,
+    parse_nwi_primary,
+    parse_route_interface,
+    parse_thunderbolt,
+)
+
+# From Darwin's headers. Numbers, because Python's `socket` and `time` have these names on macOS alone (or not
+# at all), and the file is type-checked and tested on Linux.
+_PF_ROUTE = 17
+_IP_BOUND_IF = 25
+_SO_TIMESTAMP_MONOTONIC = 0x0800
+_SCM_TIMESTAMP_MONOTONIC = 0x04
+_SOL_SOCKET = 0xFFFF
+_CLOCK_MONOTONIC_RAW = 4
+_CLOCK_UPTIME_RAW = 8
+
+_UINT64 = struct.Struct("=Q")
+_UINT32 = struct.Struct("=I")
+
+EHOSTUNREACH = 65
+"""Darwin's number: what Local Network privacy answers with, silently, while `ping` works (macOS 15 and on)."""
+
+OLDEST_S = 10.0
+"""A stamp older than this was not converted with the right timebase, or is no stamp."""
+
+FUTURE_S = 0.001
+"""A stamp after the read is impossible; this much is rounding."""
+
+_MIB = 1024 * 1024
+
+_GPU_SHARE = 3, 4
+"""Of memory, what the GPU may wire where `iogpu.wired_limit_mb` is 0, its default: about three quarters."""
+
+
+class Darwin:
+    """The `Platform` of macOS. Owns what the system's tools said last."""
+
+    def __init__(self, commands: Commands | None = None, timebase: tuple[int, int] | None = None) -> None:
+        self._commands = commands if commands is not None else Commands()
+        self._timebase = timebase
+        self._facts = NetworkFacts()
+        self._wired_limit_mib = 0
+
+    @property
+    def system(self) -> str:
+        return "darwin"
+
+    async def refresh(self) -> bool:
+        ports = await self._commands.output("/usr/sbin/networksetup", "-listallhardwareports")
+        services = await self._commands.output("/usr/sbin/networksetup", "-listnetworkserviceorder")
+        interfaces = await self._commands.output("/sbin/ifconfig", "-v")
+        limit = await self._commands.output("/usr/sbin/sysctl", "-n", "iogpu.wired_limit_mb")
+        before = self._facts
+        # A tool that failed this time takes back nothing that it said before.
+        self._facts = NetworkFacts(
+            ports=parse_hardware_ports(ports) if ports else before.ports,
+            disabled=parse_disabled_services(services) if services else before.disabled,
+            interfaces=parse_ifconfig(interfaces) if interfaces else before.interfaces,
+        )
+        if limit is not None and limit.strip().isdecimal():
+            self._wired_limit_mib = int(limit.strip())
+        return self._facts != before
+
+    def classify(self, interface: str, addresses: Sequence[str]) -> Classification:
+        kind, why = classify_interface(self._facts, interface, addresses)
+        return Classification(kind, why)
+
+    def open_change_socket(self) -> socket.socket | None:
+        try:
+            sock = socket.socket(_PF_ROUTE, socket.SOCK_RAW, 0)
+        except OSError:
+            return None
+        sock.setblocking(False)
+        return sock
+
+    def bind_to_interface(self, sock: socket.socket, interface: str) -> None:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_BOUND_IF, _UINT32.pack(socket.if_nametoindex(interface)))
+
+    def enable_receive_stamps(self, sock: socket.socket) -> None:
+        sock.setsockopt(_SOL_SOCKET, _SO_TIMESTAMP_MONOTONIC, 1)
+
+    def receive_stamp(self, ancillary: Ancillary, now: float) -> float | None:
+        """The stamp is mach absolute time, which is also what `time.monotonic()` counts on macOS."""
+        for level, kind, data in ancillary:
+            if level == _SOL_SOCKET and kind == _SCM_TIMESTAMP_MONOTONIC and len(data) >= _UINT64.size:
+                if self._timebase is None:
+                    self._timebase = _mach_timebase()
+                numerator, denominator = self._timebase
+                ticks: int = _UINT64.unpack_from(data)[0]
+                received = ticks * numerator // denominator / 1e9
+                if now - OLDEST_S <= received <= now + FUTURE_S:
+                    return min(received, now)
+        return None
+
+    def route_fix_command(self, remote: str, interface: str, local: str) -> str:
+        """macOS takes the local address from the interface."""
+        return f"sudo route -n delete -host {remote}; sudo route -n add -host {remote} -interface {interface}"
+
+    async def route_interface(self, remote: str) -> str | None:
+        return parse_route_interface(await self._commands.output("/sbin/route", "-n", "get", remote) or "")
+
+    async def primary_interface(self) -> str | None:
+        return parse_nwi_primary(await self._commands.output("/usr/sbin/scutil", "--nwi") or "")
+
+    async def thunderbolt(self) -> tuple[ThunderboltPort, ...]:
+        report = await self._commands.output("/usr/sbin/system_profiler", "SPThunderboltDataType", "-json")
+        return parse_thunderbolt(report or "", self._facts.ports)
+
+    def clock_readings(self) -> ClockReadings:
+        return ClockReadings(
+            awake=time.clock_gettime(_CLOCK_UPTIME_RAW), elapsed=time.clock_gettime(_CLOCK_MONOTONIC_RAW)
+        )
+
+    def memory_mib(self) -> int:
+        """`iogpu.wired_limit_mb` where a person has set it: reported, never set by exod."""
+        if self._wired_limit_mib > 0:
+            return self._wired_limit_mib
+        return int(psutil.virtual_memory().total) // _MIB * _GPU_SHARE[0] // _GPU_SHARE[1]
+
+    def worker_environment(self) -> dict[str, str]:
+        """Asks Metal not to time command buffers out. Undocumented by Apple and of doubtful effect: set
+        because it costs nothing, relied on by nothing. Safe sync is what keeps the GPU from waiting.
+        """
+        return {"MTL_DISABLE_TIMEOUT": "1", "MTL_COMMAND_BUFFER_TIMEOUT": "0"}
+
+    def local_network_privacy_suspected(self, errno: int) -> bool:
+        return errno in {EHOSTUNREACH, errnos.EHOSTUNREACH}
+
+
+def _mach_timebase() -> tuple[int, int]:
+    """Nanoseconds per mach tick as a fraction: 125/3 on Apple silicon, 1/1 on Intel."""
+    import ctypes
+
+    class Timebase(ctypes.Structure):
+        _fields_ = (("numer", ctypes.c_uint32), ("denom", ctypes.c_uint32))
+
+    info = Timebase()
+    ctypes.CDLL(None).mach_timebase_info(ctypes.byref(info))
+    return int(info.numer), int(info.denom)

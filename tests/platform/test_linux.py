@@ -1,0 +1,126 @@
+"""The platform of this host where it is Linux: real sockets, real stamps, a real netlink."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from exod.model import Kind
+from exod.platform import ANCILLARY_BYTES, current
+from exod.platform.clocks import ClockReadings, slept_s
+from exod.platform.commands import run_command
+from exod.platform.linux import Linux
+from exod.platform.routes import route_source
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's own sockets and files")
+
+
+def test_this_host_has_the_platform_of_linux() -> None:
+    assert current().system == "linux"
+    assert current() is current()
+
+
+def test_loopback_is_known_by_its_type() -> None:
+    assert Linux().classify("lo", ["127.0.0.1"]).kind is Kind.LOOPBACK
+
+
+def test_an_interface_that_is_gone_is_classified_without_an_error(tmp_path: Path) -> None:
+    assert Linux(sysfs=tmp_path).classify("gone0", []).kind is Kind.OTHER
+
+
+def test_sysfs_is_read_into_facts(tmp_path: Path) -> None:
+    port = tmp_path / "enp3s0"
+    (port / "device").mkdir(parents=True)
+    (port / "type").write_text("1\n")
+    bridge = tmp_path / "br0"
+    (bridge / "bridge").mkdir(parents=True)
+    (bridge / "brif" / "enp3s0").mkdir(parents=True)
+    (bridge / "type").write_text("1\n")
+    linux = Linux(sysfs=tmp_path)
+    assert linux.classify("enp3s0", []).kind is Kind.ETHERNET
+    assert linux.classify("br0", []).kind is Kind.ETHERNET
+
+
+def test_the_kernel_stamps_a_datagram_when_it_arrives_and_not_when_it_is_read() -> None:
+    linux = Linux()
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        receiver.bind(("127.0.0.1", 0))
+        linux.enable_receive_stamps(receiver)
+        before = time.monotonic()
+        sender.sendto(b"probe", receiver.getsockname())
+        after = time.monotonic()
+        time.sleep(0.05)
+        _, ancillary, flags, _ = receiver.recvmsg(64, ANCILLARY_BYTES)
+        stamp = linux.receive_stamp(ancillary, time.monotonic())
+    assert not flags & socket.MSG_CTRUNC
+    assert stamp is not None
+    assert before - 0.001 <= stamp <= after + 0.02  # the read came 0.05 s after
+
+
+def test_a_datagram_without_a_stamp_has_none() -> None:
+    assert Linux().receive_stamp([], time.monotonic()) is None
+
+
+def test_a_socket_stays_on_its_interface() -> None:
+    linux = Linux()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        linux.bind_to_interface(sock, "lo")
+        sock.connect(("192.0.2.99", 9))
+        assert sock.getsockname()[0] == "127.0.0.1"  # whatever the route table says about 192.0.2.0/24
+        with pytest.raises(OSError, match="No such device"):
+            linux.bind_to_interface(sock, "gone0")
+
+
+def test_the_route_source_is_the_address_an_unbound_connection_leaves_from() -> None:
+    assert route_source("127.0.0.1") == "127.0.0.1"
+    assert route_source("127.8.8.8") is not None
+    assert route_source("not an address") is None
+
+
+def test_netlink_hands_out_a_socket_that_does_not_block() -> None:
+    sock = Linux().open_change_socket()
+    assert sock is not None
+    with sock, pytest.raises(BlockingIOError):
+        sock.recv(1)
+
+
+@pytest.mark.anyio
+async def test_routes_have_interfaces() -> None:
+    linux = Linux()
+    assert await linux.route_interface("127.0.0.1") == "lo"
+    assert await linux.thunderbolt() == ()
+    assert not await linux.refresh()
+
+
+def test_memory_is_what_the_host_has() -> None:
+    assert Linux().memory_mib() > 64
+
+
+def test_sleep_is_what_one_clock_counted_and_the_other_did_not() -> None:
+    awake = ClockReadings(awake=100.0, elapsed=130.0)
+    assert slept_s(awake, ClockReadings(awake=101.0, elapsed=131.0)) == 0.0
+    assert slept_s(awake, ClockReadings(awake=103.0, elapsed=133.1)) == 0.0  # a stalled loop, not sleep
+    assert slept_s(awake, ClockReadings(awake=101.0, elapsed=191.0)) == pytest.approx(60.0)
+    first = Linux().clock_readings()
+    assert slept_s(first, Linux().clock_readings()) == 0.0
+
+
+@pytest.mark.anyio
+async def test_a_command_answers_or_gives_none() -> None:
+    assert await run_command(("/bin/echo", "en0")) == "en0\n"
+    assert await run_command(("/bin/false",)) is None
+    assert await run_command(("/no/such/tool",)) is None
+
+
+@pytest.mark.anyio
+async def test_a_command_that_hangs_is_killed_at_its_deadline() -> None:
+    started = time.monotonic()
+    assert await run_command(("/bin/sleep", "60"), deadline_s=0.1) is None
+    assert time.monotonic() - started < 30
