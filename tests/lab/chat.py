@@ -112,6 +112,11 @@ class ChatStream:
         threading.Thread(target=self._read, name="chat stream", daemon=True).start()
 
     @property
+    def finished(self) -> bool:
+        """Whether the stream is over, well or not."""
+        return self._finished.is_set()
+
+    @property
     def text(self) -> str:
         return "".join(arrival.text for arrival in list(self.arrivals))
 
