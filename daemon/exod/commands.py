@@ -12,7 +12,7 @@ what it stands for, and must be safe at any point.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 
@@ -33,6 +33,16 @@ from exod.reports import (
     StatusReport,
 )
 from exoengine.protocol import GenerationRequest
+
+DEFAULT_MODEL: Final = "default"
+"""What a client may say for whichever model is loaded."""
+
+DEFAULT_MAX_TOKENS: Final = 32_768
+"""Where a client names no limit: an answer ends because it is finished, not because nobody asked for more. The
+engine ends it with `length` where the model's context ends before."""
+
+MAX_TOKENS_LIMIT: Final = 10_000_000
+"""Beyond any context there is; a larger wish is a mistake."""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -146,7 +156,7 @@ class DaemonCommands(Protocol):
     # --- streams ---
 
     def ping(self, peer: NodeId, path: PathId | None, count: int) -> AsyncGenerator[PingReply, None]:
-        """`count` probes a second or so apart over `path`, or over whichever is selected at each probe."""
+        """`count` probes, 200 ms apart, over `path`, or over whichever is selected at each probe."""
         ...
 
     def events(self, since: float | None, follow: bool) -> AsyncGenerator[Event, None]:
@@ -158,7 +168,9 @@ class DaemonCommands(Protocol):
     def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
         """The deltas of one generation, wherever in the cluster it runs; the last one is GenerationEnd.
 
-        What cannot be served raises RequestError, before the first delta or in the middle. A KeepAlive comes
-        at least every 10 s while nothing else does. Closing the generator cancels the generation.
+        `max_tokens` is a bound, not a wish: where the context ends before it, the answer ends with `length`;
+        only a prompt that does not fit raises. What cannot be served raises RequestError, before the first
+        delta or in the middle. A KeepAlive says why nothing comes just now (the shells keep idle connections
+        alive by themselves). Closing the generator cancels the generation.
         """
         ...

@@ -1,0 +1,31 @@
+"""Turns a msgspec validation error into (field, what is wrong with it), in words for whoever sent the value.
+
+msgspec writes "Expected `int`, got `str` - at `$.messages[0].content`"; people are told the field first. Pure.
+Called by `control_socket.py` and `openai_requests.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import msgspec
+
+_PLACE: Final = re.compile(r" - at `\$\.?(?P<field>[^`]*)`$")
+_MISSING: Final = re.compile(r"Object missing required field `(?P<field>[^`]+)`")
+_UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<field>[^`]+)`")
+
+
+def field_problem(error: msgspec.ValidationError) -> tuple[str, str]:
+    """("messages[0].role", "expected one of …"); the field is empty where the whole value is wrong."""
+    text = str(error)
+    place = _PLACE.search(text)
+    field = place["field"] if place else ""
+    problem = text[: place.start()] if place else text
+    for pattern, words in ((_MISSING, "is missing"), (_UNKNOWN, "there is no such field")):
+        match = pattern.fullmatch(problem)
+        if match:
+            name = match["field"]
+            return (f"{field}.{name}" if field else name), words
+    problem = problem.replace("`", "")
+    return field, problem[:1].lower() + problem[1:]

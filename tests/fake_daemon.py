@@ -1,0 +1,455 @@
+"""A daemon to test shells against: `DaemonCommands` on values that a test sets, with no network and no engine.
+
+What it shows is a plausible pair of Macs (`pair_status`), so that screens and JSON can be judged by eye. What
+it generates is what the demo model would say to "count from A to B", one token a number; `pace_s`, `pause`,
+`fail_at` and `refuse` make it slow, quiet, break and refuse. Everything that was asked of it stands in `asked`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator
+
+import msgspec
+
+from exod.commands import GenerationDelta, GenerationEnd, KeepAlive, TextDelta, Usage
+from exod.errors import ExitCode, RequestError
+from exod.model import (
+    EngineState,
+    Event,
+    Health,
+    Kind,
+    MeshState,
+    NodeId,
+    NodeState,
+    PathId,
+    PathState,
+    Reason,
+)
+from exod.reports import (
+    ClusterReport,
+    ClusterSummary,
+    DaemonCounters,
+    DoctorReport,
+    Done,
+    EdgeLine,
+    EngineReport,
+    EngineSummary,
+    Finding,
+    InterfaceLine,
+    LinkDecision,
+    LinkDetail,
+    LinkHistoryReport,
+    LinkLine,
+    LinksReport,
+    MeshChange,
+    MeshHistoryLine,
+    MeshReport,
+    MeshSummary,
+    MetricsSnapshot,
+    MqttSummary,
+    NetcheckReport,
+    NetworkCheck,
+    NodeLine,
+    PathDetail,
+    PathLine,
+    PingReply,
+    PreflightCheck,
+    PreflightReport,
+    RankDetail,
+    RankLine,
+    Readiness,
+    StatusReport,
+    SyncMode,
+    ThisNode,
+)
+from exoengine.protocol import GenerationRequest
+
+HERE = NodeId("1a2b3c4d5e6f7081")
+PEER = NodeId("9f8e7d6c5b4a3921")
+CABLE = PathId("10.0.0.1-10.0.0.2")
+ETHERNET = PathId("192.168.7.11-192.168.7.12")
+VPN = PathId("100.64.0.1-100.64.0.2")
+STARTED_AT = 1_750_000_000.0
+MODEL = "embedded:count"
+
+
+def pair_status() -> StatusReport:
+    """Two nodes, the cable chosen on both ends, the model on both, all healthy."""
+    version = "0.1.0"
+    paths = (
+        PathLine(
+            CABLE,
+            "bridge0",
+            Kind.THUNDERBOLT,
+            "10.0.0.1",
+            "10.0.0.2",
+            PathState.UP,
+            0.312,
+            0.448,
+            0.0,
+            True,
+            "chosen",
+        ),
+        PathLine(
+            ETHERNET,
+            "en0",
+            Kind.ETHERNET,
+            "192.168.7.11",
+            "192.168.7.12",
+            PathState.UP,
+            0.251,
+            0.402,
+            0.0,
+            False,
+            "thunderbolt is preferred inside one band",
+        ),
+        PathLine(
+            VPN,
+            "utun4",
+            Kind.VPN,
+            "100.64.0.1",
+            "100.64.0.2",
+            PathState.DEGRADED,
+            44.1,
+            46.8,
+            0.01,
+            False,
+            "44.1 ms is over 5 ms",
+        ),
+    )
+    return StatusReport(
+        node=ThisNode(HERE, "studio1", 1_750_000_000_123, version, 11_543.2),
+        health=Health.HEALTHY,
+        reasons=(),
+        cluster=ClusterSummary("home", 2),
+        nodes=(
+            NodeLine(HERE, "studio1", NodeState.UP, True, 1_750_000_000_123, version),
+            NodeLine(PEER, "studio2", NodeState.UP, False, 1_750_000_000_456, version),
+        ),
+        links=(LinkLine(PEER, "studio2", True, CABLE, 17, paths),),
+        mesh=MeshSummary(
+            MeshState.AGREED,
+            7,
+            HERE,
+            "3fa9c1d2e5b60718",
+            (HERE, PEER),
+            (
+                EdgeLine(HERE, PEER, "bridge0", Kind.THUNDERBOLT, "10.0.0.2:52420"),
+                EdgeLine(PEER, HERE, "bridge0", Kind.THUNDERBOLT, "10.0.0.1:52420"),
+            ),
+            MeshChange(STARTED_AT - 125.0, "bridge0 held for 3 s and is better than en0", 184.2, 41.7),
+        ),
+        engine=EngineSummary(
+            EngineState.READY,
+            MODEL,
+            (RankLine(HERE, 0, (0, 4), 4711, 0), RankLine(PEER, 1, (4, 8), 815, 1)),
+            SyncMode("fast", "10 tokens in the cache, waits of 0.2 ms"),
+            312.4,
+            330.0,
+            214.0,
+        ),
+        mqtt=MqttSummary("connected", "embedded on 127.0.0.1:1883"),
+        api="http://127.0.0.1:52415",
+    )
+
+
+def vpn_only_status() -> StatusReport:
+    """The same pair with the cable and Ethernet gone: a VPN carries the ring, and the text says so."""
+    status = pair_status()
+    (link,) = status.links
+    cable, ethernet, vpn = link.paths
+    link = msgspec.structs.replace(
+        link,
+        selected=VPN,
+        seq=19,
+        paths=(
+            msgspec.structs.replace(
+                cable, state=PathState.DEAD, selected=False, loss=1.0, rtt_ms=None, rtt_p90_ms=None, why="silent"
+            ),
+            msgspec.structs.replace(ethernet, state=PathState.DEAD, loss=1.0, why="interface en0 is down"),
+            msgspec.structs.replace(vpn, selected=True, why="the best that is left"),
+        ),
+    )
+    text = (
+        "the only path to studio2 is the VPN on utun4 at 44.1 ms: over 5 ms, the model will be slow. "
+        "Plug the Thunderbolt cable in, or check en0"
+    )
+    return msgspec.structs.replace(
+        status,
+        health=Health.DEGRADED,
+        reasons=(Reason("link.slow", "studio2", text, STARTED_AT - 12.0),),
+        links=(link,),
+    )
+
+
+def alone_status() -> StatusReport:
+    """One node that has found no other; its engine still loads."""
+    status = pair_status()
+    return msgspec.structs.replace(
+        status,
+        cluster=ClusterSummary("home", 1),
+        nodes=status.nodes[:1],
+        links=(),
+        mesh=MeshSummary(MeshState.ALONE, None, None, None, (), (), None),
+        engine=EngineSummary(
+            EngineState.LOADING,
+            MODEL,
+            (),
+            SyncMode("safe", "nothing was measured yet"),
+            None,
+            None,
+            None,
+            "2.1 of 4.0 MiB read",
+        ),
+        mqtt=MqttSummary("connecting", "broker.lan:1883", "connection refused"),
+    )
+
+
+def links_of(status: StatusReport) -> LinksReport:
+    return LinksReport(
+        tuple(
+            LinkDetail(
+                link.peer,
+                link.peer_name,
+                next(node.state for node in status.nodes if node.id == link.peer),
+                link.agreed,
+                link.selected,
+                link.seq,
+                link.selected if link.agreed else None,
+                link.seq if link.agreed else None,
+                True,
+                tuple(
+                    PathDetail(
+                        path.id,
+                        path.interface,
+                        path.kind,
+                        path.local,
+                        path.remote,
+                        path.state,
+                        path.rtt_ms,
+                        path.rtt_p90_ms,
+                        path.loss,
+                        path.selected,
+                        path.why,
+                        score_ms=None if path.rtt_ms is None else path.rtt_ms + 0.07,
+                        in_band=None if path.rtt_ms is None else path.rtt_ms <= 5,
+                        peer_state=path.state,
+                        samples=10,
+                        last_heard_s=0.04,
+                    )
+                    for path in link.paths
+                ),
+            )
+            for link in status.links
+        ),
+        at=STARTED_AT,
+    )
+
+
+class FakeDaemon:
+    """Set the public attributes, then let a shell ask."""
+
+    def __init__(self, status: StatusReport | None = None) -> None:
+        self.status_now = status or pair_status()
+        self.ready_now = Readiness(True)
+        self.models_now = [MODEL]
+        self.log: list[Event] = [
+            Event(STARTED_AT, "node.up", "studio2", {"version": "0.1.0"}),
+            Event(STARTED_AT + 1, "link.selected", "studio2", {"from": "en0", "to": "bridge0", "reason": "held"}),
+        ]
+        self.preflight_now = PreflightReport(
+            True,
+            STARTED_AT,
+            (PreflightCheck("rtt", "studio1 to studio2", True, "0.31 ms", "within 5 ms"),),
+        )
+        self.findings: tuple[Finding, ...] = ()
+        self.pace_s = 0.0
+        self.pause: asyncio.Event | None = None
+        """While set and not fired, a generation says nothing from its third token on."""
+        self.fail_at: int | None = None
+        self.refuse: RequestError | None = None
+        self.lost_pings: set[int] = set()
+        self.asked: list[tuple[object, ...]] = []
+        self.requests: list[GenerationRequest] = []
+        self.cancelled: list[str] = []
+        self.running = 0
+        self._news = asyncio.Condition()
+
+    # --- snapshots ---
+
+    def status(self) -> StatusReport:
+        return self.status_now
+
+    def links(self, peer: NodeId | None) -> LinksReport:
+        report = links_of(self.status_now)
+        return LinksReport(tuple(link for link in report.links if peer in (None, link.peer)), report.at)
+
+    def links_history(self, peer: NodeId | None, limit: int) -> LinkHistoryReport:
+        self.asked.append(("links_history", peer, limit))
+        figures = {"bridge0": "up 0.31 ms", "en0": "up 0.25 ms"}
+        decision = LinkDecision(STARTED_AT, PEER, "studio2", ETHERNET, CABLE, "held for 3 s", 17, figures)
+        return LinkHistoryReport((decision,)[:limit])
+
+    def mesh(self) -> MeshReport:
+        history = MeshHistoryLine(
+            STARTED_AT, 7, "3fa9c1d2e5b60718", HERE, (HERE, PEER), "bridge0 is better", 184.2, 41.7
+        )
+        return MeshReport(self.status_now.mesh, None, (history,), {HERE: "studio1", PEER: "studio2"})
+
+    def engine(self) -> EngineReport:
+        engine = self.status_now.engine
+        names = {node.id: node.name for node in self.status_now.nodes}
+        ranks = tuple(
+            RankDetail(
+                rank.node, names[rank.node], rank.rank, rank.layers, rank.pid, rank.restarts, "ready", 9_000_000
+            )
+            for rank in engine.ranks
+        )
+        return EngineReport(
+            engine, ranks, "c0ffee", self.status_now.mesh.plan, 8, 4096, None, None, {"mlx": "0.32.2"}
+        )
+
+    def cluster(self) -> ClusterReport:
+        return ClusterReport("home", "cluster.key", "0123-4567-89ab-cdef", self.status_now.nodes)
+
+    def ready(self) -> Readiness:
+        return self.ready_now
+
+    def models(self) -> list[str]:
+        return self.models_now
+
+    def metrics(self) -> MetricsSnapshot:
+        return MetricsSnapshot(self.status_now, DaemonCounters(datagrams_sent=1234, completion_tokens=58))
+
+    # --- deeds ---
+
+    async def netcheck(self) -> NetcheckReport:
+        return NetcheckReport(
+            (
+                InterfaceLine(
+                    "bridge0",
+                    Kind.THUNDERBOLT,
+                    "hardware port Thunderbolt Bridge",
+                    True,
+                    ("10.0.0.1/24",),
+                    True,
+                    "wired",
+                ),
+                InterfaceLine(
+                    "lo0", Kind.LOOPBACK, "loopback flag", True, ("127.0.0.1/8",), False, "stays on this host"
+                ),
+            ),
+            (NetworkCheck("mdns", "_exod._tcp", True, "heard studio2 3 s ago"),),
+        )
+
+    async def preflight(self) -> PreflightReport:
+        return self.preflight_now
+
+    async def doctor(self) -> DoctorReport:
+        return DoctorReport(self.findings, ("interfaces", "routes"))
+
+    async def renegotiate(self, reason: str) -> Done:
+        self.asked.append(("renegotiate", reason))
+        return Done("a new plan was asked for")
+
+    async def engine_load(self, model: str) -> Done:
+        self.asked.append(("engine_load", model))
+        return Done(f"loading {model}")
+
+    async def engine_unload(self) -> Done:
+        self.asked.append(("engine_unload",))
+        return Done("unloaded")
+
+    async def engine_drain(self) -> Done:
+        self.asked.append(("engine_drain",))
+        return Done("drained")
+
+    async def debug_fault(self, path: PathId, drop: bool, delay_ms: float, for_s: float) -> Done:
+        self.asked.append(("debug_fault", path, drop, delay_ms, for_s))
+        return Done("the fault is in force")
+
+    async def debug_pin(self, path: PathId, for_s: float) -> Done:
+        self.asked.append(("debug_pin", path, for_s))
+        return Done("pinned")
+
+    # --- streams ---
+
+    async def ping(self, peer: NodeId, path: PathId | None, count: int) -> AsyncGenerator[PingReply, None]:
+        self.asked.append(("ping", peer, path, count))
+        (link,) = self.links(peer).links
+        wanted = path or link.selected
+        line = next(candidate for candidate in link.paths if candidate.id == wanted)
+        for seq in range(count):
+            rtt_us = None if seq in self.lost_pings else 312.0 + seq
+            yield PingReply(
+                seq,
+                peer,
+                link.peer_name,
+                line.id,
+                line.interface,
+                line.kind,
+                line.local,
+                line.remote,
+                rtt_us,
+                "" if rtt_us else "no answer within 1 s",
+            )
+
+    async def events(self, since: float | None, follow: bool) -> AsyncGenerator[Event, None]:
+        at = 0
+        self.running += 1
+        try:
+            while True:
+                while at < len(self.log):
+                    event = self.log[at]
+                    at += 1
+                    if since is None or event.ts > since:
+                        yield event
+                if not follow:
+                    return
+                async with self._news:
+                    while at >= len(self.log):
+                        await self._news.wait()
+        finally:
+            self.running -= 1
+
+    async def add_event(self, event: Event) -> None:
+        async with self._news:
+            self.log.append(event)
+            self._news.notify_all()
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
+        self.requests.append(request)
+        if self.refuse is not None:
+            raise self.refuse
+        self.running += 1
+        ended = False
+        try:
+            pieces = answer_to(request)
+            yield KeepAlive("prefilling")
+            kept = pieces[: request.max_tokens]
+            for index, text in enumerate(kept):
+                if index == self.fail_at:
+                    raise RequestError("recovery_failed", "studio2 did not return within 60 s", ExitCode.DEGRADED)
+                if index == 2 and self.pause is not None:
+                    await self.pause.wait()
+                await asyncio.sleep(self.pace_s)
+                top = (("<end>", -5.5),) if request.sampling.logprobs > 0 else ()
+                yield TextDelta(index, text, -0.25 if request.sampling.logprobs >= 0 else None, top)
+            ended = True
+            yield GenerationEnd("stop" if len(kept) == len(pieces) else "length", Usage(12, len(kept), 4))
+        finally:
+            self.running -= 1
+            if not ended:
+                self.cancelled.append(request.request_id)
+
+
+def answer_to(request: GenerationRequest) -> list[str]:
+    """The demo model's answer, a piece a token: "1", " 2", " 3" …; other prompts get a fixed sentence."""
+    prompt = request.messages[-1].content if request.messages else str(request.prompt)
+    match = re.search(r"count from (\d+) to (\d+)", prompt)
+    if match is None:
+        return ["I ", "can ", "count."]
+    first, last = int(match[1]), int(match[2])
+    return [str(first), *(f" {number}" for number in range(first + 1, last + 1))]
