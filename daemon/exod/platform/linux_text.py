@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -85,7 +86,8 @@ def _device_type(uevent: str) -> str:
 
 
 def _named_thunderbolt(link: LinkFacts) -> bool:
-    """`thunderbolt0` is what the driver's links are called where sysfs cannot tell (containers); `bridge0` is
-    macOS's Thunderbolt bridge: a Linux link of that name that is no bridge stands for one (the lab's does).
+    """`thunderbolt0` is what the driver's links are called, where sysfs cannot tell (in containers); `bridge0`
+    is macOS's Thunderbolt bridge, so a Linux link of that name that is no bridge stands for one, as in the lab.
     """
-    return link.name.startswith("thunderbolt") or (link.name == "bridge0" and not link.is_bridge)
+    apple_style = re.fullmatch(r"bridge\d+", link.name) is not None and not link.is_bridge
+    return link.name.startswith("thunderbolt") or apple_style
