@@ -114,7 +114,7 @@ class Key(msgspec.Struct, frozen=True):
     check: Check
 
 
-# --- checks: each returns the value or raises RejectedError with what is allowed -----------------------------------
+# --- checks: each returns the value or raises RejectedError with what is allowed ---------------------------
 
 
 def _text(pattern: str, allowed: str) -> Check:

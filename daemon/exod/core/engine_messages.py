@@ -1,0 +1,126 @@
+"""Control-plane messages of the engine: how daemons bring their ranks together and pass requests around.
+
+Any of them may be lost with its connection or come twice: what matters is repeated until it shows in a
+RankStatus, and handling one twice is harmless.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+import msgspec
+
+from exod.model import NodeId
+from exoengine.protocol import Finished, GenerationRequest, RequestFailed, TokenOut
+
+
+class RankPhase(StrEnum):
+    """How far one rank is on its way into the group of a plan."""
+
+    OFF = "off"
+    RESOLVING = "resolving"
+    LOADING = "loading"
+    LOADED = "loaded"
+    PREPARED = "prepared"
+    FORMED = "formed"
+    ABORTED = "aborted"
+    FAILED = "failed"
+
+
+class RankStatus(msgspec.Struct, frozen=True, tag="rank"):
+    """All that others need to know of one node's rank. Sent to every node, on change and every few seconds."""
+
+    sender: NodeId
+    incarnation: int
+    seq: int
+    phase: RankPhase
+    plan_hash: str = ""
+    attempt: int = 0
+    code: str = ""
+    text: str = ""
+    model: str = ""
+    fingerprint: str = ""
+    versions: str = ""
+    layers: tuple[int, int] | None = None
+    pid: int = 0
+    restarts: int = 0
+    begun_order: int = 0
+    """The highest order of a request that this rank has been given."""
+    finished_order: int = 0
+    """All requests up to this order have ended on this rank."""
+    generating: bool = False
+    sync_mode: Literal["fast", "safe"] = "safe"
+    sync_reason: str = ""
+    tokens_per_s: float = 0.0
+    baseline_tokens_per_s: float = 0.0
+    last_gap_ms: float = 0.0
+    memory_mib: int = 0
+
+
+class FormOrder(msgspec.Struct, frozen=True, tag="form_order"):
+    """The coordinator's word to every rank of a plan: `prepare` the group's attempt, then `form` it."""
+
+    sender: NodeId
+    plan_hash: str
+    attempt: int
+    step: Literal["prepare", "form"]
+
+
+class SubmitRequest(msgspec.Struct, frozen=True, tag="submit"):
+    """The node that a client spoke to asks its coordinator to have this generated. Repeated until Queued."""
+
+    origin: NodeId
+    request: GenerationRequest
+
+
+class Queued(msgspec.Struct, frozen=True, tag="queued"):
+    request_id: str
+
+
+class SubmitRefused(msgspec.Struct, frozen=True, tag="refused"):
+    request_id: str
+    code: str
+    text: str
+    retry_after_s: float
+
+
+class BeginRequest(msgspec.Struct, frozen=True, tag="begin_request"):
+    """The coordinator's word to every rank: generate this next. The same `order` on all ranks."""
+
+    sender: NodeId
+    order: int
+    origin: NodeId
+    request: GenerationRequest
+
+
+class CancelRequest(msgspec.Struct, frozen=True, tag="cancel_request"):
+    """The client went away, or its node gave up on it."""
+
+    request_id: str
+
+
+class RelayedOutput(msgspec.Struct, frozen=True, tag="relayed"):
+    """What rank 0 says of a request, to an origin that hosts no rank itself."""
+
+    output: TokenOut | Finished | RequestFailed
+
+
+class ModelWish(msgspec.Struct, frozen=True, tag="model_wish"):
+    """A person wants this model hosted (empty: none). To the coordinator, whose card decides."""
+
+    sender: NodeId
+    model: str
+
+
+EngineMessage = (
+    RankStatus
+    | FormOrder
+    | SubmitRequest
+    | Queued
+    | SubmitRefused
+    | BeginRequest
+    | CancelRequest
+    | RelayedOutput
+    | ModelWish
+)

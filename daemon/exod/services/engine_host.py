@@ -1,0 +1,378 @@
+"""Hosts the engine on this node: its own rank, and as coordinator the group and the queue of the whole cluster.
+
+Wires the pure parts (`core/rank.py`, `core/formation.py`, `core/scheduler.py`) to the worker process, the other
+daemons and the clients' requests. Decides nothing that they can decide. Called by the composition root with
+plans, messages and requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from exod.core.engine_messages import (
+    BeginRequest,
+    CancelRequest,
+    EngineMessage,
+    FormOrder,
+    ModelWish,
+    Queued,
+    RankStatus,
+    RelayedOutput,
+    SubmitRefused,
+    SubmitRequest,
+)
+from exod.core.formation import Formation, OrderRank
+from exod.core.rank import (
+    KillWorker,
+    LeaveWorker,
+    ModelFacts,
+    Rank,
+    RankCommand,
+    Report,
+    ResolveModel,
+    StartWorker,
+    Story,
+    TellWorker,
+)
+from exod.core.scheduler import BeginOn, Scheduler, SchedulerCommand, TellOrigin
+from exod.model import MeshPlan, NodeId
+from exod.services.requests import RequestDesk
+from exod.services.workers import WorkerProcess
+from exoengine.model_folder import ModelFolderError, ModelSummary, inspect, resolve
+from exoengine.protocol import Finished, FromWorker, RequestFailed, SyncSettings, TokenOut
+
+log = structlog.get_logger()
+
+TICK_S: Final = 0.25
+"""The coarsest that a deadline of this room is kept; all of them are seconds."""
+
+
+class EngineHost:
+    """This node's part in the engine, and the coordinator's where it is one.
+
+    `send(node, message)` reaches another node; `tell_all` every other node; `on_story(type, data)` takes the
+    contract's events; `on_change` says that something in the status changed.
+    """
+
+    def __init__(
+        self,
+        me: NodeId,
+        incarnation: int,
+        sync: SyncSettings,
+        recovery_deadline_s: float,
+        folder: Path,
+        environment: dict[str, str],
+        send: Callable[[NodeId, EngineMessage], bool],
+        tell_all: Callable[[EngineMessage], None],
+        on_story: Callable[[str, dict[str, object]], None],
+        on_change: Callable[[], None],
+        on_model_wish: Callable[[str], None],
+    ) -> None:
+        self._me = me
+        self._send, self._tell_all = send, tell_all
+        self._on_story, self._on_change, self._on_model_wish = on_story, on_change, on_model_wish
+        self.rank = Rank(me, incarnation, sync)
+        self.formation = Formation(me)
+        self.scheduler = Scheduler(me)
+        self.desk = RequestDesk(me, recovery_deadline_s, self._submit, self.cancel, self.trouble)
+        self.worker = WorkerProcess(folder, environment, self._worker_said, self._worker_gone)
+        self.plan: MeshPlan | None = None
+        self.suspended = ""
+        self.statuses: dict[NodeId, RankStatus] = {}
+        self.summary: ModelSummary | None = None
+        self.download = (0, 0)
+        self._tasks: asyncio.TaskGroup | None = None
+        self._timer: asyncio.Handle | None = None
+        self._closing = False
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Carries out commands until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            self._tick()
+            await asyncio.get_running_loop().create_future()
+
+    def _tick(self) -> None:
+        """One timer for the rank, the group, the queue and the desk."""
+        now = time.monotonic()
+        if now >= self.rank.next_deadline():
+            self._carry_out(self.rank.handle_timer(now))
+        self._give_orders(self.formation.handle_timer(now))
+        self._schedule(now)
+        if len(self.desk):
+            self.desk.handle_timer()
+        if not self._closing:
+            self._timer = asyncio.get_running_loop().call_later(self._pause_s(now), self._tick)
+
+    def _pause_s(self, now: float) -> float:
+        """Until the next deadline: an idle engine wakes once in a few seconds, not four times in each."""
+        busy = len(self.desk) or self.scheduler.active is not None or self.formation.next_deadline() is not None
+        until_due = self.rank.next_deadline() - now
+        return max(0.01, min(until_due, TICK_S if busy else until_due))
+
+    def _nudge(self) -> None:
+        """Something changed: what was due later may be due now."""
+        if self._timer is not None and not self._closing:
+            self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_soon(self._tick)
+
+    async def leave(self) -> None:
+        """The rank leaves its group and its process ends, within the worker's deadline."""
+        self._closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+        await self.worker.leave()
+
+    # --- what the mesh says ---------------------------------------------------------------------------------
+
+    def commit(self, plan: MeshPlan) -> None:
+        """All members agreed on `plan`."""
+        now = time.monotonic()
+        was_coordinator = self.plan is not None and self.plan.coordinator == self._me
+        coordinator_changed = self.plan is None or self.plan.coordinator != plan.coordinator
+        self.plan, self.suspended = plan, ""
+        self._carry_out(self.rank.commit(plan, now))
+        if plan.coordinator == self._me and not was_coordinator:
+            begun = [request.begin for request in self.rank.active.values()]
+            self.scheduler.take_over(begun, self.rank.begun_order)
+        elif plan.coordinator != self._me:
+            self.scheduler.give_up()
+        self._give_orders(self.formation.follow(plan, now))
+        if coordinator_changed:
+            self.desk.coordinator_changed()
+        self._changed(now)
+
+    def suspend(self, plan_hash: str, reason: str) -> None:
+        """The plan cannot be used until the next commit."""
+        if self.plan is None or self.plan.hash != plan_hash:
+            return
+        now = time.monotonic()
+        self.suspended = reason
+        self._carry_out(self.rank.suspend(plan_hash, reason, now))
+        self._give_orders(self.formation.follow(None, now))
+        self._changed(now)
+
+    def link_health(self, healthy: bool, reason: str) -> None:
+        self._carry_out(self.rank.link_health(healthy, reason))
+
+    def peer_lost(self, peer: NodeId) -> None:
+        """The node is down: what it said of its rank is void."""
+        self.statuses.pop(peer, None)
+        self.formation.forget(peer)
+        self._on_change()
+
+    def peer_connected(self, peer: NodeId) -> None:
+        """A node that just came must not wait for the next report."""
+        status = self.statuses.get(self._me)
+        if status is not None:
+            self._send(peer, status)
+
+    # --- what other daemons say -----------------------------------------------------------------------------
+
+    def handle(self, sender: NodeId, message: EngineMessage) -> None:
+        now = time.monotonic()
+        match message:
+            case RankStatus() if message.sender == sender:
+                self._status(message, now)
+            case FormOrder() if message.sender == sender:
+                self._carry_out(self.rank.order(message, now))
+            case BeginRequest() if message.sender == sender and self._is_coordinator(sender):
+                self._carry_out(self.rank.begin(message, now))
+            case SubmitRequest() if message.origin == sender:
+                self._submitted(message, now)
+            case Queued(request_id=request_id):
+                self.desk.queued(request_id)
+            case SubmitRefused(request_id=request_id):
+                self.desk.output(request_id, message)
+            case CancelRequest(request_id=request_id):
+                self.scheduler.cancel(request_id)
+                self._carry_out(self.rank.cancel(request_id))
+            case RelayedOutput(output=output):
+                self.desk.output(output.request_id, output)
+            case ModelWish(model=model):
+                self._on_model_wish(model)
+            case _:
+                log.warning("engine_message_ignored", sender=sender, kind=type(message).__name__)
+
+    def _is_coordinator(self, node: NodeId) -> bool:
+        return self.plan is not None and self.plan.coordinator == node
+
+    def _status(self, status: RankStatus, now: float) -> None:
+        known = self.statuses.get(status.sender)
+        if known is not None and (known.incarnation, known.seq) >= (status.incarnation, status.seq):
+            return
+        self.statuses[status.sender] = status
+        self._give_orders(self.formation.rank_status(status, now))
+        self._changed(now)
+
+    # --- requests -------------------------------------------------------------------------------------------
+
+    def _submit(self, submit: SubmitRequest) -> bool:
+        """To the present coordinator, which may be this node."""
+        if self.plan is None:
+            return False
+        return self._to(self.plan.coordinator, submit)
+
+    def _submitted(self, submit: SubmitRequest, now: float) -> None:
+        if not self._is_coordinator(self._me):
+            return  # the origin repeats it to whoever coordinates by then
+        if submit.request.request_id in self.rank.active:
+            self._to(submit.origin, Queued(submit.request.request_id))
+            return
+        self._tell(self.scheduler.submit(submit))
+        self._schedule(now)
+        self._nudge()
+
+    def cancel(self, request_id: str) -> None:
+        """Ends a request everywhere: any rank that is told ends it on all, the coordinator drops it waiting."""
+        self.scheduler.cancel(request_id)
+        self._carry_out(self.rank.cancel(request_id))
+        if self.plan is not None and self.plan.coordinator != self._me:
+            self._to(self.plan.coordinator, CancelRequest(request_id))
+
+    def trouble(self) -> str:
+        """What the engine waits for, in words; empty where it runs."""
+        if self.plan is None:
+            return "no mesh is agreed yet"
+        if self.suspended:
+            return self.suspended
+        if not self.plan.model:
+            return "no model is loaded"
+        if not self.plan.ring:
+            return "no node of the mesh hosts a rank"
+        if self.formation.problem:
+            return self.formation.problem
+        for status in self.ranks(missing_too=True):
+            if status is None:
+                return "a rank has not reported under the present plan"
+            if status.phase.value != "formed":
+                return f"the rank of {status.sender} is {status.phase.value}" + (
+                    f": {status.text}" * bool(status.text)
+                )
+        return ""
+
+    def ranks(self, missing_too: bool = False) -> list[RankStatus | None]:
+        """The statuses of the plan's ranks in rank order; None for one that is not known under this plan."""
+        if self.plan is None:
+            return []
+        found = [self.statuses.get(node) for node in self.plan.ring]
+        present = [status if status and status.plan_hash == self.plan.hash else None for status in found]
+        return present if missing_too else [status for status in present if status is not None]
+
+    def _schedule(self, now: float) -> None:
+        """The coordinator's queue: what is next, and to whom it must be said (again)."""
+        plan = self.plan
+        if plan is None or plan.coordinator != self._me:
+            return
+        known = [status for node in plan.ring if (status := self.statuses.get(node)) is not None]
+        if len(known) == len(plan.ring):
+            self._tell(self.scheduler.advance(known, self.formation.formed, now))
+
+    # --- the worker -----------------------------------------------------------------------------------------
+
+    def _worker_said(self, message: FromWorker) -> None:
+        now = time.monotonic()
+        if isinstance(message, TokenOut | Finished | RequestFailed):
+            self._deliver(message)
+        self._carry_out(self.rank.worker_said(message, now))
+        if not isinstance(message, TokenOut):
+            self._nudge()
+
+    def _worker_gone(self, text: str) -> None:
+        self._carry_out(self.rank.worker_gone(text, time.monotonic()))
+        self._nudge()
+
+    def _deliver(self, output: TokenOut | Finished | RequestFailed) -> None:
+        """To this node's client; rank 0 relays to an origin that hosts no rank."""
+        self.desk.output(output.request_id, output)
+        request = self.rank.active.get(output.request_id)
+        plan = self.plan
+        if request is None or plan is None or not plan.ring or plan.ring[0] != self._me:
+            return
+        if request.begin.origin not in plan.ring:
+            self._send(request.begin.origin, RelayedOutput(output))
+
+    # --- carrying out ---------------------------------------------------------------------------------------
+
+    def _carry_out(self, commands: Iterable[RankCommand]) -> None:
+        for command in commands:
+            match command:
+                case TellWorker(message=message):
+                    self.worker.tell(message)
+                case Report(status=status):
+                    self._tell_all(status)
+                    self._status(status, time.monotonic())
+                case Story(type=kind, data=data):
+                    self._on_story(kind, data)
+                case ResolveModel(model=model):
+                    self._spawn(self._resolve(model), "resolve model")
+                case StartWorker() if self._tasks is not None and not self._closing:
+                    self.worker.start(self._tasks)
+                case KillWorker(text=text):
+                    self.worker.kill(text)
+                case LeaveWorker():
+                    self._spawn(self.worker.leave(), "worker leaves")
+                case StartWorker():
+                    pass
+
+    def _spawn(self, work: object, name: str) -> None:
+        assert asyncio.iscoroutine(work)
+        if self._tasks is None or self._closing:
+            work.close()
+        else:
+            self._tasks.create_task(work, name=name)
+
+    async def _resolve(self, model: str) -> None:
+        """Finds or downloads the model in a thread, and reads what it is."""
+        loop = asyncio.get_running_loop()
+
+        def note(done: int, total: int) -> None:
+            loop.call_soon_threadsafe(self._downloaded, done, total)
+
+        def find() -> tuple[Path, ModelSummary]:
+            found = resolve(model, progress=note)
+            return found, inspect(found)
+
+        try:
+            folder, summary = await asyncio.to_thread(find)
+        except ModelFolderError as error:
+            self._carry_out(self.rank.model_failed(model, error.code, str(error), time.monotonic()))
+        else:
+            self.summary = summary
+            facts = ModelFacts(model, str(folder), summary.total_layers)
+            self._carry_out(self.rank.model_found(facts, time.monotonic()))
+        self._nudge()
+
+    def _downloaded(self, done: int, total: int) -> None:
+        self.download = (done, total)
+
+    def _give_orders(self, orders: Iterable[OrderRank]) -> None:
+        for order in orders:
+            self._to(order.to, order.order)
+
+    def _tell(self, commands: Iterable[SchedulerCommand]) -> None:
+        for command in commands:
+            match command:
+                case BeginOn(to=node, message=begin):
+                    self._to(node, begin)
+                case TellOrigin(to=node, message=answer):
+                    self._to(node, answer)
+
+    def _to(self, node: NodeId, message: EngineMessage) -> bool:
+        """This node hears itself too, after what it does now."""
+        if node != self._me:
+            return self._send(node, message)
+        asyncio.get_running_loop().call_soon(self.handle, self._me, message)
+        return True
+
+    def _changed(self, now: float) -> None:
+        self._schedule(now)
+        self._on_change()

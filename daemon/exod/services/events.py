@@ -1,0 +1,92 @@
+"""The bounded event log: in memory for readers, and on disk so that it outlives a restart.
+
+Writes what others decided; decides nothing. Called by the composition root with every Emit of the core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from exod.model import Event
+
+log = structlog.get_logger()
+
+EVENTS_FILE: Final = "events.ndjson"
+MAX_EVENTS: Final = 4096
+"""A busy day of a cluster that flaps at its bucket's limit makes some hundred events; 4,096 hold more than a
+week, in about 1 MB."""
+
+MAX_FILE_BYTES: Final = 2 * 1024 * 1024
+"""Two files of this size at the most: the present one and the one before."""
+
+MAX_FOLLOWER_BACKLOG: Final = 1024
+"""A follower that reads more slowly than events come loses the oldest of this many."""
+
+
+class EventLog:
+    """`on_event` hooks are called for each new event, in the loop; they must not block."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / EVENTS_FILE
+        self._events: deque[Event] = deque(self._earlier(), maxlen=MAX_EVENTS)
+        self._followers: set[asyncio.Queue[Event]] = set()
+        self.on_event: list[Callable[[Event], None]] = []
+        self.count = 0
+
+    def _earlier(self) -> list[Event]:
+        """What earlier lives wrote; a line that was torn by a crash is passed over."""
+        events = []
+        for file in (self._file.with_suffix(".ndjson.1"), self._file):
+            try:
+                lines = file.read_bytes().splitlines()
+            except OSError:
+                continue
+            for line in lines:
+                try:
+                    events.append(msgspec.json.decode(line, type=Event))
+                except msgspec.DecodeError:
+                    continue
+        return events[-MAX_EVENTS:]
+
+    def write(self, event: Event) -> None:
+        """Stamps the event with the wall clock where it has no stamp."""
+        if not event.ts:
+            event = msgspec.structs.replace(event, ts=round(time.time(), 6))
+        self.count += 1
+        self._events.append(event)
+        log.info(event.type, subject=event.subject, **{f"{key}": value for key, value in event.data.items()})
+        try:
+            if self._file.exists() and self._file.stat().st_size > MAX_FILE_BYTES:
+                self._file.replace(self._file.with_suffix(".ndjson.1"))
+            with self._file.open("ab") as stream:
+                stream.write(msgspec.json.encode(event) + b"\n")
+        except OSError as error:
+            log.warning("event_file_failed", file=str(self._file), error=error.strerror)
+        for follower in self._followers:
+            if follower.full():
+                follower.get_nowait()
+            follower.put_nowait(event)
+        for hook in self.on_event:
+            hook(event)
+
+    async def read(self, since: float | None, follow: bool) -> AsyncGenerator[Event, None]:
+        """Events later than `since` (Unix seconds; None: all that are kept), then new ones while `follow`."""
+        queue: asyncio.Queue[Event] = asyncio.Queue(MAX_FOLLOWER_BACKLOG)
+        if follow:
+            self._followers.add(queue)
+        try:
+            for event in list(self._events):
+                if since is None or event.ts > since:
+                    yield event
+            while follow:
+                yield await queue.get()
+        finally:
+            self._followers.discard(queue)

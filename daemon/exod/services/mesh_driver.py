@@ -1,0 +1,148 @@
+"""The shell around the pure core: feeds it inputs, carries out its commands, wakes it at its deadlines.
+
+Decides nothing. Inputs are handled one after the other, never nested, in the order in which they came. A loop
+that ran late says so to the core first, then hands over what waits in the sockets, and only then lets it judge
+its timers: a node that stalled convicts nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from exod.core.events import (
+    CheckRoute,
+    Command,
+    CommitPlan,
+    Emit,
+    Input,
+    LogRejected,
+    LoopLagged,
+    PersistEpoch,
+    RouteChecked,
+    SendDatagram,
+    SendMessage,
+    SuspendPlan,
+)
+from exod.core.node import NodeCore
+from exod.services.probing import Prober
+
+log = structlog.get_logger()
+
+LAG_LIMIT_S: Final = 0.025
+"""A timer later than this is a stall: half of the fastest probe interval (20 a second)."""
+
+REJECTION_LOG_INTERVAL_S: Final = 60.0
+REJECTION_LOG_SIZE: Final = 256
+"""Each (address, code) is logged once a minute; so many of them are remembered, the oldest go first."""
+
+
+class MeshDriver:
+    """Owns the running NodeCore. `carry_out` gets every command that is not the driver's own."""
+
+    def __init__(self, core: NodeCore, route_source: Callable[[str], str | None]) -> None:
+        self.core = core
+        self._route_source = route_source
+        self._prober: Prober | None = None
+        self._carry_out: Callable[[Command], None] = lambda command: None
+        self._inputs: deque[Input] = deque()
+        self._working = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._due: float | None = None
+        self._rejections: dict[tuple[str, str], float] = {}
+        self._closed = False
+        self.datagrams_sent = 0
+        self.datagrams_rejected = 0
+        self.worst_lag_s = 0.0
+
+    def start(self, prober: Prober, carry_out: Callable[[Command], None]) -> None:
+        self._prober, self._carry_out = prober, carry_out
+        self._schedule(time.monotonic())
+
+    def close(self) -> None:
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def feed(self, event: Input) -> None:
+        """Hands `event` to the core, after those that wait already."""
+        self._inputs.append(event)
+        self._work()
+
+    def _work(self) -> None:
+        """Handles the inputs that wait; what carrying out a command adds comes after them."""
+        if self._working or self._closed:
+            return
+        self._working = True
+        try:
+            while self._inputs:
+                now = time.monotonic()
+                self._judge_lag(now)
+                self._execute(self.core.handle(self._inputs.popleft(), now))
+        finally:
+            self._working = False
+        self._schedule(time.monotonic())
+
+    def _judge_lag(self, now: float) -> None:
+        """Tells the core of a stall, once for each."""
+        if self._due is not None and now - self._due > LAG_LIMIT_S:
+            lag = now - self._due
+            self._due = now
+            self.worst_lag_s = max(self.worst_lag_s, lag)
+            self._execute(self.core.handle(LoopLagged(lag), now))
+
+    def _wake(self) -> None:
+        self._timer = None
+        if self._closed or self._prober is None:
+            return
+        self._judge_lag(time.monotonic())
+        self._prober.drain()
+        self._working = True
+        try:
+            self._execute(self.core.handle_timer(time.monotonic()))
+        finally:
+            self._working = False
+        self._due = None
+        self._work()
+
+    def _schedule(self, now: float) -> None:
+        due = self.core.next_deadline()
+        if due == self._due and self._timer is not None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._due = due
+        if due is not None and not self._closed:
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, due - now), self._wake)
+
+    def _execute(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case SendDatagram():
+                    self.datagrams_sent += 1
+                    if self._prober is not None:
+                        self._prober.send(command)
+                case CheckRoute(peer=peer, path=path, remote_address=remote):
+                    self._inputs.append(RouteChecked(peer, path, self._route_source(remote)))
+                case LogRejected():
+                    self.datagrams_rejected += 1
+                    self._log_rejected(command)
+                case SendMessage() | Emit() | CommitPlan() | SuspendPlan() | PersistEpoch():
+                    self._carry_out(command)
+
+    def _log_rejected(self, command: LogRejected) -> None:
+        now = time.monotonic()
+        key = (command.remote_address, command.code)
+        if now - self._rejections.get(key, -REJECTION_LOG_INTERVAL_S) < REJECTION_LOG_INTERVAL_S:
+            return
+        self._rejections.pop(key, None)
+        self._rejections[key] = now
+        while len(self._rejections) > REJECTION_LOG_SIZE:
+            self._rejections.pop(next(iter(self._rejections)))
+        log.warning("datagram_rejected", address=command.remote_address, code=command.code, text=command.text)

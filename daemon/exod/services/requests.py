@@ -1,0 +1,175 @@
+"""Generations that clients of this node wait for: from a request to a stream of deltas.
+
+Each request is submitted to the coordinator (again under the next one), and its tokens come from this node's own
+rank where it hosts one, else relayed from rank 0. A token counts once, by its index: what is replayed after a
+fault is what was said already. Called by the composition root (`generate`) and by the engine host (outputs).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from typing import Final
+
+from exod.commands import GenerationDelta, GenerationEnd, KeepAlive, TextDelta, Usage
+from exod.core.engine_messages import SubmitRefused, SubmitRequest
+from exod.errors import ExitCode, RequestError
+from exod.model import NodeId
+from exoengine.protocol import Finished, GenerationRequest, RequestFailed, TokenOut
+
+MAX_PENDING: Final = 256
+"""Streams that one node carries at a time. The queue of the cluster is shorter: the rest is told to come again."""
+
+MAX_BACKLOG: Final = 65_536
+"""Outputs that wait for a client that reads slowly: a long answer as a whole, a few MB. Past it the client has
+stopped reading, and its generation is cancelled."""
+
+SUBMIT_INTERVAL_S: Final = 1.0
+"""A submission may be lost with its connection or its coordinator: repeated until it is confirmed."""
+
+CONFIRMED_INTERVAL_S: Final = 5.0
+"""And now and then after that: a coordinator that died took its queue along."""
+
+KEEP_ALIVE_S: Final = 5.0
+
+Output = TokenOut | Finished | RequestFailed
+
+
+class Pending:
+    """One request that a client waits for."""
+
+    def __init__(self, request: GenerationRequest) -> None:
+        self.request = request
+        self.outputs: asyncio.Queue[Output | SubmitRefused] = asyncio.Queue(MAX_BACKLOG)
+        self.next_index = 0
+        self.confirmed = False
+        self.submit_at = 0.0
+        self.progress_at = time.monotonic()
+        self.overrun = False
+
+    def put(self, output: Output | SubmitRefused) -> None:
+        """Takes an output that is new; one that was taken before is a replay and says nothing new."""
+        if isinstance(output, TokenOut):
+            if output.index != self.next_index:
+                return
+            self.next_index += 1
+        self.progress_at = time.monotonic()
+        self.confirmed = True
+        if self.outputs.full():
+            self.overrun = True
+        else:
+            self.outputs.put_nowait(output)
+
+
+class RequestDesk:
+    """All requests of this node's clients.
+
+    `submit` sends to the present coordinator (False where there is none); `cancel` tells whoever generates it;
+    `trouble` says in words what the engine waits for, empty where it runs.
+    """
+
+    def __init__(
+        self,
+        me: NodeId,
+        recovery_deadline_s: float,
+        submit: Callable[[SubmitRequest], bool],
+        cancel: Callable[[str], None],
+        trouble: Callable[[], str],
+    ) -> None:
+        self._me = me
+        self._recovery_deadline_s = recovery_deadline_s
+        self._submit, self._cancel, self._trouble = submit, cancel, trouble
+        self._pending: dict[str, Pending] = {}
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def queued(self, request_id: str) -> None:
+        pending = self._pending.get(request_id)
+        if pending is not None:
+            pending.confirmed = True
+
+    def output(self, request_id: str, output: Output | SubmitRefused) -> None:
+        """From this node's rank, from a relay, or the coordinator's refusal."""
+        pending = self._pending.get(request_id)
+        if pending is not None:
+            pending.put(output)
+
+    def waits_for(self, request_id: str) -> bool:
+        return request_id in self._pending
+
+    def coordinator_changed(self) -> None:
+        """The next coordinator knows nothing of what waited in the old one's queue."""
+        for pending in self._pending.values():
+            pending.confirmed = False
+            pending.submit_at = 0.0
+        self.handle_timer()
+
+    def handle_timer(self) -> None:
+        """Submits what is not confirmed. Called about twice a second while something is pending."""
+        now = time.monotonic()
+        for pending in self._pending.values():
+            if now < pending.submit_at or pending.next_index:
+                continue
+            interval_s = CONFIRMED_INTERVAL_S if pending.confirmed else SUBMIT_INTERVAL_S
+            pending.submit_at = now + interval_s
+            self._submit(SubmitRequest(self._me, pending.request))
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
+        """The deltas of one generation; closing it cancels. Raises RequestError where it cannot be served."""
+        if len(self._pending) >= MAX_PENDING:
+            raise RequestError("queue_full", f"{MAX_PENDING} requests wait on this node already; try again later")
+        pending = Pending(request)
+        self._pending[request.request_id] = pending
+        ended = False
+        try:
+            self.handle_timer()
+            while not ended:
+                delta = await self._next(pending)
+                ended = isinstance(delta, GenerationEnd)
+                yield delta
+        except RequestError as error:
+            ended = error.code not in ("recovery_failed", "client_too_slow")
+            raise
+        finally:
+            del self._pending[request.request_id]
+            if not ended:
+                self._cancel(request.request_id)
+
+    async def _next(self, pending: Pending) -> GenerationDelta:
+        try:
+            async with asyncio.timeout(KEEP_ALIVE_S):
+                output = await pending.outputs.get()
+        except TimeoutError:
+            return self._judge_silence(pending)
+        if pending.overrun:
+            raise RequestError("client_too_slow", "the client stopped reading; the generation was cancelled")
+        match output:
+            case TokenOut():
+                return TextDelta(output.index, output.text, output.logprob, output.top_logprobs)
+            case Finished():
+                usage = Usage(
+                    prompt_tokens=output.prompt_tokens,
+                    completion_tokens=output.completion_tokens,
+                    cached_tokens=output.cached_tokens,
+                    prefill_s=output.prefill_s,
+                    decode_s=output.decode_s,
+                )
+                return GenerationEnd(output.reason, usage, output.text)
+            case RequestFailed(code=code, text=text) | SubmitRefused(code=code, text=text):
+                raise RequestError(code, text, ExitCode.INTERNAL)
+
+    def _judge_silence(self, pending: Pending) -> KeepAlive:
+        """A request that waits its turn, or a long prefill, is no fault; an engine in trouble has a deadline."""
+        trouble = self._trouble()
+        if not trouble:
+            pending.progress_at = time.monotonic()
+            return KeepAlive(
+                "the request waits its turn" if pending.next_index == 0 else "the next token is computed"
+            )
+        waited_s = time.monotonic() - pending.progress_at
+        if waited_s > self._recovery_deadline_s:
+            text = f"the engine did not recover within {self._recovery_deadline_s:g} s: {trouble}"
+            raise RequestError("recovery_failed", text, ExitCode.INTERNAL)
+        return KeepAlive(trouble)

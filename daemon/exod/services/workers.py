@@ -1,0 +1,252 @@
+"""The worker process of this node's rank: starts it, speaks with it, ends it, adopts one that outlived a daemon.
+
+A worker runs in a session of its own, so that it outlives a daemon that crashes, and a record of it lies in the
+data folder: the next daemon connects to its socket and adopts it, or ends it where it cannot. Decides nothing:
+`core/rank.py` says when to start and kill.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import psutil
+import structlog
+
+from exoengine.protocol import FromWorker, Leave, ProtocolError, ToWorker, decode_from_worker, encode, read_frame
+
+log = structlog.get_logger()
+
+RECORD_FILE: Final = "worker.json"
+LOG_FILE: Final = "worker.log"
+MAX_LOG_BYTES: Final = 4 * 1024 * 1024
+"""A worker writes a few lines in its life; the log is moved aside once when a worker starts and it is larger."""
+
+MAX_SOCKET_PATH_BYTES: Final = 100
+"""sockaddr_un holds 104 bytes on macOS and 108 on Linux."""
+
+CONNECT_INTERVAL_S: Final = 0.05
+ADOPT_DEADLINE_S: Final = 2.0
+LEAVE_DEADLINE_S: Final = 10.0
+"""A step under way and the farewell of all ranks; launchd gives the daemon 30 s in all."""
+
+GRACE_S: Final = 3.0
+"""Between SIGTERM and SIGKILL."""
+
+
+class Record(msgspec.Struct):
+    """What identifies a worker beyond doubt: a pid alone may belong to another process by now."""
+
+    pid: int
+    created: float
+    socket: str
+
+
+class WorkerProcess:
+    """At most one worker. `on_message` and `on_gone` are called from the loop."""
+
+    def __init__(
+        self,
+        folder: Path,
+        environment: dict[str, str],
+        on_message: Callable[[FromWorker], None],
+        on_gone: Callable[[str], None],
+    ) -> None:
+        self._folder = folder
+        self._environment = environment
+        self._on_message, self._on_gone = on_message, on_gone
+        self._life: asyncio.Task[None] | None = None
+        self._process: psutil.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Adopts the worker that an earlier daemon left, or starts one; `on_gone` says when it ended."""
+        self._life = tasks.create_task(self._live(), name="worker")
+
+    def tell(self, message: ToWorker) -> None:
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(encode(message))
+
+    def kill(self, text: str) -> None:
+        """At once, from outside: for a worker that no message reaches. It may be stopped or hang in the kernel."""
+        if self._process is not None:
+            log.warning("worker_killed", pid=self._process.pid, text=text)
+            _signal(self._process, signal.SIGKILL)
+
+    async def leave(self, deadline_s: float = LEAVE_DEADLINE_S) -> None:
+        """Asks the worker to leave its group and end; escalates past the deadline. Returns when it is gone."""
+        process = self._process
+        if process is None or self._life is None:
+            return
+        self.tell(Leave(deadline_s))
+        if await self._ended(deadline_s + 1.0):
+            return
+        log.warning("worker_did_not_leave", pid=process.pid, waited_s=deadline_s)
+        _signal(process, signal.SIGTERM)
+        if await self._ended(GRACE_S):
+            return
+        # Killing a rank inside a Thunderbolt transfer can leave wired memory behind until a reboot.
+        log.error("worker_killed", pid=process.pid, text="it did not end when asked; memory may stay wired")
+        _signal(process, signal.SIGKILL)
+        await self._ended(GRACE_S)
+
+    async def _ended(self, timeout_s: float) -> bool:
+        assert self._life is not None
+        done, _ = await asyncio.wait([self._life], timeout=timeout_s)
+        return bool(done)
+
+    # --- one life -------------------------------------------------------------------------------------------
+
+    async def _live(self) -> None:
+        text = "it could not be started"
+        try:
+            reader, child = await self._adopt(), None
+            if reader is None:
+                child = await self._spawn()
+                reader = await self._connect(self._socket_path(), child)
+            if reader is not None:
+                await self._listen(reader)
+            text = await self._bury(child)
+        except OSError as error:
+            text = f"it could not be started: {error.strerror}"
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+            self._process = self._writer = None
+        self._on_gone(text)
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        path = self._socket_path()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        log_file = self._folder / LOG_FILE
+        if log_file.exists() and log_file.stat().st_size > MAX_LOG_BYTES:
+            log_file.replace(log_file.with_suffix(".log.1"))
+        with log_file.open("ab") as output:
+            child = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "exoengine.worker",
+                "--socket",
+                path,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                env={**os.environ, **self._environment},
+            )
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._process = psutil.Process(child.pid)
+            record = Record(child.pid, self._process.create_time(), path)
+            (self._folder / RECORD_FILE).write_bytes(msgspec.json.encode(record))
+        log.info("worker_started", pid=child.pid)
+        return child
+
+    async def _connect(self, path: str, child: asyncio.subprocess.Process) -> asyncio.StreamReader | None:
+        """Connects as soon as the worker listens; None when it ended before. The rank's deadline bounds this."""
+        while child.returncode is None:
+            try:
+                reader, self._writer = await asyncio.open_unix_connection(path)
+            except (FileNotFoundError, ConnectionRefusedError):
+                await asyncio.sleep(CONNECT_INTERVAL_S)
+            else:
+                return reader
+        return None
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while (body := await read_frame(reader)) is not None:
+                self._on_message(decode_from_worker(body))
+        except ProtocolError as error:
+            log.error("worker_protocol_broken", error=str(error))
+
+    async def _bury(self, child: asyncio.subprocess.Process | None) -> str:
+        """The connection is gone: the process ends too, now or by force. Returns what became of it, in words."""
+        process = self._process
+        if child is not None:
+            try:
+                async with asyncio.timeout(GRACE_S):
+                    code = await child.wait()
+            except TimeoutError:
+                child.kill()
+                code = await child.wait()
+            text = _ending(code)
+        else:
+            text = "its connection was lost"
+            if process is not None:
+                _signal(process, signal.SIGKILL)
+        with contextlib.suppress(FileNotFoundError):
+            (self._folder / RECORD_FILE).unlink()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._socket_path())
+        log.info("worker_ended", text=text)
+        return text
+
+    # --- what an earlier life left --------------------------------------------------------------------------
+
+    async def _adopt(self) -> asyncio.StreamReader | None:
+        """Connects to the worker that the record names, if it is still that process; ends one that is mute."""
+        process, record = self._recorded()
+        if process is None or record is None:
+            return None
+        try:
+            async with asyncio.timeout(ADOPT_DEADLINE_S):
+                reader, self._writer = await asyncio.open_unix_connection(record.socket)
+        except (OSError, TimeoutError):
+            log.warning("worker_swept", pid=process.pid, text="an earlier daemon left it, and it does not answer")
+            _signal(process, signal.SIGKILL)
+            return None
+        self._process = process
+        log.info("worker_adopted", pid=process.pid)
+        return reader
+
+    def sweep(self) -> None:
+        """Ends a worker that an earlier daemon left where this one will host no rank."""
+        process, _ = self._recorded()
+        if process is not None:
+            log.warning("worker_swept", pid=process.pid, text="an earlier daemon left it")
+            _signal(process, signal.SIGKILL)
+
+    def _recorded(self) -> tuple[psutil.Process | None, Record | None]:
+        """The recorded worker, if it lives and is beyond doubt ours."""
+        try:
+            record = msgspec.json.decode((self._folder / RECORD_FILE).read_bytes(), type=Record)
+            process = psutil.Process(record.pid)
+            if abs(process.create_time() - record.created) < 0.01 and "exoengine.worker" in process.cmdline():
+                return process, record
+        except (OSError, msgspec.DecodeError, psutil.Error):
+            pass
+        return None, None
+
+    def _socket_path(self) -> str:
+        path = str(self._folder / "worker.sock")
+        if len(path.encode()) <= MAX_SOCKET_PATH_BYTES:
+            return path
+        return str(Path(tempfile.gettempdir()) / f"exod-{os.getuid()}-{zlib.crc32(path.encode()):08x}.sock")
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    """psutil checks that the pid still belongs to the same process before it signals."""
+    with contextlib.suppress(psutil.Error):
+        process.send_signal(number)
+
+
+def _ending(code: int) -> str:
+    if code == 0:
+        return "it ended"
+    if code < 0:
+        return f"it was killed by {signal.Signals(-code).name}"
+    return f"it ended with exit code {code}; {LOG_FILE} in the data folder says why"
