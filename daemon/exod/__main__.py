@@ -1,0 +1,60 @@
+"""`exod`: arguments, configuration, event loop, exit codes. Everything else is `app.py`'s."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from exod.errors import ExitCode, ExodError
+
+DEMO_OVERRIDES = {"EXOD_ENGINE__MODEL": "embedded:count", "EXOD_MQTT__BROKER": "embedded"}
+"""`--demo` is what `make run` starts: whatever the configuration says, this model and this broker."""
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="exod", description="The supervisor of an MLX cluster of Macs.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="run")
+    run = verbs.add_parser("run", help="run the daemon in the foreground")
+    run.add_argument("--config", type=Path, metavar="FILE", help="the configuration, a TOML file")
+    run.add_argument(
+        "--demo",
+        action="store_true",
+        help="use the embedded demo model and the embedded MQTT broker, and say what to try",
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code; an error that a person can mend is one line, never a traceback."""
+    options = parse(arguments)
+    try:
+        return run(options)
+    except ExodError as error:
+        print(f"exod: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        return int(ExitCode.OK)
+
+
+def run(options: argparse.Namespace) -> int:
+    import asyncio
+
+    import uvloop
+
+    from exod import log
+    from exod.app import Daemon
+    from exod.config import load
+
+    environment = {**os.environ, **DEMO_OVERRIDES} if options.demo else dict(os.environ)
+    config = load(options.config, environment)
+    log.configure(config.log.level, config.log.format)
+    daemon = Daemon(config, announce=options.demo)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(daemon.run())
+    return int(ExitCode.OK)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
