@@ -28,6 +28,12 @@ class SyncSettings(msgspec.Struct, frozen=True):
     sync: Literal["dynamic", "safe", "fast"] = "dynamic"
     safe_context_tokens: int = 50_000
     watchdog_s: float = 2.0
+    step_deadline_s: float = 5.0
+    """A decode step longer than this, and than 8 times its usual length, is a hang: the group is aborted."""
+    chunk_deadline_s: float = 60.0
+    """The same for a chunk of the prefill."""
+    load_deadline_s: float = 1800.0
+    """Loading is reported as failed past this; the process itself may hang in a read and must then be killed."""
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -89,7 +95,11 @@ class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
     hosts: tuple[str, ...]
     """For each rank the `address:port` on which it listens for its left neighbour; empty when size is 1."""
     addresses: tuple[str, ...] = ()
-    """All addresses that the plan's ring uses: whose sockets an abort shuts down."""
+    """All addresses that the plan's ring uses."""
+    connect_from: str = ""
+    """This rank's own address on the edge to the next rank: where its connections start. Empty: as routed."""
+    key: bytes = b""
+    """What the ranks of this cluster prove themselves to each other with; the same on all ranks of a plan."""
 
 
 class Form(msgspec.Struct, frozen=True, tag="form"):
@@ -262,6 +272,8 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     last_gap_ms: float
     kv_tokens: int
     memory_bytes: int
+    longest_gpu_wait_s: float = 0.0
+    """The longest that any graph of this process, as far as is known, waited for another rank."""
 
 
 class Left(msgspec.Struct, frozen=True, tag="left"):

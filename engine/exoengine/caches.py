@@ -1,0 +1,156 @@
+"""The KV caches and states of one sequence on one stage, and how they go back to an earlier step.
+
+A cache that only appends (the usual KV cache, quantised or not) goes back by its offset: what lies beyond it is
+overwritten. Rotating, chunked, state-space and unknown caches overwrite what they would need, so each step keeps
+references to the arrays before it; MLX arrays are immutable, so that is a copy only where MLX would otherwise
+have written in place.
+
+Decides: what can be rolled back and how. Never evaluates. Called by stages.py (to run) and generation.py (to
+mark steps and roll back).
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Final
+
+import mlx.core as mx
+from mlx_lm.models.cache import CacheList, KVCache, QuantizedKVCache
+
+STEPS_KEPT: Final = 6
+"""How many steps back a cache of references can go. Two are needed in decode (the step under way and the one that
+another rank may lack); a prefill runs ahead by as many chunks as there are stages, at most this many."""
+
+KV_GROUP_SIZE: Final = 64
+"""mlx-lm's default group size for quantised caches."""
+
+COMMUNICATION: Final = ("Send", "Recv", "AllReduce", "AllGather")
+"""Names of MLX's primitives that must never run again once their group is gone."""
+
+
+class StageCaches:
+    """What the model sees as its list of caches, of which only `owned` are filled on this rank.
+
+    The others stand in where a model builds a mask from a cache of another stage's layer: there the model gets an
+    owned cache of the same kind, which has the same offset, or an empty one whose offset is kept up to date.
+    """
+
+    def __init__(self, caches: list[Any], owned: frozenset[int] | None, kv_bits: int = 0) -> None:
+        if kv_bits:
+            caches = [_quantised(cache, kv_bits) for cache in caches]
+        self.position = 0
+        """How many tokens the caches hold."""
+        mine = [index for index in range(len(caches)) if owned is None or index in owned]
+        self._owned = [caches[index] for index in mine]
+        by_kind = {_kind(caches[index]): caches[index] for index in mine}
+        self._stand_ins: list[Any] = []
+        self._all = list(caches)
+        for index in set(range(len(caches))) - set(mine):
+            same = by_kind.get(_kind(caches[index]))
+            if same is None:
+                self._stand_ins.append(caches[index])
+            else:
+                self._all[index] = same
+        self._leaves = [leaf for cache in self._owned for leaf in _leaves(cache)]
+        self._appending = [leaf for leaf in self._leaves if type(leaf) in (KVCache, QuantizedKVCache)]
+        self._by_reference = [leaf for leaf in self._leaves if type(leaf) not in (KVCache, QuantizedKVCache)]
+        self._marks: deque[tuple[int, list[dict[str, Any]]]] = deque(maxlen=STEPS_KEPT)
+
+    def for_model(self, _tokens: int) -> list[Any]:
+        """The list to hand to the model for its next tokens."""
+        for cache in self._stand_ins:
+            for leaf in _leaves(cache):
+                if hasattr(leaf, "offset"):
+                    leaf.offset = self.position
+        return self._all
+
+    def advance(self, tokens: int) -> None:
+        self.position += tokens
+
+    def arrays(self) -> list[Any]:
+        """Every array that a step must have evaluated before it counts as completed."""
+        return [array for leaf in self._leaves for array in _arrays(vars(leaf))]
+
+    def mark(self) -> None:
+        """Before a step: remember how things are, so that `roll_back` can return here."""
+        if self._by_reference:
+            self._marks.append((self.position, [_copied(vars(leaf)) for leaf in self._by_reference]))
+
+    def can_roll_back(self, position: int) -> bool:
+        """Can the caches hold exactly `position` tokens again?"""
+        if position > self.position:
+            return False
+        if position == self.position:
+            return not _is_tainted(self.arrays())
+        if self._by_reference and all(at != position for at, _ in self._marks):
+            return False
+        return not _is_tainted([array for leaf in self._appending for array in _arrays(vars(leaf))])
+
+    def roll_back(self, position: int) -> None:
+        """Makes the caches hold exactly `position` tokens; `can_roll_back` must have said yes."""
+        if position == self.position:
+            return
+        while self._by_reference:
+            at, states = self._marks.pop()
+            if at == position:
+                for leaf, state in zip(self._by_reference, states, strict=True):
+                    vars(leaf).clear()
+                    vars(leaf).update(state)
+                break
+        for leaf in self._appending:
+            leaf.offset = position
+        self.position = position
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays())
+
+
+def _leaves(cache: Any) -> Iterator[Any]:
+    if isinstance(cache, CacheList):
+        for inner in cache.caches:
+            yield from _leaves(inner)
+    else:
+        yield cache
+
+
+def _kind(cache: Any) -> tuple[Any, ...]:
+    """Caches of one kind see the same tokens and are built alike, so their masks are the same."""
+    return tuple(
+        (type(leaf), *sorted((key, value) for key, value in vars(leaf).items() if isinstance(value, int)))
+        for leaf in _leaves(cache)
+    )
+
+
+def _quantised(cache: Any, bits: int) -> Any:
+    return QuantizedKVCache(group_size=KV_GROUP_SIZE, bits=bits) if type(cache) is KVCache else cache
+
+
+def _arrays(value: Any) -> Iterator[Any]:
+    if isinstance(value, mx.array):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _arrays(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _arrays(inner)
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    """Lists are copied because caches assign into them; the arrays are shared."""
+    return {key: copy.copy(value) if isinstance(value, list) else value for key, value in state.items()}
+
+
+def _is_tainted(arrays: list[Any]) -> bool:
+    """Would evaluating these run a communication of a group that is gone? True for what an aborted evaluation
+    had not come to; MLX shows it in no other way than in the picture of the graph.
+    """
+    if not arrays:
+        return False
+    picture = io.StringIO()
+    mx.export_to_dot(picture, *arrays)
+    return any(name in picture.getvalue() for name in COMMUNICATION)

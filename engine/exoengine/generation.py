@@ -1,0 +1,478 @@
+"""The loop over requests: schedule, step, token, roll back, replay.
+
+Rank 0 leads (see steps.py): it takes the requests in their order, opens each with all ranks, prefills what their
+caches lack, and runs one step per token. The others follow. A step either counts on every rank or on none: after a
+fault each rank's caches go back to before the step that failed, and when the next group has been formed the request
+is opened again: the ranks take the longest history that any of them has, go back to the earliest position, and go
+on from there. Steps that are run again give the same tokens to the last bit: the prompt is cut into the same
+chunks, the answer is run token by token, and draws are keyed by (seed, step).
+
+Decides: what is run next. Called by worker.py on the MLX thread: `turn` does one piece of work and returns, so that
+commands are seen between steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from collections.abc import Callable
+from typing import Final
+
+import mlx.core as mx
+
+from exoengine.board import Board
+from exoengine.caches import StageCaches
+from exoengine.group import RingGroup
+from exoengine.loading import LoadedModel
+from exoengine.pace import Pace
+from exoengine.pipeline import Drawn, Pipeline
+from exoengine.protocol import Begin, FromWorker, RequestFailed, SyncSettings
+from exoengine.request import Generation, Likelihood, accept
+from exoengine.sampling import PENALTY_CONTEXT_TOKENS, Sampler
+from exoengine.steps import Message, Open, Outcome, Standing, Step, Stop, Vote
+from exoengine.sync import SyncPolicy, WatchdogModel
+from exoengine.tokenring import RingLostError, TokenRing, decode, encode
+
+CHUNK_TOKENS: Final = 512
+"""Of a prefill. Large enough to keep a GPU busy, small enough that stages overlap on usual prompts and a chunk
+ends far below a watchdog's limit. Never changed within a request: replayed chunks must be cut alike."""
+
+REPLAY_TOKENS: Final = 32
+"""Tokens of the answer that are run one by one again, per message between stages."""
+
+CHUNKS_AHEAD: Final = 4
+"""How many chunks the first stage may be ahead of the last one's answer, whatever the number of stages: fewer
+than caches.STEPS_KEPT, so that every rank can go back to where the slowest is."""
+
+FINISHED_KEPT: Final = 8
+"""A rank that finished a request keeps it for those that had a fault in its last step."""
+
+CLEAR_CACHE_STEPS: Final = 256
+"""How often MLX's pool of free buffers is given back, as mlx-lm does."""
+
+
+class Paused(Exception):  # noqa: N818 - no error: the ranks agreed to leave the group at a step's end
+    """Every rank raises this at the same position of the same request."""
+
+
+@dataclasses.dataclass
+class _Work:
+    """The request that is open."""
+
+    generation: Generation
+    sampler: Sampler
+    caches: StageCaches
+    issued: int
+    """Rank 0: up to which position steps were sent out."""
+    outstanding: int = 0
+    """Rank 0: steps whose outcome is not here yet."""
+    next_safe: bool = True
+    stop: Vote = Vote.NONE
+
+
+class Generations:
+    """All requests of one loaded model, over any number of groups."""
+
+    def __init__(
+        self, model: LoadedModel, group: RingGroup, board: Board, emit: Callable[[FromWorker], None],
+        settings: SyncSettings, kv_bits: int,
+    ) -> None:  # fmt: skip
+        self._model, self._group, self._board, self._emit = model, group, board, emit
+        self._kv_bits = kv_bits
+        self.policy = SyncPolicy(settings)
+        self._watchdog = WatchdogModel(settings.watchdog_s)
+        self._pace = Pace(settings)
+        self._waiting: dict[int, Generation] = {}
+        self._finished: dict[int, Generation] = {}
+        self._orders: dict[str, int] = {}
+        self._caches: StageCaches | None = None
+        self._caches_order = -1
+        self._work: _Work | None = None
+        self._opening: int | None = None
+        self._pipeline: Pipeline | None = None
+        self._rank, self._size = 0, 1
+        self._failures: tuple[int, int, int] = (-1, -1, 0)
+        self.pause_wanted = False
+
+    # --- requests ---------------------------------------------------------------------------------------
+
+    def begin(self, message: Begin) -> None:
+        """Takes a request; one that is known already is left alone, so that it can be sent again."""
+        request_id = message.request.request_id
+        if request_id in self._orders:
+            return
+        self._orders[request_id] = message.order
+        accepted = accept(
+            message.order, message.request, message.tokens, self._model.tokenizer, self._model.summary.vocab_size,
+            self._model.max_context_tokens, self._emit,
+        )  # fmt: skip
+        if isinstance(accepted, RequestFailed):
+            self._emit(accepted)
+        elif accepted.finished is not None:
+            self._keep_finished(accepted)
+        else:
+            self._waiting[message.order] = accepted
+
+    def cancel(self, request_id: str) -> None:
+        """Marks it; all ranks end it after the same step."""
+        generation = self._waiting.get(self._orders.get(request_id, -1))
+        if generation is not None:
+            generation.cancelled = True
+
+    @property
+    def is_active(self) -> bool:
+        return bool(self._waiting)
+
+    @property
+    def next_step(self) -> int:
+        """The first step that will be run next in the request whose turn it is; -1 where there is none."""
+        return len(self._waiting[min(self._waiting)].tokens) if self._waiting else -1
+
+    # --- the group --------------------------------------------------------------------------------------
+
+    def joined(self, rank: int, size: int) -> None:
+        """A group was formed: every request is opened again in it."""
+        self._rank, self._size = rank, size
+        self._pipeline = Pipeline(self._model.stage, self._group, rank)
+        self._work, self._opening = None, None
+        self.pause_wanted = False
+        self.policy.forget()
+
+    def parted(self) -> None:
+        """The group is gone; caches and requests stay."""
+        self._pipeline = self._work = self._opening = None
+        self._pace.interrupted(self.is_active)
+        self._board.end()
+
+    def failed(self, text: str) -> None:
+        """A step failed by itself, not by the ring. Twice at the same place: the request is at fault."""
+        if not self._waiting:
+            return
+        order = min(self._waiting)
+        place = (order, self._waiting[order].length)
+        count = self._failures[2] + 1 if self._failures[:2] == place else 1
+        self._failures = (*place, count)
+        if self._size == 1:
+            generation = self._waiting.pop(order)
+            self._caches_order = -1
+            self._emit(RequestFailed(generation.request.request_id, "engine", text))
+        elif count > 1:
+            self._waiting[order].cancelled = True
+
+    @property
+    def is_idle(self) -> bool:
+        """Is no request open, so that the group can be left without agreement?"""
+        return self._work is None and self._opening is None
+
+    # --- turns ------------------------------------------------------------------------------------------
+
+    def turn(self, wake: socket.socket) -> None:
+        """One piece of work; sleeps where there is none until `wake` or a neighbour has something. Raises
+        RingLostError or RuntimeError at a fault, Paused where all ranks agreed to leave.
+        """
+        if self._size == 1:
+            self._lead(None)
+        elif self._rank == 0:
+            self._lead_or_wait(wake)
+        else:
+            self._follow(wake)
+
+    @property
+    def has_work(self) -> bool:
+        """Will a turn do something without waiting? Only rank 0 knows by itself."""
+        return self._rank == 0 and (self._work is not None or bool(self._waiting))
+
+    def _ring(self) -> TokenRing:
+        if self._group.tokens is None:
+            raise RingLostError("the group was left")
+        return self._group.tokens
+
+    def _lead_or_wait(self, wake: socket.socket) -> None:
+        if not self.has_work:
+            if self.pause_wanted:
+                self._say(Stop(-1, Vote.PAUSE))
+                raise Paused
+            if self._ring().receive_or_wake(wake) is not None:
+                raise RingLostError("the last rank spoke out of turn")
+            return
+        self._lead(self._ring())
+
+    def _lead(self, ring: TokenRing | None) -> None:
+        if self._work is None:
+            order = min(self._waiting)
+            self._board.begin("opening a request", self._pace.step_deadline_s)
+            self._say(Open(order))
+            self._open(order)
+            return
+        work = self._work
+        if work.stop and not work.outstanding:
+            self._say(Stop(work.generation.order, work.stop))
+            self._stop(work.stop)
+            return
+        step = None if work.stop else self._next_step(work)
+        if step is not None:
+            self._say(step)
+            work.outstanding += 1
+            work.issued += step.count
+            outcome = self._run(step, work)
+            if ring is None:
+                self._take(outcome)
+            if step.draw < 0 and work.outstanding < CHUNKS_AHEAD:
+                return
+        if ring is not None:
+            self._take(decode(ring.receive(), Message))
+
+    def _next_step(self, work: _Work) -> Step | None:
+        """What to send out next; None where the outcome of what is under way must come first."""
+        generation, start = work.generation, work.issued
+        prompt_end, end = len(generation.prompt) - 1, generation.length - 1
+        votes = self._votes(work, deciding=start == end)
+        if start < prompt_end:
+            count = min((start // CHUNK_TOKENS + 1) * CHUNK_TOKENS, prompt_end) - start
+            return Step(generation.order, start, count, False, -1, True, votes)
+        if start < end:
+            count = min(REPLAY_TOKENS, end - start)
+            return Step(generation.order, start, count, True, -1, True, votes)
+        if work.outstanding or start > end:
+            return None
+        return Step(generation.order, start, 1, False, len(generation.tokens), work.next_safe, votes)
+
+    def _follow(self, wake: socket.socket) -> None:
+        if self._opening is not None:
+            if self._opening in self._waiting or self._opening in self._finished:
+                self._open(self._opening)
+            else:
+                _wait(wake)  # the daemon's Begin is on its way; the deadline is running
+            return
+        if self.pause_wanted and self.is_idle:
+            raise Paused
+        message = self._ring().receive_or_wake(wake)
+        if message is None:
+            return
+        received = decode(message, Message)
+        match received:
+            case Open(order):
+                self._board.begin("opening a request", self._pace.step_deadline_s)
+                self._pass_on(received)
+                self._opening = order
+            case Step():
+                self._follow_step(received)
+            case Outcome():
+                self._take(received)
+            case Stop(_, votes):
+                self._pass_on(received)
+                self._stop(Vote(votes))
+
+    def _follow_step(self, step: Step) -> None:
+        work = self._work
+        if work is None or work.generation.order != step.order or work.caches.position != step.start:
+            raise RingLostError("rank 0 asks for a step that does not fit this rank's caches")
+        joined = _joined(step, self._votes(work, deciding=step.draw >= 0))
+        self._pass_on(joined)
+        outcome = self._run(joined, work)
+        if self._rank == self._size - 1:
+            self._say(outcome)
+            self._take(outcome)
+
+    # --- one step ---------------------------------------------------------------------------------------
+
+    def _run(self, step: Step, work: _Work) -> Outcome:
+        assert self._pipeline is not None
+        generation, caches = work.generation, work.caches
+        decoding = step.draw >= 0
+        deadline = self._pace.step_deadline_s if decoding else self._pace.chunk_deadline_s
+        self._board.begin("a step" if decoding else "a chunk of the prefill", deadline)
+        reach = max(generation.request.sampling.repetition_context_tokens, PENALTY_CONTEXT_TOKENS)
+        caches.mark()
+        try:
+            drawn, timing = self._pipeline.run(
+                step, generation.sequence(step.start, step.count), caches, work.sampler,
+                generation.recent(reach) if decoding else (), generation.request.sampling.logprobs,
+            )  # fmt: skip
+            self._check_aborted()
+        except BaseException:
+            self._back_to(step.start, caches)
+            raise
+        self._watchdog.record(step.safe, timing.waited_s)
+        self._board.longest_gpu_wait_s = self._watchdog.longest_wait_s
+        if decoding:
+            self.policy.observe(timing.graph_s)
+        self._board.safe = step.safe
+        self._board.kv_tokens = caches.position
+        return _outcome(step, drawn)
+
+    def _check_aborted(self) -> None:
+        """An abort that came as the step ended: what was received may be of a connection that was shut down."""
+        reason = self._group.abort_reason
+        if reason is not None:
+            raise RingLostError(reason.text)
+
+    def _back_to(self, position: int, caches: StageCaches) -> None:
+        if caches.can_roll_back(position):
+            caches.roll_back(position)
+        else:
+            self._caches = None
+            self._caches_order = -1
+
+    def _take(self, message: Message) -> None:
+        """An outcome is here: its token counts from now on."""
+        work = self._work
+        if work is None or not isinstance(message, Outcome) or message.order != work.generation.order:
+            raise RingLostError("an outcome came for another request")
+        if self._rank < self._size - 1:
+            self._pass_on(message)
+        work.outstanding -= 1
+        generation = work.generation
+        if message.token >= 0:
+            gap_ms = self._pace.token()
+            self._board.step = len(generation.tokens) + 1
+            self._board.tokens_per_s = self._pace.tokens_per_s
+            self._board.baseline_tokens_per_s = self._pace.baseline_tokens_per_s
+            self._board.last_gap_ms = gap_ms
+            generation.prefill_s, generation.decode_s = self._pace.durations_s()
+            generation.add(message.token, Likelihood(message.logprob, message.top))
+            if len(generation.tokens) % CLEAR_CACHE_STEPS == 0:
+                mx.clear_cache()
+        else:
+            self._pace.chunk()
+            mx.clear_cache()
+        votes = Vote(message.votes)
+        work.next_safe = Vote.SAFE in votes
+        work.stop |= votes & (Vote.CANCEL | Vote.PAUSE)
+        self._board.end()
+        if generation.finished is not None:
+            self._close()
+            if self._rank == 0 and Vote.PAUSE in work.stop:
+                self._say(Stop(-1, Vote.PAUSE))
+                raise Paused
+        else:
+            self._board.begin("the next step", self._pace.chunk_deadline_s)
+
+    def _stop(self, votes: Vote) -> None:
+        if Vote.CANCEL in votes and self._work is not None:
+            self._work.generation.cancel()
+            self._close()
+        if Vote.PAUSE in votes:
+            self._work = None
+            raise Paused
+        if self._work is not None:
+            self._work.stop = Vote.NONE
+
+    def _votes(self, work: _Work, deciding: bool) -> int:
+        votes = Vote.NONE
+        if work.generation.cancelled:
+            votes |= Vote.CANCEL
+        if self.pause_wanted:
+            votes |= Vote.PAUSE
+        if deciding:
+            choice = self.policy.choose(work.caches.position)
+            if choice.safe:
+                votes |= Vote.SAFE
+            self._board.sync_reason = choice.reason
+        return votes
+
+    # --- opening and closing ----------------------------------------------------------------------------
+
+    def _open(self, order: int) -> None:
+        """All ranks agree on the history and on the position that they all can go on from."""
+        generation = self._waiting.get(order) or self._finished[order]
+        caches = self._caches if self._caches_order == order else None
+        position = caches.position if caches is not None else 0
+        if self._group.tokens is not None:
+            standings = self._standings(generation, position)
+            longest = max(standings, key=lambda standing: len(standing.tokens))
+            generation.adopt(longest.tokens)
+            if any(standing.cancelled for standing in standings):
+                generation.cancel()
+            position = min(standing.position for standing in standings)
+        elif generation.cancelled:
+            generation.cancel()
+        self._opening = None
+        position = min(position, generation.length - 1)
+        if not self._all(caches is not None and caches.can_roll_back(position)):
+            caches, position = None, 0
+        if caches is None:
+            caches = self._model.stage.new_caches(self._kv_bits)
+        caches.roll_back(position)
+        self._caches, self._caches_order = caches, order
+        sampler = Sampler(generation.request.sampling, self._model.summary.vocab_size)
+        self._work = _Work(generation, sampler, caches, issued=position)
+        self._pace.opened(len(generation.tokens))
+        self._board.end()
+        if generation.finished is not None:
+            self._close()
+        else:
+            self._board.begin("the first step", self._pace.chunk_deadline_s)
+
+    def _standings(self, generation: Generation, position: int) -> list[Standing]:
+        mine = Standing(
+            generation.order, generation.request.request_id, tuple(generation.tokens), position,
+            generation.cancelled or generation.finished == "cancelled",
+        )  # fmt: skip
+        standings = [decode(part, Standing) for part in self._ring().gather(encode(mine))]
+        if any((other.order, other.request_id) != (mine.order, mine.request_id) for other in standings):
+            raise RingLostError("the ranks know different requests by the same order")
+        return standings
+
+    def _all(self, mine: bool) -> bool:
+        if self._group.tokens is None:
+            return mine
+        return all(part == b"1" for part in self._ring().gather(b"1" if mine else b"0"))
+
+    def _close(self) -> None:
+        """The open request is finished on every rank, or will be found so when it is opened again."""
+        assert self._work is not None
+        generation = self._work.generation
+        self._work = None
+        self._caches, self._caches_order = None, -1
+        self._waiting.pop(generation.order, None)
+        self._keep_finished(generation)
+        self._board.end()
+        self._board.kv_tokens = 0
+        mx.clear_cache()
+
+    def _keep_finished(self, generation: Generation) -> None:
+        self._finished[generation.order] = generation
+        while len(self._finished) > FINISHED_KEPT:
+            oldest = self._finished.pop(next(iter(self._finished)))
+            self._orders.pop(oldest.request.request_id, None)
+
+    # --- messages ---------------------------------------------------------------------------------------
+
+    def _say(self, message: Message) -> None:
+        if self._group.tokens is not None:
+            self._group.tokens.send(encode(message))
+
+    def _pass_on(self, message: Message) -> None:
+        """Round the ring, up to the rank before the one that said it: the last rank says outcomes, rank 0 all
+        else, so the chain ends before rank 0 or before the last rank.
+        """
+        ends_at = self._size - 2 if isinstance(message, Outcome) else self._size - 1
+        if self._rank != ends_at:
+            self._say(message)
+
+
+def _joined(step: Step, votes: int) -> Step:
+    """The step with this rank's votes joined to it."""
+    return Step(step.order, step.start, step.count, step.singly, step.draw, step.safe, step.votes | votes)
+
+
+def _outcome(step: Step, drawn: Drawn) -> Outcome:
+    return Outcome(step.order, step.start + step.count, drawn.token, step.votes, drawn.logprob, drawn.top)
+
+
+def _wait(wake: socket.socket) -> None:
+    """Sleeps until the other thread has something, or a little: the caller looks again either way."""
+    wake.setblocking(True)
+    wake.settimeout(WAIT_S)
+    try:
+        wake.recv(1, socket.MSG_PEEK)
+    except TimeoutError:
+        pass
+    finally:
+        wake.setblocking(False)
+
+
+WAIT_S: Final = 0.05
+"""How soon a lost neighbour is noticed while this rank waits for its daemon's Begin."""
+

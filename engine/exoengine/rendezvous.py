@@ -1,0 +1,349 @@
+"""How the ranks of a plan meet: TCP connections to both neighbours, each proven to be of this plan and attempt.
+
+MLX's own ring setup cannot be used for this: it holds the interpreter lock while it waits, waits for ever for a
+neighbour that does not come, backs off a whole second where a port does not listen yet, and takes whoever
+connects first for the neighbour. Here both directions are tried at once, every 20 ms, by deadline, and can be
+called off; a stranger is turned away. group.py then puts these connections under MLX's ring.
+
+A ring of n ranks has n edges, from each rank to the next. An edge has a control connection, for the small
+messages of tokenring.py, and, except the edge that closes the ring, a data connection for hidden states.
+
+Decides: who is a neighbour. Listens only while it runs, on the plan's address alone. Called by group.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import hmac
+import os
+import selectors
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Final
+
+RETRY_S: Final = 0.02
+"""How long after a refused connection the next is tried: far below what a person or a token stream notices."""
+
+STRANGER_S: Final = 2.0
+"""How long someone who connected may take to say who they are: longer than a VPN's worst round trip."""
+
+MAX_STRANGERS: Final = 16
+"""How many may be asked at once; more are turned away, so that nobody can exhaust descriptors."""
+
+MAGIC: Final = b"EXOR"
+VERSION: Final = 1
+_HELLO: Final = struct.Struct(">4sBBHHI32s16s")
+MAC_BYTES: Final = 32
+HELLO_BYTES: Final = _HELLO.size + MAC_BYTES
+
+
+class Channel(enum.IntEnum):
+    CONTROL = 0
+    DATA = 1
+
+
+class FormError(Exception):
+    """The ring was not formed; `code` is stable, `str(error)` is one line for people."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+@dataclasses.dataclass(frozen=True)
+class RingPlan:
+    """One formation of one plan, as one rank sees it."""
+
+    plan_hash: str
+    attempt: int
+    rank: int
+    size: int
+    hosts: tuple[str, ...]
+    connect_from: str = ""
+    key: bytes = b""
+
+    @property
+    def right(self) -> int:
+        return (self.rank + 1) % self.size
+
+    @property
+    def left(self) -> int:
+        return (self.rank - 1) % self.size
+
+    def address(self, rank: int) -> tuple[str, int]:
+        """Where `rank` listens. Raises FormError for what is no `address:port`."""
+        host, _, port = self.hosts[rank].rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise FormError("bad_plan", f"rank {rank} has no address:port in the plan: {self.hosts[rank]!r}")
+        return host, int(port)
+
+
+@dataclasses.dataclass
+class Edges:
+    """The connections of one rank; the data connections are None where the ring closes."""
+
+    control_left: socket.socket
+    control_right: socket.socket
+    data_left: socket.socket | None
+    data_right: socket.socket | None
+
+    def all(self) -> list[socket.socket]:
+        ends = (self.control_left, self.control_right, self.data_left, self.data_right)
+        return [end for end in ends if end is not None]
+
+
+def meet(plan: RingPlan, deadline: float, called_off: Callable[[], str | None], wake: socket.socket) -> Edges:
+    """Connects both neighbours, by `deadline` (monotonic). `called_off` gives a reason to give up at once; it is
+    asked again whenever `wake` becomes readable. Raises FormError.
+    """
+    meeting = _Meeting(plan)
+    try:
+        return meeting.run(deadline, called_off, wake)
+    finally:
+        meeting.close()
+
+
+class _Arrival:
+    """Someone who connected and has not proven to be the left neighbour."""
+
+    def __init__(self, connection: socket.socket, until: float) -> None:
+        self.connection, self.until = connection, until
+        self.received = b""
+
+
+class _Departure:
+    """The connection to the right neighbour on one channel, being tried."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.connection: socket.socket | None = None
+        self.hello = b""
+        self.received = b""
+        self.retry_at = 0.0
+        self.trouble = "has not been tried"
+
+
+class _Meeting:
+    def __init__(self, plan: RingPlan) -> None:
+        self._plan = plan
+        self._selector = selectors.DefaultSelector()
+        self._listener: socket.socket | None = None
+        self._listen_trouble = ""
+        self._listen_at = 0.0
+        self._arrivals: set[_Arrival] = set()
+        wants_left = {Channel.CONTROL} | ({Channel.DATA} if plan.rank > 0 else set())
+        wants_right = {Channel.CONTROL} | ({Channel.DATA} if plan.rank < plan.size - 1 else set())
+        self._left: dict[Channel, socket.socket | None] = dict.fromkeys(sorted(wants_left))
+        self._right: dict[Channel, socket.socket | None] = dict.fromkeys(sorted(wants_right))
+        self._departures = {channel: _Departure(channel) for channel in self._right}
+        self._taken = False
+
+    def run(self, deadline: float, called_off: Callable[[], str | None], wake: socket.socket) -> Edges:
+        self._selector.register(wake, selectors.EVENT_READ, None)
+        while any(end is None for end in (*self._left.values(), *self._right.values())):
+            reason = called_off()
+            if reason is not None:
+                raise FormError("aborted", reason)
+            now = time.monotonic()
+            if now >= deadline:
+                raise FormError("deadline", self._what_is_missing())
+            self._start(now)
+            for key, _ in self._selector.select(min(RETRY_S, deadline - now)):
+                self._handle(key.data)
+            self._turn_away(time.monotonic())
+        self._taken = True
+        control_left, control_right = self._left[Channel.CONTROL], self._right[Channel.CONTROL]
+        assert control_left is not None
+        assert control_right is not None
+        edges = Edges(control_left, control_right, self._left.get(Channel.DATA), self._right.get(Channel.DATA))
+        for connection in edges.all():
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return edges
+
+    def close(self) -> None:
+        self._selector.close()
+        ends = [self._listener, *(arrival.connection for arrival in self._arrivals)]
+        if not self._taken:
+            ends += [*self._left.values(), *self._right.values()]
+            ends += [departure.connection for departure in self._departures.values()]
+        for end in ends:
+            if end is not None:
+                end.close()
+
+    def _start(self, now: float) -> None:
+        """Listens, and connects where it is time to."""
+        if self._listener is None and now >= self._listen_at:
+            self._listen(now)
+        for departure in self._departures.values():
+            idle = self._right[departure.channel] is None and departure.connection is None
+            if idle and now >= departure.retry_at:
+                self._connect(departure, now)
+
+    def _listen(self, now: float) -> None:
+        address = self._plan.address(self._plan.rank)
+        listener = socket.socket()
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(MAX_STRANGERS)
+            listener.setblocking(False)
+        except OSError as error:
+            listener.close()
+            self._listen_trouble = f"cannot listen on {address[0]}:{address[1]}: {error.strerror or error}"
+            self._listen_at = now + RETRY_S
+            return
+        self._listener, self._listen_trouble = listener, ""
+        self._selector.register(listener, selectors.EVENT_READ, listener)
+
+    def _connect(self, departure: _Departure, now: float) -> None:
+        connection = socket.socket()
+        connection.setblocking(False)
+        departure.connection, departure.received = connection, b""
+        try:
+            if self._plan.connect_from:
+                connection.bind((self._plan.connect_from, 0))
+            connection.connect(self._plan.address(self._plan.right))
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._failed(departure, error.strerror or str(error))
+            return
+        self._selector.register(connection, selectors.EVENT_WRITE, departure)
+
+    def _failed(self, departure: _Departure, trouble: str) -> None:
+        departure.trouble = trouble
+        departure.retry_at = time.monotonic() + RETRY_S
+        if departure.connection is not None:
+            if departure.connection in self._selector.get_map():
+                self._selector.unregister(departure.connection)
+            departure.connection.close()
+            departure.connection = None
+
+    def _handle(self, what: object) -> None:
+        match what:
+            case _Departure():
+                self._proceed(what)
+            case _Arrival():
+                self._ask(what)
+            case socket.socket():
+                self._accept(what)
+            case _:
+                pass  # the wake-up: `called_off` is asked at the top of the loop
+
+    def _proceed(self, departure: _Departure) -> None:
+        connection = departure.connection
+        if connection is None:
+            return
+        try:
+            if not departure.hello:
+                trouble = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if trouble:
+                    raise OSError(trouble, os.strerror(trouble))
+                departure.hello = self._hello(departure.channel)
+                connection.sendall(departure.hello)  # a fresh connection's buffer takes these few bytes
+                self._selector.modify(connection, selectors.EVENT_READ, departure)
+                return
+            piece = connection.recv(MAC_BYTES - len(departure.received))
+            if not piece:
+                raise OSError(0, "is not ready for this plan yet")
+        except BlockingIOError:
+            return
+        except OSError as error:
+            departure.hello = b""
+            self._failed(departure, error.strerror or str(error))
+            return
+        departure.received += piece
+        if len(departure.received) < MAC_BYTES:
+            return
+        if not hmac.compare_digest(departure.received, self._mac(b"ack" + departure.hello)):
+            departure.hello = b""
+            self._failed(departure, "answered for another plan")
+            return
+        self._selector.unregister(connection)
+        self._right[departure.channel] = connection
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return  # gone again before it was taken
+        if len(self._arrivals) >= MAX_STRANGERS:
+            connection.close()
+            return
+        connection.setblocking(False)
+        arrival = _Arrival(connection, time.monotonic() + STRANGER_S)
+        self._arrivals.add(arrival)
+        self._selector.register(connection, selectors.EVENT_READ, arrival)
+
+    def _ask(self, arrival: _Arrival) -> None:
+        try:
+            piece = arrival.connection.recv(HELLO_BYTES - len(arrival.received))
+        except BlockingIOError:
+            return
+        except OSError:
+            piece = b""
+        arrival.received += piece
+        if piece and len(arrival.received) < HELLO_BYTES:
+            return
+        self._selector.unregister(arrival.connection)
+        self._arrivals.discard(arrival)
+        channel = self._channel_of(arrival.received)
+        if channel is None:
+            arrival.connection.close()
+            return
+        try:
+            arrival.connection.sendall(self._mac(b"ack" + arrival.received))
+        except OSError:
+            arrival.connection.close()
+            return
+        older = self._left[channel]
+        if older is not None:
+            older.close()  # the neighbour gave that one up and came again
+        self._left[channel] = arrival.connection
+
+    def _turn_away(self, now: float) -> None:
+        for arrival in [arrival for arrival in self._arrivals if now >= arrival.until]:
+            self._selector.unregister(arrival.connection)
+            self._arrivals.discard(arrival)
+            arrival.connection.close()
+
+    def _hello(self, channel: Channel) -> bytes:
+        plan = self._plan
+        digest = hashlib.sha256(plan.plan_hash.encode()).digest()
+        body = _HELLO.pack(
+            MAGIC, VERSION, channel, plan.rank, plan.right, plan.attempt & 0xFFFFFFFF, digest, os.urandom(16)
+        )
+        return body + self._mac(body)
+
+    def _channel_of(self, hello: bytes) -> Channel | None:
+        """The channel that the left neighbour asks for, or None for anyone else."""
+        if len(hello) != HELLO_BYTES:
+            return None
+        body, mac = hello[: _HELLO.size], hello[_HELLO.size :]
+        if not hmac.compare_digest(mac, self._mac(body)):
+            return None
+        magic, version, channel, sender, receiver, attempt, digest, _ = _HELLO.unpack(body)
+        plan = self._plan
+        expected = (
+            MAGIC, VERSION, plan.left, plan.rank, plan.attempt & 0xFFFFFFFF,
+            hashlib.sha256(plan.plan_hash.encode()).digest(),
+        )  # fmt: skip
+        if (magic, version, sender, receiver, attempt, digest) != expected or channel not in self._left:
+            return None
+        return Channel(channel)
+
+    def _mac(self, body: bytes) -> bytes:
+        return hmac.digest(self._plan.key or b"exod", body, "sha256")
+
+    def _what_is_missing(self) -> str:
+        if self._listen_trouble:
+            return self._listen_trouble
+        missing = [departure for channel, departure in self._departures.items() if self._right[channel] is None]
+        if missing:
+            host, port = self._plan.address(self._plan.right)
+            return f"rank {self._plan.right} at {host}:{port} {missing[0].trouble}"
+        return f"rank {self._plan.left} did not connect to {self._plan.hosts[self._plan.rank]}"

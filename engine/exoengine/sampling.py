@@ -1,0 +1,77 @@
+"""How a token is drawn from logits: mlx-lm's filters and penalties, with a draw that is keyed by (seed, step).
+
+A step that is run again draws the same token, on whichever rank and after whatever fault. Decides nothing else;
+never evaluates. Called by pipeline.py on the last stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import mlx.core as mx
+from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, make_logits_processors
+
+from exoengine.protocol import Sampling
+
+PENALTY_CONTEXT_TOKENS: Final = 20
+"""How far back presence and frequency penalties look: mlx-lm's default."""
+
+MAX_TOP_LOGPROBS: Final = 20
+"""OpenAI's limit for `top_logprobs`."""
+
+_MASK_64: Final = (1 << 64) - 1
+
+
+def draw_key(seed: int, step: int) -> Any:
+    """The random key of one draw: two rounds of splitmix64 over (seed, step), so that neighbouring seeds and
+    steps share nothing. https://prng.di.unimi.it/splitmix64.c
+    """
+    return mx.random.key(_splitmix64(_splitmix64(seed & _MASK_64) ^ (step & _MASK_64)))
+
+
+def _splitmix64(value: int) -> int:
+    value = (value + 0x9E3779B97F4A7C15) & _MASK_64
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK_64
+    return value ^ (value >> 31)
+
+
+class Sampler:
+    """Draws the tokens of one request."""
+
+    def __init__(self, sampling: Sampling, vocab_size: int) -> None:
+        self._sampling = sampling
+        self._vocab_size = vocab_size
+        self._processors = make_logits_processors(
+            logit_bias=sampling.logit_bias or None,
+            repetition_penalty=sampling.repetition_penalty if sampling.repetition_penalty != 1.0 else None,
+            repetition_context_size=sampling.repetition_context_tokens,
+            presence_penalty=sampling.presence_penalty or None,
+            presence_context_size=PENALTY_CONTEXT_TOKENS,
+            frequency_penalty=sampling.frequency_penalty or None,
+            frequency_context_size=PENALTY_CONTEXT_TOKENS,
+        )
+
+    def draw(self, logits: Any, history: Sequence[int], step: int) -> tuple[Any, Any]:
+        """Builds the draw of token `step`: `logits` (1, vocabulary), `history` the prompt and all tokens so far.
+        Gives the token (1,) int and the log probabilities (1, vocabulary), neither evaluated.
+        """
+        if self._processors:
+            # No penalty looks further back than this.
+            reach = max(self._sampling.repetition_context_tokens, PENALTY_CONTEXT_TOKENS)
+            recent = mx.array(list(history[-reach:]))
+            for processor in self._processors:
+                logits = processor(recent, logits)
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        if self._sampling.temperature == 0:
+            return mx.argmax(logprobs, axis=-1), logprobs
+        kept = logprobs
+        if 0 < self._sampling.top_p < 1:
+            kept = apply_top_p(kept, self._sampling.top_p)
+        if self._sampling.min_p > 0:
+            kept = apply_min_p(kept, self._sampling.min_p)
+        if 0 < self._sampling.top_k < self._vocab_size:
+            kept = apply_top_k(kept, self._sampling.top_k)
+        key = draw_key(self._sampling.seed, step)
+        return mx.random.categorical(kept * (1 / self._sampling.temperature), key=key), logprobs

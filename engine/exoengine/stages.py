@@ -1,0 +1,261 @@
+"""A stage: the span of a model's layers that one rank runs, for any architecture of mlx-lm.
+
+The model's own `__call__` runs unmodified on every rank: its masks, scalings and loops over layers stay its own.
+Only the layers change their class, each object in place: those outside the span hand on their input, the first
+of the span takes the hidden state that came from the stage before, the last one notes what it hands on. MLX is
+lazy, so whatever else the call builds (an embedding that no one reads, a head on an early stage) is never
+evaluated, and its weights are never read from the disk.
+
+Decides: which layers, caches and other weights are this rank's, and whether a model can be split at all. Never
+communicates and never evaluates after loading. Called by loading.py (to build) and pipeline.py (to run).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import make_prompt_cache
+
+from exoengine.caches import StageCaches
+
+PROBE_TOKENS = (0, 1, 0)
+"""What a model is run on to see how it is made. More than one, so that masks are built as in a prefill; no
+larger ids, so that any vocabulary has them."""
+
+
+class NotSplittableError(Exception):
+    """This model's layers cannot be divided at the ends of the span; `str(error)` is one line for people."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HiddenSignature:
+    """What crosses from one stage to the next: (1, tokens, *tail) of `dtype`."""
+
+    tail: tuple[int, ...]
+    dtype: Any
+
+    def shape(self, tokens: int) -> tuple[int, ...]:
+        return (1, tokens, *self.tail)
+
+
+@dataclasses.dataclass
+class _Trace:
+    """What one layer did in the probe run."""
+
+    index: int
+    calls: int = 0
+    takes: HiddenSignature | None = None
+    gives: HiddenSignature | None = None
+    cache_ids: set[int] = dataclasses.field(default_factory=set)
+    fault: str | None = None
+
+
+@dataclasses.dataclass
+class _Slot:
+    """Where the first and the last layer of the span exchange the hidden state with `Stage.run`."""
+
+    received: Any = None
+    given: Any = None
+
+
+class Stage:
+    """Layers [first, last) of `model`, which must be loaded lazily: nothing of it evaluated yet.
+
+    Raises NotSplittableError where the span is not the whole and the layers hand on more than one hidden state.
+    """
+
+    def __init__(self, model: Any, first: int, last: int) -> None:
+        self.layers: Sequence[Any] = list(model.layers)
+        self.first, self.last, self.total = first, last, len(self.layers)
+        if not 0 <= first < last <= self.total:
+            raise NotSplittableError(f"layers {first} to {last} are not a span of the model's {self.total}")
+        self._model = model
+        self._slot = _Slot()
+        self.takes: HiddenSignature | None = None
+        self.gives: HiddenSignature | None = None
+        self._owned_caches: frozenset[int] | None = None
+        if not self.is_whole:
+            self._divide()
+
+    @property
+    def is_first(self) -> bool:
+        return self.first == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.last == self.total
+
+    @property
+    def is_whole(self) -> bool:
+        return self.is_first and self.is_last
+
+    @property
+    def span(self) -> Sequence[Any]:
+        """The layers of this rank."""
+        return self.layers[self.first : self.last]
+
+    def new_caches(self, kv_bits: int = 0) -> StageCaches:
+        """Empty caches for one sequence; `kv_bits` quantises those that can be."""
+        return StageCaches(make_prompt_cache(self._model), self._owned_caches, kv_bits)
+
+    def run(self, tokens: Any, hidden: Any, caches: StageCaches) -> Any:
+        """Builds one pass, evaluating nothing: `tokens` (1, n) int; `hidden` as `takes` says, None on the first
+        stage. Gives the logits (1, n, vocabulary) on the last stage, else the hidden state as `gives` says.
+        """
+        self._slot.received, self._slot.given = hidden, None
+        try:
+            logits = self._model(tokens, cache=caches.for_model(tokens.shape[1]))
+            caches.advance(tokens.shape[1])
+            return logits if self.is_last else self._slot.given
+        finally:
+            self._slot.received = self._slot.given = None
+
+    def probe(self) -> None:
+        """Runs the stage once on made-up input, which reads the weights that it needs besides its layers, and
+        proves that nothing but the hidden state comes from the layers of others (their output is NaN here).
+        """
+        hidden = None
+        if self.takes is not None:
+            size = 1
+            for extent in self.takes.shape(len(PROBE_TOKENS)):
+                size *= extent
+            ramp = mx.arange(size, dtype=mx.float32) / size - 0.5
+            hidden = ramp.reshape(self.takes.shape(len(PROBE_TOKENS))).astype(self.takes.dtype)
+        poison = None if self.is_whole else mx.array(float("nan"))
+        for layer in self._strangers():
+            layer.__dict__["_exo_poison"] = poison
+        try:
+            out = self.run(mx.array([PROBE_TOKENS]), hidden, self.new_caches())
+            finite = mx.isfinite(out).all()
+            mx.eval(finite)
+        except (AttributeError, TypeError, IndexError) as error:
+            if self.is_whole:
+                raise
+            raise NotSplittableError(f"a layer of this span needs another span's cache or state: {error}") from None
+        finally:
+            for layer in self._strangers():
+                layer.__dict__.pop("_exo_poison", None)
+        if not self.is_whole and not finite.item():
+            raise NotSplittableError("its layers hand on more than the hidden state between them")
+
+    def _strangers(self) -> Sequence[Any]:
+        return [*self.layers[: self.first], *self.layers[self.last :]]
+
+    def _divide(self) -> None:
+        traces, caches = self._trace()
+        for trace in traces:
+            if trace.fault is not None:
+                raise NotSplittableError(trace.fault)
+        mine = {key for trace in traces[self.first : self.last] for key in trace.cache_ids}
+        others = {key for trace in traces if not self.first <= trace.index < self.last for key in trace.cache_ids}
+        if mine & others:
+            raise NotSplittableError("layers of this span share a KV cache with layers of another span")
+        self._owned_caches = frozenset(index for index, cache in enumerate(caches) if id(cache) in mine)
+        self.takes = None if self.is_first else traces[self.first].takes
+        self.gives = None if self.is_last else traces[self.last - 1].gives
+        for layer in self._strangers():
+            _become(layer, "Elsewhere", _hand_on)
+            _drop_weights(layer)
+        if not self.is_first:
+            _become(self.layers[self.first], "Entry", _entry(self._slot))
+        if not self.is_last:
+            _become(self.layers[self.last - 1], "Exit", _exit(self._slot))
+
+    def _trace(self) -> tuple[list[_Trace], list[Any]]:
+        """Builds the whole model's graph once, evaluating nothing, and notes what each layer does."""
+        traces = [_Trace(index) for index in range(self.total)]
+        caches = make_prompt_cache(self._model)
+        order: list[int] = []
+        classes = [type(layer) for layer in self.layers]
+        for layer, trace in zip(self.layers, traces, strict=True):
+            _become(layer, "Traced", _traced(trace, caches, order))
+        try:
+            self._model(mx.array([PROBE_TOKENS]), cache=caches)
+        finally:
+            for layer, kind in zip(self.layers, classes, strict=True):
+                layer.__class__ = kind
+        if order != list(range(self.total)):
+            raise NotSplittableError("its layers do not run once each, one after the other")
+        return traces, caches
+
+
+Call = Callable[..., Any]
+
+
+def _become(layer: Any, name: str, make: Callable[[Call], Call]) -> None:
+    """Gives one object another `__call__`, in place: whoever holds the layer sees the change, and it stays an
+    instance of its class with all its attributes, which models ask for (`layer.is_linear`).
+    """
+    kind = type(layer)
+    layer.__class__ = type(f"{name}{kind.__name__}", (kind,), {"__call__": make(kind.__call__)})
+
+
+def _hand_on(_: Call) -> Call:
+    def call(layer: Any, hidden: Any, *args: Any, **kwargs: Any) -> Any:
+        poison = layer.__dict__.get("_exo_poison")
+        return hidden if poison is None else hidden * poison.astype(hidden.dtype)
+
+    return call
+
+
+def _entry(slot: _Slot) -> Callable[[Call], Call]:
+    def make(original: Call) -> Call:
+        def call(layer: Any, hidden: Any, *args: Any, **kwargs: Any) -> Any:
+            return original(layer, slot.received, *args, **kwargs)
+
+        return call
+
+    return make
+
+
+def _exit(slot: _Slot) -> Callable[[Call], Call]:
+    def make(original: Call) -> Call:
+        def call(layer: Any, hidden: Any, *args: Any, **kwargs: Any) -> Any:
+            slot.given = original(layer, hidden, *args, **kwargs)
+            return slot.given
+
+        return call
+
+    return make
+
+
+def _traced(trace: _Trace, caches: list[Any], order: list[int]) -> Callable[[Call], Call]:
+    known = {id(cache) for cache in caches}
+
+    def make(original: Call) -> Call:
+        def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+            order.append(trace.index)
+            given = original(layer, *args, **kwargs)
+            if not args or not isinstance(args[0], mx.array):
+                trace.fault = "a layer does not take the hidden state as its first argument"
+            elif not isinstance(given, mx.array):
+                trace.fault = "its layers hand on more than one array"
+            elif any(array.ndim < 3 or array.shape[1] != len(PROBE_TOKENS) for array in (args[0], given)):
+                trace.fault = "its hidden state has not the shape (batch, tokens, …)"
+            else:
+                trace.takes, trace.gives = (
+                    HiddenSignature(tuple(array.shape[2:]), array.dtype) for array in (args[0], given)
+                )
+            trace.cache_ids |= {id(value) for value in (*args, *kwargs.values()) if id(value) in known}
+            return given
+
+        return call
+
+    return make
+
+
+def _drop_weights(layer: Any) -> None:
+    """A layer of another rank keeps its attributes and gives up its arrays, and with them the open files."""
+    for module in layer.modules():
+        for key in [key for key, value in module.items() if isinstance(value, mx.array)]:
+            del module[key]
+
+
+def parameter_bytes(module: Any) -> int:
+    """The bytes of a module's parameters, loaded or not."""
+    assert isinstance(module, nn.Module)
+    return sum(value.nbytes for part in module.modules() for value in part.values() if isinstance(value, mx.array))

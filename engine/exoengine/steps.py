@@ -1,0 +1,75 @@
+"""What the ranks of a group say to each other about the work: the messages of tokenring.py.
+
+Rank 0 leads: it says what is run next, and a `Step` travels from rank to rank ahead of the hidden state, taking
+each rank's votes with it. The last rank answers with an `Outcome`, which travels on from rank 0 so that every rank
+learns every token. Rank 0 counts a step as done when its outcome is here, the others when they pass it on; so two
+ranks never differ by more than the steps under way.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class Vote(enum.IntFlag):
+    """What any one rank can ask for; gathered from all ranks with each step."""
+
+    NONE = 0
+    CANCEL = 1
+    PAUSE = 2
+    """Leave the group at this step's end: another plan waits, or this rank must go."""
+    SAFE = 4
+    """Evaluate the next step safely."""
+
+
+class Open(msgspec.Struct, frozen=True, tag="open", array_like=True):
+    """All ranks: say how far you are with this request (see `Standing`)."""
+
+    order: int
+
+
+class Step(msgspec.Struct, frozen=True, tag="step", array_like=True):
+    """Run tokens [start, start + count) of the sequence through the stages."""
+
+    order: int
+    start: int
+    count: int
+    singly: bool
+    """One token at a time, as they were run when they were new: the caches come out the same to the last bit."""
+    draw: int
+    """The index of the answer's token to draw from the last position's logits; -1: none."""
+    safe: bool
+    votes: int
+
+
+class Outcome(msgspec.Struct, frozen=True, tag="outcome", array_like=True):
+    """A step is through all stages. `token` is -1 where none was drawn."""
+
+    order: int
+    position: int
+    token: int
+    votes: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop", array_like=True):
+    """No step is under way; every rank acts on these votes now, at the same position."""
+
+    order: int
+    votes: int
+
+
+class Standing(msgspec.Struct, frozen=True, array_like=True):
+    """How far one rank is with a request. `position` counts the tokens in its caches."""
+
+    order: int
+    request_id: str
+    tokens: tuple[int, ...]
+    position: int
+    cancelled: bool
+
+
+Message = Open | Step | Outcome | Stop

@@ -1,0 +1,145 @@
+"""Dynamic safe sync: when may a GPU graph wait for the network?
+
+FAST puts receive, layers and send into one graph: least overhead, but the GPU waits for the stages before, and
+past a few seconds the operating system kills the process for it (the GPU watchdog). SAFE evaluates the receive on
+the CPU first, and builds the graph that uses it afterwards: no command buffer ever waits for a peer.
+
+`SyncPolicy` decides for one rank; rank 0 makes a step safe where any rank asked for it. Pure: no MLX, no clock.
+`WatchdogModel` keeps the books on how long a GPU would have waited, so that tests on a CPU can check the claim.
+Called by generation.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+from exoengine.protocol import SyncSettings
+
+WAIT_SHARE: Final = 0.25
+"""A predicted wait past this share of the watchdog's limit is too much: one bad guess is at most fourfold."""
+
+CALM_SHARE: Final = 0.6
+"""Back to fast only where the prediction is below this share of the limit for it, so that it does not flap."""
+
+CALM_STEPS: Final = 16
+"""… for this many steps in a row."""
+
+LOOKAHEAD_STEPS: Final = 8
+"""The growth of the wait is extrapolated this far: a context grows one token a step, so growth is steady."""
+
+GROWTH_WEIGHT: Final = 0.25
+"""Weight of the newest difference in the smoothed growth."""
+
+CONTEXT_SLACK: Final = 0.95
+"""A context must fall below this share of `safe_context_tokens` before its reason for safety is gone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SyncChoice:
+    safe: bool
+    reason: str
+
+
+class SyncPolicy:
+    """One rank's opinion on how the next step should be evaluated."""
+
+    def __init__(self, settings: SyncSettings) -> None:
+        self._settings = settings
+        self._limit_s = settings.watchdog_s * WAIT_SHARE
+        self._last_s: float | None = None
+        self._growth_s = 0.0
+        self._calm = 0
+        self._link = SyncChoice(safe=False, reason="")
+        self._choice = SyncChoice(safe=True, reason="no step has been measured yet")
+        self._long_context = False
+
+    @property
+    def settings(self) -> SyncSettings:
+        return self._settings
+
+    def set_link(self, healthy: bool, reason: str) -> None:
+        """The daemon's evidence on this rank's edges."""
+        self._link = SyncChoice(safe=not healthy, reason=reason or "the link is not healthy")
+
+    def observe(self, graph_s: float) -> None:
+        """A decode step was evaluated; as one graph it would have lasted `graph_s`, wait included."""
+        if self._last_s is not None:
+            change = graph_s - self._last_s
+            self._growth_s += GROWTH_WEIGHT * (change - self._growth_s)
+        self._last_s = graph_s
+
+    def forget(self) -> None:
+        """Another group or another request: what was measured says little about what comes."""
+        self._last_s, self._growth_s, self._calm = None, 0.0, 0
+        self._choice = SyncChoice(safe=True, reason="no step has been measured yet")
+
+    @property
+    def predicted_s(self) -> float | None:
+        """How long a fast graph would last a few steps from now; None before anything was measured."""
+        if self._last_s is None:
+            return None
+        return self._last_s + max(0.0, self._growth_s) * LOOKAHEAD_STEPS
+
+    def choose(self, kv_tokens: int) -> SyncChoice:
+        """What this rank asks for in the next step, once per step."""
+        match self._settings.sync:
+            case "safe":
+                self._choice = SyncChoice(safe=True, reason="configured")
+            case "fast":
+                self._choice = SyncChoice(safe=False, reason="configured")
+            case "dynamic":
+                self._choice = self._dynamic(kv_tokens)
+        return self._choice
+
+    def _dynamic(self, kv_tokens: int) -> SyncChoice:
+        limit_tokens = self._settings.safe_context_tokens
+        if kv_tokens > limit_tokens:
+            self._long_context = True
+        elif kv_tokens < limit_tokens * CONTEXT_SLACK:
+            self._long_context = False
+        danger = self._danger(kv_tokens)
+        if danger is not None:
+            self._calm = 0
+            return SyncChoice(safe=True, reason=danger)
+        if not self._choice.safe or self._last_s is None:
+            return self._choice
+        self._calm += 1
+        if self._calm < CALM_STEPS and self._calm_needed():
+            return SyncChoice(safe=True, reason=self._choice.reason)
+        self._calm = 0
+        return SyncChoice(safe=False, reason="the predicted wait is short")
+
+    def _danger(self, kv_tokens: int) -> str | None:
+        if self._long_context:
+            return f"{kv_tokens} tokens of context, beyond {self._settings.safe_context_tokens}"
+        if self._link.safe:
+            return self._link.reason
+        predicted = self.predicted_s
+        if predicted is None:
+            return None
+        limit = self._limit_s * (CALM_SHARE if self._choice.safe else 1.0)
+        if predicted > limit:
+            return f"predicted wait {predicted:.2f} s, beyond {limit:.2f} s"
+        return None
+
+    def _calm_needed(self) -> bool:
+        """The first measurement of a group may be trusted at once; leaving safety after danger takes calm."""
+        return self._choice.reason != "no step has been measured yet"
+
+
+@dataclasses.dataclass
+class WatchdogModel:
+    """What a GPU's watchdog would have seen: each evaluation of a graph that contained a receive."""
+
+    watchdog_s: float
+    longest_wait_s: float = 0.0
+    violations: int = 0
+
+    def record(self, safe: bool, waited_s: float) -> None:
+        """`waited_s`: how long the stage waited for its input. In a safe step no graph existed meanwhile."""
+        if safe:
+            return
+        self.longest_wait_s = max(self.longest_wait_s, waited_s)
+        if waited_s > self.watchdog_s:
+            self.violations += 1

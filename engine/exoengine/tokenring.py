@@ -1,0 +1,113 @@
+"""Small messages between neighbouring ranks: what to run next, which token came, what everyone holds.
+
+They run over plain connections beside MLX's ring, for three reasons. A rank that waits here sleeps, where MLX
+would keep a core at 100%. A second collective in the same graph as a send or receive could hang for ever after a
+fault (see group.py). And MLX's small reduction itself hangs now and then with three ranks (ml-explore/mlx #4475).
+
+Decides nothing: it moves messages. Every wait ends at once when the group is aborted. Called by pipeline.py and
+generation.py on the MLX thread.
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+from typing import Any, Final
+
+import msgspec
+
+MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+"""A history of 1,000,000 tokens fits well; more is not a neighbour of ours."""
+
+
+class RingLostError(Exception):
+    """A neighbour is gone, or the group was aborted; `str(error)` says which."""
+
+
+class TokenRing:
+    """Messages go to the right (rank + 1) and come from the left (rank - 1), in order."""
+
+    def __init__(self, rank: int, size: int, left: socket.socket, right: socket.socket) -> None:
+        self.rank, self.size = rank, size
+        self._left, self._right = left, right
+        self._received = bytearray()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(left, selectors.EVENT_READ)
+
+    def send(self, message: bytes) -> None:
+        """Raises RingLostError."""
+        try:
+            self._right.sendall(len(message).to_bytes(4, "big") + message)
+        except OSError as error:
+            raise RingLostError(f"the next rank is gone: {error.strerror or error}") from error
+
+    def receive(self) -> bytes:
+        """Sleeps until the next message is here. Raises RingLostError."""
+        message = self._take()
+        while message is None:
+            self._read()
+            message = self._take()
+        return message
+
+    def receive_or_wake(self, wake: socket.socket) -> bytes | None:
+        """The next message, or None once `wake` is readable. Raises RingLostError."""
+        message = self._take()
+        if message is not None:
+            return message
+        if wake not in self._selector.get_map():
+            self._selector.register(wake, selectors.EVENT_READ)
+        while True:
+            ready = {key.fileobj for key, _ in self._selector.select()}
+            if self._left in ready:
+                self._read()
+                message = self._take()
+                if message is not None:
+                    return message
+            if wake in ready:
+                return None
+
+    def gather(self, mine: bytes) -> list[bytes]:
+        """Every rank's message, by rank; every rank must call this. Raises RingLostError."""
+        parts = [b""] * self.size
+        parts[self.rank] = passing = mine
+        for distance in range(1, self.size):
+            self.send(passing)
+            passing = self.receive()
+            parts[(self.rank - distance) % self.size] = passing
+        return parts
+
+    def close(self) -> None:
+        self._selector.close()
+
+    def _read(self) -> None:
+        try:
+            piece = self._left.recv(65536)
+        except OSError as error:
+            raise RingLostError(f"the rank before is gone: {error.strerror or error}") from error
+        if not piece:
+            raise RingLostError("the rank before closed its connection")
+        self._received += piece
+
+    def _take(self) -> bytes | None:
+        if len(self._received) < 4:
+            return None
+        length = int.from_bytes(self._received[:4], "big")
+        if length > MAX_MESSAGE_BYTES:
+            raise RingLostError(f"the rank before sent a message of {length} bytes")
+        if len(self._received) < 4 + length:
+            return None
+        message = bytes(self._received[4 : 4 + length])
+        del self._received[: 4 + length]
+        return message
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    return msgspec.msgpack.encode(message)
+
+
+def decode(message: bytes, kind: Any) -> Any:
+    """Raises RingLostError where the rank before sent something else: it must not be trusted further."""
+    try:
+        return msgspec.msgpack.decode(message, type=kind)
+    except msgspec.DecodeError as error:
+        raise RingLostError(f"the rank before sent what cannot be read: {error}") from error

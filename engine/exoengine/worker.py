@@ -1,0 +1,351 @@
+"""One rank of the pipeline: `python -m exoengine.worker --socket PATH [--orphan-deadline-s 60]`.
+
+The main thread is the only one that touches MLX: it loads, forms groups and generates, and sees the daemon's
+commands between steps. The control thread (control.py) talks to the daemon and can abort a group at any time.
+Weights, caches and requests outlive a group; the process outlives its daemon for a while.
+
+Decides: which command is acted on in which state. Called by the daemon.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from exoengine.board import Board, State
+from exoengine.protocol import (
+    PROTOCOL_VERSION,
+    Abort,
+    Aborted,
+    Begin,
+    Cancel,
+    Form,
+    Formed,
+    FromWorker,
+    Hello,
+    Leave,
+    Left,
+    LinkHealth,
+    Load,
+    Loaded,
+    LoadFailed,
+    LoadProgress,
+    Prepare,
+    Prepared,
+    ToWorker,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from exoengine.generation import Generations
+    from exoengine.group import Connector
+    from exoengine.loading import LoadedModel
+
+ORPHAN_DEADLINE_S: Final = 60.0
+TERM_DEADLINE_S: Final = 10.0
+"""What a SIGTERM leaves for the step under way: well within launchd's ExitTimeOut of 30 s."""
+
+
+class Worker:
+    """The main thread's view. `hello` may be called from the control thread."""
+
+    def __init__(self, socket_path: Path, orphan_deadline_s: float, connector: Connector) -> None:
+        from exoengine.control import Control, Mailbox
+        from exoengine.group import RingGroup
+
+        self.board = Board()
+        self._group = RingGroup(connector)
+        self._mailbox = Mailbox(self._group.wake_up)
+        self._control = Control(
+            socket_path, self.board, self._mailbox, self._group.abort, self.hello, orphan_deadline_s
+        )
+        self._model: LoadedModel | None = None
+        self._generations: Generations | None = None
+        self._prepared: Prepare | None = None
+        self._formed: Prepare | None = None
+        self._leaving = False
+
+    def run(self) -> None:
+        self._control.start()
+        threading.Thread(target=self._await_term, name="signals", daemon=True).start()
+        while not self._leaving:
+            self._group.drain_wake()
+            message = self._mailbox.take()
+            if message is not None:
+                self._act(message)
+            elif self._formed is not None:
+                self._turn()
+            else:
+                select.select([self._group.wake], [], [])
+        self._group.close()
+        self._emit(Left())
+        self._control.close()
+
+    def hello(self) -> Hello:
+        """Without the requests: the control thread knows them better."""
+        model, plan = self._model, self._formed or self._prepared
+        return Hello(
+            protocol=PROTOCOL_VERSION,
+            pid=os.getpid(),
+            versions={name: metadata.version(name) for name in ("mlx", "mlx-lm")},
+            folder=str(model.folder) if model else None,
+            layers=(model.stage.first, model.stage.last) if model else None,
+            fingerprint=model.summary.fingerprint if model else None,
+            plan_hash=plan.plan_hash if plan else None,
+            attempt=plan.attempt if plan else 0,
+            formed=self._formed is not None,
+            requests=(),
+            can_reform=self._group.can_reform,
+        )
+
+    def _emit(self, message: FromWorker) -> None:
+        self._control.emit(message)
+
+    def _await_term(self) -> None:
+        """SIGTERM is blocked in every thread and taken here, so that it works while MLX holds the main thread."""
+        signal.sigwait({signal.SIGTERM})
+        self._control.leaving(TERM_DEADLINE_S)
+        self._mailbox.put(Leave(TERM_DEADLINE_S))
+
+    # --- commands ---------------------------------------------------------------------------------------
+
+    def _act(self, message: ToWorker) -> None:
+        match message:
+            case Load():
+                self._load(message)
+            case Prepare():
+                self._prepare(message)
+            case Form():
+                self._form(message)
+            case Abort():
+                self._act_on_abort()
+            case Begin():
+                if self._generations is not None:
+                    self._generations.begin(message)
+            case Cancel(request_id):
+                if self._generations is not None:
+                    self._generations.cancel(request_id)
+            case LinkHealth(healthy, reason):
+                if self._generations is not None:
+                    self._generations.policy.set_link(healthy, reason)
+            case Leave():
+                self._leave()
+
+    def _load(self, message: Load) -> None:
+        from exoengine.generation import Generations
+        from exoengine.loading import load
+        from exoengine.model_folder import ModelFolderError
+
+        self._part("replaced", "another model is loaded")
+        self._model = self._generations = None
+        gc.collect()
+        self._set("loading")
+        begun = time.monotonic()
+        self.board.begin("loading", message.sync.load_deadline_s)
+        try:
+            self._model = load(
+                Path(message.folder), message.first_layer, message.last_layer, message.max_context_tokens,
+                lambda done, total: self._emit(LoadProgress(done, total)),
+            )  # fmt: skip
+        except ModelFolderError as error:
+            self._set("empty")
+            self._emit(LoadFailed(message.folder, error.code, str(error)))
+            return
+        finally:
+            self.board.end()
+        model = self._model
+        self._generations = Generations(
+            model, self._group, self.board, self._emit, message.sync, message.kv_bits
+        )
+        gc.collect()
+        gc.freeze()  # a collection after a fault must not walk through what stays for ever
+        self._set("loaded")
+        self._emit(
+            Loaded(
+                folder=message.folder,
+                layers=(model.stage.first, model.stage.last),
+                total_layers=model.stage.total,
+                fingerprint=model.summary.fingerprint,
+                weight_bytes=model.weight_bytes,
+                load_s=time.monotonic() - begun,
+                max_context_tokens=model.max_context_tokens,
+            )
+        )
+
+    def _prepare(self, message: Prepare) -> None:
+        """Leaves the group at a step's end, if a step is under way, and answers when it is left."""
+        self._prepared = message
+        if self._formed is None:
+            self._answer_prepare()
+        elif self._generations is not None:
+            self._generations.pause_wanted = True
+
+    def _answer_prepare(self) -> None:
+        assert self._prepared is not None
+        self._control.settled()
+        self._group.leave()
+        self._set("prepared")
+        self._emit(Prepared(self._prepared.plan_hash, self._prepared.attempt))
+
+    def _form(self, message: Form) -> None:
+        from exoengine.rendezvous import FormError, RingPlan
+
+        plan, generations = self._prepared, self._generations
+        if plan is None or (plan.plan_hash, plan.attempt) != (message.plan_hash, message.attempt):
+            return  # a newer Prepare has come, or none: the daemon knows from our answers
+        if generations is None or self._model is None:
+            self._emit(Aborted(plan.plan_hash, plan.attempt, "no_model", "no model is loaded on this rank", -1))
+            return
+        self._set("forming")
+        begun = time.monotonic()
+        self.board.begin("forming the group", message.deadline_s + 1.0)
+        try:
+            self._group.form(
+                RingPlan(
+                    plan.plan_hash, plan.attempt, plan.rank, plan.size, plan.hosts, plan.connect_from, plan.key
+                ),
+                begun + message.deadline_s,
+            )
+        except FormError as error:
+            self._lost(error.code, str(error))
+            return
+        finally:
+            self.board.end()
+        self._formed, self._prepared = plan, None
+        generations.joined(plan.rank, plan.size)
+        self._set("ready")
+        self._emit(
+            Formed(plan.plan_hash, plan.attempt, time.monotonic() - begun, generations.next_step)
+        )
+
+    def _act_on_abort(self) -> None:
+        """The control thread has shut the connections down already; here the group is dropped."""
+        if self._formed is not None:
+            self._lost("told", "the daemon gave the group up")
+        else:
+            self._group.leave()
+
+    def _leave(self) -> None:
+        if self._formed is not None and self._generations is not None and not self._generations.is_idle:
+            self._generations.pause_wanted = True
+            self._prepared = None
+            self._leave_after_pause = True
+        else:
+            self._leaving = True
+            self._set("leaving")
+
+    # --- turns ------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        from exoengine.generation import Paused
+        from exoengine.tokenring import RingLostError
+
+        generations = self._generations
+        assert generations is not None
+        lost: tuple[str, str] | None = None
+        try:
+            if self._group.abort_reason is not None:
+                raise RingLostError(self._group.abort_reason.text)
+            self._set("generating" if not generations.is_idle or generations.has_work else "ready")
+            if self._formed is not None and self._formed.size == 1 and not generations.has_work:
+                self._rest_alone()
+            else:
+                generations.turn(self._group.wake)
+        except Paused:
+            self._paused()
+        except RingLostError as error:
+            lost = ("peer_lost", str(error))
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            is_ring = "[ring]" in str(error)
+            lost = ("peer_lost" if is_ring else "engine", str(error).strip().partition("\n")[0])
+        if lost is not None:
+            self._lost(*lost)
+
+    def _rest_alone(self) -> None:
+        """A single rank without a request."""
+        assert self._generations is not None
+        if self._generations.pause_wanted:
+            self._paused()
+        else:
+            select.select([self._group.wake], [], [])
+
+    def _paused(self) -> None:
+        """All ranks are at the same step's end and leave the group."""
+        self._control.settled()
+        if self._leave_after_pause:
+            self._drop()
+            self._leaving = True
+            self._set("leaving")
+        elif self._prepared is not None:
+            self._drop()
+            self._answer_prepare()
+        else:
+            self._part("paused", "the ranks leave the group for another plan")
+
+    def _lost(self, code: str, text: str) -> None:
+        """A fault: the group is gone, everything else stays."""
+        reason = self._group.abort_reason
+        if reason is not None:
+            code, text = reason.code, reason.text
+        if code == "engine" and self._generations is not None:
+            self._generations.failed(text)
+            if self._formed is not None and self._formed.size == 1:
+                self._generations.joined(0, 1)
+                return
+        self._part(code, text)
+        if self._leave_after_pause:
+            self._leaving = True
+        elif self._prepared is not None:
+            self._answer_prepare()
+
+    def _part(self, code: str, text: str) -> None:
+        plan, step = self._formed or self._prepared, self._generations.next_step if self._generations else -1
+        was_formed = self._drop()
+        if plan is not None and (was_formed or self.board.state == "forming"):
+            self._set("aborted")
+            self._emit(Aborted(plan.plan_hash, plan.attempt, code, text, step))
+            if not was_formed:
+                self._prepared = None
+
+    def _drop(self) -> bool:
+        was_formed, self._formed = self._formed is not None, None
+        if was_formed and self._generations is not None:
+            self._generations.parted()
+            self._generations.pause_wanted = False
+        self._group.leave()
+        return was_formed
+
+    def _set(self, state: State) -> None:
+        self.board.state = state
+
+    _leave_after_pause = False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="exoengine.worker")
+    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--orphan-deadline-s", type=float, default=ORPHAN_DEADLINE_S)
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the daemon, which then tells its workers
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    from exoengine.group import Connector  # imports MLX
+
+    connector = Connector()
+    try:
+        Worker(arguments.socket, arguments.orphan_deadline_s, connector).run()
+    finally:
+        connector.close()
+    sys.stdout.flush()
+    os._exit(0)  # MLX's threads may still wait for a neighbour that is gone
+
+
+if __name__ == "__main__":
+    main()
