@@ -18,7 +18,7 @@ from exod.control_protocol import CONTROL_VERSION, MAX_LINE_BYTES
 from exod.errors import RequestError, StartError
 from exod.model import Event
 from exod.reports import Readiness
-from exod.services import control_socket
+from exod.services import control_socket, pacing
 from exod.services.control_socket import ControlSocket
 from tests.fake_daemon import CABLE, HERE, PEER, STARTED_AT, VPN, FakeDaemon
 
@@ -254,7 +254,7 @@ async def test_events_follow_until_the_client_closes(tmp_path: Path) -> None:
 
 
 async def test_a_quiet_stream_is_kept_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control_socket, "KEEP_ALIVE_S", 0.02)
+    monkeypatch.setattr(pacing, "KEEP_ALIVE_S", 0.02)
     async with served(tmp_path) as place:
         client = await place.client()
         await client.send(b'{"v":1,"id":2,"verb":"events","args":{"follow":true,"since":1e12}}\n')

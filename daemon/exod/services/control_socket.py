@@ -23,10 +23,11 @@ import structlog
 from exod.commands import DaemonCommands
 from exod.control_protocol import CONTROL_VERSION, MAX_LINE_BYTES, ControlError, ControlReply, ControlRequest
 from exod.errors import ExitCode, RequestError, StartError
+from exod.services import pacing
 from exod.services.control_verbs import Verbs
 from exod.services.field_errors import field_problem
 from exod.services.lines import LineReader, OverlongLineError
-from exod.services.pacing import KEEP_ALIVE_S, paced
+from exod.services.pacing import paced
 
 MAX_CONNECTIONS: Final = 64
 """People and scripts of one user on one host; more is a loop gone wild."""
@@ -164,7 +165,7 @@ class ControlSocket:
         """Sends a stream's items until it ends, or until the client closes its side."""
 
         async def send_all() -> None:
-            async with contextlib.aclosing(paced(stream, KEEP_ALIVE_S)) as items:
+            async with contextlib.aclosing(paced(stream, pacing.KEEP_ALIVE_S)) as items:
                 async for item in items:
                     await sender.send(ControlReply(v=CONTROL_VERSION, id=request.id, item=item))
             await sender.send(ControlReply(v=CONTROL_VERSION, id=request.id, end=True))

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-_PLACE: Final = re.compile(r" - at `\$\.?(?P<field>[^`]*)`$")
+_PLACE: Final = re.compile(r" - at (?P<key>`key` in )?`\$\.?(?P<field>[^`]*)`$")
 _MISSING: Final = re.compile(r"Object missing required field `(?P<field>[^`]+)`")
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<field>[^`]+)`")
 
@@ -20,7 +20,7 @@ def field_problem(error: msgspec.ValidationError) -> tuple[str, str]:
     """("messages[0].role", "expected one of …"); the field is empty where the whole value is wrong."""
     text = str(error)
     place = _PLACE.search(text)
-    field = place["field"] if place else ""
+    field = place["field"].removesuffix("[...]") if place else ""
     problem = text[: place.start()] if place else text
     for pattern, words in ((_MISSING, "is missing"), (_UNKNOWN, "there is no such field")):
         match = pattern.fullmatch(problem)
@@ -28,4 +28,5 @@ def field_problem(error: msgspec.ValidationError) -> tuple[str, str]:
             name = match["field"]
             return (f"{field}.{name}" if field else name), words
     problem = problem.replace("`", "")
-    return field, problem[:1].lower() + problem[1:]
+    problem = problem[:1].lower() + problem[1:]
+    return field, f"a key: {problem}" if place and place["key"] else problem
