@@ -201,4 +201,22 @@ class LogRejected(msgspec.Struct, frozen=True):
     text: str
 
 
-Command = SendDatagram | SendMessage | CheckRoute | Emit | CommitPlan | SuspendPlan | PersistEpoch | LogRejected
+class RaiseIncarnation(msgspec.Struct, frozen=True):
+    """A peer knows a higher incarnation of this node than its own (its state file was lost or restored, and the
+    clock went back): persist one above `seen`, with fsync, and hand it in with CardChanged.
+    """
+
+    seen: int
+
+
+Command = (
+    SendDatagram
+    | SendMessage
+    | CheckRoute
+    | Emit
+    | CommitPlan
+    | SuspendPlan
+    | PersistEpoch
+    | RaiseIncarnation
+    | LogRejected
+)

@@ -78,10 +78,15 @@ class Committed(msgspec.Struct, frozen=True, tag="committed"):
 
 
 class RenegotiateWish(msgspec.Struct, frozen=True, tag="renegotiate"):
-    """A member asks its coordinator for a new plan."""
+    """A member asks its coordinator for a new plan. `plan_hash` is the plan it holds now: once another one is
+    committed the wish is fulfilled, so a repeated or late wish changes nothing.
+    """
 
     sender: NodeId
     reason: str
+    plan_hash: str = ""
+    by_hand: bool = False
+    """A person asks: the running order of the ring need not be kept."""
 
 
 MeshMessage = LinkReport | Propose | Ack | Nack | Commit | Committed | RenegotiateWish

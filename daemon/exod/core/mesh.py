@@ -1,0 +1,524 @@
+"""The cluster's agreement on one plan: coordinator, proposal, unanimous ack, commit.
+
+The theory. The lowest live node coordinates. It gathers what every member reports about its pairs, works out the
+plan that should be, and where that differs from the plan that is (or the plan that is has broken) it numbers a
+proposal above every epoch it has seen and asks all members. A member says yes only to its own coordinator, only to
+edges that its own links agree on, and never to an epoch below one it said yes to. When all have said yes the plan
+is committed and every member told, with receipts. Whatever is lost is repeated; whatever is late is refused by its
+epoch. Whoever loses the coordinator takes the next lowest, whose numbers are higher again; so a superseded plan
+never comes back, and two halves of a partition number apart and are renumbered when they meet.
+
+A broken edge or a vanished rank suspends the plan at once at whoever sees it; only a commit ends that.
+
+Decides which plan is in force. Leaves to others: who has joined (gathering.py), the order (plan.py), what is still
+unanswered (ballot.py), links (link.py). Owned and called by node.py.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from exod.core.ballot import RETRY_S, Ballot, Delivery
+from exod.core.config import CoreConfig
+from exod.core.events import CommitPlan, PersistEpoch, SendMessage, SuspendPlan
+from exod.core.gathering import PATIENCE_S, Gathering
+from exod.core.journal import Journal
+from exod.core.membership import find_fault, objection
+from exod.core.messages import (
+    Ack,
+    Commit,
+    Committed,
+    LinkReport,
+    MeshMessage,
+    Nack,
+    Propose,
+    RenegotiateWish,
+)
+from exod.core.plan import content, hash_prefix, plan_hash
+from exod.core.planwords import describe_change
+from exod.core.standing import PairStanding
+from exod.model import Epoch, MeshPlan, MeshState, NodeCard, NodeId, NodeState
+
+JOIN_SETTLE_S = 0.5
+"""Nodes that join together get one plan: wait this long after the last one joined, unless a plan is broken."""
+REPORT_EVERY_S = 1.0
+"""A report that was lost with its connection is repeated by then."""
+REPORT_BUSY_S = 0.2
+"""While no plan is in force."""
+WISH_EVERY_S = 0.5
+"""A member with a suspended plan asks its coordinator this often."""
+DISAGREE_S = 1.5
+"""Datagrams that show another plan than ours for longer than any delivery takes: one of us missed a commit."""
+
+
+class LastChange(msgspec.Struct, frozen=True):
+    at: float
+    reason: str
+    detect_ms: float | None
+    agree_ms: float
+
+
+class Mesh:
+    def __init__(self, card: NodeCard, config: CoreConfig, journal: Journal, epoch_number: int, now: float) -> None:
+        self.card = card
+        self._config = config
+        self._journal = journal
+        self.epoch_seen = epoch_number
+        self.committed: MeshPlan | None = None
+        self.suspended: str | None = None
+        self.last_change: LastChange | None = None
+        self.waiting_for: tuple[NodeId, ...] = ()
+        """Live nodes that have not joined, as the coordinator sees it."""
+        self._standings: dict[NodeId, PairStanding] = {}
+        self._gathering = Gathering(now)
+        self._promised = Epoch(0, 0)
+        self._ballot: Ballot | None = None
+        self._delivery: Delivery | None = None
+        self._wish: str | None = None
+        """A new plan is wanted although the old one would do; the reason."""
+        self._by_hand = False
+        self._asking: tuple[str, str, bool] | None = None
+        """(reason, plan hash, by hand) of a wish that the coordinator has not fulfilled yet."""
+        self._asked_at = now
+        self._trigger_at: float | None = None
+        self._started_at = now
+        self._report_seq = 0
+        self._reported: tuple[NodeId, tuple[object, ...]] | None = None
+        self._reported_at = now
+        self._apart_since: dict[NodeId, float] = {}
+        self.deadline = now
+
+    # --- what others ask ----------------------------------------------------------------------------------------
+
+    @property
+    def coordinator(self) -> NodeId:
+        """The lowest live node, as seen here."""
+        return min([self.card.id, *(peer for peer, one in self._standings.items() if self._lives(one))])
+
+    @property
+    def coordinates(self) -> bool:
+        return self.coordinator == self.card.id
+
+    @property
+    def state(self) -> MeshState:
+        plan = self.committed
+        if plan is None:
+            return MeshState.FORMING
+        if self.suspended is not None or self._ballot is not None:
+            return MeshState.RENEGOTIATING
+        if len(plan.members) == 1:
+            others = any(self._lives(one) for one in self._standings.values())
+            return MeshState.FORMING if others else MeshState.ALONE
+        return MeshState.AGREED
+
+    @property
+    def plan_prefix(self) -> str:
+        return "" if self.committed is None else hash_prefix(self.committed)
+
+    @staticmethod
+    def _lives(standing: PairStanding) -> bool:
+        return standing.heard and not standing.left and standing.state is not NodeState.DOWN
+
+    # --- inputs -------------------------------------------------------------------------------------------------
+
+    def adopt_card(self, card: NodeCard, now: float) -> None:
+        reborn = card.incarnation != self.card.incarnation
+        self.card = card
+        if reborn:
+            if self.committed is not None:
+                self._suspend("this node started a new incarnation", now)
+            self.committed, self.suspended = None, None
+            self._ballot = self._delivery = None
+            self._report_seq = 0
+        self.evaluate(now)
+
+    def update(self, standing: PairStanding, now: float) -> None:
+        """A link changed."""
+        self._standings[standing.peer] = standing
+        self.evaluate(now)
+
+    def forget(self, peer: NodeId) -> None:
+        self._standings.pop(peer, None)
+        self._gathering.forget(peer)
+        self._apart_since.pop(peer, None)
+
+    def connected(self, peer: NodeId, now: float) -> None:
+        """There is a way for messages again: say again what may have been lost."""
+        self._gathering.welcome(peer)
+        self._reported = None
+        if self._ballot is not None:
+            self._ballot.retry_at = now
+        if self._delivery is not None:
+            self._delivery.retry_at = now
+        self.evaluate(now)
+
+    def saw_epoch(self, number: int) -> None:
+        self.epoch_seen = max(self.epoch_seen, number)
+
+    def renegotiate(self, reason: str, now: float) -> None:
+        """A person asks for a new plan: the running order need not be kept."""
+        self._want(reason, by_hand=True, now=now)
+        self.evaluate(now)
+
+    def lagged(self, lag_s: float) -> None:
+        self._gathering.shift(lag_s)
+        self._apart_since = {peer: since + lag_s for peer, since in self._apart_since.items()}
+        if self._ballot is not None:
+            self._ballot.started_at += lag_s
+
+    def receive(self, peer: NodeId, message: MeshMessage, now: float) -> None:
+        """A message of an authenticated peer. One of another life than the known one changes nothing."""
+        match message:
+            case LinkReport():
+                self._take_report(peer, message)
+            case Propose():
+                self._consider(peer, message, now)
+            case Ack():
+                self._take_ack(peer, message, now)
+            case Nack():
+                self._take_nack(peer, message, now)
+            case Commit():
+                self._follow(peer, message, now)
+            case Committed():
+                self._take_receipt(peer, message)
+            case RenegotiateWish():
+                if self.coordinates and message.plan_hash == (
+                    "" if self.committed is None else self.committed.hash
+                ):
+                    self._want(message.reason, by_hand=message.by_hand, now=now)
+        self.evaluate(now)
+
+    # --- the member's side --------------------------------------------------------------------------------------
+
+    def _consider(self, peer: NodeId, message: Propose, now: float) -> None:
+        plan = message.plan
+        self.saw_epoch(plan.epoch.number)
+        refusal = self._refusal(peer, plan)
+        me = self.card
+        if refusal is not None:
+            self._journal.decide(now, plan.hash, "refused a proposal", epoch=plan.epoch.number, reason=refusal)
+            self._send(peer, Nack(me.id, me.incarnation, plan.epoch, plan.hash, self.epoch_seen, refusal))
+            return
+        if plan.epoch != self._promised:
+            self._journal.decide(
+                now, plan.hash, "said yes to a proposal", epoch=plan.epoch.number, coordinator=peer
+            )
+        self._promise(plan.epoch)
+        if self._trigger_at is None:
+            self._trigger_at = now
+        self._send(peer, Ack(me.id, me.incarnation, plan.epoch, plan.hash))
+
+    def _refusal(self, peer: NodeId, plan: MeshPlan) -> str | None:
+        if plan.coordinator != peer or plan.hash != plan_hash(plan):
+            return "not the plan of its sender"
+        if self.coordinator != peer:
+            return f"{self.coordinator} coordinates here"
+        if plan.epoch < self._promised:
+            return f"epoch {plan.epoch.number} is over"
+        return objection(plan, self.card, self._standings)
+
+    def _follow(self, peer: NodeId, message: Commit, now: float) -> None:
+        plan, me = message.plan, self.card
+        self.saw_epoch(plan.epoch.number)
+        receipt = Committed(me.id, me.incarnation, plan.epoch, plan.hash)
+        if self.committed is not None and plan.hash == self.committed.hash:
+            self._send(peer, receipt)
+            return
+        mine = any(member.id == me.id and member.incarnation == me.incarnation for member in plan.members)
+        if plan.epoch < self._promised or not mine or plan.hash != plan_hash(plan):
+            text = "a newer plan is under way" if mine else "not a plan of this incarnation"
+            self._send(peer, Nack(me.id, me.incarnation, plan.epoch, plan.hash, self.epoch_seen, text))
+            return
+        self._commit(plan, message.reason, now)
+        self._send(peer, receipt)
+
+    def _promise(self, epoch: Epoch) -> None:
+        """Never say yes to less from here on."""
+        self._promised = max(self._promised, epoch)
+        self.saw_epoch(epoch.number)
+        self._journal.command(PersistEpoch(self.epoch_seen))
+
+    def _report(self, now: float) -> None:
+        coordinator = self.coordinator
+        links = tuple(one.summary for _, one in sorted(self._standings.items()) if self._lives(one))
+        # Cost orders paths and is no news by itself.
+        essence = tuple(msgspec.structs.replace(one, cost_ms=0.0) for one in links)
+        every = REPORT_EVERY_S if self.state is MeshState.AGREED else REPORT_BUSY_S
+        if self._reported == (coordinator, essence) and now < self._reported_at + every:
+            return
+        self._reported = (coordinator, essence)
+        self._reported_at = now
+        self._report_seq += 1
+        me = self.card
+        self._send(coordinator, LinkReport(me.id, me.incarnation, self._report_seq, self.epoch_seen, links))
+
+    # --- the coordinator's side ---------------------------------------------------------------------------------
+
+    def _take_report(self, peer: NodeId, report: LinkReport) -> None:
+        if report.sender == peer and self._gathering.take(report):
+            self.saw_epoch(report.epoch_seen)
+
+    def _take_ack(self, peer: NodeId, message: Ack, now: float) -> None:
+        ballot = self._ballot
+        if ballot is None or not self._answers(peer, message, ballot.plan):
+            return
+        ballot.ack(peer)
+        if ballot.unanimous:
+            self._commit(ballot.plan, ballot.reason, now)
+
+    def _take_nack(self, peer: NodeId, message: Nack, now: float) -> None:
+        self.saw_epoch(message.epoch_seen)
+        ballot, plan = self._ballot, self.committed
+        if ballot is not None and self._answers(peer, message, ballot.plan):
+            ballot.refusals[peer] = message.text
+            self._journal.decide(now, message.plan_hash, "a member refused", member=peer, text=message.text)
+            if message.epoch_seen > ballot.plan.epoch.number:
+                self._ballot = None  # numbered too low: propose again above it
+        elif plan is not None and self._delivery is not None and self._answers(peer, message, plan):
+            self._delivery.missing.discard(peer)
+            self._want(f"{peer} refused the commit: {message.text}", by_hand=False, now=now)
+
+    def _take_receipt(self, peer: NodeId, message: Committed) -> None:
+        if self._delivery is not None and self._answers(peer, message, self._delivery.plan):
+            self._delivery.missing.discard(peer)
+
+    def _answers(self, peer: NodeId, message: Ack | Nack | Committed, plan: MeshPlan) -> bool:
+        asked = any(one.id == peer and one.incarnation == message.incarnation for one in plan.members)
+        return asked and message.sender == peer and (message.epoch, message.plan_hash) == (plan.epoch, plan.hash)
+
+    def _coordinate(self, now: float) -> None:
+        waiting = self._gathering.assess(self._standings, now)
+        self.waiting_for = tuple(sorted(waiting))
+        self._send_again_to_strays(now)
+        desired = self._desired(waiting, now)
+        if desired is None:
+            self._ballot = None
+            return
+        current = self.committed
+        fits = current is not None and content(desired) == content(current)
+        if fits and self.suspended is None and self._wish is None:
+            self._ballot = None
+            self._trigger_at = None
+            return
+        if self._trigger_at is None:
+            self._trigger_at = now
+        if self._ballot is not None and content(self._ballot.plan) == content(desired):
+            self._pursue(self._ballot, now)
+        elif self._settled(current, desired, now):
+            self._propose(desired, now)
+
+    def _desired(self, waiting: dict[NodeId, float], now: float) -> MeshPlan | None:
+        """The plan that should be; None while it cannot be told yet."""
+        current = self.committed
+        bound = set() if current is None else {member.id for member in current.members}
+        for peer, until in waiting.items():
+            # A newcomer that is slow to join must not hold up the repair of a plan that runs.
+            if now < until and (current is None or peer in bound):
+                return None
+        running = () if current is None or self._by_hand else current.ring
+        return self._gathering.plan(self.card, self._standings, self._gathering.joined, running, now)
+
+    def _settled(self, current: MeshPlan | None, desired: MeshPlan, now: float) -> bool:
+        """Give nodes that come together the time to meet; a repair waits for nobody."""
+        if current is None:
+            return now >= self._started_at + self._config.solo_settle_s
+        members = {member.id for member in current.members}
+        newcomers = any(member.id not in members for member in desired.members)
+        return self.suspended is not None or not newcomers or now >= self._gathering.grew_at + JOIN_SETTLE_S
+
+    def _propose(self, desired: MeshPlan, now: float) -> None:
+        epoch = Epoch(self.epoch_seen + 1, self.card.incarnation)
+        plan = msgspec.structs.replace(desired, epoch=epoch, hash="")
+        plan = msgspec.structs.replace(plan, hash=plan_hash(plan))
+        reason = self._wish or self.suspended or describe_change(self.committed, plan, self._names())
+        self._promise(epoch)
+        asked = frozenset(member.id for member in plan.members if member.id != self.card.id)
+        self._ballot = Ballot(plan, reason, asked, now)
+        self._journal.decide(
+            now,
+            plan.hash,
+            "proposed a plan",
+            epoch=epoch.number,
+            ring=plan.ring,
+            reason=reason,
+            asked=sorted(asked),
+        )
+        self._pursue(self._ballot, now)
+
+    def _pursue(self, ballot: Ballot, now: float) -> None:
+        if ballot.unanimous:
+            self._commit(ballot.plan, ballot.reason, now)
+            return
+        if now - ballot.started_at >= PATIENCE_S:
+            for peer in sorted(ballot.missing):
+                self._gathering.exclude(peer, now)
+                self._journal.decide(
+                    now,
+                    ballot.plan.hash,
+                    "leaves out a member",
+                    member=peer,
+                    text=ballot.refusals.get(peer, "no answer"),
+                )
+            self._ballot = None
+            return
+        for peer in ballot.due(now):
+            self._send(peer, Propose(ballot.plan, ballot.reason))
+
+    def _deliver(self, now: float) -> None:
+        delivery = self._delivery
+        if delivery is None:
+            return
+        for member in delivery.plan.members:
+            standing = self._standings.get(member.id)
+            if standing is None or not self._lives(standing) or standing.incarnation != member.incarnation:
+                delivery.missing.discard(member.id)
+        for peer in delivery.due(now):
+            self._send(peer, Commit(delivery.plan, delivery.reason))
+        if not delivery.missing:
+            self._delivery = None
+
+    def _send_again_to_strays(self, now: float) -> None:
+        """A member whose datagrams show another plan missed the commit."""
+        plan = self.committed
+        if plan is None or self.suspended is not None or plan.coordinator != self.card.id:
+            return
+        strays = {member.id for member in plan.members if self._apart(member.id, now)}
+        if strays and self._delivery is None:
+            self._delivery = Delivery(plan, "sent again", strays, now)
+
+    # --- both ---------------------------------------------------------------------------------------------------
+
+    def evaluate(self, now: float) -> None:
+        """Work out what follows from what is known. Safe to call at any time, any number of times."""
+        self._watch_plan(now)
+        if self.coordinates:
+            self._asking = None
+            self._coordinate(now)
+        else:
+            self._ballot = None
+            self.waiting_for = ()
+            if self.suspended is None and self._trigger_at is not None and now - self._trigger_at > PATIENCE_S:
+                self._trigger_at = None  # that proposal came to nothing
+            self._report(now)
+            self._ask(now)
+        self._deliver(now)
+        self.deadline = now + self._patience_s()
+
+    def _patience_s(self) -> float:
+        calm = self.state in (MeshState.AGREED, MeshState.ALONE) and self._delivery is None and self._asking is None
+        return REPORT_EVERY_S / 2 if calm and self._trigger_at is None else RETRY_S
+
+    def _watch_plan(self, now: float) -> None:
+        plan = self.committed
+        if plan is None or self.suspended is not None:
+            return
+        fault = find_fault(plan, self.card, self._standings)
+        coordinator = self.coordinator
+        if fault is None and coordinator != self.card.id and self._apart(coordinator, now):
+            fault = "the coordinator runs another plan"
+        if fault is not None:
+            self._suspend(fault, now)
+
+    def _apart(self, peer: NodeId, now: float) -> bool:
+        """Has this peer shown another plan than ours for too long?"""
+        standing = self._standings.get(peer)
+        if standing is None or standing.plan_prefix in ("", self.plan_prefix) or not self._lives(standing):
+            self._apart_since.pop(peer, None)
+            return False
+        return now - self._apart_since.setdefault(peer, now) >= DISAGREE_S
+
+    def _suspend(self, reason: str, now: float) -> None:
+        assert self.committed is not None
+        self.suspended = reason
+        if self._trigger_at is None:
+            self._trigger_at = now
+        self._journal.decide(now, self.committed.hash, "suspended the plan", reason=reason)
+        self._journal.command(SuspendPlan(self.committed.hash, reason))
+
+    def _want(self, reason: str, *, by_hand: bool, now: float) -> None:
+        if self.coordinates:
+            self._wish = reason
+            self._by_hand = self._by_hand or by_hand
+        else:
+            self._asking = (reason, "" if self.committed is None else self.committed.hash, by_hand)
+            self._asked_at = now - WISH_EVERY_S
+
+    def _ask(self, now: float) -> None:
+        """A member's wish: a person's, or for an end to a suspension that the coordinator may not know of."""
+        if self.suspended is not None and self._asking is None:
+            self._want(self.suspended, by_hand=False, now=now)
+            self._asked_at = now - WISH_EVERY_S / 2  # the coordinator mostly knows: give it a moment
+        if self._asking is None:
+            return
+        reason, plan, by_hand = self._asking
+        if plan != ("" if self.committed is None else self.committed.hash):
+            self._asking = None
+        elif now - self._asked_at >= WISH_EVERY_S:
+            self._asked_at = now
+            self._send(self.coordinator, RenegotiateWish(self.card.id, reason, plan, by_hand))
+
+    def _commit(self, plan: MeshPlan, reason: str, now: float) -> None:
+        """The one setter of the plan in force."""
+        verdicts = [
+            one
+            for one in self._standings.values()
+            if one.verdict_at is not None
+            and self._trigger_at is not None
+            and one.verdict_at >= self._trigger_at - 1.0
+        ]
+        newest = max(verdicts, key=lambda one: one.verdict_at or 0.0, default=None)
+        detect_ms = None if newest is None else newest.detect_ms
+        since = now if self._trigger_at is None else self._trigger_at
+        if newest is not None and newest.verdict_at is not None:
+            since = min(since, newest.verdict_at)
+        agree_ms = (now - since) * 1e3
+        self._promise(plan.epoch)
+        self.committed, self.suspended = plan, None
+        self._ballot = None
+        self._wish, self._by_hand, self._asking = None, False, None
+        self._trigger_at = None
+        self._apart_since.clear()
+        self.last_change = LastChange(now, reason, detect_ms, agree_ms)
+        if plan.coordinator == self.card.id:
+            others = {member.id for member in plan.members if member.id != self.card.id}
+            self._delivery = Delivery(plan, reason, others, now)
+        else:
+            self._delivery = None
+        self._journal.decide(
+            now,
+            plan.hash,
+            "committed a plan",
+            epoch=plan.epoch.number,
+            ring=plan.ring,
+            reason=reason,
+            detect_ms=detect_ms,
+            agree_ms=agree_ms,
+        )
+        self._journal.command(CommitPlan(plan, reason, detect_ms, agree_ms))
+        self._journal.emit(
+            "mesh.agreed",
+            plan.hash,
+            epoch=plan.epoch.number,
+            reason=reason,
+            detect_ms=detect_ms,
+            agree_ms=agree_ms,
+            coordinator=plan.coordinator,
+            members=[member.id for member in plan.members],
+            ring=list(plan.ring),
+        )
+
+    def _names(self) -> dict[NodeId, str]:
+        return {self.card.id: self.card.name, **{peer: one.card.name for peer, one in self._standings.items()}}
+
+    def _send(self, peer: NodeId, message: MeshMessage) -> None:
+        self._journal.command(SendMessage(peer, message))
+
+    def validate(self) -> None:
+        """The invariants of the mesh that one node can see."""
+        plan = self.committed
+        if plan is not None:
+            assert plan.hash == plan_hash(plan)
+            assert plan.epoch <= self._promised, "in force without a promise"
+            assert self._promised.number <= self.epoch_seen
+        if self._ballot is not None:
+            assert self.coordinates, "a proposal of one who does not coordinate"

@@ -1,0 +1,263 @@
+"""The whole core of one node: inputs in, commands out, with `now` beside them.
+
+The four verbs are those of a sans-I/O protocol: `handle` an input, `handle_timer`, `next_deadline`, and the
+commands that both return. Decides nothing itself: it takes datagrams apart (wire.py), gives each to its link
+(link.py), tells the mesh (mesh.py) what changed, and tells the links what the mesh committed. Called by the shell's
+probing and control-plane services, through app.py, and by the simulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from exod.core import events
+from exod.core.config import CoreConfig
+from exod.core.events import Command, Input, LogRejected
+from exod.core.faults import IllegalMoveError, WireError
+from exod.core.journal import Decision, Journal
+from exod.core.link import Link
+from exod.core.membership import shares_edge
+from exod.core.mesh import Mesh
+from exod.core.standing import pair_standing
+from exod.core.view import NodeView, link_view, mesh_view, node_entry, self_entry
+from exod.core.wire import decode
+from exod.model import NodeCard, NodeId, NodeState
+
+MAX_PEERS = 64
+"""Beyond this the peer that has been down for longest is forgotten: a bound on memory and on probing."""
+SMALL_CLUSTER = 8
+"""Up to this many nodes the coordinator's pairs are watched as closely as the ring's."""
+
+
+class NodeCore:
+    """`key` is the datagrams' MAC key (up to 64 bytes); `platform` is "darwin" or "linux", for words only; `seed`
+    spreads the probes in time; `epoch_number` is the highest that PersistEpoch ever gave.
+    """
+
+    def __init__(
+        self,
+        card: NodeCard,
+        key: bytes,
+        config: CoreConfig,
+        platform: str,
+        seed: int,
+        epoch_number: int,
+        now: float,
+    ) -> None:
+        self.card = card
+        self._key = key
+        self._config = config
+        self._platform = platform
+        self._seed = seed
+        self._started_at = now
+        self._journal = Journal()
+        self.links: dict[NodeId, Link] = {}
+        self.mesh = Mesh(card, config, self._journal, epoch_number, now)
+        self._announced = (-1, "")
+        self._handlers: dict[type[Any], Callable[[Any, float], None]] = {
+            events.DatagramReceived: self._datagram_received,
+            events.DatagramSent: self._datagram_sent,
+            events.SendFailed: self._send_failed,
+            events.CardChanged: self._card_changed,
+            events.PeerCardReceived: self._peer_card_received,
+            events.PeerLeft: self._peer_left,
+            events.MessageReceived: self._message_received,
+            events.PeerConnected: self._peer_connected,
+            events.PeerDisconnected: self._peer_disconnected,
+            events.RouteChecked: self._route_checked,
+            events.RenegotiateRequested: self._renegotiate_requested,
+            events.DebugFault: self._debug_fault,
+            events.DebugPin: self._debug_pin,
+            events.LoopLagged: self._loop_lagged,
+        }
+
+    # --- the four verbs -----------------------------------------------------------------------------------------
+
+    def handle(self, event: Input, now: float) -> list[Command]:
+        """Take one input. Never raises for anything that came from outside."""
+        handler = self._handlers.get(type(event))
+        if handler is None:
+            raise IllegalMoveError("not an input of the core", event=event)
+        handler(event, now)
+        self._propagate(now)
+        return self._journal.drain()
+
+    def handle_timer(self, now: float) -> list[Command]:
+        """Do what is due. Sockets are drained first (the late-loop rule), and a lag is told with LoopLagged."""
+        for link in self.links.values():
+            if link.next_deadline() <= now:
+                link.handle_timer(now)
+        if self.mesh.deadline <= now:
+            self.mesh.evaluate(now)
+        self._propagate(now)
+        return self._journal.drain()
+
+    def next_deadline(self) -> float | None:
+        """When handle_timer has something to do, if nothing else happens."""
+        deadline = self.mesh.deadline
+        for link in self.links.values():
+            deadline = min(deadline, link.next_deadline())
+        return deadline
+
+    def goodbye(self, now: float) -> list[Command]:
+        """This node is leaving: one last datagram on each living path."""
+        for link in self.links.values():
+            link.goodbye(now)
+        return self._journal.drain()
+
+    # --- what it knows ------------------------------------------------------------------------------------------
+
+    def view(self, now: float) -> NodeView:
+        links = [self.links[peer] for peer in sorted(self.links)]
+        return NodeView(
+            me=self.card,
+            nodes=(self_entry(self.card, self._started_at), *(node_entry(link) for link in links)),
+            links=tuple(link_view(link, self._platform, now) for link in links),
+            mesh=mesh_view(self.mesh),
+        )
+
+    def history(self) -> tuple[Decision, ...]:
+        """The newest decisions with their inputs, oldest first."""
+        return self._journal.history()
+
+    def validate(self) -> None:
+        """Every invariant that one node can check of itself. For tests: raises AssertionError."""
+        for link in self.links.values():
+            link.validate()
+        self.mesh.validate()
+
+    # --- inputs -------------------------------------------------------------------------------------------------
+
+    def _datagram_received(self, event: events.DatagramReceived, now: float) -> None:
+        remote = event.remote_address
+        try:
+            datagram = decode(event.data, self._key)
+        except WireError as error:
+            self._journal.command(LogRejected(remote, error.code, error.text))
+            return
+        if datagram.destination != self.card.id or datagram.sender == self.card.id:
+            self._journal.command(LogRejected(remote, "not_for_me", f"it is for {datagram.destination}"))
+            return
+        if (datagram.source_address, datagram.target_address) != (remote, event.local_address):
+            text = f"made for {datagram.source_address} to {datagram.target_address}"
+            self._journal.command(LogRejected(remote, "wrong_addresses", text))
+            return
+        link = self.links.get(datagram.sender)
+        if link is None:
+            return  # its card is on the way
+        self.mesh.saw_epoch(datagram.epoch_number)
+        link.receive(datagram, event.local_address, remote, event.received_at, now)
+
+    def _datagram_sent(self, event: events.DatagramSent, now: float) -> None:
+        link = self.links.get(event.peer)
+        if link is not None:
+            link.sent(event.path, event.seq, event.sent_at, now)
+
+    def _send_failed(self, event: events.SendFailed, now: float) -> None:
+        link = self.links.get(event.peer)
+        if link is not None:
+            link.refused(event.path, event.errno)
+
+    def _card_changed(self, event: events.CardChanged, now: float) -> None:
+        if event.card.id != self.card.id or event.card.incarnation < self.card.incarnation:
+            raise IllegalMoveError("a node keeps its id, and its incarnation only grows", card=event.card.id)
+        self.card = event.card
+        for link in self.links.values():
+            link.adopt_me(event.card, now)
+        self.mesh.adopt_card(event.card, now)
+
+    def _peer_card_received(self, event: events.PeerCardReceived, now: float) -> None:
+        card = event.card
+        if card.id == self.card.id:
+            return
+        link = self.links.get(card.id)
+        if link is not None:
+            link.adopt_peer(card, now)
+        elif self._has_room(now):
+            self.links[card.id] = Link(
+                self.card, card, key=self._key, config=self._config, journal=self._journal, seed=self._seed, now=now
+            )
+            self._announced = (-1, "")
+
+    def _has_room(self, now: float) -> bool:
+        if len(self.links) < MAX_PEERS:
+            return True
+        down = [link for link in self.links.values() if link.liveness.state is NodeState.DOWN]
+        if not down:
+            self._journal.decide(now, self.card.id, "no room for another node", peers=len(self.links))
+            return False
+        oldest = min(down, key=lambda link: link.liveness.since).peer.id
+        del self.links[oldest]
+        self.mesh.forget(oldest)
+        self._journal.decide(now, oldest, "forgot a node that is down", peers=len(self.links))
+        return True
+
+    def _peer_left(self, event: events.PeerLeft, now: float) -> None:
+        link = self.links.get(event.peer)
+        if link is not None and link.peer_incarnation == event.incarnation:
+            link.leave(now)
+
+    def _message_received(self, event: events.MessageReceived, now: float) -> None:
+        if event.peer in self.links:
+            self.mesh.receive(event.peer, event.message, now)
+
+    def _peer_connected(self, event: events.PeerConnected, now: float) -> None:
+        link = self.links.get(event.peer)
+        if link is not None:
+            link.connected(now)
+            self.mesh.connected(event.peer, now)
+
+    def _peer_disconnected(self, event: events.PeerDisconnected, now: float) -> None:
+        link = self.links.get(event.peer)
+        if link is not None:
+            link.disconnected(now)
+
+    def _route_checked(self, event: events.RouteChecked, now: float) -> None:
+        link = self.links.get(event.peer)
+        if link is not None:
+            link.routed(event.path, event.leaves_from, now)
+
+    def _renegotiate_requested(self, event: events.RenegotiateRequested, now: float) -> None:
+        self.mesh.renegotiate(event.reason, now)
+
+    def _debug_fault(self, event: events.DebugFault, now: float) -> None:
+        for link in self.links.values():
+            link.fault(event.path, drop=event.drop, delay_ms=event.delay_ms, until=now + event.for_s)
+
+    def _debug_pin(self, event: events.DebugPin, now: float) -> None:
+        for link in self.links.values():
+            if event.path in link.paths:
+                link.pin(event.path, now + event.for_s, now)
+
+    def _loop_lagged(self, event: events.LoopLagged, now: float) -> None:
+        for link in self.links.values():
+            link.lagged(event.lag_s, now)
+        self.mesh.lagged(event.lag_s)
+
+    # --- what follows -------------------------------------------------------------------------------------------
+
+    def _propagate(self, now: float) -> None:
+        """Links tell the mesh what changed; the mesh's plan tells the links whom to watch closely."""
+        for link in self.links.values():
+            if link.changed:
+                link.changed = False
+                self.mesh.update(pair_standing(link), now)
+        announced = (self.mesh.epoch_seen, self.mesh.plan_prefix)
+        if announced == self._announced:
+            return
+        self._announced = announced
+        for link in self.links.values():
+            link.prober.epoch_number, link.prober.plan_prefix = announced
+            link.prober.edge = self._watched_closely(link.peer.id)
+
+    def _watched_closely(self, peer: NodeId) -> bool:
+        plan = self.mesh.committed
+        small = len(self.links) < SMALL_CLUSTER
+        if plan is None:
+            return small
+        me = self.card.id
+        if shares_edge(plan, me, peer):
+            return True
+        newcomer = all(member.id != peer for member in plan.members)
+        return small and (newcomer or plan.coordinator in (me, peer))

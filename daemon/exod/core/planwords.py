@@ -1,0 +1,40 @@
+"""What changed between two plans, in one line for people and for the event log.
+
+Decides nothing. Called by mesh.py when it proposes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from exod.model import MeshPlan, NodeId
+
+
+def describe_change(before: MeshPlan | None, after: MeshPlan, names: Mapping[NodeId, str]) -> str:
+    if before is None:
+        return "first plan"
+    old = {member.id: member.incarnation for member in before.members}
+    new = {member.id: member.incarnation for member in after.members}
+    parts = [f"{_name(one, names)} joined" for one in new if one not in old]
+    parts += [f"{_name(one, names)} left" for one in old if one not in new]
+    parts += [f"{_name(one, names)} started again" for one in new if one in old and old[one] != new[one]]
+    if not parts:
+        parts = _moved_edges(before, after, names)
+    if not parts and before.ring != after.ring:
+        parts = ["another ring order"]
+    return ", ".join(parts) or "the model, its split or a node's share changed"
+
+
+def _moved_edges(before: MeshPlan, after: MeshPlan, names: Mapping[NodeId, str]) -> list[str]:
+    old = {frozenset((edge.source, edge.target)): edge.path for edge in before.edges}
+    moved = {}
+    for edge in after.edges:
+        pair = frozenset((edge.source, edge.target))
+        if pair in old and old[pair] != edge.path and pair not in moved:
+            low, high = sorted((edge.source, edge.target))
+            moved[pair] = f"{_name(low, names)}–{_name(high, names)} moved to {edge.source_interface} ({edge.kind})"
+    return list(moved.values())
+
+
+def _name(node: NodeId, names: Mapping[NodeId, str]) -> str:
+    return names.get(node, node)

@@ -1,0 +1,78 @@
+"""The order of a pair's paths, and the words for it.
+
+The theory: a path that works comes before one that is degraded; among those, one within the latency band before one
+that is slow, and a slow one before one that loses datagrams (TCP crawls on loss and merely lags on latency); inside
+a band the kind decides, because the cable has the bandwidth and the RTT of a probe does not show it; only then does
+the measured cost decide, and the name last, so that the order is total. `grade` is the part of the order that can
+cause a switch: inside a grade, jitter changes nothing.
+
+Decides no switch (selection.py does). Called by selection.py and, for `why`, by link.py.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import msgspec
+
+from exod.model import KIND_PREFERENCE, Kind, PathId, PathState
+
+
+class Band(IntEnum):
+    FAST = 0
+    """Within the degraded limit."""
+    SLOW = 1
+    LOSSY = 2
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """One path as its pair sees it: both ends' states combined."""
+
+    path: PathId
+    state: PathState
+    band: Band
+    kind: Kind
+    eligible: bool
+    """Both ends found that the ring's own connection would take this path."""
+    undecided: bool
+    """It may still turn out usable: not measured yet, or its route not checked yet."""
+    audible: bool
+    """It delivered in the last moment, as far as its pace lets one tell."""
+    fresh: bool
+    """Its floor is new enough to compare with."""
+    cost_ms: float
+
+    @property
+    def usable(self) -> bool:
+        return self.eligible and self.state in (PathState.UP, PathState.DEGRADED)
+
+
+Grade = tuple[int, int, int]
+
+
+def grade(standing: Standing) -> Grade:
+    """(state, band, kind), smaller is better. Only for usable paths."""
+    return (
+        0 if standing.state is PathState.UP else 1,
+        int(standing.band),
+        KIND_PREFERENCE[standing.kind],
+    )
+
+
+def order(standing: Standing) -> tuple[Grade, float, PathId]:
+    """A total order, best first."""
+    return (grade(standing), standing.cost_ms, standing.path)
+
+
+def comparison(better: Standing, worse: Standing) -> str:
+    """Why one path comes before another, in words."""
+    if better.state is not worse.state:
+        return f"{worse.state} comes after {better.state}"
+    if better.band is not worse.band:
+        words = {Band.FAST: "fast", Band.SLOW: "slow", Band.LOSSY: "lossy"}
+        return f"{words[worse.band]} comes after {words[better.band]}"
+    if better.kind is not worse.kind:
+        return f"{worse.kind} comes after {better.kind}"
+    if better.cost_ms != worse.cost_ms:
+        return f"costs {worse.cost_ms:.2f} ms, the better one {better.cost_ms:.2f} ms"
+    return "as good as the better one, and later by name"

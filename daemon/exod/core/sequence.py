@@ -1,0 +1,54 @@
+"""Which sequence numbers of one direction of one path were seen: replay protection and loss, from one bitmap.
+
+Decides whether a number is fresh (the sliding window of RFC 4303, section 3.4.3) and what share of the newest
+numbers never came. Never forgets a number while the sender's incarnation lasts. Called by link.py for each
+datagram.
+"""
+
+from __future__ import annotations
+
+WINDOW = 64
+"""Numbers below newest - 63 are refused unseen: more reordering than that is no live path."""
+LOSS_WINDOW = 50
+"""Loss is judged over this many numbers: 2.5 s of the selected path (design, "States, score, switching")."""
+LOSS_MINIMUM = 25
+"""Below this many expected numbers one lost datagram would look like many per cent."""
+
+_WINDOW_MASK = (1 << WINDOW) - 1
+
+
+class SequenceWindow:
+    """Bit k of `_bits` says whether `newest - k` was seen. A window that begins at a number refuses all below."""
+
+    __slots__ = ("_base", "_bits", "newest")
+
+    def __init__(self, newest: int = 0) -> None:
+        self.newest = newest
+        self._bits = _WINDOW_MASK if newest else 0
+        self._base = newest + 1
+
+    def accept(self, seq: int) -> bool:
+        """True the first time a number comes, if it is not too old to tell."""
+        ahead = seq - self.newest
+        if ahead > 0:
+            self._bits = ((self._bits << ahead) | 1) & _WINDOW_MASK if ahead < WINDOW else 1
+            self.newest = seq
+            return True
+        bit = 1 << -ahead
+        if -ahead >= WINDOW or self._bits & bit:
+            return False
+        self._bits |= bit
+        return True
+
+    def measure_from_here(self) -> None:
+        """Loss counts from the newest number on: a path came back, and what it lost while dead is history."""
+        self._base = self.newest
+
+    @property
+    def loss(self) -> float:
+        """The share of the newest numbers that never came; 0.0 until there are enough to judge."""
+        expected = min(LOSS_WINDOW, self.newest - self._base + 1)
+        if expected < LOSS_MINIMUM:
+            return 0.0
+        seen = (self._bits & ((1 << expected) - 1)).bit_count()
+        return 1.0 - seen / expected
