@@ -346,7 +346,9 @@ class Generations:
                 self._say(Stop(-1, Vote.PAUSE))
                 raise Paused
         else:
-            self._board.begin("the next step", self._pace.chunk_deadline_s)
+            decoding = work.caches.position >= generation.length - 1
+            deadline = self._pace.step_deadline_s if decoding else self._pace.chunk_deadline_s
+            self._board.begin("the wait for the next step", deadline)
 
     def _stop(self, votes: Vote) -> None:
         if Vote.CANCEL in votes and self._work is not None:

@@ -24,6 +24,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -250,10 +251,11 @@ def _find_descriptors(accepts_at: int, connects_to: int) -> tuple[int, int]:
     """MLX's two connections among all descriptors of this process. Raises RuntimeError where they are not."""
     left = right = -1
     for name in os.listdir("/dev/fd"):
-        with contextlib.suppress(OSError, ValueError), socket.socket(fileno=os.dup(int(name))) as connection:
-            if connection.family != socket.AF_INET:
+        with contextlib.suppress(OSError):
+            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
                 continue
-            peer, own = connection.getpeername(), connection.getsockname()
+            with socket.socket(fileno=os.dup(int(name))) as connection:
+                peer, own = connection.getpeername(), connection.getsockname()
             if own == (LOOPBACK, accepts_at):
                 left = int(name)
             elif peer == (LOOPBACK, connects_to):

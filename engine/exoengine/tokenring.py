@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import selectors
 import socket
+import time
 from typing import Any, Final
 
 import msgspec
 
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 """A history of 1,000,000 tokens fits well; more is not a neighbour of ours."""
+
+LAST_WORDS_S: Final = 0.5
+"""When the next rank has left, its last message may still be on its way round the ring: this long."""
 
 
 class RingLostError(Exception):
@@ -31,8 +35,10 @@ class TokenRing:
         self.rank, self.size = rank, size
         self._left, self._right = left, right
         self._received = bytearray()
+        self._lost_at: float | None = None
         self._selector = selectors.DefaultSelector()
         self._selector.register(left, selectors.EVENT_READ)
+        self._selector.register(right, selectors.EVENT_READ)  # nothing ever comes from there but its end
 
     def send(self, message: bytes) -> None:
         """Raises RingLostError."""
@@ -45,7 +51,7 @@ class TokenRing:
         """Sleeps until the next message is here. Raises RingLostError."""
         message = self._take()
         while message is None:
-            self._read()
+            self._read_when_ready()
             message = self._take()
         return message
 
@@ -54,17 +60,15 @@ class TokenRing:
         message = self._take()
         if message is not None:
             return message
-        if wake not in self._selector.get_map():
-            self._selector.register(wake, selectors.EVENT_READ)
-        while True:
-            ready = {key.fileobj for key, _ in self._selector.select()}
-            if self._left in ready:
-                self._read()
+        self._selector.register(wake, selectors.EVENT_READ)
+        try:
+            while message is None:
+                if wake in self._read_when_ready():
+                    return self._take()
                 message = self._take()
-                if message is not None:
-                    return message
-            if wake in ready:
-                return None
+            return message
+        finally:
+            self._selector.unregister(wake)
 
     def gather(self, mine: bytes) -> list[bytes]:
         """Every rank's message, by rank; every rank must call this. Raises RingLostError."""
@@ -78,6 +82,18 @@ class TokenRing:
 
     def close(self) -> None:
         self._selector.close()
+
+    def _read_when_ready(self) -> set[object]:
+        timeout_s = None if self._lost_at is None else max(0.0, self._lost_at + LAST_WORDS_S - time.monotonic())
+        ready: set[object] = {key.fileobj for key, _ in self._selector.select(timeout_s)}
+        if self._left in ready:
+            self._read()
+        elif not ready and self._lost_at is not None:
+            raise RingLostError("the next rank closed its connection")
+        if self._right in ready:
+            self._lost_at = time.monotonic()
+            self._selector.unregister(self._right)
+        return ready
 
     def _read(self) -> None:
         try:
