@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Sequence
 
 import pytest
+from zeroconf import DNSAddress, DNSIncoming
+from zeroconf.asyncio import AsyncZeroconf
 
 from exod.model import Kind, LocalAddress, NodeId
 from exod.services import static_peers
@@ -18,6 +21,7 @@ from exod.services.discovery import (
     announced_addresses,
     read_announcement,
     service_info,
+    take_back,
 )
 from exod.services.static_peers import StaticPeer, StaticPeers
 
@@ -105,6 +109,27 @@ async def test_without_any_interface_discovery_waits_and_ends_when_told() -> Non
     await asyncio.wait([running], timeout=DEADLINE_S)
     assert running.cancelled()
     assert reports == []
+
+
+@pytest.mark.anyio
+async def test_an_address_that_went_is_said_goodbye_to_beside_those_that_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mdns = AsyncZeroconf(interfaces=["127.0.0.1"])
+    try:
+        sent: list[bytes] = []
+        monkeypatch.setattr(mdns.zeroconf, "async_send", lambda out: sent.extend(out.packets()))
+        before, now = service_info(ME, ["10.0.0.2", "10.0.0.3"]), service_info(ME, ["10.0.0.3", "10.0.0.4"])
+        take_back(mdns.zeroconf, now, before)
+        (packet,) = sent
+        answers = DNSIncoming(packet).answers()
+    finally:
+        await mdns.async_close()
+    seconds = {socket.inet_ntoa(one.address): one.ttl for one in answers if isinstance(one, DNSAddress)}
+    assert seconds.pop("10.0.0.2") == 0
+    assert sorted(seconds) == ["10.0.0.3", "10.0.0.4"]
+    assert all(ttl > 0 for ttl in seconds.values())
+    assert all(one.ttl > 0 for one in answers if not isinstance(one, DNSAddress))
 
 
 class Resolver:

@@ -6,6 +6,7 @@ Nothing here needs root, and nothing changes the host.
 
 from __future__ import annotations
 
+import asyncio
 import errno as errnos
 import socket
 import struct
@@ -70,10 +71,13 @@ class Darwin:
         return "darwin"
 
     async def refresh(self) -> bool:
-        ports = await self._commands.output("/usr/sbin/networksetup", "-listallhardwareports")
-        services = await self._commands.output("/usr/sbin/networksetup", "-listnetworkserviceorder")
-        interfaces = await self._commands.output("/sbin/ifconfig", "-v")
-        limit = await self._commands.output("/usr/sbin/sysctl", "-n", "iogpu.wired_limit_mb")
+        ask = self._commands.output
+        ports, services, interfaces, limit = await asyncio.gather(
+            ask("/usr/sbin/networksetup", "-listallhardwareports"),
+            ask("/usr/sbin/networksetup", "-listnetworkserviceorder"),
+            ask("/sbin/ifconfig", "-v"),
+            ask("/usr/sbin/sysctl", "-n", "iogpu.wired_limit_mb"),
+        )
         before = self._facts
         # A tool that failed this time takes back nothing that it said before.
         self._facts = NetworkFacts(

@@ -184,7 +184,7 @@ class Discovery:
             before, self._info = self._info, service_info(self._me, addresses)
             _in_background(await mdns.async_update_service(self._info))
             if before is not None:
-                _take_back(mdns.zeroconf, self._info, before)
+                take_back(mdns.zeroconf, self._info, before)
         # Announces on what it adds; does nothing where all is as it should be.
         await mdns.async_update_interfaces(interfaces=list(addresses))
 
@@ -342,7 +342,7 @@ def read_announcement(
     )
 
 
-def _take_back(zeroconf: Zeroconf, now: ServiceInfo, before: ServiceInfo) -> None:
+def take_back(zeroconf: Zeroconf, now: ServiceInfo, before: ServiceInfo) -> None:
     """One announcement with the new addresses and a goodbye (TTL 0) for each that went."""
     staying = set(now.parsed_addresses())
     announcement = zeroconf.generate_service_broadcast(now, None)
