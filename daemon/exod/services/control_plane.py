@@ -12,7 +12,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 import structlog
@@ -151,8 +151,7 @@ class Connection(asyncio.Protocol):
         self._buffer = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's class is none of asyncio's
         self.local = transport.get_extra_info("sockname")[0]
         self.remote = transport.get_extra_info("peername")[0]
         try:
@@ -197,6 +196,10 @@ class Connection(asyncio.Protocol):
             return False
         self._transport.write(frame)
         return True
+
+    def send_message(self, message: PeerMessage) -> bool:
+        """Over this very connection: preflight measures one path."""
+        return self.send(_frame(message))
 
     def refuse(self, text: str) -> None:
         log.warning("control_connection_refused", peer=self.peer, address=self.remote, text=text)

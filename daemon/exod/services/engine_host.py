@@ -87,6 +87,8 @@ class EngineHost:
         self.statuses: dict[NodeId, RankStatus] = {}
         self.summary: ModelSummary | None = None
         self.download = (0, 0)
+        self.prompt_tokens = self.cached_tokens = self.completion_tokens = 0
+        self._progress = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
         self._timer: asyncio.Handle | None = None
         self._closing = False
@@ -250,7 +252,7 @@ class EngineHost:
             return "no node of the mesh hosts a rank"
         if self.formation.problem:
             return self.formation.problem
-        for status in self.ranks(missing_too=True):
+        for status in self._ranks():
             if status is None:
                 return "a rank has not reported under the present plan"
             if status.phase.value != "formed":
@@ -259,13 +261,22 @@ class EngineHost:
                 )
         return ""
 
-    def ranks(self, missing_too: bool = False) -> list[RankStatus | None]:
-        """The statuses of the plan's ranks in rank order; None for one that is not known under this plan."""
+    async def drained(self) -> None:
+        """Returns when nothing is generated and nothing waits."""
+        while self.rank.active or self.scheduler.waiting:
+            self._progress.clear()
+            await self._progress.wait()
+
+    def ranks(self) -> list[RankStatus]:
+        """The statuses of the plan's ranks that reported under it, in rank order."""
+        return [status for status in self._ranks() if status is not None]
+
+    def _ranks(self) -> list[RankStatus | None]:
+        """For each rank of the plan its status; None for one that is not known under this plan."""
         if self.plan is None:
             return []
         found = [self.statuses.get(node) for node in self.plan.ring]
-        present = [status if status and status.plan_hash == self.plan.hash else None for status in found]
-        return present if missing_too else [status for status in present if status is not None]
+        return [status if status and status.plan_hash == self.plan.hash else None for status in found]
 
     def _schedule(self, now: float) -> None:
         """The coordinator's queue: what is next, and to whom it must be said (again)."""
@@ -293,6 +304,10 @@ class EngineHost:
     def _deliver(self, output: TokenOut | Finished | RequestFailed) -> None:
         """To this node's client; rank 0 relays to an origin that hosts no rank."""
         self.desk.output(output.request_id, output)
+        if isinstance(output, Finished):
+            self.prompt_tokens += output.prompt_tokens
+            self.cached_tokens += output.cached_tokens
+            self.completion_tokens += output.completion_tokens
         request = self.rank.active.get(output.request_id)
         plan = self.plan
         if request is None or plan is None or not plan.ring or plan.ring[0] != self._me:
@@ -375,4 +390,5 @@ class EngineHost:
 
     def _changed(self, now: float) -> None:
         self._schedule(now)
+        self._progress.set()
         self._on_change()

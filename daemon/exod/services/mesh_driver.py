@@ -19,11 +19,13 @@ from exod.core.events import (
     CheckRoute,
     Command,
     CommitPlan,
+    DatagramReceived,
     Emit,
     Input,
     LogRejected,
     LoopLagged,
     PersistEpoch,
+    RaiseIncarnation,
     RouteChecked,
     SendDatagram,
     SendMessage,
@@ -57,6 +59,7 @@ class MeshDriver:
         self._rejections: dict[tuple[str, str], float] = {}
         self._closed = False
         self.datagrams_sent = 0
+        self.datagrams_received = 0
         self.datagrams_rejected = 0
         self.worst_lag_s = 0.0
 
@@ -71,6 +74,8 @@ class MeshDriver:
 
     def feed(self, event: Input) -> None:
         """Hands `event` to the core, after those that wait already."""
+        if isinstance(event, DatagramReceived):
+            self.datagrams_received += 1
         self._inputs.append(event)
         self._work()
 
@@ -133,7 +138,7 @@ class MeshDriver:
                 case LogRejected():
                     self.datagrams_rejected += 1
                     self._log_rejected(command)
-                case SendMessage() | Emit() | CommitPlan() | SuspendPlan() | PersistEpoch():
+                case SendMessage() | Emit() | CommitPlan() | SuspendPlan() | PersistEpoch() | RaiseIncarnation():
                     self._carry_out(command)
 
     def _log_rejected(self, command: LogRejected) -> None:

@@ -1,0 +1,68 @@
+"""Where peers were seen, kept over restarts: the fastest way back to a mesh is to dial where it was.
+
+A hint and never a source of truth: who answers must still hold the cluster key. Called by the composition root.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from exod.model import NodeCard, NodeId
+
+log = structlog.get_logger()
+
+FILE: Final = "peers.json"
+MAX_PEERS: Final = 64
+MAX_ADDRESSES: Final = 8
+KEPT_S: Final = 30 * 86_400.0
+"""A peer that was not seen for a month is found by discovery or not at all."""
+
+
+class Remembered(msgspec.Struct, frozen=True):
+    name: str
+    port: int
+    addresses: tuple[str, ...]
+    seen: float
+    """Unix seconds."""
+
+
+class PeerBook:
+    """The remembered peers of one data folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / FILE
+        self._peers = self._read()
+
+    def _read(self) -> dict[NodeId, Remembered]:
+        try:
+            peers = msgspec.json.decode(self._file.read_bytes(), type=dict[NodeId, Remembered])
+        except (OSError, msgspec.DecodeError):
+            return {}
+        newest = sorted(peers.items(), key=lambda item: -item[1].seen)[:MAX_PEERS]
+        return {peer: entry for peer, entry in newest if time.time() - entry.seen < KEPT_S}
+
+    def entries(self) -> list[Remembered]:
+        return list(self._peers.values())
+
+    def note(self, card: NodeCard) -> None:
+        """A peer showed its card: written down when it says something new."""
+        addresses = tuple(address.address for address in card.addresses[:MAX_ADDRESSES])
+        known = self._peers.get(card.id)
+        entry = Remembered(card.name, card.mesh_port, addresses, time.time())
+        same = known is not None and msgspec.structs.replace(known, seen=entry.seen) == entry
+        if same or not addresses:
+            return
+        self._peers[card.id] = entry
+        while len(self._peers) > MAX_PEERS:
+            del self._peers[min(self._peers, key=lambda peer: self._peers[peer].seen)]
+        temporary = self._file.with_suffix(".tmp")
+        try:
+            temporary.write_bytes(msgspec.json.encode(self._peers))
+            temporary.replace(self._file)
+        except OSError as error:
+            log.warning("peer_book_failed", file=str(self._file), error=error.strerror)

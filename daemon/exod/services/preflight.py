@@ -1,0 +1,264 @@
+"""The checks that run before inference: each edge of the plan, and what all ranks must have in common.
+
+Each node checks the edges that start at it and its own port and memory; the one that is asked collects the others'
+answers. Every check gives a figure, and a failed one its cure. Called for `exoctl preflight`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import time
+from collections.abc import Callable
+from typing import Final
+
+import psutil
+
+from exod.core.engine_messages import RankPhase
+from exod.core.node import NodeCore
+from exod.model import Edge, NodeId
+from exod.platform import Platform
+from exod.reports import PreflightCheck, PreflightReport
+from exod.services.control_plane import (
+    ControlPlane,
+    PeerMessage,
+    PreflightAnswer,
+    PreflightWish,
+    TransferProbe,
+    TransferReply,
+)
+from exod.services.engine_host import EngineHost
+
+TRANSFER_BYTES: Final = 1024 * 1024
+"""Long enough to leave slow start behind on a LAN, 8 s at 1 Mbit/s on the worst VPN: within the deadline."""
+
+TRANSFER_DEADLINE_S: Final = 10.0
+ANSWER_DEADLINE_S: Final = 15.0
+MAX_LOSS: Final = 0.05
+"""TCP keeps its pace up to about a percent; a path that loses more is called degraded at 20%."""
+
+FINE: Final = ""
+
+
+class Preflight:
+    """Runs the checks of this node and asks other nodes for theirs."""
+
+    def __init__(
+        self,
+        me: NodeId,
+        control: ControlPlane,
+        engine: EngineHost,
+        core: NodeCore,
+        degraded_ms: float,
+        route_source: Callable[[str], str | None],
+        platform: Platform,
+    ) -> None:
+        self._me = me
+        self._control, self._engine, self._core = control, engine, core
+        self._degraded_ms = degraded_ms
+        self._route_source = route_source
+        self._platform = platform
+        self._serial = 0
+        self._answers: dict[int, asyncio.Future[tuple[PreflightCheck, ...]]] = {}
+        self._transfers: dict[int, asyncio.Future[int]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> PreflightReport:
+        """All checks of the present plan, on all its ranks."""
+        plan = self._engine.plan
+        if plan is None:
+            check = PreflightCheck("plan", "mesh", False, "none", "no mesh is agreed", "exoctl links says why")
+            return PreflightReport(False, time.time(), (check,))
+        others = [node for node in plan.ring if node != self._me]
+        results = await asyncio.gather(self.own_checks(), *(self._ask(node) for node in others))
+        checks = tuple(check for result in results for check in result) + self._common_checks()
+        return PreflightReport(all(check.ok for check in checks), time.time(), checks)
+
+    async def own_checks(self) -> tuple[PreflightCheck, ...]:
+        """The edges that start here, this node's ring port and memory."""
+        plan = self._engine.plan
+        if plan is None:
+            return ()
+        checks: list[PreflightCheck] = []
+        for edge in plan.edges:
+            if edge.source == self._me:
+                checks += [*self._path_checks(edge), self._route_check(edge), await self._transfer_check(edge)]
+            if edge.target == self._me:
+                checks.append(self._port_check(edge))
+        if self._me in plan.ring:
+            checks.append(self._memory_check())
+        return tuple(checks)
+
+    # --- one edge -------------------------------------------------------------------------------------------
+
+    def _path_checks(self, edge: Edge) -> list[PreflightCheck]:
+        subject = self._subject(edge)
+        links = self._core.view(time.monotonic()).links
+        link = next((link for link in links if link.peer == edge.target), None)
+        path = next((path for path in link.paths if path.id == edge.path), None) if link is not None else None
+        if path is None or path.rtt_ms is None:
+            return [PreflightCheck("rtt", subject, False, "not measured", "no probe came back", "exoctl links")]
+        limit_ms = self._degraded_ms
+        slow = path.rtt_ms > limit_ms
+        lossy = path.loss > MAX_LOSS
+        return [
+            PreflightCheck(
+                "rtt",
+                subject,
+                not slow,
+                f"{path.rtt_ms:.3f} ms",
+                f"over the limit of {limit_ms:g} ms" if slow else f"within {limit_ms:g} ms",
+                "use a faster path: connect a cable, see exoctl links" if slow else FINE,
+            ),
+            PreflightCheck(
+                "loss",
+                subject,
+                not lossy,
+                f"{path.loss:.1%}",
+                f"over the limit of {MAX_LOSS:.0%}" if lossy else f"within {MAX_LOSS:.0%}",
+                "check the cable and its plugs" if lossy else FINE,
+            ),
+        ]
+
+    def _route_check(self, edge: Edge) -> PreflightCheck:
+        leaves_from = self._route_source(edge.target_address)
+        good = leaves_from == edge.source_address
+        return PreflightCheck(
+            "route",
+            self._subject(edge),
+            good,
+            leaves_from or "no route",
+            "the ring leaves from the right address" if good else f"the ring would not use {edge.source_interface}",
+            FINE
+            if good
+            else self._platform.route_fix_command(edge.target_address, edge.source_interface, edge.source_address),
+        )
+
+    def _port_check(self, edge: Edge) -> PreflightCheck:
+        """The ring listens only while it forms: the port is free, or our own rank has it."""
+        subject = f"{edge.target_address}:{edge.target_port}"
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((edge.target_address, edge.target_port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE and self._engine.rank.phase is RankPhase.FORMED:
+                return PreflightCheck("port", subject, True, "in use by our rank", "the ring stands")
+            cure = "end the process that holds it, or set engine.ring_port"
+            return PreflightCheck("port", subject, False, str(error.strerror), "the ring cannot listen here", cure)
+        finally:
+            sock.close()
+        return PreflightCheck("port", subject, True, "free", "the ring can listen here")
+
+    async def _transfer_check(self, edge: Edge) -> PreflightCheck:
+        subject = self._subject(edge)
+        connection = self._control.connection_on(edge.target, edge.source_address, edge.target_address)
+        if connection is None:
+            text = "no control connection runs over this path: TCP may be blocked on it"
+            return PreflightCheck("transfer", subject, False, "none", text, "check firewalls on both hosts")
+        self._serial += 1
+        serial = self._serial
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._transfers[serial] = future
+        started = time.monotonic()
+        connection.send_message(TransferProbe(serial, bytes(TRANSFER_BYTES)))
+        try:
+            async with asyncio.timeout(TRANSFER_DEADLINE_S):
+                await future
+        except TimeoutError:
+            text = f"{TRANSFER_BYTES} bytes were not acknowledged within {TRANSFER_DEADLINE_S:.0f} s"
+            return PreflightCheck(
+                "transfer", subject, False, "timed out", text, "check the cable; try another port"
+            )
+        finally:
+            del self._transfers[serial]
+        elapsed_s = time.monotonic() - started
+        figure = f"{TRANSFER_BYTES / elapsed_s / 1e6:.0f} MB/s"
+        return PreflightCheck("transfer", subject, True, figure, "1 MiB over TLS and back an acknowledgement")
+
+    # --- the node and the group -----------------------------------------------------------------------------
+
+    def _memory_check(self) -> PreflightCheck:
+        """Free memory against the bytes of this rank's share, unless they are loaded already."""
+        available = psutil.virtual_memory().available
+        figure = f"{available / 2**30:.1f} GiB free"
+        span, summary = self._engine.rank.span(), self._engine.summary
+        if self._engine.rank.loaded is not None:
+            return PreflightCheck("memory", self._me, True, figure, "the rank's layers are loaded")
+        if span is None or summary is None:
+            return PreflightCheck("memory", self._me, True, figure, "the model is not known yet")
+        needed = sum(summary.layer_bytes[span[0] : span[1]]) + summary.other_bytes
+        enough = needed < available
+        text = f"{needed / 2**30:.1f} GiB are needed for layers {span[0]} to {span[1] - 1}"
+        return PreflightCheck(
+            "memory",
+            self._me,
+            enough,
+            figure,
+            text,
+            FINE if enough else "free memory, or give this rank fewer layers",
+        )
+
+    def _common_checks(self) -> tuple[PreflightCheck, ...]:
+        """What must be the same on all ranks: versions and model files."""
+        ranks = self._engine.ranks()
+        plan = self._engine.plan
+        if plan is None or not plan.model:
+            return (
+                PreflightCheck("model", "engine", False, "none", "no model is loaded", "exoctl engine load MODEL"),
+            )
+        checks = []
+        for name, values, cure in (
+            ("versions", {rank.versions for rank in ranks}, "install the same versions on all nodes"),
+            ("model", {rank.fingerprint for rank in ranks}, "copy one model folder to all nodes"),
+        ):
+            known = len(ranks) == len(plan.ring) and "" not in values
+            same = known and len(values) == 1
+            text = "the same on all ranks" if same else "ranks differ" if known else "not all ranks are loaded"
+            figure = next(iter(values)) if same else f"{len(ranks)} of {len(plan.ring)} ranks"
+            checks.append(PreflightCheck(name, plan.model, same, figure, text, FINE if same else cure))
+        return tuple(checks)
+
+    def _subject(self, edge: Edge) -> str:
+        return f"{edge.source_interface} {edge.source_address} -> {edge.target_address}"
+
+    # --- other nodes ----------------------------------------------------------------------------------------
+
+    async def _ask(self, node: NodeId) -> tuple[PreflightCheck, ...]:
+        self._serial += 1
+        serial = self._serial
+        future: asyncio.Future[tuple[PreflightCheck, ...]] = asyncio.get_running_loop().create_future()
+        self._answers[serial] = future
+        try:
+            self._control.send(node, PreflightWish(serial))
+            async with asyncio.timeout(ANSWER_DEADLINE_S):
+                return await future
+        except TimeoutError:
+            text = f"it did not answer within {ANSWER_DEADLINE_S:.0f} s"
+            return (PreflightCheck("answer", node, False, "none", text, "exoctl status on that node"),)
+        finally:
+            del self._answers[serial]
+
+    def handle(self, peer: NodeId, message: PeerMessage) -> None:
+        """A transfer probe or a wish of another node, or an answer to ours."""
+        match message:
+            case TransferProbe(serial=serial, payload=payload):
+                self._control.send(peer, TransferReply(serial, len(payload)))
+            case TransferReply(serial=serial, received_bytes=received):
+                transfer = self._transfers.get(serial)
+                if transfer is not None and not transfer.done():
+                    transfer.set_result(received)
+            case PreflightWish(serial=serial):
+                task = asyncio.get_running_loop().create_task(self._answer(peer, serial), name="preflight answer")
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            case PreflightAnswer(serial=serial, checks=checks):
+                answer = self._answers.get(serial)
+                if answer is not None and not answer.done():
+                    answer.set_result(checks)
+            case _:
+                pass
+
+    async def _answer(self, peer: NodeId, serial: int) -> None:
+        self._control.send(peer, PreflightAnswer(serial, await self.own_checks()))
