@@ -37,6 +37,7 @@ from exod.core.messages import (
 from exod.core.plan import content, hash_prefix, plan_hash
 from exod.core.planwords import describe_change
 from exod.core.standing import PairStanding
+from exod.core.wishes import FIRST_WAIT_S, Wishes
 from exod.model import Epoch, MeshPlan, MeshState, NodeCard, NodeId, NodeState
 
 JOIN_SETTLE_S = 0.5
@@ -45,8 +46,6 @@ REPORT_EVERY_S = 1.0
 """A report that was lost with its connection is repeated by then."""
 REPORT_BUSY_S = 0.2
 """While no plan is in force."""
-WISH_EVERY_S = 0.5
-"""A member with a suspended plan asks its coordinator this often."""
 DISAGREE_S = 1.5
 """Datagrams that show another plan than ours for longer than any delivery takes: one of us missed a commit."""
 
@@ -74,12 +73,7 @@ class Mesh:
         self._promised = Epoch(0, 0)
         self._ballot: Ballot | None = None
         self._delivery: Delivery | None = None
-        self._wish: str | None = None
-        """A new plan is wanted although the old one would do; the reason."""
-        self._by_hand = False
-        self._asking: tuple[str, str, bool] | None = None
-        """(reason, plan hash, by hand) of a wish that the coordinator has not fulfilled yet."""
-        self._asked_at = now
+        self._wishes = Wishes()
         self._trigger_at: float | None = None
         self._started_at = now
         self._report_seq = 0
@@ -110,6 +104,11 @@ class Mesh:
             others = any(self._lives(one) for one in self._standings.values())
             return MeshState.FORMING if others else MeshState.ALONE
         return MeshState.AGREED
+
+    @property
+    def plan_hash(self) -> str:
+        """Of the plan in force; empty for none."""
+        return "" if self.committed is None else self.committed.hash
 
     @property
     def plan_prefix(self) -> str:
@@ -296,7 +295,7 @@ class Mesh:
             return
         current = self.committed
         fits = current is not None and content(desired) == content(current)
-        if fits and self.suspended is None and self._wish is None:
+        if fits and self.suspended is None and self._wishes.reason is None:
             self._ballot = None
             self._trigger_at = None
             return
@@ -315,7 +314,7 @@ class Mesh:
             # A newcomer that is slow to join must not hold up the repair of a plan that runs.
             if now < until and (current is None or peer in bound):
                 return None
-        running = () if current is None or self._by_hand else current.ring
+        running = () if current is None or self._wishes.by_hand else current.ring
         return self._gathering.plan(self.card, self._standings, self._gathering.joined, running, now)
 
     def _settled(self, current: MeshPlan | None, desired: MeshPlan, now: float) -> bool:
@@ -330,7 +329,7 @@ class Mesh:
         epoch = Epoch(self.epoch_seen + 1, self.card.incarnation)
         plan = msgspec.structs.replace(desired, epoch=epoch, hash="")
         plan = msgspec.structs.replace(plan, hash=plan_hash(plan))
-        reason = self._wish or self.suspended or describe_change(self.committed, plan, self._names())
+        reason = self._wishes.reason or self.suspended or describe_change(self.committed, plan, self._names())
         self._promise(epoch)
         asked = frozenset(member.id for member in plan.members if member.id != self.card.id)
         self._ballot = Ballot(plan, reason, asked, now)
@@ -392,7 +391,7 @@ class Mesh:
         """Work out what follows from what is known. Safe to call at any time, any number of times."""
         self._watch_plan(now)
         if self.coordinates:
-            self._asking = None
+            self._wishes.stop_asking()
             self._coordinate(now)
         else:
             self._ballot = None
@@ -405,7 +404,9 @@ class Mesh:
         self.deadline = now + self._patience_s()
 
     def _patience_s(self) -> float:
-        calm = self.state in (MeshState.AGREED, MeshState.ALONE) and self._delivery is None and self._asking is None
+        calm = (
+            self.state in (MeshState.AGREED, MeshState.ALONE) and self._delivery is None and not self._wishes.asking
+        )
         return REPORT_EVERY_S / 2 if calm and self._trigger_at is None else RETRY_S
 
     def _watch_plan(self, now: float) -> None:
@@ -437,25 +438,18 @@ class Mesh:
 
     def _want(self, reason: str, *, by_hand: bool, now: float) -> None:
         if self.coordinates:
-            self._wish = reason
-            self._by_hand = self._by_hand or by_hand
+            self._wishes.want(reason, by_hand=by_hand)
         else:
-            self._asking = (reason, "" if self.committed is None else self.committed.hash, by_hand)
-            self._asked_at = now - WISH_EVERY_S
+            self._wishes.ask(self.card.id, self.plan_hash, reason, by_hand=by_hand, at=now)
 
     def _ask(self, now: float) -> None:
-        """A member's wish: a person's, or for an end to a suspension that the coordinator may not know of."""
-        if self.suspended is not None and self._asking is None:
-            self._want(self.suspended, by_hand=False, now=now)
-            self._asked_at = now - WISH_EVERY_S / 2  # the coordinator mostly knows: give it a moment
-        if self._asking is None:
-            return
-        reason, plan, by_hand = self._asking
-        if plan != ("" if self.committed is None else self.committed.hash):
-            self._asking = None
-        elif now - self._asked_at >= WISH_EVERY_S:
-            self._asked_at = now
-            self._send(self.coordinator, RenegotiateWish(self.card.id, reason, plan, by_hand))
+        """Tell the coordinator of a wish; a suspension is one, because it may not know of it."""
+        if self.suspended is not None and not self._wishes.asking:
+            at = now + FIRST_WAIT_S
+            self._wishes.ask(self.card.id, self.plan_hash, self.suspended, by_hand=False, at=at)
+        wish = self._wishes.due(self.plan_hash, now)
+        if wish is not None:
+            self._send(self.coordinator, wish)
 
     def _commit(self, plan: MeshPlan, reason: str, now: float) -> None:
         """The one setter of the plan in force."""
@@ -475,7 +469,7 @@ class Mesh:
         self._promise(plan.epoch)
         self.committed, self.suspended = plan, None
         self._ballot = None
-        self._wish, self._by_hand, self._asking = None, False, None
+        self._wishes.clear()
         self._trigger_at = None
         self._apart_since.clear()
         self.last_change = LastChange(now, reason, detect_ms, agree_ms)

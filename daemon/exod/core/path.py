@@ -303,6 +303,7 @@ class Path:
     def restart(self, window: SequenceWindow, now: float) -> None:
         """An end has a new incarnation: nothing heard or measured before counts, and routes are checked again."""
         self.window = window
+        window.measure_anew()
         self.rtt.reset()
         self.own = self.peer_own = self.state = PathState.INIT
         self.state_since = self.created_at = now

@@ -25,12 +25,15 @@ class SequenceWindow:
     def __init__(self, newest: int = 0) -> None:
         self.newest = newest
         self._bits = _WINDOW_MASK if newest else 0
-        self._base = newest + 1
+        self._base: int | None = None
+        """Where loss counts from: set by the next number that comes."""
 
     def accept(self, seq: int) -> bool:
         """True the first time a number comes, if it is not too old to tell."""
         ahead = seq - self.newest
         if ahead > 0:
+            if self._base is None:
+                self._base = seq
             self._bits = ((self._bits << ahead) | 1) & _WINDOW_MASK if ahead < WINDOW else 1
             self.newest = seq
             return True
@@ -44,10 +47,14 @@ class SequenceWindow:
         """Loss counts from the newest number on: a path came back, and what it lost while dead is history."""
         self._base = self.newest
 
+    def measure_anew(self) -> None:
+        """Loss counts from the next number on: an end has a new incarnation."""
+        self._base = None
+
     @property
     def loss(self) -> float:
         """The share of the newest numbers that never came; 0.0 until there are enough to judge."""
-        expected = min(LOSS_WINDOW, self.newest - self._base + 1)
+        expected = 0 if self._base is None else min(LOSS_WINDOW, self.newest - self._base + 1)
         if expected < LOSS_MINIMUM:
             return 0.0
         seen = (self._bits & ((1 << expected) - 1)).bit_count()

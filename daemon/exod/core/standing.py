@@ -54,7 +54,7 @@ def pair_standing(link: Link) -> PairStanding:
             in_band=path is not None and path.band is Band.FAST,
             cost_ms=round(cost * 2) / 2,
         ),
-        usable=frozenset(one.candidate.path for one in link.paths.values() if one.state in USABLE and not one.gone),
+        usable=frozenset(one.candidate.path for one in link.paths if one.state in USABLE and not one.gone),
         plan_prefix=link.peer_plan_prefix,
         detect_ms=link.detect_ms,
         verdict_at=link.verdict_at,

@@ -107,7 +107,9 @@ def link_view(link: Link, platform: str, now: float) -> LinkView:
         peer_selected=None if theirs is None else theirs.path,
         seq=0 if register is None else register.seq,
         kind=None if selected is None else selected.candidate.kind,
-        paths=tuple(_path_view(link.paths[one], link, platform, now) for one in sorted(link.paths)),
+        paths=tuple(
+            _path_view(one, link, platform, now) for one in sorted(link.paths, key=lambda path: path.candidate.path)
+        ),
     )
 
 

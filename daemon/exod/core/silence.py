@@ -1,0 +1,63 @@
+"""What a pair's silence proves: a dead path, a suspect peer, or nothing.
+
+The theory. A path that is silent while the peer is heard on another is dead: that is the alibi. It must come late
+in the silence, because what was sent before a stall may arrive after it began. Time in which the peer was silent
+everywhere says nothing about any one path, whoever stood still, so it is forgiven on all of them when the peer is
+heard again (invariants 8 and 9).
+
+Decides convictions by silence; never what a measured path is worth (path.py). Called by link.py.
+"""
+
+from __future__ import annotations
+
+from exod.core.path import WIRED_BEAT_S, WIRED_MISSES, Evidence, Path
+from exod.core.pathtable import PathTable
+
+ALIBI_SHARE = 0.7
+"""How late in the silence the alibi must come: after the first miss a burst brings one every 20 ms, and a VPN's
+delay (22 ms and one lost beat) cannot fake one."""
+
+
+def convict(paths: PathTable, now: float) -> bool:
+    """Apply SILENT where it is proven. Returns whether a path is overdue and only lacks its alibi."""
+    overdue = False
+    for path in paths.alive:
+        limit = path.silence_limit_s
+        if path.quiet_s(now) < limit:
+            continue
+        alibi = _alibi(path, paths, limit)
+        if alibi is None:
+            overdue = True
+            continue
+        path.detect_ms = (now - path.last_rx) * 1e3
+        witness = alibi.candidate.local.interface
+        path.apply(Evidence.SILENT, now, f"silent for {path.detect_ms:.0f} ms while {witness} was heard")
+    return overdue
+
+
+def _alibi(silent: Path, paths: PathTable, limit_s: float) -> Path | None:
+    late_enough = silent.quiet_since + ALIBI_SHARE * limit_s
+    for path in paths:
+        if path is not silent and path.heard and path.last_rx >= late_enough:
+            return path
+    return None
+
+
+def beat_s(paths: PathTable) -> float:
+    """The fastest pace that the peer announced on a path that is not dead."""
+    return max(WIRED_BEAT_S, min((path.peer_interval_s for path in paths.alive), default=WIRED_BEAT_S))
+
+
+def suspect_after_s(paths: PathTable) -> float:
+    """Silence of everything after which the peer is suspect: twice what convicts a path."""
+    return 2 * min((path.silence_limit_s for path in paths.alive), default=WIRED_MISSES * WIRED_BEAT_S)
+
+
+def total_silence_s(paths: PathTable) -> float:
+    """A gap in everything that is longer than this says nothing about one path."""
+    return WIRED_MISSES * beat_s(paths)
+
+
+def deadlines(paths: PathTable) -> list[float]:
+    """When each living path's silence is long enough."""
+    return [path.quiet_since + path.silence_limit_s for path in paths.alive]
