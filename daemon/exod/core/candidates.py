@@ -92,7 +92,10 @@ def _relation(mine: NodeCard, local: LocalAddress, theirs: NodeCard, remote: Loc
     their_network = _network(remote.address, remote.prefix)
     if my_network is not None and their_network is not None and there in my_network and here in their_network:
         return False
+    # A VPN gives each host a /32 of its own (Tailscale on macOS): the overlay routes between all of them, and the
+    # route check finds out where two hosts are on different ones.
     named = remote.address in mine.pair_routes or local.address in theirs.pair_routes
+    named |= local.kind is Kind.VPN and remote.kind is Kind.VPN
     if named and not here.is_link_local and not there.is_link_local:
         return True
     return None
