@@ -22,6 +22,8 @@ class RankPhase(StrEnum):
     RESOLVING = "resolving"
     LOADING = "loading"
     LOADED = "loaded"
+    """Holds its layers and stands in no group; with an attempt: it gave that one up, or its process is new."""
+    PREPARING = "preparing"
     PREPARED = "prepared"
     FORMED = "formed"
     ABORTED = "aborted"
@@ -48,7 +50,7 @@ class RankStatus(msgspec.Struct, frozen=True, tag="rank"):
     begun_order: int = 0
     """The highest order of a request that this rank has been given."""
     finished_order: int = 0
-    """All requests up to this order have ended on this rank."""
+    """All requests up to this order have ended on this rank. Below `begun_order`: that one is under way."""
     generating: bool = False
     sync_mode: Literal["fast", "safe"] = "safe"
     sync_reason: str = ""
@@ -68,10 +70,15 @@ class FormOrder(msgspec.Struct, frozen=True, tag="form_order"):
 
 
 class SubmitRequest(msgspec.Struct, frozen=True, tag="submit"):
-    """The node that a client spoke to asks its coordinator to have this generated. Repeated until Queued."""
+    """The node that a client spoke to asks its coordinator to have this generated. Repeated until Queued, and
+    again whenever nothing came for a while: the origin alone knows for sure that a request is still wanted.
+    """
 
     origin: NodeId
     request: GenerationRequest
+    tokens: tuple[int, ...] = ()
+    """What the origin has of the answer already, less its last token: a rank that is given a whole answer would
+    find nothing left to do, and never say that it is finished."""
 
 
 class Queued(msgspec.Struct, frozen=True, tag="queued"):
@@ -91,11 +98,31 @@ class BeginRequest(msgspec.Struct, frozen=True, tag="begin_request"):
     sender: NodeId
     order: int
     origin: NodeId
+    """Empty where the sender does not know it: a rank that outlived its daemon."""
     request: GenerationRequest
+    """Its id is that of one generation (`generation_id`), not the client's."""
+    tokens: tuple[int, ...] = ()
+
+
+class TellBegun(msgspec.Struct, frozen=True, tag="tell_begun"):
+    """The coordinator asks a rank for the request under way that only the rank knows. Answered with Begun."""
+
+    sender: NodeId
+
+
+class Begun(msgspec.Struct, frozen=True, tag="begun"):
+    begin: BeginRequest
+
+
+class RequestsEnded(msgspec.Struct, frozen=True, tag="requests_ended"):
+    """The coordinator's word to a rank that was away: everything up to this order has ended."""
+
+    sender: NodeId
+    order: int
 
 
 class CancelRequest(msgspec.Struct, frozen=True, tag="cancel_request"):
-    """The client went away, or its node gave up on it."""
+    """The client went away, or its node gave up on it. The id is the client's."""
 
     request_id: str
 
@@ -120,7 +147,20 @@ EngineMessage = (
     | Queued
     | SubmitRefused
     | BeginRequest
+    | TellBegun
+    | Begun
+    | RequestsEnded
     | CancelRequest
     | RelayedOutput
     | ModelWish
 )
+
+
+def generation_id(request_id: str, order: int) -> str:
+    """Names one generation of a client's request: ranks may still remember an earlier one by its own name."""
+    return f"{request_id}~{order:x}"
+
+
+def client_id(generation: str) -> str:
+    """The client's request that a generation is of."""
+    return generation.rpartition("~")[0] or generation

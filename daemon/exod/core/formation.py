@@ -19,11 +19,9 @@ from exod.core.engine_messages import FormOrder, RankPhase, RankStatus
 from exod.model import MeshPlan, NodeId
 
 PREPARE_DEADLINE_S: Final = 12.0
-"""A rank answers in milliseconds, unless it computes a prefill chunk that nothing can interrupt: those are sized
-to seconds at the most."""
-
-FORM_DEADLINE_S: Final = 12.0
-"""Connecting takes 0.2 s even over a VPN; MLX's own retries wait 1 + 2 + 4 s before a fourth attempt."""
+FORM_DEADLINE_S: Final = 10.0
+"""Both past the deadlines of core/rank.py: a rank answers in fractions of a second, or says that it gave up, or is
+replaced by its own daemon; this is for one that is not heard of."""
 
 REPEAT_S: Final = 0.5
 """Orders may be lost with their connection: said again until the rank's status shows them."""
@@ -50,7 +48,9 @@ class OrderRank(msgspec.Struct, frozen=True):
     order: FormOrder
 
 
-_READY_TO_PREPARE: Final = frozenset({RankPhase.LOADED, RankPhase.PREPARED, RankPhase.FORMED, RankPhase.ABORTED})
+_HOLDS_ITS_LAYERS: Final = frozenset(
+    {RankPhase.LOADED, RankPhase.PREPARING, RankPhase.PREPARED, RankPhase.FORMED, RankPhase.ABORTED}
+)
 
 
 class Formation:
@@ -87,7 +87,10 @@ class Formation:
         return self._advance(now)
 
     def forget(self, node: NodeId) -> None:
+        """What this node said of its rank is void: it is down."""
         self._statuses.pop(node, None)
+        if self._plan is not None and node in self._plan.ring and self.stage is not Stage.PAUSE:
+            self.stage = Stage.GATHERING
 
     def handle_timer(self, now: float) -> list[OrderRank]:
         return self._advance(now)
@@ -114,21 +117,21 @@ class Formation:
         ranks = self._ranks()
         if self.stage is Stage.PAUSE and now >= self._deadline:
             self.stage = Stage.GATHERING
-        if ranks is None or any(rank.phase not in _READY_TO_PREPARE for rank in ranks):
-            if self.stage not in (Stage.GATHERING, Stage.PAUSE):
+        if ranks is None or any(rank.phase not in _HOLDS_ITS_LAYERS for rank in ranks):
+            if self.stage is not Stage.PAUSE:
                 self.stage = Stage.GATHERING  # a rank died, or loads again: nothing to prepare yet
             return []
         match self.stage:
             case Stage.GATHERING:
                 return self._gather(ranks, now)
-            case Stage.PREPARING if self._all(ranks, RankPhase.PREPARED, RankPhase.FORMED):
+            case Stage.PREPARING | Stage.FORMING | Stage.FORMED if any(map(self._gave_up, ranks)):
+                return self._retry(now)
+            case Stage.PREPARING if self._all(ranks, RankPhase.PREPARED):
                 return self._enter(Stage.FORMING, FORM_DEADLINE_S, now)
             case Stage.FORMING if self._all(ranks, RankPhase.FORMED):
                 self.stage = Stage.FORMED
                 self._formed_at = now
                 return []
-            case Stage.FORMING | Stage.FORMED if self._any_aborted(ranks):
-                return self._retry(now)
             case Stage.PREPARING | Stage.FORMING if now >= self._deadline:
                 return self._retry(now)
             case Stage.PREPARING | Stage.FORMING if now >= self._repeat_at:
@@ -146,11 +149,18 @@ class Formation:
     def _all(self, ranks: list[RankStatus], *phases: RankPhase) -> bool:
         return all(rank.attempt == self.attempt and rank.phase in phases for rank in ranks)
 
-    def _any_aborted(self, ranks: list[RankStatus]) -> bool:
-        """Gave up this attempt, or lost it altogether (a new process knows of no attempt)."""
-        return any(
-            rank.attempt != self.attempt or rank.phase in (RankPhase.ABORTED, RankPhase.LOADED) for rank in ranks
-        )
+    def _gave_up(self, rank: RankStatus) -> bool:
+        """Has this rank left the attempt? One that has not heard of it yet has not, while it is being prepared."""
+        if rank.attempt < self.attempt:
+            return self.stage is not Stage.PREPARING
+        match self.stage:
+            case Stage.PREPARING:
+                on_the_way = rank.phase in (RankPhase.PREPARING, RankPhase.PREPARED)
+            case Stage.FORMING:
+                on_the_way = rank.phase in (RankPhase.PREPARED, RankPhase.FORMED)
+            case _:
+                on_the_way = rank.phase is RankPhase.FORMED
+        return rank.attempt > self.attempt or not on_the_way
 
     def _retry(self, now: float) -> list[OrderRank]:
         lived = self.stage is Stage.FORMED and now - self._formed_at > LIVED_S
@@ -174,11 +184,11 @@ class Formation:
         self._repeat_at = now + REPEAT_S
         forming = self.stage is Stage.FORMING
         order = FormOrder(self._me, self._plan.hash, self.attempt, "form" if forming else "prepare")
-        done = {RankPhase.FORMED} if forming else {RankPhase.PREPARED, RankPhase.FORMED}
+        done = RankPhase.FORMED if forming else RankPhase.PREPARED
         return [
             OrderRank(node, order)
             for node in self._plan.ring
-            if self._statuses[node].attempt != self.attempt or self._statuses[node].phase not in done
+            if self._statuses[node].attempt != self.attempt or self._statuses[node].phase is not done
         ]
 
 

@@ -2,26 +2,38 @@
 
 Goal-driven: `_advance` compares what the plan asks for with what the worker has, and takes the next step: find
 the model, start the process, load the span, prepare, form. Every wait has a deadline; past it the worker is
-killed and replaced, with a pause that doubles and is forgotten when a group was formed. What the worker holds
-(weights, KV cache) outlives plans: a new plan with the same span only forms a new group.
+killed and replaced (`core/worker_life.py`). What the worker holds (weights, KV cache, requests) outlives plans and
+daemons: a new plan with the same span only forms a new group, at a step's end where nothing is broken.
 
 Never talks to anyone: commands say what the engine host must do.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, assert_never
 
 import msgspec
 
 from exod.core.engine_messages import BeginRequest, FormOrder, RankPhase, RankStatus
-from exod.core.plan import PlanError, layer_spans
+from exod.core.held_requests import HeldRequest, HeldRequests
+from exod.core.plan import layer_spans
+from exod.core.rank_commands import (
+    KillWorker,
+    LeaveWorker,
+    ModelFacts,
+    RankCommand,
+    Report,
+    ResolveModel,
+    StartWorker,
+    Story,
+    TellWorker,
+)
+from exod.core.worker_life import WorkerLife, WorkerState
 from exod.model import MeshPlan, NodeId
 from exoengine.protocol import (
     Abort,
     Aborted,
     Begin,
-    Cancel,
     Finished,
     Form,
     Formed,
@@ -39,27 +51,22 @@ from exoengine.protocol import (
     RequestFailed,
     SyncSettings,
     TokenOut,
-    ToWorker,
 )
-
-START_DEADLINE_S: Final = 60.0
-"""Importing MLX and transformers takes a second or two; a cold disk on a busy machine many more."""
 
 LOAD_SILENCE_S: Final = 120.0
 """Loading reports its progress every second or so; a disk that says nothing for two minutes has failed."""
 
 PREPARE_DEADLINE_S: Final = 10.0
+"""A worker gives its ranks 3 s to come to a step's end, then aborts; a kernel that runs delays that."""
+
+FORM_GIVEN_S: Final = 5.0
+"""Connecting takes 0.2 s even over a VPN. That a neighbour does not come is no fault of this worker: it says so by
+then, and lives."""
+
 FORM_DEADLINE_S: Final = 8.0
-"""Below the coordinator's deadlines, so that the process was replaced when the next attempt comes. MLX's init
-holds the GIL and its accept has no timeout: only killing the process ends it."""
+"""A worker that does not even say so is replaced. Below the coordinator's deadline, so that the next attempt finds
+a new process."""
 
-ABORT_DEADLINE_S: Final = 8.0
-HEARTBEAT_SILENCE_S: Final = 8.0
-"""A worker's control thread says something every second, except while init holds the GIL (bounded above). A
-stopped or wedged process is replaced after this; a busy machine is given several beats."""
-
-RESTART_PAUSE_FIRST_S: Final = 0.2
-RESTART_PAUSE_LIMIT_S: Final = 15.0
 FAILED_RETRY_S: Final = 60.0
 """A folder that cannot be loaded is looked at again once a minute: people mend it while we run."""
 
@@ -68,95 +75,47 @@ REPORT_INTERVAL_S: Final = 1.0
 
 IDLE_REPORT_INTERVAL_S: Final = 5.0
 
+LAG_S: Final = 0.5
+"""A timer that comes later than this was held up by our own process: the worker's words wait unread."""
 
-class ResolveModel(msgspec.Struct, frozen=True):
-    """Command: find (or download) this model and read what it is."""
+INCURABLE: Final = frozenset({"cannot_reform", "connector", "mlx_init"})
+"""Reasons of an Aborted that no further attempt in the same process can mend."""
 
-    model: str
-
-
-class StartWorker(msgspec.Struct, frozen=True):
-    pass
-
-
-class KillWorker(msgspec.Struct, frozen=True):
-    text: str
-
-
-class LeaveWorker(msgspec.Struct, frozen=True):
-    """Command: nothing is asked of the worker any more: let it leave, then end."""
-
-
-class TellWorker(msgspec.Struct, frozen=True):
-    message: ToWorker
-
-
-class Report(msgspec.Struct, frozen=True):
-    """Command: tell every node, this one included."""
-
-    status: RankStatus
-
-
-class Story(msgspec.Struct, frozen=True):
-    """Command: an event of the contract."""
-
-    type: str
-    data: dict[str, object]
-
-
-RankCommand = ResolveModel | StartWorker | KillWorker | LeaveWorker | TellWorker | Report | Story
-
-
-class ModelFacts(msgspec.Struct, frozen=True):
-    """What is known of a model before it is loaded."""
-
-    model: str
-    folder: str
-    total_layers: int
-
-
-class ActiveRequest(msgspec.Struct):
-    begin: BeginRequest
-    tokens: list[int]
+_IN_GROUP: Final = frozenset({RankPhase.PREPARING, RankPhase.PREPARED, RankPhase.FORMED})
+_UNLOADED: Final = frozenset({RankPhase.OFF, RankPhase.RESOLVING, RankPhase.LOADING, RankPhase.FAILED})
 
 
 class Rank:
-    """This node's rank. One method for each thing that can happen; each returns commands."""
+    """This node's rank. One method for each thing that can happen; each returns commands.
 
-    def __init__(self, me: NodeId, incarnation: int, sync: SyncSettings) -> None:
+    `ring_key` is what the ranks of the cluster prove themselves to each other with when they connect.
+    """
+
+    def __init__(self, me: NodeId, incarnation: int, sync: SyncSettings, ring_key: bytes = b"") -> None:
         self._me = me
         self._incarnation = incarnation
         self._sync = sync
+        self._ring_key = ring_key
         self._plan: MeshPlan | None = None
         self._suspended = ""
         self._facts: ModelFacts | None = None
         self._resolving = ""
         self._failure: tuple[str, str] | None = None
+        self._alert = ""
         self._retry_at: float | None = None
         # the worker
-        self._hello: Hello | None = None
-        self._starting = False
-        self._stopping = False
-        self._held: tuple[str, tuple[int, int]] | None = None
+        self._worker = WorkerLife()
         self._asked_load: tuple[str, tuple[int, int]] | None = None
         self._loaded: Loaded | None = None
-        self._fingerprint = ""
-        self._heartbeat: Heartbeat | None = None
-        self._heard_at = 0.0
-        self._deadline: tuple[float, str] | None = None
-        self._restart_at = 0.0
-        self._pause_s = 0.0
-        self.restarts = 0
+        self._forgave = False
         # the group
         self._phase = RankPhase.OFF
         self._attempt = 0
+        self._forming = False
         self._trouble = ""
         self._lost_group_at: float | None = None
         self._link_health: LinkHealth | None = None
-        # requests
-        self.active: dict[str, ActiveRequest] = {}
-        self._begun_order = 0
-        self._finished_order = 0
+        self._requests = HeldRequests()
         # reports
         self._seq = 0
         self._reported: RankStatus | None = None
@@ -175,44 +134,105 @@ class Rank:
 
     @property
     def heartbeat(self) -> Heartbeat | None:
-        return self._heartbeat
+        return self._worker.heartbeat
 
     @property
     def hello(self) -> Hello | None:
-        return self._hello
+        return self._worker.hello
+
+    @property
+    def restarts(self) -> int:
+        return self._worker.restarts
 
     @property
     def failure(self) -> tuple[str, str] | None:
         return self._failure
 
     @property
+    def active(self) -> dict[str, HeldRequest]:
+        """By generation id (see `engine_messages.generation_id`)."""
+        return self._requests.active
+
+    @property
     def begun_order(self) -> int:
-        return self._begun_order
+        return self._requests.begun_order
+
+    def begun(self) -> BeginRequest | None:
+        """The newest request under way, with what is known of its answer: for a coordinator that lacks it."""
+        held = self._requests.newest()
+        return msgspec.structs.replace(held.begin, tokens=tuple(held.tokens[:-1])) if held is not None else None
 
     def span(self) -> tuple[int, int] | None:
-        """The layers that the plan gives this rank; None while unknown."""
+        """The layers that the plan gives this rank; None while unknown. ValueError where they cannot be shared."""
         plan, facts = self._plan, self._facts
         if plan is None or facts is None or self._me not in plan.ring:
             return None
         return layer_spans(plan.split, plan.memory_mib, facts.total_layers)[plan.ring.index(self._me)]
 
-    # --- what happens ---------------------------------------------------------------------------------------
+    # --- what the mesh says ---------------------------------------------------------------------------------
 
     def commit(self, plan: MeshPlan, now: float) -> list[RankCommand]:
-        """All members agreed on this plan."""
-        if self._plan is None or plan.model != self._plan.model:
-            self._facts, self._failure, self._retry_at, self._resolving = None, None, None, ""
-        self._plan, self._suspended = plan, ""
+        """All members agreed on this plan. The old group goes on until the coordinator says `prepare`, so that it
+        is left at a step's end; where it is broken, `suspend` came before.
+        """
+        before, self._plan, self._suspended = self._plan, plan, ""
+        if before is not None and before.hash == plan.hash:
+            return self._advance(now) + self._report(now, changed=True)
+        commands: list[RankCommand] = []
+        if before is None or plan.model != before.model:
+            self._facts, self._resolving = None, ""
+            commands += self._clear_alert()
+        self._failure, self._retry_at = None, None  # another share of the layers may fit
         self._attempt = 0
-        commands = self._drop_group("a new plan was agreed", now)
-        return commands + self._advance(now)
+        self._leave_attempt()
+        return commands + self._advance(now) + self._report(now)
 
     def suspend(self, plan_hash: str, reason: str, now: float) -> list[RankCommand]:
         """The plan cannot be used: whatever runs over its edges is aborted at once."""
-        if self._plan is None or self._plan.hash != plan_hash:
+        if self._plan is None or self._plan.hash != plan_hash or self._suspended:
             return []
         self._suspended = reason
-        return self._drop_group(reason, now) + self._advance(now)
+        commands: list[RankCommand] = []
+        if self._phase in _IN_GROUP and self._worker.is_connected:
+            commands.append(TellWorker(Abort(reason)))
+            if self._phase is RankPhase.FORMED:
+                self._lose_group(now)
+                commands.append(Story("engine.aborted", {"code": "suspended", "text": reason}))
+        self._leave_attempt()
+        return commands + self._report(now, changed=True)
+
+    def _leave_attempt(self) -> None:
+        """Nothing is left of the attempt but its number: what the worker still says of it is not waited for."""
+        self._forming = False
+        if self._phase in _IN_GROUP or self._phase is RankPhase.ABORTED:
+            self._phase = RankPhase.LOADED
+            self._worker.answered()
+
+    def order(self, order: FormOrder, now: float) -> list[RankCommand]:
+        """The coordinator's word. One that was followed already is answered by a report: the last may be lost."""
+        plan = self._plan
+        if plan is None or self._suspended or order.plan_hash != plan.hash or order.sender != plan.coordinator:
+            return []
+        if self._me not in plan.ring or self._loaded is None or not self._worker.is_connected:
+            return self._report(now, changed=True)
+        if order.step == "prepare" and order.attempt > self._attempt:
+            return self._prepare(plan, order.attempt, now)
+        if order.step == "form" and order.attempt == self._attempt and self._phase is RankPhase.PREPARED:
+            if not self._forming:
+                self._forming = True
+                self._worker.expect(FORM_DEADLINE_S, "forming the group did not end", now)
+                return [TellWorker(Form(plan.hash, order.attempt, FORM_GIVEN_S))]
+            return []
+        return self._report(now, changed=True)
+
+    def link_health(self, healthy: bool, reason: str) -> list[RankCommand]:
+        health = LinkHealth(healthy, reason)
+        if health == self._link_health:
+            return []
+        self._link_health = health
+        return [TellWorker(health)] if self._worker.is_connected else []
+
+    # --- what is known of the model -------------------------------------------------------------------------
 
     def model_found(self, facts: ModelFacts, now: float) -> list[RankCommand]:
         if facts.model != self._resolving:
@@ -226,126 +246,58 @@ class Rank:
         self._resolving = ""
         return self._fail(code, text, now) + self._advance(now)
 
-    def worker_gone(self, text: str, now: float) -> list[RankCommand]:
-        """The worker's process ended, or it could not be started."""
-        expected = self._stopping
-        self._forget_worker()
-        self._stopping = False
-        if not expected:
-            self.restarts += 1
-            self._trouble = text
-            self._pause_s = min(RESTART_PAUSE_LIMIT_S, max(RESTART_PAUSE_FIRST_S, self._pause_s * 2))
-            self._restart_at = now + self._pause_s
-        if self._lost_group_at is None and self.active:
-            self._lost_group_at = now
-        return self._advance(now)
-
-    def worker_said(self, message: FromWorker, now: float) -> list[RankCommand]:
-        self._heard_at = now
-        match message:
-            case Hello():
-                return self._greeted(message, now)
-            case LoadProgress(done_bytes=done, total_bytes=total):
-                self.progress = (done, total)
-                self._deadline = (now + LOAD_SILENCE_S, "loading made no progress")
-                return []
-            case Loaded():
-                return self._has_loaded(message, now)
-            case LoadFailed(code=code, text=text):
-                self._asked_load, self._deadline = None, None
-                return self._fail(code, text, now) + self._advance(now)
-            case Prepared(plan_hash=plan_hash, attempt=attempt) if self._is_present(plan_hash, attempt):
-                self._deadline = None
-                return self._set_phase(RankPhase.PREPARED, now)
-            case Formed(plan_hash=plan_hash, attempt=attempt) if self._is_present(plan_hash, attempt):
-                return self._has_formed(message, now)
-            case Aborted():
-                return self._has_aborted(message, now)
-            case TokenOut(request_id=request_id, index=index, token=token):
-                request = self.active.get(request_id)
-                if request is not None and index == len(request.tokens):
-                    request.tokens.append(token)
-                return []
-            case Finished(request_id=request_id) | RequestFailed(request_id=request_id):
-                return self._ended(request_id, now)
-            case Heartbeat():
-                self._heartbeat = message
-                return self._report(now)
-            case Prepared() | Formed():
-                self._deadline = None  # of a plan that is no more: it answered, so it does not hang
-                return []
-            case Left():
-                return []
-
-    def order(self, order: FormOrder, now: float) -> list[RankCommand]:
-        """The coordinator's word. Orders of other plans or older attempts are ignored."""
-        plan = self._plan
-        if plan is None or self._suspended or order.plan_hash != plan.hash or order.sender != plan.coordinator:
-            return []
-        if self._me not in plan.ring or self._loaded is None or order.attempt < self._attempt:
-            return []
-        if order.step == "prepare" and order.attempt > self._attempt:
-            return self._prepare(plan, order.attempt, now)
-        if order.step == "form" and order.attempt == self._attempt and self._phase is RankPhase.PREPARED:
-            if self._deadline is not None:
-                return []  # said again while forming
-            self._deadline = (now + FORM_DEADLINE_S, "forming the group did not end")
-            return [TellWorker(Form(plan.hash, order.attempt, FORM_DEADLINE_S))]
-        return []
+    # --- requests -------------------------------------------------------------------------------------------
 
     def begin(self, begin: BeginRequest, now: float) -> list[RankCommand]:
-        """The next request of all ranks; one that was begun already changes nothing."""
-        if begin.order <= self._begun_order:
-            return []
-        self._begun_order = begin.order
-        self.active[begin.request.request_id] = ActiveRequest(begin, [])
-        commands: list[RankCommand] = []
-        if self._loaded is not None:
-            commands.append(TellWorker(Begin(begin.order, begin.request)))
+        """The next request of all ranks. A coordinator begins one only when all before it have ended."""
+        commands = self.ended(begin.order - 1, now) if begin.order > self._requests.begun_order else []
+        if self._requests.begin(begin) and self._loaded is not None and self._worker.is_connected:
+            commands.append(TellWorker(Begin(begin.order, begin.request, begin.tokens)))
         return commands + self._report(now, changed=True)
 
-    def cancel(self, request_id: str) -> list[RankCommand]:
-        if request_id in self.active and self._hello is not None:
-            return [TellWorker(Cancel(request_id))]
-        return []
-
-    def link_health(self, healthy: bool, reason: str) -> list[RankCommand]:
-        health = LinkHealth(healthy, reason)
-        if health == self._link_health:
+    def ended(self, order: int, now: float) -> list[RankCommand]:
+        """Every request up to `order` has ended. A worker that still has one would wait for the others with it,
+        for ever: it loads again, which makes it forget.
+        """
+        if not self._requests.void(order) or self._loaded is None:
             return []
-        self._link_health = health
-        return [TellWorker(health)] if self._hello is not None else []
+        self._loaded = self._asked_load = None
+        self._leave_attempt()
+        return self._advance(now)
+
+    def cancel(self, request_id: str) -> list[RankCommand]:
+        """Ends a client's request on all ranks. Kept until it has ended: the worker may be replaced before."""
+        cancel = self._requests.cancel(request_id)
+        if cancel is None or self._loaded is None or not self._worker.is_connected:
+            return []
+        return [TellWorker(cancel)]
+
+    # --- time -----------------------------------------------------------------------------------------------
 
     def handle_timer(self, now: float) -> list[RankCommand]:
+        """To be called when `next_deadline` is due."""
+        late_s = now - self.next_deadline()
+        self._forgave = late_s > LAG_S and not self._forgave
         commands: list[RankCommand] = []
-        if self._deadline is not None and now >= self._deadline[0]:
-            commands += self._kill(self._deadline[1])
-        elif self._is_silent(now):
-            commands += self._kill(f"the worker said nothing for {HEARTBEAT_SILENCE_S:.0f} s")
+        if self._forgave:
+            self._worker.forgive(late_s)
+        elif text := self._worker.overdue(now):
+            commands += self._kill(text, now)
         if self._retry_at is not None and now >= self._retry_at:
             self._retry_at, self._failure, self._facts = None, None, None
         return commands + self._advance(now) + self._report(now)
 
     def next_deadline(self) -> float:
-        candidates = [self._report_at]
-        if self._deadline is not None:
-            candidates.append(self._deadline[0])
-        if self._retry_at is not None:
-            candidates.append(self._retry_at)
-        if self._hello is None and not self._starting and self._wants_worker():
-            candidates.append(self._restart_at)
-        return min(candidates)
+        worker_due = self._worker.next_deadline(wanted=self._facts is not None and self._failure is None)
+        candidates = [self._report_at, worker_due, self._retry_at]
+        return min(at for at in candidates if at is not None)
 
     # --- the next step --------------------------------------------------------------------------------------
-
-    def _wants_worker(self) -> bool:
-        plan = self._plan
-        return plan is not None and self._me in plan.ring and bool(plan.model)
 
     def _advance(self, now: float) -> list[RankCommand]:
         """One step towards what the plan asks for, whatever is missing first."""
         plan = self._plan
-        if plan is None or not self._wants_worker():
+        if plan is None or self._me not in plan.ring or not plan.model:
             return self._retire(now)
         if self._failure is not None:
             return self._set_phase(RankPhase.FAILED, now)
@@ -353,24 +305,27 @@ class Rank:
             return self._resolve(plan.model, now)
         try:
             span = self.span()
-        except PlanError as error:
+        except ValueError as error:
             return self._fail("cannot_split", str(error), now) + self._set_phase(RankPhase.FAILED, now)
         assert span is not None
-        if self._hello is None:
+        if not self._worker.is_connected:
             return self._start(now)
         wanted = (self._facts.folder, span)
-        if self._held != wanted:
+        if self._loaded is None or (self._loaded.folder, self._loaded.layers) != wanted:
             return self._load(wanted, now)
-        if self._phase in (RankPhase.OFF, RankPhase.RESOLVING, RankPhase.LOADING, RankPhase.FAILED):
+        if self._phase in _UNLOADED:
             return self._set_phase(RankPhase.LOADED, now)
         return self._report(now)
 
     def _retire(self, now: float) -> list[RankCommand]:
-        commands: list[RankCommand] = []
-        if self._hello is not None and not self._stopping:
-            self._stopping = True
+        """No rank is wanted here. What was not resolved or started yet is not; requests go with the process."""
+        commands = self._clear_alert()
+        if self._worker.is_connected:
+            self._worker.leaving()
+            self._loaded = self._asked_load = None
             commands.append(LeaveWorker())
-        self._failure = None
+        self._failure, self._retry_at, self._facts, self._resolving = None, None, None, ""
+        self._lost_group_at = None
         return commands + self._set_phase(RankPhase.OFF, now)
 
     def _resolve(self, model: str, now: float) -> list[RankCommand]:
@@ -382,53 +337,127 @@ class Rank:
 
     def _start(self, now: float) -> list[RankCommand]:
         commands: list[RankCommand] = []
-        if not self._starting and not self._stopping and now >= self._restart_at:
-            self._starting = True
-            self._deadline = (now + START_DEADLINE_S, "the worker did not start")
+        if self._worker.may_start(now):
+            self._worker.started(now)
             commands.append(StartWorker())
         return commands + self._set_phase(RankPhase.LOADING, now)
 
     def _load(self, wanted: tuple[str, tuple[int, int]], now: float) -> list[RankCommand]:
         commands: list[RankCommand] = []
         if self._asked_load != wanted:
-            self._asked_load, self._held, self._loaded = wanted, None, None
-            self._deadline = (now + LOAD_SILENCE_S, "loading made no progress")
+            self._asked_load, self._loaded = wanted, None
+            self._worker.loading = True
+            self._worker.expect(LOAD_SILENCE_S, "loading made no progress", now)
             folder, (first, last) = wanted
             commands.append(TellWorker(Load(folder, first, last, self._sync)))
         return commands + self._set_phase(RankPhase.LOADING, now)
 
     def _prepare(self, plan: MeshPlan, attempt: int, now: float) -> list[RankCommand]:
-        self._attempt = attempt
-        self._deadline = (now + PREPARE_DEADLINE_S, "leaving the old group did not end")
+        self._attempt, self._forming = attempt, False
+        hello = self._worker.hello
+        if self._worker.group_used and hello is not None and not hello.can_reform:
+            text = "this MLX cannot form a second group in one process"
+            return self._kill(text, now) + self._advance(now)
+        self._lose_group(now, only_from=RankPhase.FORMED)
+        self._worker.group_used = True
+        self._worker.expect(PREPARE_DEADLINE_S, "leaving the old group did not end", now)
+        place = plan.ring.index(self._me)
         listeners = {edge.target: f"{edge.target_address}:{edge.target_port}" for edge in plan.edges}
+        own = [edge.source_address for edge in plan.edges if edge.source == self._me]
         addresses = {edge.source_address for edge in plan.edges} | {edge.target_address for edge in plan.edges}
         prepare = Prepare(
             plan_hash=plan.hash,
             attempt=attempt,
-            rank=plan.ring.index(self._me),
+            rank=place,
             size=len(plan.ring),
             hosts=tuple(listeners[node] for node in plan.ring) if plan.edges else (),
             addresses=tuple(sorted(addresses)),
+            connect_from=own[0] if own else "",
+            key=self._ring_key,
         )
-        return [*self._set_phase(RankPhase.LOADED, now), TellWorker(prepare)]
+        return [*self._set_phase(RankPhase.PREPARING, now), TellWorker(prepare)]
 
-    # --- what the worker reports ----------------------------------------------------------------------------
+    # --- what becomes of the process ------------------------------------------------------------------------
+
+    def worker_gone(self, text: str, now: float) -> list[RankCommand]:
+        """The worker's process ended, or it could not be started."""
+        text = self._worker.killed_for or text
+        if self._phase is RankPhase.FORMED:
+            self._lose_group(now)
+        asked = self._worker.gone(now)
+        self._loaded = self._asked_load = None
+        self._leave_attempt()
+        commands: list[RankCommand] = []
+        if not asked:
+            self._trouble = text
+            commands.append(Story("engine.restarted", {"text": text, "restarts": self._worker.restarts}))
+        return commands + self._advance(now)
+
+    def _kill(self, text: str, now: float) -> list[RankCommand]:
+        self._worker.killed(text, now)
+        return [KillWorker(text)]
+
+    # --- what the worker says -------------------------------------------------------------------------------
+
+    def worker_said(self, message: FromWorker, now: float) -> list[RankCommand]:
+        self._worker.heard(now)
+        match message:
+            case TokenOut():
+                self._requests.token(message)
+                return []
+            case Finished() | RequestFailed():
+                return self._report(now, changed=self._requests.ended(message))
+            case Hello():
+                return self._greeted(message, now)
+            case _ if not self._worker.is_connected:
+                return []  # the last words of one that was told to go
+            case LoadProgress(done_bytes=done, total_bytes=total):
+                self.progress = (done, total)
+                if self._asked_load is not None and self._loaded is None:
+                    self._worker.expect(LOAD_SILENCE_S, "loading made no progress", now)
+                return []
+            case Loaded():
+                return self._has_loaded(message, now)
+            case LoadFailed():
+                return self._has_not_loaded(message, now)
+            case Prepared(plan_hash=plan_hash, attempt=attempt):
+                if not self._is_present(plan_hash, attempt) or self._phase is not RankPhase.PREPARING:
+                    return []
+                self._worker.answered()
+                return self._set_phase(RankPhase.PREPARED, now)
+            case Formed(plan_hash=plan_hash, attempt=attempt):
+                if not self._is_present(plan_hash, attempt) or not self._forming:
+                    return []
+                return self._has_formed(message, now)
+            case Aborted():
+                return self._has_aborted(message, now)
+            case Heartbeat():
+                self._worker.heartbeat = message
+                return self._report(now)
+            case Left():
+                return []
+            case _:
+                assert_never(message)
 
     def _greeted(self, hello: Hello, now: float) -> list[RankCommand]:
         """A worker is connected: a new one, or one that an earlier daemon of this node left running."""
-        self._hello, self._starting, self._deadline = hello, False, None
-        self._held, self._asked_load = None, None
+        if self._worker.state is WorkerState.KILLED:
+            return [KillWorker(self._worker.killed_for)]  # the kill came before there was anything to kill
+        self._worker.greeted(hello, now)
         for request in hello.requests:
-            known = self.active.get(request.request.request_id)
-            if known is None:
-                begin = BeginRequest(self._me, request.order, self._me, request.request)
-                self.active[request.request.request_id] = ActiveRequest(begin, list(request.tokens))
-            elif len(request.tokens) > len(known.tokens):
-                known.tokens[:] = request.tokens
-            self._begun_order = max(self._begun_order, request.order)
+            self._requests.adopt(self._me, request)
         commands: list[RankCommand] = []
-        if hello.formed:
-            commands.append(TellWorker(Abort("its daemon was restarted: a new plan follows")))
+        if hello.folder is not None and hello.layers is not None and hello.fingerprint is not None:
+            self._loaded = Loaded(
+                folder=hello.folder,
+                layers=hello.layers,
+                total_layers=self._facts.total_layers if self._facts is not None else hello.layers[1],
+                fingerprint=hello.fingerprint,
+                weight_bytes=0,
+                load_s=0.0,
+                max_context_tokens=0,
+            )
+            commands += [TellWorker(message) for message in self._requests.retell()]
         if self._link_health is not None:
             commands.append(TellWorker(self._link_health))
         return commands + self._advance(now)
@@ -436,12 +465,12 @@ class Rank:
     def _has_loaded(self, loaded: Loaded, now: float) -> list[RankCommand]:
         if (loaded.folder, loaded.layers) != self._asked_load:
             return []
-        self._held, self._loaded, self._deadline = self._asked_load, loaded, None
-        self._fingerprint = loaded.fingerprint
-        commands: list[RankCommand] = [
-            TellWorker(Begin(request.begin.order, request.begin.request, tuple(request.tokens)))
-            for request in sorted(self.active.values(), key=lambda request: request.begin.order)
-        ]
+        self._loaded = loaded
+        self._worker.loading = False
+        self._worker.answered()
+        commands = [*self._clear_alert(), *(TellWorker(message) for message in self._requests.retell())]
+        if self._link_health is not None:
+            commands.append(TellWorker(self._link_health))  # a worker keeps it with the model
         story = Story(
             "engine.loaded",
             {
@@ -453,9 +482,18 @@ class Rank:
         )
         return [*commands, story, *self._advance(now)]
 
+    def _has_not_loaded(self, failed: LoadFailed, now: float) -> list[RankCommand]:
+        if self._asked_load is None or failed.folder != self._asked_load[0] or self._loaded is not None:
+            return []
+        self._asked_load = None
+        self._worker.loading = False
+        self._worker.answered()
+        return self._fail(failed.code, failed.text, now) + self._advance(now)
+
     def _has_formed(self, formed: Formed, now: float) -> list[RankCommand]:
-        self._deadline = None
-        self._pause_s = 0.0
+        self._forming = False
+        self._worker.answered()
+        self._worker.formed(now)
         self._trouble = ""
         commands = self._set_phase(RankPhase.FORMED, now)
         if self._lost_group_at is not None:
@@ -466,68 +504,58 @@ class Rank:
         return commands
 
     def _has_aborted(self, aborted: Aborted, now: float) -> list[RankCommand]:
-        """Of whichever group: the worker stands in none now."""
-        self._deadline = None
-        if not self._is_present(aborted.plan_hash, aborted.attempt):
+        """Of the present attempt: the worker stands in no group now. Of an older one: that is known."""
+        if not self._is_present(aborted.plan_hash, aborted.attempt) or self._phase not in _IN_GROUP:
             return []
-        self._trouble = aborted.text
-        if self._lost_group_at is None:
-            self._lost_group_at = now
-        story = Story("engine.aborted", {"code": aborted.code, "text": aborted.text, "step": aborted.step})
-        return [story, *self._set_phase(RankPhase.ABORTED, now)]
-
-    def _ended(self, request_id: str, now: float) -> list[RankCommand]:
-        request = self.active.pop(request_id, None)
-        if request is not None:
-            self._finished_order = max(self._finished_order, request.begin.order)
-        return self._report(now, changed=True)
+        commands: list[RankCommand] = []
+        if aborted.code == "paused":
+            self._lose_group(now, only_from=RankPhase.FORMED)  # another rank's new plan: no fault
+        else:
+            self._trouble = aborted.text
+            self._lose_group(now)
+            data: dict[str, object] = {"code": aborted.code, "text": aborted.text, "step": aborted.step}
+            commands.append(Story("engine.aborted", data))
+        self._forming = False
+        self._worker.answered()
+        if aborted.code in INCURABLE:
+            return [*commands, *self._kill(aborted.text, now), *self._advance(now)]
+        return commands + self._set_phase(RankPhase.ABORTED, now)
 
     def _is_present(self, plan_hash: str, attempt: int) -> bool:
-        return self._plan is not None and plan_hash == self._plan.hash and attempt == self._attempt
+        return (
+            self._plan is not None
+            and not self._suspended
+            and plan_hash == self._plan.hash
+            and attempt == self._attempt
+        )
 
-    def _is_silent(self, now: float) -> bool:
-        if self._hello is None or self._stopping or self._deadline is not None:
-            return False
-        return now - self._heard_at > HEARTBEAT_SILENCE_S
-
-    # --- leaving a group, a worker --------------------------------------------------------------------------
-
-    def _drop_group(self, reason: str, now: float) -> list[RankCommand]:
-        if self._phase not in (RankPhase.PREPARED, RankPhase.FORMED):
-            if self._phase is RankPhase.ABORTED:
-                self._set_quietly(RankPhase.LOADED)
-            return []
-        if self._lost_group_at is None:
+    def _lose_group(self, now: float, only_from: RankPhase | None = None) -> None:
+        """From here the gap is counted that the next group closes."""
+        if self._lost_group_at is None and only_from in (None, self._phase):
             self._lost_group_at = now
-        self._deadline = (now + ABORT_DEADLINE_S, "aborting the group did not end")
-        self._set_quietly(RankPhase.LOADED)
-        return [TellWorker(Abort(reason))]
 
-    def _kill(self, text: str) -> list[RankCommand]:
-        self._deadline = None
-        if self._hello is None and not self._starting:
-            return []
-        # The next heartbeat is counted from here: one kill for each silence.
-        self._hello, self._starting = None, True
-        return [KillWorker(text), Story("engine.restarted", {"text": text, "restarts": self.restarts + 1})]
-
-    def _forget_worker(self) -> None:
-        self._hello, self._starting = None, False
-        self._held, self._asked_load, self._loaded, self._deadline = None, None, None, None
-        self._heartbeat = None
+    # --- alerts ---------------------------------------------------------------------------------------------
 
     def _fail(self, code: str, text: str, now: float) -> list[RankCommand]:
+        """Raised once, however often it is tried again."""
         self._failure = (code, text)
         self._retry_at = now + FAILED_RETRY_S
-        return [Story("alert.raised", {"code": code, "severity": "error", "text": text})]
+        if self._alert == code:
+            return []
+        commands = self._clear_alert()
+        self._alert = code
+        return [*commands, Story("alert.raised", {"code": code, "severity": "error", "text": text})]
+
+    def _clear_alert(self) -> list[RankCommand]:
+        if not self._alert:
+            return []
+        code, self._alert = self._alert, ""
+        return [Story("alert.cleared", {"code": code})]
 
     # --- reports --------------------------------------------------------------------------------------------
 
-    def _set_quietly(self, phase: RankPhase) -> None:
-        self._phase = phase
-
     def _set_phase(self, phase: RankPhase, now: float) -> list[RankCommand]:
-        """The one setter of the phase that others see."""
+        """The one way into a phase that others see at once."""
         changed = self._phase is not phase
         self._phase = phase
         return self._report(now, changed)
@@ -548,11 +576,11 @@ class Rank:
         return [Report(status)]
 
     def _status(self) -> RankStatus:
-        plan, beat, hello = self._plan, self._heartbeat, self._hello
+        plan, beat, hello = self._plan, self._worker.heartbeat, self._worker.hello
         code, text = self._failure or ("", self._suspended or self._trouble)
         try:
             span = self.span()
-        except PlanError:
+        except ValueError:
             span = None
         versions = hello.versions if hello is not None else {}
         return RankStatus(
@@ -565,13 +593,13 @@ class Rank:
             code=code,
             text=text,
             model=plan.model if plan is not None else "",
-            fingerprint=self._fingerprint if self._loaded is not None else "",
+            fingerprint=self._loaded.fingerprint if self._loaded is not None else "",
             versions=", ".join(f"{name} {versions[name]}" for name in sorted(versions)),
             layers=span,
             pid=hello.pid if hello is not None else 0,
-            restarts=self.restarts,
-            begun_order=self._begun_order,
-            finished_order=self._finished_order,
+            restarts=self._worker.restarts,
+            begun_order=self._requests.begun_order,
+            finished_order=self._requests.finished_order,
             generating=bool(self.active),
             sync_mode=beat.sync_mode if beat is not None else "safe",
             sync_reason=beat.sync_reason if beat is not None else "",
@@ -585,5 +613,5 @@ class Rank:
 def _without_figures(status: RankStatus) -> RankStatus:
     """What must be told at once when it changes: all but figures that move all the time."""
     return msgspec.structs.replace(
-        status, seq=0, tokens_per_s=0.0, baseline_tokens_per_s=0.0, last_gap_ms=0.0, memory_mib=0
+        status, seq=0, sync_reason="", tokens_per_s=0.0, baseline_tokens_per_s=0.0, last_gap_ms=0.0, memory_mib=0
     )

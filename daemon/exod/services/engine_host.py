@@ -17,6 +17,7 @@ import structlog
 
 from exod.core.engine_messages import (
     BeginRequest,
+    Begun,
     CancelRequest,
     EngineMessage,
     FormOrder,
@@ -24,15 +25,18 @@ from exod.core.engine_messages import (
     Queued,
     RankStatus,
     RelayedOutput,
+    RequestsEnded,
     SubmitRefused,
     SubmitRequest,
+    TellBegun,
+    client_id,
 )
 from exod.core.formation import Formation, OrderRank
-from exod.core.rank import (
+from exod.core.rank import Rank
+from exod.core.rank_commands import (
     KillWorker,
     LeaveWorker,
     ModelFacts,
-    Rank,
     RankCommand,
     Report,
     ResolveModel,
@@ -40,7 +44,7 @@ from exod.core.rank import (
     Story,
     TellWorker,
 )
-from exod.core.scheduler import BeginOn, Scheduler, SchedulerCommand, TellOrigin
+from exod.core.scheduler import Scheduler, SchedulerCommand, TellOrigin, TellRank
 from exod.model import MeshPlan, NodeId
 from exod.services.requests import RequestDesk
 from exod.services.workers import WorkerProcess
@@ -73,18 +77,20 @@ class EngineHost:
         on_story: Callable[[str, dict[str, object]], None],
         on_change: Callable[[], None],
         on_model_wish: Callable[[str], None],
+        ring_key: bytes = b"",
     ) -> None:
         self._me = me
         self._send, self._tell_all = send, tell_all
         self._on_story, self._on_change, self._on_model_wish = on_story, on_change, on_model_wish
-        self.rank = Rank(me, incarnation, sync)
+        self.rank = Rank(me, incarnation, sync, ring_key)
         self.formation = Formation(me)
-        self.scheduler = Scheduler(me)
+        self.scheduler = Scheduler(me, incarnation)
         self.desk = RequestDesk(me, recovery_deadline_s, self._submit, self.cancel, self.trouble)
         self.worker = WorkerProcess(folder, environment, self._worker_said, self._worker_gone)
         self.plan: MeshPlan | None = None
         self.suspended = ""
         self.statuses: dict[NodeId, RankStatus] = {}
+        self._incarnations: dict[NodeId, int] = {}
         self.summary: ModelSummary | None = None
         self.download = (0, 0)
         self.prompt_tokens = self.cached_tokens = self.completion_tokens = 0
@@ -143,8 +149,8 @@ class EngineHost:
         self.plan, self.suspended = plan, ""
         self._carry_out(self.rank.commit(plan, now))
         if plan.coordinator == self._me and not was_coordinator:
-            begun = [request.begin for request in self.rank.active.values()]
-            self.scheduler.take_over(begun, self.rank.begun_order)
+            begun = self.rank.begun()
+            self.scheduler.take_over([begun] if begun is not None else [], self.rank.begun_order)
         elif plan.coordinator != self._me:
             self.scheduler.give_up()
         self._give_orders(self.formation.follow(plan, now))
@@ -187,7 +193,16 @@ class EngineHost:
             case FormOrder() if message.sender == sender:
                 self._carry_out(self.rank.order(message, now))
             case BeginRequest() if message.sender == sender and self._is_coordinator(sender):
-                self._carry_out(self.rank.begin(message, now))
+                self._begin(message, now)
+            case TellBegun() if message.sender == sender and self._is_coordinator(sender):
+                begun = self.rank.begun()
+                if begun is not None:
+                    self._to(sender, Begun(begun))
+            case Begun(begin=begin) if self._is_coordinator(self._me):
+                self.scheduler.adopt(begin)
+                self._nudge()
+            case RequestsEnded(order=order) if message.sender == sender and self._is_coordinator(sender):
+                self._carry_out(self.rank.ended(order, now))
             case SubmitRequest() if message.origin == sender:
                 self._submitted(message, now)
             case Queued(request_id=request_id):
@@ -198,11 +213,21 @@ class EngineHost:
                 self.scheduler.cancel(request_id)
                 self._carry_out(self.rank.cancel(request_id))
             case RelayedOutput(output=output):
-                self.desk.output(output.request_id, output)
+                request_id = client_id(output.request_id)
+                self.desk.output(request_id, output)
+                if isinstance(output, TokenOut) and not self.desk.waits_for(request_id):
+                    self._send(sender, CancelRequest(request_id))
             case ModelWish(model=model):
                 self._on_model_wish(model)
             case _:
                 log.warning("engine_message_ignored", sender=sender, kind=type(message).__name__)
+
+    def _begin(self, begin: BeginRequest, now: float) -> None:
+        """One of ours that no client waits for any more (the cancel was lost, or this daemon is new) is ended."""
+        self._carry_out(self.rank.begin(begin, now))
+        request_id = client_id(begin.request.request_id)
+        if begin.origin == self._me and not self.desk.waits_for(request_id):
+            self.cancel(request_id)
 
     def _is_coordinator(self, node: NodeId) -> bool:
         return self.plan is not None and self.plan.coordinator == node
@@ -212,8 +237,17 @@ class EngineHost:
         if known is not None and (known.incarnation, known.seq) >= (status.incarnation, status.seq):
             return
         self.statuses[status.sender] = status
+        if self._incarnations.get(status.sender, status.incarnation) < status.incarnation:
+            self._origin_restarted(status.sender)
+        self._incarnations[status.sender] = status.incarnation
         self._give_orders(self.formation.rank_status(status, now))
         self._changed(now)
+
+    def _origin_restarted(self, origin: NodeId) -> None:
+        """Its clients are gone with its earlier life: what they asked for is ended."""
+        for held in list(self.rank.active.values()):
+            if held.begin.origin == origin:
+                self._carry_out(self.rank.cancel(held.begin.request.request_id))
 
     # --- requests -------------------------------------------------------------------------------------------
 
@@ -226,10 +260,7 @@ class EngineHost:
     def _submitted(self, submit: SubmitRequest, now: float) -> None:
         if not self._is_coordinator(self._me):
             return  # the origin repeats it to whoever coordinates by then
-        if submit.request.request_id in self.rank.active:
-            self._to(submit.origin, Queued(submit.request.request_id))
-            return
-        self._tell(self.scheduler.submit(submit))
+        self._tell(self.scheduler.submit(submit, now))
         self._schedule(now)
         self._nudge()
 
@@ -303,7 +334,7 @@ class EngineHost:
 
     def _deliver(self, output: TokenOut | Finished | RequestFailed) -> None:
         """To this node's client; rank 0 relays to an origin that hosts no rank."""
-        self.desk.output(output.request_id, output)
+        self.desk.output(client_id(output.request_id), output)
         if isinstance(output, Finished):
             self.prompt_tokens += output.prompt_tokens
             self.cached_tokens += output.cached_tokens
@@ -312,7 +343,7 @@ class EngineHost:
         plan = self.plan
         if request is None or plan is None or not plan.ring or plan.ring[0] != self._me:
             return
-        if request.begin.origin not in plan.ring:
+        if request.begin.origin and request.begin.origin not in plan.ring:
             self._send(request.begin.origin, RelayedOutput(output))
 
     # --- carrying out ---------------------------------------------------------------------------------------
@@ -376,8 +407,8 @@ class EngineHost:
     def _tell(self, commands: Iterable[SchedulerCommand]) -> None:
         for command in commands:
             match command:
-                case BeginOn(to=node, message=begin):
-                    self._to(node, begin)
+                case TellRank(to=node, message=word):
+                    self._to(node, word)
                 case TellOrigin(to=node, message=answer):
                     self._to(node, answer)
 

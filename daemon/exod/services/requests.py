@@ -1,8 +1,9 @@
 """Generations that clients of this node wait for: from a request to a stream of deltas.
 
-Each request is submitted to the coordinator (again under the next one), and its tokens come from this node's own
-rank where it hosts one, else relayed from rank 0. A token counts once, by its index: what is replayed after a
-fault is what was said already. Called by the composition root (`generate`) and by the engine host (outputs).
+Each request is submitted to the coordinator (again under the next one, and whenever nothing came for a while), and
+its tokens come from this node's own rank where it hosts one, else relayed from rank 0. A token counts once, by its
+index: what is replayed after a fault is what was said already. What got lost on the way is generated again from
+the first token that is missing here. Called by the composition root (`generate`) and by the engine host (outputs).
 """
 
 from __future__ import annotations
@@ -29,9 +30,12 @@ SUBMIT_INTERVAL_S: Final = 1.0
 """A submission may be lost with its connection or its coordinator: repeated until it is confirmed."""
 
 CONFIRMED_INTERVAL_S: Final = 5.0
-"""And now and then after that: a coordinator that died took its queue along."""
+"""And whenever nothing came for this long after that: a coordinator that died took its queue along, and outputs may
+be lost with a connection."""
 
 KEEP_ALIVE_S: Final = 5.0
+JUDGEMENTS: Final = 4
+"""How often silence is judged within the recovery deadline, at the least."""
 
 Output = TokenOut | Finished | RequestFailed
 
@@ -42,24 +46,33 @@ class Pending:
     def __init__(self, request: GenerationRequest) -> None:
         self.request = request
         self.outputs: asyncio.Queue[Output | SubmitRefused] = asyncio.Queue(MAX_BACKLOG)
-        self.next_index = 0
+        self.tokens: list[int] = []
         self.confirmed = False
         self.submit_at = 0.0
-        self.progress_at = time.monotonic()
+        self.troubled_s = 0.0
+        """How long the engine was in trouble since something last came."""
         self.overrun = False
 
-    def put(self, output: Output | SubmitRefused) -> None:
-        """Takes an output that is new; one that was taken before is a replay and says nothing new."""
+    @property
+    def next_index(self) -> int:
+        return len(self.tokens)
+
+    def put(self, output: Output | SubmitRefused) -> bool:
+        """Takes an output that is new; one that was taken before is a replay and says nothing new. False where
+        the client has left too many of them unread.
+        """
         if isinstance(output, TokenOut):
             if output.index != self.next_index:
-                return
-            self.next_index += 1
-        self.progress_at = time.monotonic()
+                return True
+            self.tokens.append(output.token)
+        self.troubled_s = 0.0
         self.confirmed = True
+        self.submit_at = time.monotonic() + CONFIRMED_INTERVAL_S
         if self.outputs.full():
             self.overrun = True
         else:
             self.outputs.put_nowait(output)
+        return not self.overrun
 
 
 class RequestDesk:
@@ -79,6 +92,7 @@ class RequestDesk:
     ) -> None:
         self._me = me
         self._recovery_deadline_s = recovery_deadline_s
+        self._beat_s = min(KEEP_ALIVE_S, recovery_deadline_s / JUDGEMENTS)
         self._submit, self._cancel, self._trouble = submit, cancel, trouble
         self._pending: dict[str, Pending] = {}
 
@@ -89,12 +103,15 @@ class RequestDesk:
         pending = self._pending.get(request_id)
         if pending is not None:
             pending.confirmed = True
+            pending.submit_at = time.monotonic() + CONFIRMED_INTERVAL_S
 
     def output(self, request_id: str, output: Output | SubmitRefused) -> None:
         """From this node's rank, from a relay, or the coordinator's refusal."""
         pending = self._pending.get(request_id)
-        if pending is not None:
-            pending.put(output)
+        if pending is None or pending.overrun:
+            return
+        if not pending.put(output):
+            self._cancel(request_id)
 
     def waits_for(self, request_id: str) -> bool:
         return request_id in self._pending
@@ -107,14 +124,14 @@ class RequestDesk:
         self.handle_timer()
 
     def handle_timer(self) -> None:
-        """Submits what is not confirmed. Called about twice a second while something is pending."""
+        """Submits what is not confirmed, or silent. Called some times a second while something is pending."""
         now = time.monotonic()
-        for pending in self._pending.values():
-            if now < pending.submit_at or pending.next_index:
+        for pending in list(self._pending.values()):
+            if now < pending.submit_at or pending.overrun:
                 continue
             interval_s = CONFIRMED_INTERVAL_S if pending.confirmed else SUBMIT_INTERVAL_S
             pending.submit_at = now + interval_s
-            self._submit(SubmitRequest(self._me, pending.request))
+            self._submit(SubmitRequest(self._me, pending.request, tuple(pending.tokens[:-1])))
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
         """The deltas of one generation; closing it cancels. Raises RequestError where it cannot be served."""
@@ -139,7 +156,7 @@ class RequestDesk:
 
     async def _next(self, pending: Pending) -> GenerationDelta:
         try:
-            async with asyncio.timeout(KEEP_ALIVE_S):
+            async with asyncio.timeout(self._beat_s):
                 output = await pending.outputs.get()
         except TimeoutError:
             return self._judge_silence(pending)
@@ -161,15 +178,18 @@ class RequestDesk:
                 raise RequestError(code, text, ExitCode.INTERNAL)
 
     def _judge_silence(self, pending: Pending) -> KeepAlive:
-        """A request that waits its turn, or a long prefill, is no fault; an engine in trouble has a deadline."""
+        """A request that waits its turn, or a long prefill, is no fault; an engine in trouble has a deadline. Its
+        good moments between two faults do not count as long as no token comes of them.
+        """
         trouble = self._trouble()
+        if not trouble and not pending.confirmed:
+            trouble = "the coordinator has not answered yet"
         if not trouble:
-            pending.progress_at = time.monotonic()
             return KeepAlive(
                 "the request waits its turn" if pending.next_index == 0 else "the next token is computed"
             )
-        waited_s = time.monotonic() - pending.progress_at
-        if waited_s > self._recovery_deadline_s:
+        pending.troubled_s += self._beat_s
+        if pending.troubled_s >= self._recovery_deadline_s:
             text = f"the engine did not recover within {self._recovery_deadline_s:g} s: {trouble}"
             raise RequestError("recovery_failed", text, ExitCode.INTERNAL)
         return KeepAlive(trouble)

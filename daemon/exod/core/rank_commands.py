@@ -1,0 +1,54 @@
+"""What the rank asks of the engine host. Frozen values; deciding is done in `core/rank.py`."""
+
+from __future__ import annotations
+
+import msgspec
+
+from exod.core.engine_messages import RankStatus
+from exoengine.protocol import ToWorker
+
+
+class ResolveModel(msgspec.Struct, frozen=True):
+    """Command: find (or download) this model and read what it is."""
+
+    model: str
+
+
+class StartWorker(msgspec.Struct, frozen=True):
+    """Command: adopt the process that an earlier daemon left, or start one."""
+
+
+class KillWorker(msgspec.Struct, frozen=True):
+    text: str
+
+
+class LeaveWorker(msgspec.Struct, frozen=True):
+    """Command: nothing is asked of the worker any more: let it leave, then end."""
+
+
+class TellWorker(msgspec.Struct, frozen=True):
+    message: ToWorker
+
+
+class Report(msgspec.Struct, frozen=True):
+    """Command: tell every node, this one included."""
+
+    status: RankStatus
+
+
+class Story(msgspec.Struct, frozen=True):
+    """Command: an event of the contract."""
+
+    type: str
+    data: dict[str, object]
+
+
+RankCommand = ResolveModel | StartWorker | KillWorker | LeaveWorker | TellWorker | Report | Story
+
+
+class ModelFacts(msgspec.Struct, frozen=True):
+    """What is known of a model before it is loaded."""
+
+    model: str
+    folder: str
+    total_layers: int
