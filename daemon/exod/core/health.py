@@ -1,35 +1,64 @@
-"""What is wrong, in words: everything that is known -> one HealthSnapshot with reasons. Pure.
+"""Is this node healthy, and if not, why: everything that is known, reduced to a word and reasons for people.
 
-Healthy means: every node that belongs here is up, every pair uses a path within the limit that both ends agreed on,
-one plan is agreed, and a request would be served. Down means: no request could be served. Anything between is
-degraded. A reason keeps its `since` as long as it lasts. Called by `situation.py` at each change.
+The theory. Each reason is a fact with a stable code and a subject; the worst one decides the word. A fact counts
+once it has lasted for its grace, so a switch that takes a millisecond alarms nobody, and its `since` stays while
+it lasts. A cable that is pulled is no reason while another path carries the traffic within the limit; a node that
+said goodbye is no reason either: someone sent it away.
+
+Decides what is said about health; never acts on it. Called by the shell whenever it refreshes its status.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
 from exod.core.view import LinkView, NodeView, PathView
-from exod.model import EngineState, Health, Kind, MeshState, NodeState, PathState, Reason
+from exod.model import (
+    KIND_PREFERENCE,
+    EngineState,
+    Health,
+    Kind,
+    MeshState,
+    NodeId,
+    NodeState,
+    PathState,
+    Reason,
+)
 
-SETTLE_S: Final = 3.0
-"""Two nodes that start together agree within this: until then a pair that is not agreed is no reason yet."""
+KIND_WORDS = {
+    Kind.THUNDERBOLT: "Thunderbolt",
+    Kind.ETHERNET: "Ethernet",
+    Kind.WIFI: "Wi-Fi",
+    Kind.VPN: "VPN",
+    Kind.LOOPBACK: "loopback",
+    Kind.OTHER: "an unknown medium,",
+}
 
+GRACE_S: dict[str, float] = {
+    "ends_disagree": 1.0,
+    "no_path": 1.0,
+    "mesh_not_agreed": 1.0,
+    "engine_recovering": 0.0,
+    "node_suspect": 1.0,
+    "link_slow": 0.5,
+}
+"""Seconds that a fact must last before it is a reason; 0 for those not named. An agreement may take 0.3 s, a switch
+away from a slow link about as long."""
 
-Finding = tuple[str, str, str]
-"""(code, subject, text)."""
+DOWN_CODES = frozenset({"engine_failed"})
+"""Nothing can be served."""
 
 
 class HealthInput(msgspec.Struct, frozen=True):
     view: NodeView
     degraded_ms: float
-    engine_enabled: bool
-    engine_state: EngineState
-    engine_text: str
-    mqtt_text: str
-    """Why a broker that the configuration names is not connected; empty where it is, or none is named."""
+    engine_enabled: bool = False
+    engine_state: EngineState = EngineState.OFF
+    engine_text: str = ""
+    mqtt_text: str = ""
+    """What is wrong with a broker that a person configured; empty where nothing is, or none was."""
 
 
 class HealthSnapshot(msgspec.Struct, frozen=True):
@@ -37,92 +66,110 @@ class HealthSnapshot(msgspec.Struct, frozen=True):
     reasons: tuple[Reason, ...]
 
 
+class _Fact(msgspec.Struct, frozen=True):
+    code: str
+    subject: str
+    text: str
+
+
 class HealthJudge:
-    """Remembers only since when each reason holds."""
+    """Keeps when each fact was first seen, and nothing else."""
 
     def __init__(self) -> None:
         self._since: dict[tuple[str, str], float] = {}
 
-    def judge(self, seen: HealthInput, now: float) -> HealthSnapshot:
-        """`now` is wall clock, in Unix seconds: it is shown."""
-        found = [*_nodes(seen), *_links(seen), *_mesh(seen), *_engine(seen)]
-        if seen.mqtt_text:
-            found.append(("mqtt_down", "mqtt", seen.mqtt_text))
-        self._since = {(code, subject): self._since.get((code, subject), now) for code, subject, _ in found}
-        reasons = tuple(Reason(code, subject, text, self._since[code, subject]) for code, subject, text in found)
-        serving = seen.engine_state in (EngineState.READY, EngineState.GENERATING)
-        if seen.engine_state is EngineState.FAILED:
+    def judge(self, given: HealthInput, now: float) -> HealthSnapshot:
+        """`now` is any clock that only goes forward by itself; `Reason.since` is on the same one."""
+        facts = {(fact.code, fact.subject): fact for fact in _facts(given)}
+        self._since = {key: min(now, self._since.get(key, now)) for key in facts}
+        reasons = tuple(
+            Reason(fact.code, fact.subject, fact.text, self._since[key])
+            for key, fact in facts.items()
+            if now - self._since[key] >= GRACE_S.get(fact.code, 0.0)
+        )
+        if any(reason.code in DOWN_CODES for reason in reasons):
             return HealthSnapshot(Health.DOWN, reasons)
-        if not reasons and (serving or seen.engine_state is EngineState.OFF):
-            return HealthSnapshot(Health.HEALTHY, reasons)
-        return HealthSnapshot(Health.DEGRADED, reasons)
+        return HealthSnapshot(Health.DEGRADED if reasons else Health.HEALTHY, reasons)
 
 
-def _nodes(seen: HealthInput) -> list[Finding]:
-    found: list[Finding] = []
-    for node in seen.view.nodes:
-        if node.state is NodeState.DOWN:
-            found.append(("node_lost", node.id, f"{node.name} is down: {node.reason}"))
+def _facts(given: HealthInput) -> Iterator[_Fact]:
+    view = given.view
+    yield from _node_facts(view)
+    states = {node.id: node.state for node in view.nodes}
+    for link in view.links:
+        if states.get(link.peer) is not NodeState.DOWN:
+            yield from _link_facts(link, view.me.name, given.degraded_ms)
+    yield from _mesh_facts(view)
+    if given.engine_enabled and given.engine_state is EngineState.FAILED:
+        yield _Fact("engine_failed", view.me.id, given.engine_text or "the engine failed")
+    if given.engine_enabled and given.engine_state is EngineState.RECOVERING:
+        yield _Fact("engine_recovering", view.me.id, given.engine_text or "the engine is recovering")
+    if given.mqtt_text:
+        yield _Fact("mqtt_down", view.me.id, given.mqtt_text)
+
+
+def _node_facts(view: NodeView) -> Iterator[_Fact]:
+    for node in view.nodes:
+        if node.state is NodeState.DOWN and not node.left:
+            yield _Fact("node_down", node.id, f"{node.name} is down: {node.reason}")
         elif node.state is NodeState.SUSPECT:
-            found.append(("node_suspect", node.id, f"{node.name} is not heard: {node.reason}"))
-    return found
+            yield _Fact("node_suspect", node.id, f"{node.name} does not answer: {node.reason}")
 
 
-def _links(seen: HealthInput) -> list[Finding]:
-    states = {node.id: node.state for node in seen.view.nodes}
-    found: list[Finding] = []
-    for link in seen.view.links:
-        if states.get(link.peer) is not NodeState.UP:
+def _link_facts(link: LinkView, my_name: str, degraded_ms: float) -> Iterator[_Fact]:
+    pair = f"{my_name}–{link.peer_name}"
+    selected = next((path for path in link.paths if path.selected), None)
+    if selected is None:
+        yield _Fact(
+            "no_path", link.peer, f"{pair} has no usable path: {_others(link.paths, None) or 'none is known'}"
+        )
+    elif not link.agreed:
+        yield _Fact("ends_disagree", link.peer, f"the ends of {pair} have not agreed on {selected.interface} yet")
+    elif selected.rtt_ms is not None and selected.rtt_ms > degraded_ms:
+        text = f"{pair} runs over {KIND_WORDS[selected.kind]} {selected.interface} at {selected.rtt_ms:.1f} ms"
+        others = _others(link.paths, selected)
+        yield _Fact("link_slow", link.peer, f"{text}: {others}" if others else text)
+    elif selected.state is PathState.DEGRADED:
+        yield _Fact("link_degraded", link.peer, f"{pair} runs over {selected.interface}, which {selected.why}")
+    for path in link.paths:
+        better = selected is None or KIND_PREFERENCE[path.kind] < KIND_PREFERENCE[selected.kind]
+        working = path.state in (PathState.UP, PathState.DEGRADED)
+        if path.route_wrong and working and better and not path.routed:
+            yield _Fact("path_ineligible", path.id, f"{path.interface} to {link.peer_name} is not used: {path.why}")
+
+
+def _others(paths: Iterable[PathView], selected: PathView | None) -> str:
+    """`bridge0 and en0 are dead, en1 is degraded`."""
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        if path is selected or path.routed:
             continue
-        pair = f"{seen.view.me.name}–{link.peer_name}"
-        path = next((path for path in link.paths if path.selected), None)
-        if path is None:
-            found.append(("no_path", link.peer, f"{pair} has no path: {_others(link, None) or 'none was found'}"))
-        elif not link.agreed:
-            found.append(("not_agreed", link.peer, f"{pair}: the ends do not agree on {path.interface} yet"))
-        else:
-            found += _selected(seen, link, path, pair)
-    return found
+        word = "ineligible" if path.route_wrong else {PathState.INIT: "silent"}.get(path.state, str(path.state))
+        groups.setdefault(word, []).append(path.interface)
+    return ", ".join(
+        f"{_and(sorted(set(names)))} {'are' if len(set(names)) > 1 else 'is'} {word}"
+        for word, names in sorted(groups.items())
+    )
 
 
-def _selected(seen: HealthInput, link: LinkView, path: PathView, pair: str) -> list[Finding]:
-    """The path in use is agreed: is it any good, and is it the best that this pair has a cable for?"""
-    rtt = f"{path.rtt_ms:.1f} ms" if path.rtt_ms is not None else "an unknown RTT"
-    why = _others(link, path)
-    if path.state is PathState.DEGRADED or (path.rtt_ms is not None and path.rtt_ms > seen.degraded_ms):
-        over = f"{pair} runs over {_named(path)} at {rtt}"
-        return [("link_slow", link.peer, f"{over}: {why}" if why else f"{over}, over the limit")]
-    cable = next((one for one in link.paths if one.kind is Kind.THUNDERBOLT), None)
-    if cable is not None and path.kind is not Kind.THUNDERBOLT and (cable.state is not PathState.UP or why):
-        return [("cable_unused", link.peer, f"{pair} runs over {_named(path)} at {rtt}: {why}")]
-    return []
+def _and(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _named(path: PathView) -> str:
-    return f"{'VPN ' if path.kind is Kind.VPN else ''}{path.interface}"
-
-
-def _others(link: LinkView, selected: PathView | None) -> str:
-    """What keeps each better path from being used, in words."""
-    return "; ".join(f"{path.interface} {path.why}" for path in link.paths if path is not selected)
-
-
-def _mesh(seen: HealthInput) -> list[Finding]:
-    mesh = seen.view.mesh
+def _mesh_facts(view: NodeView) -> Iterator[_Fact]:
+    mesh = view.mesh
     if mesh.state in (MeshState.AGREED, MeshState.ALONE):
-        return []
-    text = mesh.suspended or "the nodes are agreeing on a plan"
-    return [("mesh_not_agreed", "mesh", f"the mesh is {mesh.state}: {text}")]
+        return
+    if mesh.suspended is not None:
+        text = f"the plan is suspended: {mesh.suspended}"
+    elif mesh.waiting_for:
+        text = f"waits for {_and([_name(view, one) for one in mesh.waiting_for])} to join"
+    elif mesh.coordinator != view.me.id:
+        text = f"waits for a plan from {_name(view, mesh.coordinator)}"
+    else:
+        text = "no plan is agreed yet"
+    yield _Fact("mesh_not_agreed", mesh.coordinator, text)
 
 
-def _engine(seen: HealthInput) -> list[Finding]:
-    match seen.engine_state:
-        case EngineState.READY | EngineState.GENERATING:
-            return []
-        case EngineState.OFF:
-            return []
-        case EngineState.LOADING | EngineState.RECOVERING:
-            text = f"the engine is {seen.engine_state}: {seen.engine_text}"
-            return [(f"engine_{seen.engine_state}", "engine", text)]
-        case EngineState.FAILED:
-            return [("engine_failed", "engine", f"the engine failed: {seen.engine_text}")]
+def _name(view: NodeView, node: NodeId) -> str:
+    return next((entry.name for entry in view.nodes if entry.id == node), node)

@@ -72,6 +72,8 @@ class NodeEntry(msgspec.Struct, frozen=True):
     is_self: bool
     incarnation: int
     version: str
+    left: bool = False
+    """It said goodbye: someone sent it away."""
 
 
 class MeshView(msgspec.Struct, frozen=True):
@@ -152,6 +154,7 @@ def node_entry(link: Link) -> NodeEntry:
         is_self=False,
         incarnation=link.peer_incarnation,
         version=link.peer.version,
+        left=liveness.left,
     )
 
 

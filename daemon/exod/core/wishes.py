@@ -1,8 +1,8 @@
 """A new plan is wanted although nothing differs: by a person, or by a member whose plan is suspended.
 
-The coordinator keeps the wish until a commit fulfils it; a member repeats it to the coordinator until another plan is
-committed. A wish names the plan that its sender holds, so one that comes late or twice is void. Decides nothing about
-plans. Owned and called by mesh.py.
+The coordinator keeps the wish until a commit fulfils it; a member repeats it to the coordinator until another plan
+is committed. A wish names the plan that its sender holds, so one that comes late or twice is void. Decides nothing
+about plans. Owned and called by mesh.py.
 """
 
 from __future__ import annotations
