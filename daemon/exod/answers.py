@@ -116,7 +116,7 @@ class Answers:
         links = self._daemon.driver.core.links
         if subject in links:
             return NodeId(subject)
-        return next((peer for peer, link in links.items() if subject in link.paths), None)
+        return next((peer for peer, link in links.items() if PathId(subject) in link.paths), None)
 
     def mesh(self) -> MeshReport:
         situation = self._daemon.situation

@@ -158,7 +158,7 @@ class Connection(asyncio.Protocol):
             self.peer = peer_id(transport.get_extra_info("ssl_object"))
         except TrustError as error:
             log.warning("peer_refused", address=self.remote, text=str(error))
-            transport.abort()
+            self._transport.abort()
             return
         self._plane.opened(self)
 
