@@ -44,22 +44,25 @@ class HiddenSignature:
 
 @dataclasses.dataclass
 class _Trace:
-    """What one layer did in the probe run."""
+    """What one layer did while the whole model's graph was built once."""
 
     index: int
-    calls: int = 0
     takes: HiddenSignature | None = None
     gives: HiddenSignature | None = None
+    extras: tuple[Any, ...] | None = None
+    """What it gave besides the hidden state, if it gave a tuple."""
     cache_ids: set[int] = dataclasses.field(default_factory=set)
     fault: str | None = None
 
 
 @dataclasses.dataclass
 class _Slot:
-    """Where the first and the last layer of the span exchange the hidden state with `Stage.run`."""
+    """Where layers whose class was changed exchange the hidden state with `Stage.run`."""
 
     received: Any = None
     given: Any = None
+    poison: Any = None
+    """NaN while the stage is probed."""
 
 
 class Stage:
@@ -125,25 +128,19 @@ class Stage:
                 size *= extent
             ramp = mx.arange(size, dtype=mx.float32) / size - 0.5
             hidden = ramp.reshape(self.takes.shape(len(PROBE_TOKENS))).astype(self.takes.dtype)
-        poison = None if self.is_whole else mx.array(float("nan"))
-        for layer in self._strangers():
-            layer.__dict__["_exo_poison"] = poison
+        self._slot.poison = mx.array(float("nan"))
         try:
             out = self.run(mx.array([PROBE_TOKENS]), hidden, self.new_caches())
             finite = mx.isfinite(out).all()
             mx.eval(finite)
-        except (AttributeError, TypeError, IndexError) as error:
+        except (AttributeError, TypeError, IndexError, ValueError) as error:
             if self.is_whole:
                 raise
             raise NotSplittableError(f"a layer of this span needs another span's cache or state: {error}") from None
         finally:
-            for layer in self._strangers():
-                layer.__dict__.pop("_exo_poison", None)
+            self._slot.poison = None
         if not self.is_whole and not finite.item():
             raise NotSplittableError("its layers hand on more than the hidden state between them")
-
-    def _strangers(self) -> Sequence[Any]:
-        return [*self.layers[: self.first], *self.layers[self.last :]]
 
     def _divide(self) -> None:
         traces, caches = self._trace()
@@ -157,9 +154,9 @@ class Stage:
         self._owned_caches = frozenset(index for index, cache in enumerate(caches) if id(cache) in mine)
         self.takes = None if self.is_first else traces[self.first].takes
         self.gives = None if self.is_last else traces[self.last - 1].gives
-        for layer in self._strangers():
-            _become(layer, "Elsewhere", _hand_on)
-            _drop_weights(layer)
+        for index in (*range(self.first), *range(self.last, self.total)):
+            _become(self.layers[index], "Elsewhere", _elsewhere(self._slot, traces[index].extras))
+            _drop_weights(self.layers[index])
         if not self.is_first:
             _become(self.layers[self.first], "Entry", _entry(self._slot))
         if not self.is_last:
@@ -194,12 +191,41 @@ def _become(layer: Any, name: str, make: Callable[[Call], Call]) -> None:
     layer.__class__ = type(f"{name}{kind.__name__}", (kind,), {"__call__": make(kind.__call__)})
 
 
-def _hand_on(_: Call) -> Call:
-    def call(layer: Any, hidden: Any, *args: Any, **kwargs: Any) -> Any:
-        poison = layer.__dict__.get("_exo_poison")
-        return hidden if poison is None else hidden * poison.astype(hidden.dtype)
+def _elsewhere(slot: _Slot, extras: tuple[Any, ...] | None) -> Callable[[Call], Call]:
+    """A layer of another stage hands its input on. What it gave besides (KV that later layers share, say) is NaN
+    while the stage is probed and None afterwards: the probe has shown that no layer of this stage uses it.
+    """
 
-    return call
+    def make(_: Call) -> Call:
+        def call(layer: Any, hidden: Any, *args: Any, **kwargs: Any) -> Any:
+            poison = slot.poison
+            if poison is not None:
+                hidden = hidden * poison.astype(hidden.dtype)
+            if extras is None:
+                return hidden
+            return (hidden, *(_poisoned(extra) if poison is not None else _emptied(extra) for extra in extras))
+
+        return call
+
+    return make
+
+
+def _poisoned(extra: Any) -> Any:
+    if isinstance(extra, HiddenSignature):
+        floating = mx.issubdtype(extra.dtype, mx.floating)
+        return mx.full(extra.tail, float("nan") if floating else 0, dtype=extra.dtype)
+    return tuple(_poisoned(inner) for inner in extra) if isinstance(extra, tuple) else extra
+
+
+def _emptied(extra: Any) -> Any:
+    return None if isinstance(extra, HiddenSignature | tuple) else extra
+
+
+def _described(extra: Any) -> Any:
+    """The shape of what a layer gave besides the hidden state: arrays by signature, all else as it is."""
+    if isinstance(extra, mx.array):
+        return HiddenSignature(tuple(extra.shape), extra.dtype)
+    return tuple(_described(inner) for inner in extra) if isinstance(extra, list | tuple) else extra
 
 
 def _entry(slot: _Slot) -> Callable[[Call], Call]:
@@ -215,8 +241,9 @@ def _entry(slot: _Slot) -> Callable[[Call], Call]:
 def _exit(slot: _Slot) -> Callable[[Call], Call]:
     def make(original: Call) -> Call:
         def call(layer: Any, hidden: Any, *args: Any, **kwargs: Any) -> Any:
-            slot.given = original(layer, hidden, *args, **kwargs)
-            return slot.given
+            given = original(layer, hidden, *args, **kwargs)
+            slot.given = given[0] if isinstance(given, tuple) else given
+            return given
 
         return call
 
@@ -229,11 +256,13 @@ def _traced(trace: _Trace, caches: list[Any], order: list[int]) -> Callable[[Cal
     def make(original: Call) -> Call:
         def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
             order.append(trace.index)
-            given = original(layer, *args, **kwargs)
+            whole = given = original(layer, *args, **kwargs)
+            if isinstance(given, tuple) and given:
+                given, trace.extras = given[0], tuple(_described(extra) for extra in given[1:])
             if not args or not isinstance(args[0], mx.array):
                 trace.fault = "a layer does not take the hidden state as its first argument"
             elif not isinstance(given, mx.array):
-                trace.fault = "its layers hand on more than one array"
+                trace.fault = "a layer does not give the hidden state first"
             elif any(array.ndim < 3 or array.shape[1] != len(PROBE_TOKENS) for array in (args[0], given)):
                 trace.fault = "its hidden state has not the shape (batch, tokens, …)"
             else:
@@ -241,7 +270,7 @@ def _traced(trace: _Trace, caches: list[Any], order: list[int]) -> Callable[[Cal
                     HiddenSignature(tuple(array.shape[2:]), array.dtype) for array in (args[0], given)
                 )
             trace.cache_ids |= {id(value) for value in (*args, *kwargs.values()) if id(value) in known}
-            return given
+            return whole
 
         return call
 

@@ -97,7 +97,9 @@ class Rank:
     def send(self, message: ToWorker) -> None:
         self.socket.sendall(protocol.encode(message))
 
-    def expect(self, *kinds: type[M], where: Callable[[Any], bool] = lambda _: True, within_s: float = GENEROUS_S) -> M:
+    def expect(
+        self, *kinds: type[M], where: Callable[[Any], bool] = lambda _: True, within_s: float = GENEROUS_S
+    ) -> M:
         """The next message of one of `kinds`; others are passed over, but stay in `seen`."""
         until = time.monotonic() + within_s
         while True:
@@ -133,7 +135,8 @@ class Answer:
     def __init__(self, messages: Sequence[FromWorker], request_id: str) -> None:
         mine = [message for message in messages if getattr(message, "request_id", None) == request_id]
         outs = [message for message in mine if isinstance(message, TokenOut)]
-        assert [out.index for out in outs] == list(range(outs[0].index if outs else 0, len(outs) + (outs[0].index if outs else 0)))
+        first = outs[0].index if outs else 0
+        assert [out.index for out in outs] == list(range(first, first + len(outs)))
         self.outs = outs
         self.tokens = [out.token for out in outs]
         finished = [message for message in mine if isinstance(message, Finished)]
@@ -229,7 +232,9 @@ class Cluster:
 _request_numbers = itertools.count()
 
 
-def request(prompt: Sequence[int] | str, max_tokens: int, stop: Sequence[str] = (), **sampling: Any) -> GenerationRequest:
+def request(
+    prompt: Sequence[int] | str, max_tokens: int, stop: Sequence[str] = (), **sampling: Any
+) -> GenerationRequest:
     return GenerationRequest(
         request_id=f"q{next(_request_numbers)}",
         max_tokens=max_tokens,

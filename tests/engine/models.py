@@ -47,14 +47,11 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps(
-            {
-                "tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>",
-                "unk_token": "<unk>", "chat_template": CHAT_TEMPLATE,
-            }  # fmt: skip
-        )
-    )
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "unk_token": "<unk>",
+        "chat_template": CHAT_TEMPLATE,
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def write_model(folder: Path, config: dict[str, Any], seed: int = 0, bits: int = 0) -> Path:
