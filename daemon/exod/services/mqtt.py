@@ -26,6 +26,7 @@ from exod.model import Event, NodeId
 from exod.reports import MqttSummary
 from exod.services.broker import BrokerHost, sweep_leftovers
 from exod.services.broker_address import PORT, BrokerAddress
+from exod.services.mqtt_client import Client
 from exod.services.mqtt_ledger import MqttLedger
 from exod.services.mqtt_topics import OFFLINE, Publication, TopicTree, event_publication
 from exod.services.mqtt_view import MqttView
@@ -182,8 +183,8 @@ class MqttService:
                 await self._farewell(client)
                 raise
 
-    def _client(self, address: BrokerAddress, tls: ssl.SSLContext | None) -> aiomqtt.Client:
-        return aiomqtt.Client(
+    def _client(self, address: BrokerAddress, tls: ssl.SSLContext | None) -> Client:
+        return Client(
             address.host,
             address.port,
             identifier=f"exod-{self._node_id}",  # one a node: a new life takes the place of what is left of an old
@@ -197,7 +198,7 @@ class MqttService:
             max_queued_incoming_messages=MAX_INCOMING,
         )
 
-    async def _publish_and_listen(self, client: aiomqtt.Client, address: BrokerAddress) -> None:
+    async def _publish_and_listen(self, client: Client, address: BrokerAddress) -> None:
         self._ledger.connected(asyncio.get_running_loop().time())
         granted = await client.subscribe(list(self._tree.subscriptions()), timeout=CALL_S)
         if any(int(code) >= 0x80 for code in granted if isinstance(code, int)):
@@ -207,14 +208,14 @@ class MqttService:
             tasks.create_task(self._listen(client), name="mqtt-listen")
             tasks.create_task(self._publish(client), name="mqtt-publish")
 
-    async def _listen(self, client: aiomqtt.Client) -> None:
+    async def _listen(self, client: Client) -> None:
         loop = asyncio.get_running_loop()
         async for message in client.messages:
             payload = message.payload if isinstance(message.payload, bytes) else b""
             self._ledger.heard(str(message.topic), payload, message.retain, loop.time())
             self._wake.set()
 
-    async def _publish(self, client: aiomqtt.Client) -> None:
+    async def _publish(self, client: Client) -> None:
         loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
@@ -231,14 +232,14 @@ class MqttService:
                 async with asyncio.timeout(TICK_S):
                     await self._wake.wait()
 
-    async def _send(self, client: aiomqtt.Client, publication: Publication) -> None:
+    async def _send(self, client: Client, publication: Publication) -> None:
         await client.publish(
             publication.topic, publication.payload, publication.qos, publication.retain, timeout=CALL_S
         )
         self.messages_sent += 1
         self._ledger.published(publication, asyncio.get_running_loop().time())
 
-    async def _farewell(self, client: aiomqtt.Client) -> None:
+    async def _farewell(self, client: Client) -> None:
         """`offline`, retained, before the connection is closed properly. Best effort, bounded."""
         with suppress(aiomqtt.MqttError, TimeoutError):
             async with asyncio.timeout(FAREWELL_S):
