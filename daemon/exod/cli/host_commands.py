@@ -1,0 +1,145 @@
+"""`exoctl doctor` and `exoctl service`: this host, seen from outside the daemon.
+
+`doctor` asks the daemon what only it can see, and finds the rest itself: it must be of use just when nothing
+runs. `service` hands over to `service.py`. Called by `main.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from exod.cli.options import Commands, Shell
+from exod.errors import ConfigError, ExitCode, ExodError, TrustError
+
+if TYPE_CHECKING:
+    from exod.cli.service import PlatformName
+    from exod.config import Config
+    from exod.reports import DoctorReport, Finding
+
+
+def register(commands: Commands) -> None:
+    commands.add("doctor", doctor)
+    service = commands.group("service", "exod as a service of launchd or systemd", service_status)
+    service.set_defaults(system=False)
+    parsers = [
+        service.add("install", service_install),
+        service.add("uninstall", service_uninstall),
+        service.add("status", service_status),
+        service.add("print", service_print),
+    ]
+    for parser in parsers:
+        parser.add_argument("--system", action="store_true", help="for the whole machine, without a login")
+    parsers[-1].add_argument("--platform", choices=("darwin", "linux"), help="whose unit; default: this system's")
+
+
+# --- doctor -------------------------------------------------------------------------------------------------
+
+
+def doctor(shell: Shell) -> ExitCode:
+    """Finds what is wrong on this host. Each with the command that mends it; 4 where anything is."""
+    from exod.cli.engine_screens import doctor_screen
+
+    report = examine(shell)
+    if shell.as_json:
+        shell.show_value(report)
+    else:
+        shell.show(doctor_screen(report, shell.paint(), shell.width))
+    return ExitCode.DEGRADED if report.findings else ExitCode.OK
+
+
+def examine(shell: Shell) -> DoctorReport:
+    """The findings of this host and, where one runs, of the daemon."""
+    from exod.config import load
+    from exod.reports import DoctorReport, Finding
+
+    try:
+        config = load(shell.config_file)
+    except ConfigError as error:
+        mend = f"correct it, then: exoctl doctor{f' --config {shell.config_file}' if shell.config_file else ''}"
+        return DoctorReport(
+            (Finding("config.invalid", "error", "configuration", str(error), mend),), ("configuration",)
+        )
+    findings = [*_folder(config), *_key(config)]
+    checked = ["configuration", "data folder", "cluster key", "daemon"]
+    try:
+        from exod.cli.client import DEED_DEADLINE_S
+
+        with shell.daemon() as daemon:
+            inner = daemon.ask("doctor", DoctorReport, deadline_s=DEED_DEADLINE_S)
+        findings += inner.findings
+        checked += inner.checked
+    except ExodError as error:
+        start = f"exod run --config {shell.config_file}" if shell.config_file else "exod run"
+        cure = f"{start}   (or, to keep it running: exoctl service install)"
+        findings.append(Finding("daemon.absent", "error", "daemon", str(error), cure))
+    return DoctorReport(tuple(findings), tuple(checked))
+
+
+def _folder(config: Config) -> list[Finding]:
+    from exod.reports import Finding
+
+    folder = config.node.data_dir
+    if not folder.exists():
+        return []
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        text = f"{folder}: this user cannot write the data folder"
+        return [Finding("folder.permission", "error", "data folder", text, f"sudo chown -R $(id -un) {folder}")]
+    return []
+
+
+def _key(config: Config) -> list[Finding]:
+    from exod.reports import Finding
+    from exod.trust import read_key
+
+    file = config.cluster.key_file
+    if not file.exists():
+        return []
+    try:
+        read_key(file)
+    except TrustError as error:
+        return [Finding("key.invalid", "error", "cluster key", str(error), f"chmod 600 {file}")]
+    return []
+
+
+# --- service ------------------------------------------------------------------------------------------------
+
+
+def service_status(shell: Shell, system: bool) -> ExitCode:
+    """Is it installed, and does it run?"""
+    from exod.cli import service
+
+    text, code = service.status(system)
+    _say(shell, text, code)
+    return code
+
+
+def service_install(shell: Shell, system: bool) -> ExitCode:
+    """Writes the unit, loads it and starts exod; safe to repeat."""
+    from exod.cli import service
+
+    _say(shell, service.install(system, shell.config_file), ExitCode.OK)
+    return ExitCode.OK
+
+
+def service_uninstall(shell: Shell, system: bool) -> ExitCode:
+    """Stops exod and removes what install made; safe to repeat."""
+    from exod.cli import service
+
+    _say(shell, service.uninstall(system), ExitCode.OK)
+    return ExitCode.OK
+
+
+def service_print(shell: Shell, system: bool, platform: PlatformName | None) -> ExitCode:
+    """Writes the unit to standard output, for either platform, anywhere."""
+    from exod.cli import service
+
+    print(service.print_unit(platform, system, shell.config_file), end="", flush=True)
+    return ExitCode.OK
+
+
+def _say(shell: Shell, text: str, code: ExitCode) -> None:
+    if shell.as_json:
+        shell.show_value({"text": text, "exit_code": int(code)})
+    else:
+        shell.show([text])

@@ -1,0 +1,145 @@
+"""`exoctl doctor`, `cluster` and `service`: what works on this host's own files, with and without a daemon."""
+
+from __future__ import annotations
+
+import json
+import plistlib
+import stat
+from pathlib import Path
+
+import pytest
+
+from exod.errors import ExitCode
+from exod.reports import Finding
+from tests.cli.running import Exoctl, served
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def exoctl(tmp_path: Path) -> Exoctl:
+    return Exoctl(tmp_path)
+
+
+# --- doctor -------------------------------------------------------------------------------------------------
+
+
+async def test_doctor_without_a_daemon_says_how_to_start_one(exoctl: Exoctl) -> None:
+    ended = await exoctl.run("doctor")
+    assert ended.code == ExitCode.DEGRADED
+    assert "no exod is running here" in ended.out
+    assert "exoctl service install" in ended.out
+
+
+async def test_doctor_adds_what_the_daemon_finds(exoctl: Exoctl) -> None:
+    async with served(exoctl) as daemon:
+        assert (await exoctl.run("doctor")).code == 0
+        daemon.findings = (
+            Finding(
+                "network.privacy", "error", "en0", "this Mac keeps exod off the local network", "open Settings"
+            ),
+        )
+        ended = await exoctl.run("doctor")
+        report = json.loads((await exoctl.run("doctor", "--json")).out)
+    assert ended.code == ExitCode.DEGRADED
+    assert "✖ en0: this Mac keeps exod off the local network\n    open Settings" in ended.out
+    assert report["findings"][0]["code"] == "network.privacy"
+    assert "routes" in report["checked"]
+
+
+async def test_doctor_names_a_broken_configuration_and_a_key_that_others_can_read(exoctl: Exoctl) -> None:
+    config = exoctl.folder / "mine.toml"
+    config.write_text("[node]\nx = 1\n")
+    ended = await exoctl.run("doctor", "--config", str(config))
+    assert ended.code == ExitCode.DEGRADED
+    assert "configuration: " in ended.out
+    key = exoctl.folder / "data" / "exod" / "cluster.key"
+    key.parent.mkdir(parents=True)
+    key.write_text("ab" * 32 + "\n")
+    key.chmod(0o644)
+    ended = await exoctl.run("doctor")
+    assert f"chmod 600 {key}" in ended.out
+
+
+# --- cluster ------------------------------------------------------------------------------------------------
+
+
+def key_file(exoctl: Exoctl) -> Path:
+    return exoctl.folder / "data" / "exod" / "cluster.key"
+
+
+async def test_a_key_travels_by_invitation_from_one_host_to_the_next(tmp_path: Path) -> None:
+    first, second = Exoctl(tmp_path / "one"), Exoctl(tmp_path / "two")
+    made = await first.run("cluster", "init", bare=True)
+    invitation = await first.run("cluster", "invite", bare=True)
+    assert (made.code, invitation.code) == (0, 0)
+    assert invitation.out.count("\n") == 1, "the invitation alone, to be piped"
+    joined = await second.run("cluster", "join", invitation.out.strip(), bare=True)
+    assert joined.code == 0
+    assert key_file(first).read_text() == key_file(second).read_text()
+    assert stat.S_IMODE(key_file(second).stat().st_mode) == 0o600
+    shown = [json.loads((await host.run("cluster", "show", "--json", bare=True)).out) for host in (first, second)]
+    assert shown[0]["key_fingerprint"] == shown[1]["key_fingerprint"]
+    assert shown[0]["key_fingerprint"] in made.out
+    again = await second.run("cluster", "join", "-", stdin=invitation.out, bare=True)
+    assert (again.code, "here already" in again.out) == (0, True)
+
+
+async def test_a_key_that_is_there_is_never_lost(exoctl: Exoctl, tmp_path: Path) -> None:
+    other = Exoctl(tmp_path / "other")
+    await other.run("cluster", "init", bare=True)
+    token = (await other.run("cluster", "invite", bare=True)).out.strip()
+    await exoctl.run("cluster", "init", bare=True)
+    before = key_file(exoctl).read_text()
+    refused = [await exoctl.run("cluster", *words, bare=True) for words in (("init",), ("join", token))]
+    assert [ended.code for ended in refused] == [ExitCode.USAGE, ExitCode.USAGE]
+    assert "--replace" in refused[1].err
+    assert key_file(exoctl).read_text() == before
+    replaced = await exoctl.run("cluster", "join", token, "--replace", bare=True)
+    assert replaced.code == 0
+    assert key_file(exoctl).read_text() == key_file(other).read_text()
+    (aside,) = key_file(exoctl).parent.glob("cluster.key.*")
+    assert aside.read_text() == before
+    assert str(aside) in replaced.out
+
+
+@pytest.mark.parametrize("token", ["exod1-abc", "hello", ""])
+async def test_half_an_invitation_is_refused_in_one_line(exoctl: Exoctl, token: str) -> None:
+    ended = await exoctl.run("cluster", "join", token, bare=True)
+    assert ended.code == ExitCode.USAGE
+    assert ended.err.count("\n") == 1
+    assert not key_file(exoctl).exists()
+
+
+async def test_joining_a_cluster_of_another_name_says_what_to_set(exoctl: Exoctl, tmp_path: Path) -> None:
+    other = Exoctl(tmp_path / "other")
+    other.environment["EXOD_CLUSTER__NAME"] = "studio"
+    await other.run("cluster", "init", bare=True)
+    token = (await other.run("cluster", "invite", bare=True)).out.strip()
+    ended = await exoctl.run("cluster", "join", token, bare=True)
+    assert ended.code == 0
+    assert '[cluster] name = "studio"' in ended.err
+
+
+async def test_the_cluster_is_shown_with_its_nodes_where_a_daemon_runs(exoctl: Exoctl) -> None:
+    async with served(exoctl):
+        ended = await exoctl.run("cluster")
+    assert ended.code == 0
+    assert "0123-4567-89ab-cdef" in ended.out
+    assert "● studio2  up" in ended.out
+    without_key = await exoctl.run("cluster", "show", bare=True)
+    assert without_key.code == ExitCode.USAGE
+    assert "exoctl cluster init" in without_key.err
+
+
+# --- service ------------------------------------------------------------------------------------------------
+
+
+async def test_service_print_writes_the_unit_of_either_platform(exoctl: Exoctl) -> None:
+    plist = await exoctl.run("service", "print", "--platform", "darwin", bare=True)
+    unit = await exoctl.run("service", "print", "--platform", "linux", bare=True)
+    assert (plist.code, unit.code) == (0, 0)
+    assert plistlib.loads(plist.out.encode())["RunAtLoad"] is True
+    assert "[Service]" in unit.out
+    odd = await exoctl.run("service", "print", "--platform", "beos", bare=True)
+    assert odd.code == ExitCode.USAGE
