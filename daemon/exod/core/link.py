@@ -188,14 +188,14 @@ class Link:
         self._hear(path, datagram, min(received_at, now), now)
 
     def _hear(self, path: Path, datagram: Datagram, received_at: float, now: float) -> None:
-        gap = received_at - self.liveness.quiet_since
+        gap = received_at - self.liveness.last_rx
         if gap >= silence.total_silence_s(self.paths):
             for one in self.paths:
                 one.forgive(gap, now)
         before = path.own
         path.hear(datagram, received_at)
         unsettled = path.own is not before or self._overdue
-        if self.liveness.hear(received_at, now):
+        if self.liveness.hear(received_at, silence.gap_s(self.paths), now):
             self._peer_changed(now)
             unsettled = True
         unsettled |= self._take_word(datagram, now)
@@ -338,7 +338,7 @@ class Link:
 
     def _check(self, now: float) -> None:
         """Judge every silence, settle what follows, and set when to look again."""
-        self._overdue = silence.convict(self.paths, now)
+        self._overdue = silence.convict(self.paths, self.liveness.audible_since, now)
         if self.liveness.judge(now, silence.suspect_after_s(self.paths), silence.beat_s(self.paths)):
             self._peer_changed(now)
         self._watch_selected(now)

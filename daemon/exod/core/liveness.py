@@ -50,15 +50,19 @@ class PeerLiveness:
         self.left = False
         self.connection_broken = False
         self.last_rx = now
+        self.audible_since = now
+        """Heard on some path or other without a gap from here on."""
         self.quiet_since = now
         self.reason = "not heard yet"
 
     def quiet_s(self, now: float) -> float:
         return now - self.quiet_since
 
-    def hear(self, received_at: float, now: float) -> bool:
-        """Returns whether the state changed."""
+    def hear(self, received_at: float, gap_s: float, now: float) -> bool:
+        """`gap_s` of silence begins a new stretch of being audible. Returns whether the state changed."""
         self.ever_heard = True
+        if received_at - self.last_rx > gap_s:
+            self.audible_since = received_at
         self.last_rx = max(self.last_rx, received_at)
         self.quiet_since = max(self.quiet_since, received_at)
         if self.state is NodeState.UP:
@@ -107,7 +111,7 @@ class PeerLiveness:
         self.left = False
         self.ever_heard = False
         self.connection_broken = False
-        self.last_rx = self.quiet_since = now
+        self.last_rx = self.quiet_since = self.audible_since = now
         if self.state is NodeState.DOWN:
             # It is known to live again (its card or its datagram says so), but not yet heard in this life.
             self._set(NodeState.SUSPECT, now, "started again")

@@ -16,6 +16,8 @@ unanswered (ballot.py), links (link.py). Owned and called by node.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from exod.core.ballot import RETRY_S, Ballot, Delivery
@@ -71,6 +73,7 @@ class Mesh:
         self._standings: dict[NodeId, PairStanding] = {}
         self._gathering = Gathering(now)
         self._promised = Epoch(0, 0)
+        self._promised_hash = ""
         self._ballot: Ballot | None = None
         self._delivery: Delivery | None = None
         self._wishes = Wishes()
@@ -131,9 +134,9 @@ class Mesh:
             self._report_seq = 0
         self.evaluate(now)
 
-    def update(self, standing: PairStanding, now: float) -> None:
-        """A link changed."""
-        self._standings[standing.peer] = standing
+    def update(self, standings: Iterable[PairStanding], now: float) -> None:
+        """Links changed: all of them are taken before anything is concluded."""
+        self._standings |= {standing.peer: standing for standing in standings}
         self.evaluate(now)
 
     def forget(self, peer: NodeId) -> None:
@@ -202,7 +205,7 @@ class Mesh:
             self._journal.decide(
                 now, plan.hash, "said yes to a proposal", epoch=plan.epoch.number, coordinator=peer
             )
-        self._promise(plan.epoch)
+        self._promise(plan)
         if self._trigger_at is None:
             self._trigger_at = now
         self._send(peer, Ack(me.id, me.incarnation, plan.epoch, plan.hash))
@@ -212,8 +215,10 @@ class Mesh:
             return "not the plan of its sender"
         if self.coordinator != peer:
             return f"{self.coordinator} coordinates here"
-        if plan.epoch < self._promised:
-            return f"epoch {plan.epoch.number} is over"
+        if plan.epoch < self._promised or (plan.epoch == self._promised and plan.hash != self._promised_hash):
+            # Two nodes that started in the same millisecond can number alike: only one of them is believed.
+            self.saw_epoch(plan.epoch.number + 1)
+            return f"epoch {plan.epoch.number} is taken"
         return objection(plan, self.card, self._standings)
 
     def _follow(self, peer: NodeId, message: Commit, now: float) -> None:
@@ -224,17 +229,19 @@ class Mesh:
             self._send(peer, receipt)
             return
         mine = any(member.id == me.id and member.incarnation == me.incarnation for member in plan.members)
-        if plan.epoch < self._promised or not mine or plan.hash != plan_hash(plan):
+        superseded = (plan.epoch, plan.hash) != (self._promised, self._promised_hash) and plan.epoch <= self._promised
+        if superseded or not mine or plan.hash != plan_hash(plan):
             text = "a newer plan is under way" if mine else "not a plan of this incarnation"
             self._send(peer, Nack(me.id, me.incarnation, plan.epoch, plan.hash, self.epoch_seen, text))
             return
         self._commit(plan, message.reason, now)
         self._send(peer, receipt)
 
-    def _promise(self, epoch: Epoch) -> None:
+    def _promise(self, plan: MeshPlan) -> None:
         """Never say yes to less from here on."""
-        self._promised = max(self._promised, epoch)
-        self.saw_epoch(epoch.number)
+        if plan.epoch > self._promised:
+            self._promised, self._promised_hash = plan.epoch, plan.hash
+        self.saw_epoch(plan.epoch.number)
         self._journal.command(PersistEpoch(self.epoch_seen))
 
     def _report(self, now: float) -> None:
@@ -330,7 +337,7 @@ class Mesh:
         plan = msgspec.structs.replace(desired, epoch=epoch, hash="")
         plan = msgspec.structs.replace(plan, hash=plan_hash(plan))
         reason = self._wishes.reason or self.suspended or describe_change(self.committed, plan, self._names())
-        self._promise(epoch)
+        self._promise(plan)
         asked = frozenset(member.id for member in plan.members if member.id != self.card.id)
         self._ballot = Ballot(plan, reason, asked, now)
         self._journal.decide(
@@ -466,7 +473,7 @@ class Mesh:
         if newest is not None and newest.verdict_at is not None:
             since = min(since, newest.verdict_at)
         agree_ms = (now - since) * 1e3
-        self._promise(plan.epoch)
+        self._promise(plan)
         self.committed, self.suspended = plan, None
         self._ballot = None
         self._wishes.clear()

@@ -88,6 +88,7 @@ class NodeCore:
         for link in self.links.values():
             if link.next_deadline() <= now:
                 link.handle_timer(now)
+        self._tell_mesh(now)
         if self.mesh.deadline <= now:
             self.mesh.evaluate(now)
         self._propagate(now)
@@ -165,6 +166,7 @@ class NodeCore:
         self.card = event.card
         for link in self.links.values():
             link.adopt_me(event.card, now)
+        self._tell_mesh(now)
         self.mesh.adopt_card(event.card, now)
 
     def _peer_card_received(self, event: events.PeerCardReceived, now: float) -> None:
@@ -237,12 +239,17 @@ class NodeCore:
 
     # --- what follows -------------------------------------------------------------------------------------------
 
+    def _tell_mesh(self, now: float) -> None:
+        changed = [link for link in self.links.values() if link.changed]
+        if not changed:
+            return
+        for link in changed:
+            link.changed = False
+        self.mesh.update([pair_standing(link) for link in changed], now)
+
     def _propagate(self, now: float) -> None:
         """Links tell the mesh what changed; the mesh's plan tells the links whom to watch closely."""
-        for link in self.links.values():
-            if link.changed:
-                link.changed = False
-                self.mesh.update(pair_standing(link), now)
+        self._tell_mesh(now)
         announced = (self.mesh.epoch_seen, self.mesh.plan_prefix)
         if announced == self._announced:
             return

@@ -25,6 +25,7 @@ NEVER_HEARD_AFTER_S = 10.0
 MEASURING_S = 0.050
 MEASURING_FOR_S = 3.0
 """A new candidate is measured at this pace for so long at most, and one that came back until it is measured."""
+PROVING_S = 0.050
 BURST_S = 0.020
 DOWN_PEER_S = 1.0
 ABANDONED_PEER_S = 5.0
@@ -67,6 +68,16 @@ def announced_s(path: Path, *, selected: bool, edge: bool, peer: NodeState, peer
     if not path.heard and now - path.created_at > NEVER_HEARD_AFTER_S:
         return NEVER_HEARD_S
     return STANDBY_S
+
+
+def proving_s(path: Path, edge: bool) -> float | None:
+    """A degraded path whose newest round trips are good again is looked at closely: its losses are 50 datagrams deep,
+    and at a standby's pace a path that is well would look ill for long.
+    """
+    floor = path.rtt.floor_ms
+    if path.state is not PathState.DEGRADED or floor is None or floor >= path.recover_ms:
+        return None
+    return PROVING_S if edge else STANDBY_S
 
 
 def measuring(path: Path, now: float) -> bool:

@@ -147,6 +147,10 @@ class Path:
         return RouteVerdict.WRONG in (self.route, self.peer_route)
 
     @property
+    def recover_ms(self) -> float:
+        return self._config.recover_ms
+
+    @property
     def loss(self) -> float:
         """The worse direction."""
         return max(self.window.loss, self.peer_loss)

@@ -13,6 +13,7 @@ from exod.core.events import CheckRoute
 from exod.core.journal import Journal
 from exod.core.path import WIRED_BEAT_S, Evidence, Path
 from exod.core.sequence import SequenceWindow
+from exod.core.wire import RouteVerdict
 from exod.model import NodeId, PathId, PathState
 
 TOMBSTONE_S = 10.0
@@ -21,8 +22,8 @@ WINDOWS_KEPT = 64
 """Replay windows of paths that came and went in one incarnation of the peer."""
 ROUTE_RECHECK_S = 10.0
 """The route table can change without a word; a route check is one socket call."""
-ROUTE_ANSWER_S = 2.0
-"""A question that was not answered by then is asked again."""
+ROUTE_DOUBT_S = 2.0
+"""A question that was not answered by then, or whose answer was bad news, is asked again: a person may be mending it."""
 
 
 class PathTable:
@@ -148,7 +149,8 @@ class PathTable:
             if path.gone or asked is None:
                 continue
             answered = path.route_checked_at is not None and path.route_checked_at >= asked
-            if now - asked >= (ROUTE_RECHECK_S if answered else ROUTE_ANSWER_S):
+            sure = answered and path.route is RouteVerdict.RIGHT
+            if now - asked >= (ROUTE_RECHECK_S if sure else ROUTE_DOUBT_S):
                 self.ask_route(path, now)
 
     def validate(self) -> None:

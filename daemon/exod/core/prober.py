@@ -150,4 +150,6 @@ class Prober:
                 pace = pacing.BURST_S
             elif pacing.measuring(path, now):
                 pace = min(pace, pacing.MEASURING_S)
+            else:
+                pace = min(pace, pacing.proving_s(path, self.edge) or pace)
         path.next_send = now + self._jitter.gap_s(pace)

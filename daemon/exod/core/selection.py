@@ -89,6 +89,10 @@ class PathSelector:
         relapses = 0 if record is None else record.relapses
         return float(min(HOLD_UP_MAX_S, self._config.hold_up_s * 2**relapses))
 
+    def bucket_empty(self, now: float) -> bool:
+        """Are the voluntary switches of the last ten minutes used up?"""
+        return len(self._spent) == BUCKET and now < self._spent[0] + BUCKET_WINDOW_S
+
     def decide(
         self, current: PathId | None, chosen_before: bool, standings: Sequence[Standing], now: float
     ) -> Choice | None:

@@ -16,16 +16,26 @@ from exod.core.pathtable import PathTable
 ALIBI_SHARE = 0.7
 """How late in the silence the alibi must come: after the first miss a burst brings one every 20 ms, and a VPN's
 delay (22 ms and one lost beat) cannot fake one."""
+GAP_BEATS = 1.5
+"""A pair is audible without a break while no gap in everything is longer than this."""
+ALIBI_BEATS = 1.2
+"""The alibi must have been speaking for this long: a peer that comes back from a stall is heard on one path first, and
+on the others a moment later. In a burst that is three datagrams, so one lost on the accused path is no proof."""
 
 
-def convict(paths: PathTable, now: float) -> bool:
-    """Apply SILENT where it is proven. Returns whether a path is overdue and only lacks its alibi."""
+def convict(paths: PathTable, audible_since: float, now: float) -> bool:
+    """Apply SILENT where it is proven. Returns whether a path is overdue and only lacks its alibi.
+
+    `audible_since`: from when on the peer was heard on some path or other without a gap.
+    """
+    speaking_s = ALIBI_BEATS * beat_s(paths)
     overdue = False
     for path in paths.alive:
         limit = path.silence_limit_s
         if path.quiet_s(now) < limit:
             continue
-        alibi = _alibi(path, paths, limit)
+        late_enough = max(path.quiet_since + ALIBI_SHARE * limit, audible_since + speaking_s)
+        alibi = _alibi(path, paths, late_enough)
         if alibi is None:
             overdue = True
             continue
@@ -35,8 +45,7 @@ def convict(paths: PathTable, now: float) -> bool:
     return overdue
 
 
-def _alibi(silent: Path, paths: PathTable, limit_s: float) -> Path | None:
-    late_enough = silent.quiet_since + ALIBI_SHARE * limit_s
+def _alibi(silent: Path, paths: PathTable, late_enough: float) -> Path | None:
     for path in paths:
         if path is not silent and path.heard and path.last_rx >= late_enough:
             return path
@@ -51,6 +60,11 @@ def beat_s(paths: PathTable) -> float:
 def suspect_after_s(paths: PathTable) -> float:
     """Silence of everything after which the peer is suspect: twice what convicts a path."""
     return 2 * min((path.silence_limit_s for path in paths.alive), default=WIRED_MISSES * WIRED_BEAT_S)
+
+
+def gap_s(paths: PathTable) -> float:
+    """A gap in everything after which the peer counts as heard anew."""
+    return GAP_BEATS * beat_s(paths)
 
 
 def total_silence_s(paths: PathTable) -> float:
