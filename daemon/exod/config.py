@@ -28,6 +28,9 @@ CONFIG_FILE_NAME: Final = "exod.toml"
 MAX_FILE_BYTES: Final = 1024 * 1024
 """A configuration is a page of text; a larger file is not one."""
 
+SECRET_KEYS: Final = frozenset({("mqtt", "broker")})
+"""A broker's URL may hold a password: what was found there is not shown."""
+
 
 class NodeConfig(msgspec.Struct, frozen=True):
     name: str
@@ -389,7 +392,8 @@ def _checked(section: str, keys: dict[str, Key], found: dict[str, tuple[str, Any
         try:
             values[name] = key.check(value)
         except RejectedError as error:
-            raise ConfigError(f"{source}: {section}.{name} = {_show(value)}: allowed is {error}") from None
+            shown = "…" if (section, name) in SECRET_KEYS else _show(value)
+            raise ConfigError(f"{source}: {section}.{name} = {shown}: allowed is {error}") from None
     return values
 
 
