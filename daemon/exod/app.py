@@ -360,6 +360,7 @@ class Daemon:
         match command:
             case SendMessage(peer=peer, message=message):
                 self.control.send(peer, message)
+                return  # what the mesh says to itself changes nothing that others see
             case Emit(event=event):
                 self.events.write(event)
             case CommitPlan(plan=plan):

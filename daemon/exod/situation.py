@@ -147,7 +147,8 @@ class Situation:
         return self._daemon.driver.core.view(time.monotonic())
 
     def names(self) -> dict[NodeId, str]:
-        return {node.id: node.name for node in self.view().nodes}
+        links = self._daemon.driver.core.links
+        return {self._me: self._daemon.card.name, **{peer: link.peer.name for peer, link in links.items()}}
 
     def named(self, text: str) -> str:
         """Node ids in a text for people become names."""

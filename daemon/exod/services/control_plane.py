@@ -243,6 +243,8 @@ class ControlPlane:
         self._contacts: dict[Target, str] = {}
         self._paths: dict[NodeId, tuple[Target, ...]] = {}
         self._dials: dict[Target, asyncio.Task[None]] = {}
+        self._pools_changed = asyncio.Event()
+        """Set, and replaced, whenever a connection came or went: dials that wait for that look again."""
         self._tasks: asyncio.TaskGroup | None = None
         self._strangers: dict[str, tuple[float, str]] = {}
         self.messages_sent = 0
@@ -373,9 +375,8 @@ class ControlPlane:
     async def _dial_for_ever(self, target: Target) -> None:
         delay = RETRY_FIRST_S
         while True:
-            if not self._is_needed(target):
-                await asyncio.sleep(RETRY_FIRST_S)
-                continue
+            while not self._is_needed(target):
+                await self._pools_changed.wait()
             connection = await self._dial(target)
             if connection is not None:
                 opened = time.monotonic()
@@ -509,6 +510,7 @@ class ControlPlane:
             case CardUpdate(card=card):
                 if card.id == connection.peer:
                     connection.card = card
+                    self._note_pools_changed()
                     self._on_card(card)
             case StillThere():
                 pass
@@ -524,6 +526,7 @@ class ControlPlane:
         first = not pool
         pool.append(connection)
         self._prune(pool)
+        self._note_pools_changed()
         self._on_card(card)
         if first:
             self._on_connected(connection.peer)
@@ -547,9 +550,14 @@ class ControlPlane:
         if peer is None or connection not in pool:
             return
         pool.remove(connection)
+        self._note_pools_changed()
         if not pool:
             del self._connections[peer]
             self._on_disconnected(peer)
+
+    def _note_pools_changed(self) -> None:
+        self._pools_changed.set()
+        self._pools_changed = asyncio.Event()
 
     async def _keep_alive(self) -> None:
         frame = _frame(StillThere())

@@ -8,6 +8,7 @@ its timers: a node that stalled convicts nobody.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -38,6 +39,14 @@ log = structlog.get_logger()
 
 LAG_LIMIT_S: Final = 0.025
 """A timer later than this is a stall: half of the fastest probe interval (20 a second)."""
+
+DRAIN_AFTER_S: Final = 0.005
+"""A timer later than this finds datagrams that the loop has not seen: on time there are none, and asking each
+socket in vain at each deadline was a tenth of the daemon's idle cost."""
+
+TIMER_TICK_S: Final = 0.001
+"""The event loop counts whole milliseconds from a clock that it reads once a turn. A delay that is not rounded up
+beyond the next tick fires before it is due, and turns the loop round and round until it is."""
 
 REJECTION_LOG_INTERVAL_S: Final = 60.0
 REJECTION_LOG_SIZE: Final = 256
@@ -105,8 +114,11 @@ class MeshDriver:
         self._timer = None
         if self._closed or self._prober is None:
             return
-        self._judge_lag(time.monotonic())
-        self._prober.drain()
+        now = time.monotonic()
+        late_s = now - self._due if self._due is not None else 0.0
+        self._judge_lag(now)
+        if late_s > DRAIN_AFTER_S:
+            self._prober.drain()
         self._working = True
         try:
             self._execute(self.core.handle_timer(time.monotonic()))
@@ -124,7 +136,7 @@ class MeshDriver:
             self._timer = None
         self._due = due
         if due is not None and not self._closed:
-            self._timer = asyncio.get_running_loop().call_later(max(0.0, due - now), self._wake)
+            self._timer = asyncio.get_running_loop().call_later(_timer_delay_s(due - now), self._wake)
 
     def _execute(self, commands: list[Command]) -> None:
         for command in commands:
@@ -151,3 +163,8 @@ class MeshDriver:
         while len(self._rejections) > REJECTION_LOG_SIZE:
             self._rejections.pop(next(iter(self._rejections)))
         log.warning("datagram_rejected", address=command.remote_address, code=command.code, text=command.text)
+
+
+def _timer_delay_s(delay_s: float) -> float:
+    """What the event loop must be told, so that it wakes us by one or two ticks late and never early."""
+    return (math.ceil(delay_s / TIMER_TICK_S) + 1) * TIMER_TICK_S if delay_s > 0 else 0.0
