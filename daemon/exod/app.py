@@ -6,6 +6,7 @@ Holds no policy. What each part decides stands in its own file; what users ask i
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import time
@@ -70,6 +71,9 @@ from exoengine.protocol import SyncSettings
 
 log = structlog.get_logger()
 
+PRIVATE_UMASK: Final = 0o077
+"""What the daemon writes (events, logs, sockets) is its user's alone."""
+
 API_GRACE_S: Final = 2.0
 """For answers that are nearly done: all of the daemon's leaving is bounded by launchd's 30 s (ExitTimeOut)."""
 
@@ -98,8 +102,8 @@ class Daemon:
         self.recovery_s = 0.0
 
     async def run(self) -> None:
-        config = self._config
-        self.identity = claim(config.node.data_dir)
+        os.umask(PRIVATE_UMASK)
+        self.identity = claim(self._config.node.data_dir)
         try:
             await self._live()
         finally:

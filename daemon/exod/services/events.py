@@ -30,6 +30,11 @@ MAX_FILE_BYTES: Final = 2 * 1024 * 1024
 MAX_FOLLOWER_BACKLOG: Final = 1024
 """A follower that reads more slowly than events come loses the oldest of this many."""
 
+WARNINGS: Final = frozenset(
+    {"node.down", "path.dead", "engine.aborted", "engine.restarted", "alert.raised", "crash.seen"}
+)
+"""What a person who reads only warnings must see."""
+
 
 class EventLog:
     """`on_event` hooks are called for each new event, in the loop; they must not block."""
@@ -62,7 +67,8 @@ class EventLog:
             event = msgspec.structs.replace(event, ts=round(time.time(), 6))
         self.count += 1
         self._events.append(event)
-        log.info(event.type, subject=event.subject, **{f"{key}": value for key, value in event.data.items()})
+        tell = log.warning if event.type in WARNINGS else log.info
+        tell(event.type, subject=event.subject, **event.data)
         try:
             if self._file.exists() and self._file.stat().st_size > MAX_FILE_BYTES:
                 self._file.replace(self._file.with_suffix(".ndjson.1"))
