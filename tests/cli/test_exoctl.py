@@ -250,7 +250,7 @@ async def test_netcheck_shows_interfaces_and_checks(exoctl: Exoctl) -> None:
     async with served(exoctl):
         ended = await exoctl.run("netcheck")
     assert ended.code == 0
-    assert "● bridge0  thunderbolt  up  10.0.0.1/24" in ended.out
+    assert "● bridge0  thunderbolt  up  10.0.0.1/24\n    wired (its kind: hardware port" in ended.out
     assert "● mdns _exod._tcp: heard studio2 3 s ago" in ended.out
 
 

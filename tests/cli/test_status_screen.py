@@ -13,8 +13,8 @@ import pytest
 
 from exod.cli.paint import Cell, Paint, cells_of, duration, fit, mib, ms, percent, wrap
 from exod.cli.screen import status_screen, widest
-from exod.model import NodeState
-from exod.reports import StatusReport
+from exod.model import EngineState, NodeState, Reason
+from exod.reports import RankLine, StatusReport
 from tests.fake_daemon import STARTED_AT, alone_status, pair_status, vpn_only_status
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -89,6 +89,19 @@ def test_a_node_that_is_down_and_another_version_are_seen() -> None:
     peer = msgspec.structs.replace(peer, state=NodeState.DOWN, version="0.0.9")
     text = "\n".join(screen(msgspec.structs.replace(status, nodes=(here, peer))))
     assert "✖ studio2  down  exod 0.0.9" in text
+
+
+def test_what_failed_is_said_once_and_by_name() -> None:
+    text = "the model folder /models/x does not exist"
+    status = alone_status()
+    engine = msgspec.structs.replace(
+        status.engine, state=EngineState.FAILED, text=text, ranks=(RankLine(status.node.id, 0, (0, 0), None, 0),)
+    )
+    reason = Reason("engine.failed", status.node.id, text, STARTED_AT)
+    shown = "\n".join(screen(msgspec.structs.replace(status, engine=engine, reasons=(reason,))))
+    assert shown.count(text) == 1
+    assert f"studio1: {text}" in shown
+    assert "rank 0  studio1  no layers yet  no process" in shown
 
 
 def test_names_of_strangers_cannot_drive_the_terminal() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from exod.cli.link_screens import clock
-from exod.cli.paint import Cell, Level, Paint, counted, mib, ms, rate, wrap
-from exod.cli.screen import engine_level, node_level
+from exod.cli.paint import Cell, Level, Paint, counted, layers, mib, ms, rate, wrap
+from exod.cli.screen import engine_level, node_level, sync_words
 from exod.model import EngineState, MeshState, NodeId
 from exod.reports import ClusterReport, DoctorReport, EngineReport, MeshReport, PreflightReport, RankDetail
 
@@ -68,8 +68,7 @@ def engine_screen(report: EngineReport, paint: Paint, width: int) -> list[str]:
     if facts:
         lines.append(f"  {paint.plain(', '.join(facts))}")
     if engine.state is not EngineState.OFF:
-        sync = wrap(f"{engine.sync.mode} sync: {engine.sync.reason}", width - 2)
-        lines += [f"  {paint.styled(text, 'dim')}" for text in sync]
+        lines += [f"  {paint.styled(text, 'dim')}" for text in wrap(sync_words(engine), width - 2)]
     lines += paint.columns([_rank_row(rank) for rank in report.ranks], indent=2)
     for rank in report.ranks:
         lines += [f"    {paint.styled(text, 'warn')}" for text in wrap(rank.text, width - 4) if text]
@@ -80,7 +79,7 @@ def _rank_row(rank: RankDetail) -> list[Cell]:
     return [
         Cell(f"rank {rank.rank}"),
         Cell(rank.node_name, "bold"),
-        Cell(f"layers {rank.layers[0]}-{rank.layers[1] - 1}"),
+        Cell(layers(rank.layers)),
         Cell(rank.state),
         Cell(f"pid {rank.pid}" if rank.pid is not None else "no process", "dim"),
         Cell(mib(rank.memory_bytes), "dim", right=True),

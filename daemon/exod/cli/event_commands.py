@@ -43,7 +43,8 @@ def _line(event: dict[str, Any], paint: Paint) -> str:
     from exod.cli.link_screens import clock
     from exod.cli.paint import Cell
 
-    details = ", ".join(f"{name} {_value(event[name])}" for name in event if name not in ("ts", "type", "subject"))
+    shown = {name: value for name, value in event.items() if name not in ("ts", "type", "subject")}
+    details = ", ".join(f"{name} {_value(value)}" for name, value in shown.items() if value is not None)
     return paint.line(
         [
             Cell(clock(float(event["ts"])), "dim"),
@@ -55,7 +56,12 @@ def _line(event: dict[str, Any], paint: Paint) -> str:
 
 
 def _value(value: Any) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    match value:
+        case float():
+            return f"{value:.2f}"
+        case list():
+            return " ".join(map(str, value))
+    return str(value)
 
 
 def moment(text: str, now: float) -> float:

@@ -149,10 +149,12 @@ def netcheck_screen(report: NetcheckReport, paint: Paint, width: int) -> list[st
                 Cell(interface.kind.value),
                 Cell("up" if interface.up else "down", "" if interface.up else "idle"),
                 Cell(" ".join(interface.addresses) or "no IPv4 address"),
-                Cell(f"{interface.why} (kind from {interface.kind_source})", "dim"),
             ]
         )
-    lines = paint.marked(rows) if rows else ["this host has no interface"]
+    lines = [] if rows else ["this host has no interface"]
+    for interface, line in zip(report.interfaces, paint.marked(rows), strict=True):
+        words = f"{interface.why} (its kind: {interface.kind_source})"
+        lines += [line, *(f"    {paint.styled(text, 'dim')}" for text in wrap(words, width - 4))]
     lines.append("")
     for check in report.checks:
         subject = f" {check.subject}" if check.subject else ""

@@ -187,5 +187,11 @@ def rate(tokens_per_s: float) -> str:
     return f"{tokens_per_s:.0f} tokens/s" if tokens_per_s >= 100 else f"{tokens_per_s:.1f} tokens/s"
 
 
+def layers(span: tuple[int, int]) -> str:
+    """A rank's layers, the last one inclusive; before they are known there are none."""
+    first, end = span
+    return f"layers {first}-{end - 1}" if end > first else "no layers yet"
+
+
 def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

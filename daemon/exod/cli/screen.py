@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from exod.cli.paint import Cell, Level, Paint, Style, cells_of, counted, duration, ms, percent, rate, wrap
+from exod.cli.paint import Cell, Level, Paint, Style, cells_of, counted, duration, layers, ms, percent, rate, wrap
 from exod.model import EngineState, Health, MeshState, NodeId, NodeState, PathState
 from exod.reports import EngineSummary, LinkLine, MeshSummary, NodeLine, PathLine, StatusReport
 
@@ -61,7 +61,7 @@ def engine_level(state: EngineState) -> Level:
 def status_screen(status: StatusReport, paint: Paint, width: int, now: float) -> list[str]:
     """The whole screen, each line at most `width` columns where its figures allow."""
     names = {node.id: node.name for node in status.nodes}
-    lines = _headline(status, paint, width, now)
+    lines = _headline(status, names, paint, width, now)
     lines.append("")
     lines += _labelled("nodes", _nodes(status.nodes, paint), paint)
     if status.links:
@@ -70,7 +70,7 @@ def status_screen(status: StatusReport, paint: Paint, width: int, now: float) ->
     lines += _statement("mesh", _MESH[mesh.state], mesh.state.value, _mesh_facts(mesh, names), paint, width)
     lines += _mesh_change(mesh, paint, width, now)
     lines += _statement("engine", _ENGINE[engine.state], engine.state.value, _engine_facts(engine), paint, width)
-    lines += _engine_words(engine, paint, width)
+    lines += _engine_words(engine, paint, width, said=" ".join(reason.text for reason in status.reasons))
     lines += _ranks(engine, names, paint)
     broker = ": ".join(part for part in (mqtt.broker, mqtt.text) if part)
     lines += _statement("mqtt", _MQTT[mqtt.state], mqtt.state, broker, paint, width)
@@ -105,7 +105,7 @@ def _words(text: str, paint: Paint, width: int, style: Style = "dim") -> list[st
     return [" " * TEXT_INDENT + paint.styled(line, style) for line in wrap(text, width - TEXT_INDENT)]
 
 
-def _headline(status: StatusReport, paint: Paint, width: int, now: float) -> list[str]:
+def _headline(status: StatusReport, names: dict[NodeId, str], paint: Paint, width: int, now: float) -> list[str]:
     level = _HEALTH[status.health]
     node = status.node
     about = (
@@ -116,7 +116,8 @@ def _headline(status: StatusReport, paint: Paint, width: int, now: float) -> lis
     lines = [paint.line([mark, Cell(" "), Cell(status.health.value, level), Cell(about)])]
     for reason in status.reasons:
         since = f" ({duration(now - reason.since)})" if reason.since else ""
-        subject = f"{reason.subject}: " if reason.subject and reason.subject not in reason.text else ""
+        name = names.get(NodeId(reason.subject), reason.subject)
+        subject = f"{name}: " if name and name not in reason.text else ""
         text = f"{subject}{reason.text}{since}"
         lines += [paint.styled(f"  {line}", level) for line in wrap(text, width - 2)]
     return lines
@@ -206,28 +207,32 @@ def _engine_facts(engine: EngineSummary) -> str:
     return ", ".join(facts)
 
 
-def _engine_words(engine: EngineSummary, paint: Paint, width: int) -> list[str]:
+def _engine_words(engine: EngineSummary, paint: Paint, width: int, said: str) -> list[str]:
+    """Why the engine is in its state, unless the reasons above have said it, and how its steps are run."""
     lines = []
-    if engine.text:
+    if engine.text and engine.text not in said:
         level = _ENGINE[engine.state]
         lines += _words(engine.text, paint, width, "dim" if level in ("good", "idle") else level)
     if engine.state is not EngineState.OFF and engine.ranks:
-        lines += _words(f"{engine.sync.mode} sync: {engine.sync.reason}", paint, width)
+        lines += _words(sync_words(engine), paint, width)
     return lines
+
+
+def sync_words(engine: EngineSummary) -> str:
+    reason = f": {engine.sync.reason}" if engine.sync.reason else ""
+    return f"{engine.sync.mode} sync{reason}"
 
 
 def _ranks(engine: EngineSummary, names: dict[NodeId, str], paint: Paint) -> list[str]:
     rows = []
     for rank in engine.ranks:
-        first, end = rank.layers
         restarts = f", {counted(rank.restarts, 'restart')}" if rank.restarts else ""
         process = f"pid {rank.pid}" if rank.pid is not None else "no process"
-        layers = f"layers {first}-{end - 1}"
         rows.append(
             [
                 Cell(f"rank {rank.rank}"),
                 Cell(names.get(rank.node, rank.node), "bold"),
-                Cell(layers),
+                Cell(layers(rank.layers)),
                 Cell(process + restarts, "warn" if rank.restarts else "dim"),
             ]
         )
