@@ -49,17 +49,22 @@ class HeldRequests:
             known.begin = begin
         return False
 
-    def adopt(self, me: NodeId, request: ActiveRequest) -> None:
-        """What a process holds that outlived its daemon: it may know of more than this daemon."""
+    def adopt(self, me: NodeId, request: ActiveRequest) -> bool:
+        """What a process holds that outlived its daemon: it may know of more than this daemon. False where that
+        has ended in the cluster meanwhile: at most one is under way, the newest.
+        """
         generation = request.request.request_id
         known = self.active.get(generation)
         if known is not None:
             if len(request.tokens) > len(known.tokens):
                 known.tokens[:] = request.tokens
-        elif request.order > self.finished_order:
+        elif request.order < self.begun_order or request.order <= self.finished_order:
+            return False
+        else:
             begin = BeginRequest(me, request.order, UNKNOWN_ORIGIN, request.request)
             self.active[generation] = HeldRequest(begin, list(request.tokens))
         self.begun_order = max(self.begun_order, request.order)
+        return True
 
     def token(self, token: TokenOut) -> None:
         held = self.active.get(token.request_id)
@@ -96,8 +101,8 @@ class HeldRequests:
         return Cancel(held.begin.request.request_id)
 
     def retell(self) -> list[ToWorker]:
-        """For a process that knows nothing. The last finished request is among it: a rank that had a fault in
-        the last step of it needs the others to end it, too.
+        """For a process that may know nothing of it. The last finished request is among it: a rank that had a
+        fault in the last step of it needs the others to end it, too.
         """
         messages: list[ToWorker] = []
         if self._last_finished is not None:

@@ -75,6 +75,12 @@ REPORT_INTERVAL_S: Final = 1.0
 
 IDLE_REPORT_INTERVAL_S: Final = 5.0
 
+BARREN_LIMIT: Final = 3
+"""So many groups that hung without a token are no accident: a new process starts from what the daemon knows."""
+
+IDLE_DEADLINE_S: Final = 15.0
+"""A group opens a request at once, and gives up a rank that does not within 5 s. Past this the worker has lost it."""
+
 LAG_S: Final = 0.5
 """A timer that comes later than this was held up by our own process: the worker's words wait unread."""
 
@@ -114,6 +120,10 @@ class Rank:
         self._forming = False
         self._trouble = ""
         self._lost_group_at: float | None = None
+        self._idle_since: float | None = None
+        self._barren = 0
+        """Groups in a row that hung before a single token came of them."""
+        self._to_retell = False
         self._link_health: LinkHealth | None = None
         self._requests = HeldRequests()
         # reports
@@ -345,7 +355,7 @@ class Rank:
     def _load(self, wanted: tuple[str, tuple[int, int]], now: float) -> list[RankCommand]:
         commands: list[RankCommand] = []
         if self._asked_load != wanted:
-            self._asked_load, self._loaded = wanted, None
+            self._asked_load, self._loaded, self._to_retell = wanted, None, False
             self._worker.loading = True
             self._worker.expect(LOAD_SILENCE_S, "loading made no progress", now)
             folder, (first, last) = wanted
@@ -386,6 +396,7 @@ class Rank:
             self._lose_group(now)
         asked = self._worker.gone(now)
         self._loaded = self._asked_load = None
+        self._barren, self._to_retell = 0, False
         self._leave_attempt()
         commands: list[RankCommand] = []
         if not asked:
@@ -403,6 +414,7 @@ class Rank:
         self._worker.heard(now)
         match message:
             case TokenOut():
+                self._barren = 0
                 self._requests.token(message)
                 return []
             case Finished() | RequestFailed():
@@ -432,8 +444,7 @@ class Rank:
             case Aborted():
                 return self._has_aborted(message, now)
             case Heartbeat():
-                self._worker.heartbeat = message
-                return self._report(now)
+                return self._has_beaten(message, now)
             case Left():
                 return []
             case _:
@@ -444,10 +455,11 @@ class Rank:
         if self._worker.state is WorkerState.KILLED:
             return [KillWorker(self._worker.killed_for)]  # the kill came before there was anything to kill
         self._worker.greeted(hello, now)
-        for request in hello.requests:
-            self._requests.adopt(self._me, request)
+        newest_first = sorted(hello.requests, key=lambda request: -request.order)
+        stale = [request for request in newest_first if not self._requests.adopt(self._me, request)]
         commands: list[RankCommand] = []
-        if hello.folder is not None and hello.layers is not None and hello.fingerprint is not None:
+        # With stale requests it must load again, as in `ended`: that makes it forget them.
+        if not stale and hello.folder is not None and hello.layers is not None and hello.fingerprint is not None:
             self._loaded = Loaded(
                 folder=hello.folder,
                 layers=hello.layers,
@@ -457,12 +469,17 @@ class Rank:
                 load_s=0.0,
                 max_context_tokens=0,
             )
-            commands += [TellWorker(message) for message in self._requests.retell()]
+            self._to_retell = True
         if self._link_health is not None:
             commands.append(TellWorker(self._link_health))
         return commands + self._advance(now)
 
     def _has_loaded(self, loaded: Loaded, now: float) -> list[RankCommand]:
+        if self._loaded is not None:
+            # An earlier daemon asked for it, just before it died: this is not what was greeted with.
+            self._loaded = self._asked_load = None
+            self._leave_attempt()
+            return self._advance(now)
         if (loaded.folder, loaded.layers) != self._asked_load:
             return []
         self._loaded = loaded
@@ -508,6 +525,7 @@ class Rank:
         if not self._is_present(aborted.plan_hash, aborted.attempt) or self._phase not in _IN_GROUP:
             return []
         commands: list[RankCommand] = []
+        was_formed = self._phase is RankPhase.FORMED
         if aborted.code == "paused":
             self._lose_group(now, only_from=RankPhase.FORMED)  # another rank's new plan: no fault
         else:
@@ -517,9 +535,29 @@ class Rank:
             commands.append(Story("engine.aborted", data))
         self._forming = False
         self._worker.answered()
-        if aborted.code in INCURABLE:
+        if was_formed and aborted.code == "deadline" and self.active:
+            self._barren += 1
+        if aborted.code in INCURABLE or self._barren >= BARREN_LIMIT:
             return [*commands, *self._kill(aborted.text, now), *self._advance(now)]
         return commands + self._set_phase(RankPhase.ABORTED, now)
+
+    def _has_beaten(self, beat: Heartbeat, now: float) -> list[RankCommand]:
+        """The first beat of an adopted worker comes after all that its last daemon missed: what is still under way
+        then is told to it, in case that daemon died before it could. What the worker knows, it leaves alone.
+        """
+        self._worker.heartbeat = beat
+        if self._to_retell:
+            self._to_retell = False
+            words = [TellWorker(message) for message in self._requests.retell()]
+            return [*words, *self._report(now)]
+        if self._phase is not RankPhase.FORMED or not self.active or beat.state != "ready":
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = now
+        elif now - self._idle_since > IDLE_DEADLINE_S:
+            self._idle_since = None
+            return self._kill("the worker stands idle although a request is under way", now) + self._advance(now)
+        return self._report(now)
 
     def _is_present(self, plan_hash: str, attempt: int) -> bool:
         return (
