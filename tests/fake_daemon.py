@@ -289,7 +289,7 @@ class FakeDaemon:
     def links_history(self, peer: NodeId | None, limit: int) -> LinkHistoryReport:
         self.asked.append(("links_history", peer, limit))
         figures = {"bridge0": "up 0.31 ms", "en0": "up 0.25 ms"}
-        decision = LinkDecision(STARTED_AT, PEER, "studio2", ETHERNET, CABLE, "held for 3 s", 17, figures)
+        decision = LinkDecision(STARTED_AT, PEER, "studio2", CABLE, "selected, held for 3 s", figures)
         return LinkHistoryReport((decision,)[:limit])
 
     def mesh(self) -> MeshReport:

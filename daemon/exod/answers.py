@@ -20,7 +20,7 @@ from exod.commands import GenerationDelta
 from exod.core.events import DebugFault, DebugPin, RenegotiateRequested
 from exod.core.view import LinkView, PathView
 from exod.errors import ExitCode, RequestError
-from exod.model import EngineState, Event, NodeId, NodeState, PathId
+from exod.model import EngineState, Event, NodeId, NodeState, PathId, Reason
 from exod.reports import (
     ClusterReport,
     DaemonCounters,
@@ -96,17 +96,18 @@ class Answers:
             about = self._peer_of(decision.subject)
             if peer is not None and about != peer:
                 continue
-            figures = {key: str(value) for key, value in decision.inputs.items()}
             decisions.append(
                 LinkDecision(
                     at=round(decision.at + offset, 3),
-                    peer=about or NodeId(decision.subject),
-                    peer_name=names.get(about, decision.subject) if about else decision.subject,
-                    path_from=None,
-                    path_to=PathId(decision.subject) if "-" in decision.subject else None,
-                    reason=situation.named(decision.decision),
-                    seq=0,
-                    figures=figures,
+                    peer=about,
+                    peer_name=names.get(about, about) if about else "mesh",
+                    subject=situation.named(decision.subject),
+                    decision=situation.named(decision.decision),
+                    figures={
+                        key: situation.named(_figure(value))
+                        for key, value in decision.inputs.items()
+                        if value is not None
+                    },
                 )
             )
         return LinkHistoryReport(tuple(decisions[-limit:]))
@@ -254,7 +255,7 @@ class Answers:
         """Findings that only the daemon sees: what makes it less than healthy, and settings that do harm."""
         daemon = self._daemon
         findings = [
-            Finding(reason.code, "warning", reason.subject, reason.text, "exoctl links shows every path and why")
+            Finding(reason.code, "warning", daemon.situation.named(reason.subject), reason.text, _cure(reason))
             for reason in daemon.situation.health().reasons
         ]
         environment = daemon.platform.worker_environment()
@@ -365,6 +366,24 @@ def _path_detail(path: PathView) -> PathDetail:
 
 def _reply(seq: int, peer: NodeId, name: str, path: PathView, rtt_us: float | None, text: str) -> PingReply:
     return PingReply(seq, peer, name, path.id, path.interface, path.kind, path.local, path.remote, rtt_us, text)
+
+
+def _cure(reason: Reason) -> str:
+    """What a person does first about a reason of the health."""
+    if reason.code.startswith("engine_"):
+        return "exoctl engine status shows each rank; exoctl engine load MODEL tries another"
+    if reason.code.startswith("node_"):
+        return "look at that host: its power, its network, exoctl status there"
+    if reason.code.startswith("mqtt_"):
+        return "start the broker that mqtt.broker names, or set it to auto"
+    return "exoctl links shows every path, why it is not used, and the command that mends its route"
+
+
+def _figure(value: object) -> str:
+    """One input of a decision, for people."""
+    if isinstance(value, float):
+        return f"{value:.3f}".rstrip("0").rstrip(".")
+    return ", ".join(str(item) for item in value) if isinstance(value, tuple | list) else str(value)
 
 
 def _fast_synch() -> Finding:

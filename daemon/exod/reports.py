@@ -229,14 +229,14 @@ class LinkDecision(msgspec.Struct, frozen=True):
     """One decision of the bounded history, with the figures that it was made from."""
 
     at: float
-    peer: NodeId
+    peer: NodeId | None
+    """None where it concerns the whole mesh."""
     peer_name: str
-    path_from: PathId | None
-    path_to: PathId | None
-    reason: str
-    seq: int
+    subject: str
+    """The path, the plan or the node that it is about."""
+    decision: str
     figures: dict[str, str] = {}
-    """For each path that was compared: its figures in words, as the decision saw them."""
+    """What the decision was made from, in words."""
 
 
 class LinkHistoryReport(msgspec.Struct, frozen=True):

@@ -130,7 +130,7 @@ async def test_global_options_work_before_and_after_a_command(exoctl: Exoctl) ->
             ended = await exoctl.run(*arguments)
             assert json.loads(ended.out)["mesh"]["epoch"] == 7
         ended = await exoctl.run("links", "history", "--json", "studio2")
-        assert json.loads(ended.out)["decisions"][0]["reason"] == "held for 3 s"
+        assert json.loads(ended.out)["decisions"][0]["decision"] == "selected, held for 3 s"
 
 
 @pytest.mark.parametrize(

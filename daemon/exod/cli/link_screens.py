@@ -97,13 +97,12 @@ def _path_row(path: PathDetail, paint: Paint) -> list[Cell]:
 def history_screen(decisions: Sequence[LinkDecision], paint: Paint, width: int) -> list[str]:
     """Oldest first, as it happened."""
     if not decisions:
-        return ["no path was selected yet"]
+        return ["nothing was decided yet"]
     lines = []
     for decision in decisions:
-        change = f"{decision.path_from or 'no path'} → {decision.path_to or 'no path'}"
-        head = [Cell(clock(decision.at), "dim"), Cell(f"  {decision.peer_name}  ", "bold"), Cell(change)]
-        lines.append(paint.line(head))
-        lines += [f"    {paint.plain(text)}" for text in wrap(decision.reason, width - 4)]
+        about = "" if decision.subject == decision.peer_name else f"{decision.subject}  "
+        head = [Cell(clock(decision.at), "dim"), Cell(f"  {decision.peer_name}  ", "bold"), Cell(about, "dim")]
+        lines.append(paint.line([*head, Cell(decision.decision)]))
         figures = "; ".join(f"{name}: {figure}" for name, figure in decision.figures.items())
         lines += [f"    {paint.styled(text, 'dim')}" for text in wrap(figures, width - 4) if text]
     return lines

@@ -209,6 +209,14 @@ class Preflight:
                 PreflightCheck("model", "engine", False, "none", "no model is loaded", "exoctl engine load MODEL"),
             )
         checks = []
+        for rank in ranks:
+            if rank.phase is RankPhase.FAILED:
+                text = f"{rank.sender} cannot load it: {rank.text}"
+                checks.append(
+                    PreflightCheck("load", plan.model, False, rank.code, text, "exoctl engine load MODEL")
+                )
+        if checks:
+            return tuple(checks)
         for name, values, cure in (
             ("versions", {rank.versions for rank in ranks}, "install the same versions on all nodes"),
             ("model", {rank.fingerprint for rank in ranks}, "copy one model folder to all nodes"),
