@@ -9,14 +9,14 @@ import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 
-from tests.sim.invariants import InvariantBroken
+from tests.sim.invariants import InvariantBrokenError
 from tests.sim.scenarios import Outcome, run
 
 
 def attempt(seed: int) -> Outcome | str:
     try:
         return run(seed, to_the_end=seed % 500 == 0)
-    except InvariantBroken as error:
+    except InvariantBrokenError as error:
         return str(error)
     except Exception as error:  # a crash of the core is a finding like any other: name its seed
         import traceback

@@ -26,7 +26,7 @@ _SENDER = slice(2, 10)
 SLACK_S = 0.01
 
 
-class InvariantBroken(AssertionError):
+class InvariantBrokenError(AssertionError):
     """Carries the story of the world, so that a failing seed reads as one."""
 
     def __init__(self, world: World, text: str) -> None:
@@ -288,7 +288,7 @@ class Checker:
             self._broken(host, "5: follows a plan that its coordinator did not commit")
 
     def _broken(self, host: Host, text: str) -> None:
-        raise InvariantBroken(self.world, f"{host.name}: {text}")
+        raise InvariantBrokenError(self.world, f"{host.name}: {text}")
 
 
 def fingerprint(link: Link) -> object:

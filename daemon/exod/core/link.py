@@ -192,6 +192,7 @@ class Link:
         if gap >= silence.total_silence_s(self.paths):
             for one in self.paths:
                 one.forgive(gap, now)
+                one.excuse()
         before = path.own
         path.hear(datagram, received_at)
         unsettled = path.own is not before or self._overdue

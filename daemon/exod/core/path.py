@@ -33,7 +33,8 @@ LOSS_DEGRADED = 0.20
 """Of 50 (design, "States, score, switching")."""
 LOSS_RECOVERED = 0.10
 LOSS_PERSISTS_S = 1.5
-"""Loss must stay over the limit this long: 5% at random crosses 20% of 50 now and then, never for 30 datagrams."""
+"""Loss of the newest 50 and of the newest 20 must stay over the limit this long: 5% at random crosses 20% of 50 now
+and then, never for 30 datagrams."""
 RECOVER_HOLD_S = 2.0
 """DEGRADED is left after this long below the limit (design, "States, score, switching")."""
 STAMPS = 128
@@ -160,12 +161,7 @@ class Path:
         """UP is fast by definition; what a DEGRADED path suffers from decides its band."""
         if self.state is not PathState.DEGRADED:
             return Band.FAST
-        if self.loss > LOSS_RECOVERED and (self._lossy_since is not None or self.peer_loss > LOSS_DEGRADED):
-            return Band.LOSSY
-        floor = self.rtt.floor_ms
-        if self.peer_own is PathState.DEGRADED or floor is None or floor > self._config.recover_ms:
-            return Band.SLOW
-        return Band.SLOW if self.own is PathState.DEGRADED else Band.FAST
+        return Band.LOSSY if self.loss > LOSS_DEGRADED else Band.SLOW
 
     @property
     def silence_limit_s(self) -> float:
@@ -240,6 +236,11 @@ class Path:
         right = leaves_from == self.candidate.local.address
         self.route = RouteVerdict.RIGHT if right else RouteVerdict.WRONG
 
+    def excuse(self) -> None:
+        """What was lost while the peer was silent everywhere says nothing about this path."""
+        self.window.measure_anew()
+        self._lossy_since = None
+
     def forgive(self, seconds: float, now: float) -> None:
         """Silence that proves nothing about this path does not count."""
         self.quiet_since = min(now, self.quiet_since + seconds)
@@ -257,7 +258,7 @@ class Path:
             if rtt.slow_streak >= SLOW_STREAK:
                 self._slow(Evidence.SLOW, floor, now)
         elif self.own is PathState.DEGRADED:
-            if floor >= config.recover_ms or self.window.loss > LOSS_RECOVERED:
+            if floor >= config.recover_ms or self.window.recent_loss > LOSS_RECOVERED:
                 self._well_since = None
             elif self._well_since is None:
                 self._well_since = now
@@ -274,7 +275,8 @@ class Path:
         if self.own is not PathState.UP:
             return
         loss = self.window.loss
-        if loss <= LOSS_DEGRADED:
+        if loss <= LOSS_DEGRADED or self.window.recent_loss <= LOSS_DEGRADED:
+            # An outage that is over is no reason: what was lost must still be being lost.
             self._lossy_since = None
         elif self._lossy_since is None:
             self._lossy_since = now

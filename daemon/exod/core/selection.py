@@ -34,6 +34,8 @@ HOLD_UP_MAX_S = 300.0
 BUCKET = 3
 BUCKET_WINDOW_S = 600.0
 """At most 3 switches in 10 minutes that no death caused (design, "States, score, switching")."""
+RECORDS = 64
+"""Paths remembered at most: those that are gone are forgotten beyond it."""
 RECHECK_S = 0.05
 """While a good target is not measured afresh yet: one beat of the selected path."""
 
@@ -182,6 +184,9 @@ class PathSelector:
     # --- memory -------------------------------------------------------------------------------------------------
 
     def _remember(self, standings: Sequence[Standing], current: PathId | None, now: float) -> None:
+        if len(self._records) > RECORDS:
+            present_paths = {one.path for one in standings}
+            self._records = {path: record for path, record in self._records.items() if path in present_paths}
         for one in standings:
             record = self._records.setdefault(one.path, _Record(now))
             present = grade(one) if one.usable else None

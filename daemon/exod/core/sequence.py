@@ -11,6 +11,8 @@ WINDOW = 64
 """Numbers below newest - 63 are refused unseen: more reordering than that is no live path."""
 LOSS_WINDOW = 50
 """Loss is judged over this many numbers: 2.5 s of the selected path (design, "States, score, switching")."""
+RECENT_WINDOW = 20
+"""The newest second of the selected path: what is still being lost, as against what was."""
 LOSS_MINIMUM = 25
 """Below this many expected numbers one lost datagram would look like many per cent."""
 
@@ -54,8 +56,18 @@ class SequenceWindow:
     @property
     def loss(self) -> float:
         """The share of the newest numbers that never came; 0.0 until there are enough to judge."""
-        expected = 0 if self._base is None else min(LOSS_WINDOW, self.newest - self._base + 1)
-        if expected < LOSS_MINIMUM:
-            return 0.0
-        seen = (self._bits & ((1 << expected) - 1)).bit_count()
-        return 1.0 - seen / expected
+        expected = self._expected
+        return self._missing(min(LOSS_WINDOW, expected)) if expected >= LOSS_MINIMUM else 0.0
+
+    @property
+    def recent_loss(self) -> float:
+        """The same of the newest 20 alone: raw beside smoothed, as Babel asks both before it acts (RFC 9616)."""
+        expected = self._expected
+        return self._missing(RECENT_WINDOW) if expected >= RECENT_WINDOW else 0.0
+
+    @property
+    def _expected(self) -> int:
+        return 0 if self._base is None else self.newest - self._base + 1
+
+    def _missing(self, count: int) -> float:
+        return 1.0 - (self._bits & ((1 << count) - 1)).bit_count() / count
