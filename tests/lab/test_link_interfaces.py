@@ -1,7 +1,7 @@
 """Interfaces that change under running daemons: renamed, removed and added again, numbered anew, routed elsewhere.
 
-Two nodes without an engine. "Without a restart" is checked by pid and incarnation; a second opinion on multicast DNS
-comes from avahi.
+Two nodes without an engine. "Without a restart" is checked by pid and incarnation; avahi gives a second opinion on
+multicast DNS.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Links under faults: found from both sides, healed, never flapping, and nobody convicted without proof.
 
-Two nodes without an engine. Each test starts both daemons anew (one second and a half): a path that falls again soon
-after its return is held up longer each time, so faults in a row would wait for one another.
+Two nodes without an engine. Each test starts both daemons anew, in a second and a half: a path that falls again
+soon after its return is held up longer each time, so faults in a row would wait for one another.
 """
 
 from __future__ import annotations
