@@ -27,7 +27,6 @@ STARTS_WITHIN_S = 60.0
 ENDS_WITHIN_S = 180.0
 FLAPPING_FOR_S = 20.0
 FLAP_EVERY_S = 4.0
-STOPPED_FOR_S = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +115,9 @@ def test_a_stopped_rank_is_replaced_and_costs_no_token(pair: Cluster) -> None:
     client = coordinator(pair)
     stream = counting(client)
     stopped = other(pair, client)
-    began = time.monotonic()
-    stopped.kill_workers(signal.SIGSTOP)
+    pids = stopped.kill_workers(signal.SIGSTOP)
     assert_whole(stream)
-    assert time.monotonic() - began < STOPPED_FOR_S, "the answer waited for the stopped rank"
+    assert stopped.worker_pids() != pids, "the stopped process was replaced; nobody woke it"
 
 
 def test_the_other_daemon_killed_and_restarted_costs_no_token(pair: Cluster) -> None:
@@ -166,7 +164,7 @@ def test_a_node_that_is_stopped_in_mid_generation_leaves_nothing_and_its_peer_sa
     def says_why() -> bool:
         status = staying.poll_status()
         return bool(status) and any(
-            reason["code"] == "node_lost" and leaving.name in reason["text"] for reason in status["reasons"]
+            reason["code"] == "node_down" and leaving.name in reason["text"] for reason in status["reasons"]
         )
 
     wait_for(says_why, 5.0, "the peer says why")
