@@ -44,8 +44,7 @@ from exod.model import Event, LocalAddress, MeshPlan, NodeCard, NodeId
 from exod.peerbook import PeerBook
 from exod.platform import current
 from exod.platform.routes import route_source
-from exod.services.control_plane import (
-    ControlPlane,
+from exod.services.control_messages import (
     Goodbye,
     NodeReport,
     PeerMessage,
@@ -54,6 +53,7 @@ from exod.services.control_plane import (
     TransferProbe,
     TransferReply,
 )
+from exod.services.control_plane import ControlPlane
 from exod.services.control_socket import ControlSocket
 from exod.services.discovery import Announcement, Discovery, Found, Lost
 from exod.services.engine_host import EngineHost

@@ -36,7 +36,8 @@ from exod.reports import (
     ThisNode,
 )
 from exod.services import mqtt_view
-from exod.services.control_plane import NodeReport, Target
+from exod.services.control_messages import NodeReport
+from exod.services.control_plane import Target
 
 if TYPE_CHECKING:
     from exod.app import Daemon

@@ -12,40 +12,45 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Final
 
 import msgspec
 import structlog
 
-from exod.core.engine_messages import EngineMessage
-from exod.core.messages import MeshMessage
-from exod.errors import StartError, TrustError
+from exod.errors import StartError
 from exod.model import NodeCard, NodeId
 from exod.platform import Platform
-from exod.reports import PreflightCheck
-from exod.trust import peer_id
+from exod.services.control_connection import Connection
+from exod.services.control_messages import (
+    CONTROL_PROTOCOL,
+    CardUpdate,
+    ControlMessage,
+    FrameError,
+    Goodbye,
+    Greeting,
+    PeerMessage,
+    StillThere,
+    frame,
+)
 
 log = structlog.get_logger()
-
-CONTROL_PROTOCOL: Final = 1
-
-MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
-"""The longest message is a request with its prompt; the HTTP API takes bodies below this."""
-
-MAX_BACKLOG_BYTES: Final = 32 * 1024 * 1024
-"""Two of the longest messages. A peer that lets more pile up does not read: the connection is closed."""
 
 HANDSHAKE_S: Final = 5.0
 """TLS takes two round trips; 5 s pass even over a VPN at its worst, and bound a half-open connection."""
 
 MAX_HANDSHAKES: Final = 64
 MAX_HANDSHAKES_PER_ADDRESS: Final = 8
-"""Half-open connections that are borne at a time: all peers of 8 nodes at once, and no more from one address."""
+"""Half-open connections that are borne at a time: all peers of 8 nodes at once. Past it the oldest goes, not the
+newest: a peer is through in milliseconds, one that only takes up room is not.
+"""
 
 KEEP_ALIVE_S: Final = 2.0
 SILENCE_S: Final = 10.0
 """Probes notice a dead path in a fraction of a second and its connections are closed then; this is for a
 connection that died while its path lives (a restarted peer behind a lost reset)."""
+
+LAG_S: Final = 1.0
+"""A loop that ran later than this has not read yet what peers said meanwhile: nobody is judged this time."""
 
 RETRY_FIRST_S: Final = 0.2
 RETRY_LIMIT_S: Final = 3.0
@@ -53,75 +58,10 @@ RETRY_LIMIT_S: Final = 3.0
 
 MAX_CONNECTIONS_PER_PEER: Final = 8
 STRANGER_LOG_INTERVAL_S: Final = 60.0
+STRANGER_SHOWN_S: Final = 150.0
+"""One that still tries is noted again within two intervals; one that gave up is history."""
+
 MAX_STRANGERS: Final = 64
-
-
-class Greeting(msgspec.Struct, frozen=True, tag="greeting"):
-    protocol: int
-    card: NodeCard
-
-
-class CardUpdate(msgspec.Struct, frozen=True, tag="card"):
-    card: NodeCard
-
-
-class Goodbye(msgspec.Struct, frozen=True, tag="goodbye"):
-    """The sender's daemon ends on purpose."""
-
-    incarnation: int
-    text: str
-
-
-class StillThere(msgspec.Struct, frozen=True, tag="still_there"):
-    pass
-
-
-class NodeReport(msgspec.Struct, frozen=True, tag="node_report"):
-    """What a node says of itself for whoever watches the cluster from another node."""
-
-    sender: NodeId
-    health: str
-    reasons: tuple[tuple[str, str, str, float], ...]
-    """(code, subject, text, since) each."""
-    uptime_s: float
-    memory_mib: int
-
-
-class TransferProbe(msgspec.Struct, frozen=True, tag="transfer_probe"):
-    """Preflight's short transfer: answered with a TransferReply of the same serial."""
-
-    serial: int
-    payload: bytes
-
-
-class TransferReply(msgspec.Struct, frozen=True, tag="transfer_reply"):
-    serial: int
-    received_bytes: int
-
-
-class PreflightWish(msgspec.Struct, frozen=True, tag="preflight_wish"):
-    serial: int
-
-
-class PreflightAnswer(msgspec.Struct, frozen=True, tag="preflight_answer"):
-    serial: int
-    checks: tuple[PreflightCheck, ...]
-
-
-PeerMessage = (
-    MeshMessage
-    | EngineMessage
-    | Goodbye
-    | NodeReport
-    | TransferProbe
-    | TransferReply
-    | PreflightWish
-    | PreflightAnswer
-)
-ControlMessage = PeerMessage | Greeting | CardUpdate | StillThere
-
-_encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[ControlMessage] = msgspec.msgpack.Decoder(ControlMessage)
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -131,87 +71,6 @@ class Target(msgspec.Struct, frozen=True):
     port: int
     local: str = ""
     interface: str = ""
-
-
-class Connection(asyncio.Protocol):
-    """One TLS connection: frames of a 4-byte big-endian length and MessagePack. Created by ControlPlane only."""
-
-    def __init__(self, plane: ControlPlane, dialled: bool) -> None:
-        self._plane = plane
-        self.dialled = dialled
-        self.peer: NodeId | None = None
-        self.greeted = False
-        self.card: NodeCard | None = None
-        self.local = ""
-        self.remote = ""
-        self.heard_at = time.monotonic()
-        self.opened_at = self.heard_at
-        self.closed = asyncio.get_running_loop().create_future()
-        self._transport: asyncio.Transport | None = None
-        self._buffer = bytearray()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's class is none of asyncio's
-        self.local = transport.get_extra_info("sockname")[0]
-        self.remote = transport.get_extra_info("peername")[0]
-        try:
-            self.peer = peer_id(transport.get_extra_info("ssl_object"))
-        except TrustError as error:
-            log.warning("peer_refused", address=self.remote, text=str(error))
-            self._transport.abort()
-            return
-        self._plane.opened(self)
-
-    def data_received(self, data: bytes) -> None:
-        self.heard_at = time.monotonic()
-        self._buffer += data
-        while len(self._buffer) >= 4:
-            length = int.from_bytes(self._buffer[:4], "big")
-            if length > MAX_FRAME_BYTES:
-                self.refuse(f"a message of {length} bytes is over the limit of {MAX_FRAME_BYTES}")
-                return
-            if len(self._buffer) < 4 + length:
-                return
-            frame = bytes(self._buffer[4 : 4 + length])
-            del self._buffer[: 4 + length]
-            try:
-                message = _decoder.decode(frame)
-            except msgspec.DecodeError as error:
-                self.refuse(f"not a control message: {error}")
-                return
-            self._plane.received(self, message)
-            if self.closed.done():
-                return
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self.closed.done():
-            self.closed.set_result(None)
-        self._plane.lost(self)
-
-    def send(self, frame: bytes) -> bool:
-        if self._transport is None or self._transport.is_closing():
-            return False
-        if self._transport.get_write_buffer_size() > MAX_BACKLOG_BYTES:
-            self.refuse("it does not read what it is sent")
-            return False
-        self._transport.write(frame)
-        return True
-
-    def send_message(self, message: PeerMessage) -> bool:
-        """Over this very connection: preflight measures one path."""
-        return self.send(_frame(message))
-
-    def refuse(self, text: str) -> None:
-        log.warning("control_connection_refused", peer=self.peer, address=self.remote, text=text)
-        self.abort()
-
-    def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
-
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
 
 
 class ControlPlane:
@@ -239,13 +98,17 @@ class ControlPlane:
         self._card: NodeCard | None = None
         self._listener: socket.socket | None = None
         self._connections: dict[NodeId, list[Connection]] = {}
-        self._handshakes: dict[str, int] = {}
+        self._handshakes: dict[asyncio.Task[None], str] = {}
+        """Oldest first, with the address that each came from."""
+        self._own: set[str] = set()
+        """Addresses that turned out to be this node's own."""
         self._contacts: dict[Target, str] = {}
         self._paths: dict[NodeId, tuple[Target, ...]] = {}
         self._dials: dict[Target, asyncio.Task[None]] = {}
         self._pools_changed = asyncio.Event()
         """Set, and replaced, whenever a connection came or went: dials that wait for that look again."""
         self._tasks: asyncio.TaskGroup | None = None
+        self._accepting: asyncio.Task[None] | None = None
         self._strangers: dict[str, tuple[float, str]] = {}
         self.messages_sent = 0
         self.messages_received = 0
@@ -271,12 +134,18 @@ class ControlPlane:
         """Accepts and dials until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            tasks.create_task(self._accept(), name="control accept")
+            self._accepting = tasks.create_task(self._accept(), name="control accept")
             tasks.create_task(self._keep_alive(), name="control keep-alive")
             self._reconcile()
 
     async def goodbye(self, incarnation: int, text: str) -> None:
-        """Says goodbye to every peer and closes all connections in order."""
+        """Says goodbye to every peer and closes all connections in order; none is made any more."""
+        self._tasks = None
+        ending = [task for task in (self._accepting, *self._dials.values()) if task is not None]
+        for task in ending:
+            task.cancel()
+        if ending:
+            await asyncio.wait(ending)
         for peer in list(self._connections):
             self.send(peer, Goodbye(incarnation, text))
         connections = [connection for pool in self._connections.values() for connection in pool]
@@ -295,10 +164,10 @@ class ControlPlane:
         changed = self._card is not None and self._card != card
         self._card = card
         if changed:
-            frame = _frame(CardUpdate(card))
-            for pool in self._connections.values():
-                for connection in pool:
-                    connection.send(frame)
+            self._own.clear()
+            data = frame(CardUpdate(card))
+            for connection in self._all():
+                connection.send(data)
 
     def contact(self, address: str, port: int, name: str) -> None:
         """A peer may be reached here: dial until there is a connection, and again when it is lost."""
@@ -340,9 +209,13 @@ class ControlPlane:
 
     def send(self, peer: NodeId, message: PeerMessage) -> bool:
         """Sends over the best connection; False where there is none. True is no promise that it arrives."""
-        frame = _frame(message)
+        try:
+            data = frame(message)
+        except FrameError as error:
+            log.error("message_too_long", peer=peer, kind=type(message).__name__, text=str(error))
+            return False
         for connection in self._by_preference(peer):
-            if connection.send(frame):
+            if connection.send(data):
                 self.messages_sent += 1
                 return True
         return False
@@ -357,17 +230,21 @@ class ControlPlane:
     def connection_on(self, peer: NodeId, local: str, remote: str) -> Connection | None:
         """The connection that runs over this path, if there is one."""
         for connection in self._connections.get(peer, ()):
-            if (connection.local, connection.remote) == (local, remote) and connection.greeted:
+            if (connection.local, connection.remote) == (local, remote) and connection.is_open:
                 return connection
         return None
 
     def strangers(self) -> tuple[str, ...]:
         """Who was refused for another key lately, in words."""
-        return tuple(text for _, text in self._strangers.values())
+        since = time.monotonic() - STRANGER_SHOWN_S
+        return tuple(text for noted_at, text in self._strangers.values() if noted_at > since)
+
+    def _all(self) -> list[Connection]:
+        return [connection for pool in self._connections.values() for connection in pool]
 
     def _by_preference(self, peer: NodeId) -> list[Connection]:
         order = {(target.local, target.address): place for place, target in enumerate(self._paths.get(peer, ()))}
-        usable = [connection for connection in self._connections.get(peer, ()) if connection.greeted]
+        usable = [connection for connection in self._connections.get(peer, ()) if connection.is_open]
         return sorted(usable, key=lambda c: order.get((c.local, c.remote), len(order)))
 
     # --- dialling and accepting -----------------------------------------------------------------------------
@@ -388,13 +265,14 @@ class ControlPlane:
 
     def _is_needed(self, target: Target) -> bool:
         """A contact is dialled only while nothing leads to that address; a path while nothing runs over it."""
-        for pool in self._connections.values():
-            for connection in pool:
-                if connection.remote == target.address and target.local in ("", connection.local):
-                    return False
+        for connection in self._all():
+            if connection.remote == target.address and target.local in ("", connection.local):
+                return False
         if target.local:
             return True
-        return not any(target.address in _addresses(card) for card in self._cards())
+        return target.address not in self._own and not any(
+            target.address in _addresses(card) for card in self._cards()
+        )
 
     def _cards(self) -> list[NodeCard]:
         """Cards of peers that are connected: their other addresses need no contact."""
@@ -411,7 +289,7 @@ class ControlPlane:
                     sock.bind((target.local, 0))
                 address = await self._resolve(target)
                 if address is None:
-                    return None
+                    raise OSError(f"{target.address} has no address")
                 await loop.sock_connect(sock, (address, target.port))
                 _, connection = await loop.create_connection(
                     lambda: Connection(self, dialled=True),
@@ -425,6 +303,9 @@ class ControlPlane:
             self._note_stranger(target.address, self._contacts.get(target, ""), error)
         except (OSError, TimeoutError) as error:
             log.debug("dial_failed", address=f"{target.address}:{target.port}", error=str(error))
+        except asyncio.CancelledError:
+            sock.close()
+            raise
         sock.close()
         return None
 
@@ -448,12 +329,18 @@ class ControlPlane:
                     log.warning("accept_failed", error=error.strerror)
                     await asyncio.sleep(RETRY_FIRST_S)
                     continue
-                pending = self._handshakes.get(source[0], 0)
-                if pending >= MAX_HANDSHAKES_PER_ADDRESS or sum(self._handshakes.values()) >= MAX_HANDSHAKES:
-                    sock.close()
-                    continue
-                self._handshakes[source[0]] = pending + 1
-                tasks.create_task(self._greet_stranger(sock, source[0]), name=f"handshake {source[0]}")
+                self._make_room(source[0])
+                task = tasks.create_task(self._greet_stranger(sock, source[0]), name=f"handshake {source[0]}")
+                self._handshakes[task] = source[0]
+                task.add_done_callback(self._handshakes.pop)
+
+    def _make_room(self, address: str) -> None:
+        """Ends the oldest half-open connection where there are too many, of this address or of all."""
+        same = [task for task, source in self._handshakes.items() if source == address]
+        if len(same) >= MAX_HANDSHAKES_PER_ADDRESS:
+            same[0].cancel()
+        elif len(self._handshakes) >= MAX_HANDSHAKES:
+            next(iter(self._handshakes)).cancel()
 
     async def _greet_stranger(self, sock: socket.socket, address: str) -> None:
         try:
@@ -468,10 +355,9 @@ class ControlPlane:
             self._note_stranger(address, "", error)
         except (OSError, TimeoutError):
             sock.close()
-        finally:
-            self._handshakes[address] -= 1
-            if not self._handshakes[address]:
-                del self._handshakes[address]
+        except asyncio.CancelledError:
+            sock.close()
+            raise
 
     def _note_stranger(self, address: str, name: str, error: ssl.SSLError) -> None:
         """Logs a peer whose key is not ours, once a minute for each."""
@@ -489,10 +375,12 @@ class ControlPlane:
     # --- what connections report ----------------------------------------------------------------------------
 
     def opened(self, connection: Connection) -> None:
+        if connection.peer == self._node_id:
+            self._own.add(connection.remote)
         if self._card is None or connection.peer == self._node_id:
             connection.abort()  # not ready yet, or one of our own addresses
             return
-        connection.send(_frame(Greeting(CONTROL_PROTOCOL, self._card)))
+        connection.send(frame(Greeting(CONTROL_PROTOCOL, self._card)))
 
     def received(self, connection: Connection, message: ControlMessage) -> None:
         match message:
@@ -509,7 +397,8 @@ class ControlPlane:
                 connection.refuse("it sent something else before its greeting")
             case CardUpdate(card=card):
                 if card.id == connection.peer:
-                    connection.card = card
+                    for other in self._connections.get(connection.peer, ()):
+                        other.card = card
                     self._note_pools_changed()
                     self._on_card(card)
             case StillThere():
@@ -520,8 +409,8 @@ class ControlPlane:
 
     def _greeted(self, connection: Connection, card: NodeCard) -> None:
         assert connection.peer is not None
-        connection.greeted = True
         connection.card = card
+        self._end_earlier_life(connection.peer, card.incarnation)
         pool = self._connections.setdefault(connection.peer, [])
         first = not pool
         pool.append(connection)
@@ -531,8 +420,18 @@ class ControlPlane:
         if first:
             self._on_connected(connection.peer)
 
+    def _end_earlier_life(self, peer: NodeId, incarnation: int) -> None:
+        """The peer's daemon is a new one: whatever connections of the one before seem to stand are dead."""
+        for connection in list(self._connections.get(peer, ())):
+            if connection.card is not None and connection.card.incarnation < incarnation:
+                connection.abort()
+                self.lost(connection)
+
     def _prune(self, pool: list[Connection]) -> None:
-        """One connection for each pair of addresses: the lower id's dial stays, else the older one."""
+        """One connection for each pair of addresses: the lower id's dial before the other's, the older before the
+        younger. Both ends judge alike, but of those that the peer dialled the peer alone closes the surplus: which
+        is older may differ by a moment at each end.
+        """
         by_pair: dict[tuple[str, str], list[Connection]] = {}
         for connection in pool:
             by_pair.setdefault((connection.local, connection.remote), []).append(connection)
@@ -540,7 +439,8 @@ class ControlPlane:
             lower_dials = self._node_id < (same[0].peer or "")
             same.sort(key=lambda c: (c.dialled != lower_dials, c.opened_at))
             for surplus in same[1:]:
-                surplus.close()
+                if surplus.dialled or same[0].dialled:
+                    surplus.close()
         for surplus in pool[MAX_CONNECTIONS_PER_PEER:]:
             surplus.close()
 
@@ -560,22 +460,17 @@ class ControlPlane:
         self._pools_changed = asyncio.Event()
 
     async def _keep_alive(self) -> None:
-        frame = _frame(StillThere())
+        data = frame(StillThere())
         while True:
+            due = time.monotonic() + KEEP_ALIVE_S
             await asyncio.sleep(KEEP_ALIVE_S)
             now = time.monotonic()
-            for pool in list(self._connections.values()):
-                for connection in list(pool):
-                    if now - connection.heard_at > SILENCE_S:
-                        connection.refuse(f"nothing was heard for {SILENCE_S:.0f} s")
-                    else:
-                        connection.send(frame)
+            for connection in self._all():
+                if now - connection.heard_at > SILENCE_S and now - due < LAG_S:
+                    connection.refuse(f"nothing was heard for {SILENCE_S:.0f} s")
+                else:
+                    connection.send(data)
 
 
 def _addresses(card: NodeCard) -> list[str]:
     return [address.address for address in card.addresses]
-
-
-def _frame(message: ControlMessage) -> bytes:
-    body = _encoder.encode(message)
-    return len(body).to_bytes(4, "big") + body

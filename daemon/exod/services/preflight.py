@@ -20,14 +20,14 @@ from exod.core.node import NodeCore
 from exod.model import Edge, NodeId
 from exod.platform import Platform
 from exod.reports import PreflightCheck, PreflightReport
-from exod.services.control_plane import (
-    ControlPlane,
+from exod.services.control_messages import (
     PeerMessage,
     PreflightAnswer,
     PreflightWish,
     TransferProbe,
     TransferReply,
 )
+from exod.services.control_plane import ControlPlane
 from exod.services.engine_host import EngineHost
 
 TRANSFER_BYTES: Final = 1024 * 1024
