@@ -10,6 +10,7 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 
 from tests.sim.invariants import InvariantBrokenError
+from tests.sim.planted import PLANTED, planted
 from tests.sim.scenarios import Outcome, run
 
 
@@ -29,7 +30,10 @@ def main() -> int:
     parser.add_argument("--scenarios", type=int, default=1_000)
     parser.add_argument("--seed", type=int, default=0, help="the first seed; with --scenarios 1, the one to tell")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--plant", choices=sorted(PLANTED), help="plant this bug and show how it is found")
     arguments = parser.parse_args()
+    if arguments.plant is not None:
+        return _find_planted(arguments.plant, arguments.seed)
     seeds = range(arguments.seed, arguments.seed + arguments.scenarios)
     if len(seeds) == 1:
         return _tell(seeds[0])
@@ -47,6 +51,16 @@ def main() -> int:
         print(f"\nThe first story:\n{failures[0]}")
     _summary(good, failures, time.monotonic() - began)
     return 1 if failures else 0
+
+
+def _find_planted(name: str, seed: int) -> int:
+    with planted(name):
+        while True:
+            outcome = attempt(seed)
+            if isinstance(outcome, str):
+                print(outcome)
+                return 0
+            seed += 1
 
 
 def _tell(seed: int) -> int:

@@ -53,6 +53,8 @@ class Checker:
         self.convictions = 0
         self.switches: dict[str, int] = defaultdict(int)
         self._pairs: dict[tuple[NodeId, NodeId], _Pair] = defaultdict(_Pair)
+        self._written: set[tuple[NodeId, Selection]] = set()
+        """What lower nodes selected."""
         self._claims: dict[tuple[NodeId, NodeId, int, int, int], PathId | None] = {}
         self._saw_up: dict[tuple[NodeId, NodeId, int, int], set[PathId]] = defaultdict(set)
         self._heard_at: dict[tuple[NodeId, NodeId], float] = {}
@@ -169,26 +171,10 @@ class Checker:
         if claim != register.path:
             self._broken(host, f"2: number {register.seq} of {lives} names {claim} and {register.path}")
         if host.id == low:
+            self._written.add((low, register))
             self._check_switch(host, peer, link, seen, None if fresh else before, register, commands)
-        elif register.path is not None and (peer, register) not in self._written:
-            self._broken(host, f"only the lower node selects: nobody wrote {register}")
-
-    @property
-    def _written(self) -> set[tuple[NodeId, Selection]]:
-        return {
-            (host.id, link.agreement.register)
-            for host in self.world.hosts
-            if host.core is not None
-            for link in host.core.links.values()
-            if link.selects and link.agreement.register is not None
-        } | self._history
-
-    @property
-    def _history(self) -> set[tuple[NodeId, Selection]]:
-        return {
-            (low, Selection(incarnation_low, incarnation_high, seq, path))
-            for (low, _, incarnation_low, incarnation_high, seq), path in self._claims.items()
-        }
+        elif (low, register) not in self._written:
+            self._broken(host, f"2: only the lower node selects, and it did not write {register}")
 
     def _check_switch(
         self,

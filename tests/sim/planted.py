@@ -1,0 +1,81 @@
+"""Bugs planted on purpose: the simulator must find each. `python -m tests.sim --plant NAME` shows the story.
+
+Each is a small change of the core such as a tired hand makes, applied to the running program and taken back.
+docs/simulation.md records seed and story of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import msgspec
+
+from exod.core import ballot, link, selection, silence
+from exod.core.wire import Datagram
+
+
+def _drop_the_incarnation_check() -> Any:
+    """Datagrams of any life are taken for those of the present ones."""
+    receive = link.Link.receive
+
+    def careless(self: link.Link, datagram: Datagram, *rest: Any) -> None:
+        lives = {
+            "sender_incarnation": max(datagram.sender_incarnation, self.peer_incarnation),
+            "destination_incarnation": self.me.incarnation,
+        }
+        receive(self, msgspec.structs.replace(datagram, **lives), *rest)
+
+    return mock.patch.object(link.Link, "receive", careless)
+
+
+def _let_both_sides_select() -> Any:
+    def by_id(self: link.Link) -> tuple[int, int]:
+        pair = (self.me.incarnation, self.peer_incarnation)
+        return pair if self.me.id < self.peer.id else (pair[1], pair[0])
+
+    return mock.patch.multiple(link.Link, selects=property(lambda self: True), _incarnations=property(by_id))
+
+
+def _forget_the_dwell() -> Any:
+    return mock.patch.object(selection, "DWELL_S", 0.0)
+
+
+def _convict_without_alibi() -> Any:
+    return mock.patch.object(silence, "_alibi", lambda silent, paths, late_enough: silent)
+
+
+def _commit_without_all_acks() -> Any:
+    return mock.patch.object(ballot.Ballot, "unanimous", property(lambda self: len(self.missing) <= 1))
+
+
+def _accept_replays() -> Any:
+    return mock.patch("exod.core.sequence.SequenceWindow.accept", lambda self, seq: _remember(self, seq))
+
+
+def _remember(window: Any, seq: int) -> bool:
+    window.newest = max(window.newest, seq)
+    return True
+
+
+PLANTED = {
+    "incarnation": (_drop_the_incarnation_check, "4"),
+    "both-select": (_let_both_sides_select, "2"),
+    "dwell": (_forget_the_dwell, "7"),
+    "alibi": (_convict_without_alibi, "9"),
+    "acks": (_commit_without_all_acks, "5"),
+    "replay": (_accept_replays, "12"),
+}
+"""Name -> (the bug, the invariant that it breaks)."""
+
+
+@contextmanager
+def planted(name: str | None) -> Iterator[None]:
+    if name is None:
+        yield
+        return
+    bug, _ = PLANTED[name]
+    with bug():
+        yield
