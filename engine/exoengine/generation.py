@@ -81,6 +81,7 @@ class Generations:
         self._kv_bits = kv_bits
         self.policy = SyncPolicy(settings)
         self._watchdog = WatchdogModel(settings.watchdog_s)
+        board.longest_gpu_wait_s = 0.0
         self._pace = Pace(settings)
         self._waiting: dict[int, Generation] = {}
         self._finished: dict[int, Generation] = {}
@@ -299,6 +300,7 @@ class Generations:
             self.policy.observe(timing.graph_s)
         self._board.safe = step.safe
         self._board.kv_tokens = caches.position
+        self._board.memory_bytes = mx.get_active_memory()
         return _outcome(step, drawn)
 
     def _check_aborted(self) -> None:
@@ -382,8 +384,11 @@ class Generations:
         position = caches.position if caches is not None else 0
         if self._group.tokens is not None:
             standings = self._standings(generation, position)
-            longest = max(standings, key=lambda standing: len(standing.tokens))
-            generation.adopt(longest.tokens)
+            longest = max((standing.tokens for standing in standings), key=len)
+            if any(longest[: len(standing.tokens)] != standing.tokens for standing in standings):
+                self._disagree(generation)
+                return
+            generation.adopt(longest)
             if any(standing.cancelled for standing in standings):
                 generation.cancel()
             position = min(standing.position for standing in standings)
@@ -405,6 +410,14 @@ class Generations:
             self._close()
         else:
             self._board.begin("the first step", self._pace.chunk_deadline_s)
+
+    def _disagree(self, generation: Generation) -> None:
+        """The ranks were told different beginnings of one answer: all find so, and none goes on with either."""
+        self._opening = None
+        self._waiting.pop(generation.order, None)
+        self._board.end()
+        text = "the ranks were given different beginnings of this answer"
+        self._emit(RequestFailed(generation.request.request_id, "histories_differ", text))
 
     def _standings(self, generation: Generation, position: int) -> list[Standing]:
         mine = Standing(

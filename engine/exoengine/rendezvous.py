@@ -28,6 +28,9 @@ from typing import Final
 RETRY_S: Final = 0.02
 """How long after a refused connection the next is tried: far below what a person or a token stream notices."""
 
+LISTEN_S: Final = 1.0
+"""A port that cannot be listened on for this long belongs to someone else: the next plan must take another one."""
+
 STRANGER_S: Final = 2.0
 """How long someone who connected may take to say who they are: longer than a VPN's worst round trip."""
 
@@ -134,6 +137,7 @@ class _Meeting:
         self._listener: socket.socket | None = None
         self._listen_trouble = ""
         self._listen_at = 0.0
+        self._listen_until = time.monotonic() + LISTEN_S
         self._arrivals: set[_Arrival] = set()
         wants_left = {Channel.CONTROL} | ({Channel.DATA} if plan.rank > 0 else set())
         wants_right = {Channel.CONTROL} | ({Channel.DATA} if plan.rank < plan.size - 1 else set())
@@ -195,6 +199,8 @@ class _Meeting:
             listener.close()
             self._listen_trouble = f"cannot listen on {address[0]}:{address[1]}: {error.strerror or error}"
             self._listen_at = now + RETRY_S
+            if now >= self._listen_until:
+                raise FormError("listen", self._listen_trouble) from error
             return
         self._listener, self._listen_trouble = listener, ""
         self._selector.register(listener, selectors.EVENT_READ, listener)

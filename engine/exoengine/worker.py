@@ -165,6 +165,7 @@ class Worker:
         self._generations = Generations(
             model, self._group, self.board, self._emit, message.sync, message.kv_bits
         )
+        self.board.memory_bytes = model.weight_bytes
         gc.collect()
         gc.freeze()  # a collection after a fault must not walk through what stays for ever
         self._set("loaded")

@@ -27,7 +27,9 @@ from tests.engine.driver import Answer, Cluster, cluster, request
 from tests.engine.models import undisturbed
 
 PROMPT = list(range(5, 45))
-STEPS = 120
+STEPS = 400
+"""Enough that no answer ends before a busy machine has come to what a test does to it."""
+
 SAMPLED = Sampling(temperature=1.0, seed=9)
 
 

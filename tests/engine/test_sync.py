@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from exoengine.protocol import SyncSettings
@@ -74,7 +76,7 @@ def test_waits_around_the_limit_do_not_flap() -> None:
     policy = SyncPolicy(SyncSettings(watchdog_s=2.0))
     policy.choose(CONTEXT)
     choices = measured(policy, *[0.45 if step % 2 else 0.55 for step in range(200)])
-    changes = sum(one != other for one, other in zip(choices, choices[1:], strict=False))
+    changes = sum(one != other for one, other in itertools.pairwise(choices))
     assert changes <= 1
 
 

@@ -44,7 +44,9 @@ def test_text_comes_through_whole(tokenizer: Tokenizer, text: str) -> None:
         ("x世界y", ["世界"], "x"), ("abc", ["c", "bc"], "a"), ("abc", [""], "abc"), ("END", ["END"], ""),
     ],
 )  # fmt: skip
-def test_a_stop_string_cuts_the_text_before_it(tokenizer: Tokenizer, text: str, stop: list[str], shown: str) -> None:
+def test_a_stop_string_cuts_the_text_before_it(
+    tokenizer: Tokenizer, text: str, stop: list[str], shown: str
+) -> None:
     assert streamed(tokenizer, text, *stop) == (shown, shown != text)
 
 

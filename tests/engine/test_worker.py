@@ -299,6 +299,20 @@ def test_forming_without_a_neighbour_ends_by_deadline_and_can_be_called_off(trio
     trio.form()
 
 
+def test_a_port_that_is_taken_is_named_at_once(trio: Cluster, llama: Path) -> None:
+    trio.load(llama, [2, 3])
+    trio.prepare()
+    for rank in trio.ranks[:2]:
+        rank.expect(Prepared)
+    host, _, port = trio.prepared_hosts[0].rpartition(":")
+    with socket.create_server((host, int(port))):
+        trio.ranks[0].send(Form(*trio.plan, 20.0))
+        said = trio.ranks[0].expect(Aborted)
+        assert said.code == "listen"
+        assert trio.prepared_hosts[0] in said.text
+    trio.form()
+
+
 def test_sigint_is_ignored_and_sigterm_leaves(tmp_path: Path, llama: Path) -> None:
     with cluster(tmp_path, 2) as made:
         made.load(llama, [2, 3])
