@@ -91,7 +91,7 @@ def free_port() -> int:
 async def until(condition: Callable[[], object], text: str) -> None:
     try:
         async with asyncio.timeout(PATIENCE_S):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - some of it happens outside of this loop
                 await asyncio.sleep(0.01)
     except TimeoutError:
         pytest.fail(f"never: {text}")

@@ -1,18 +1,22 @@
 """The worker process of this node's rank: starts it, speaks with it, ends it, adopts one that outlived a daemon.
 
-A worker runs in a session of its own, so that it outlives a daemon that crashes, and a record of it lies in the
-data folder: the next daemon connects to its socket and adopts it, or ends it where it cannot. Decides nothing:
-`core/rank.py` says when to start and kill.
+A worker runs in a session of its own, so that it outlives a daemon that crashes. Its socket's path, which is this
+data folder's alone, stands in its command line: by that the next daemon knows it, connects and adopts it, or ends
+it where it cannot. No process is ever signalled that is not known so. Decides nothing: `core/rank.py` says when to
+start and kill.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
+import stat
 import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +39,9 @@ MAX_SOCKET_PATH_BYTES: Final = 100
 """sockaddr_un holds 104 bytes on macOS and 108 on Linux."""
 
 CONNECT_INTERVAL_S: Final = 0.05
-ADOPT_DEADLINE_S: Final = 2.0
+ADOPT_DEADLINE_S: Final = 8.0
+"""A worker's control thread greets at once, whatever its main thread does; one that was stopped does not."""
+
 LEAVE_DEADLINE_S: Final = 10.0
 """A step under way and the farewell of all ranks; launchd gives the daemon 30 s in all."""
 
@@ -43,12 +49,16 @@ GRACE_S: Final = 3.0
 """Between SIGTERM and SIGKILL."""
 
 
+WATCH_INTERVAL_S: Final = 0.05
+"""How often the end of a process is looked for that is not our child."""
+
+COMMAND: Final = (sys.executable, "-m", "exoengine.worker")
+
+
 class Record(msgspec.Struct):
-    """What identifies a worker beyond doubt: a pid alone may belong to another process by now."""
+    """Where to look first. A pid alone may belong to another process by now: its command line decides."""
 
     pid: int
-    created: float
-    socket: str
 
 
 class WorkerProcess:
@@ -60,7 +70,11 @@ class WorkerProcess:
         environment: dict[str, str],
         on_message: Callable[[FromWorker], None],
         on_gone: Callable[[str], None],
+        command: tuple[str, ...] = COMMAND,
     ) -> None:
+        self._command = command
+        self._swept = False
+        """Was the whole host looked through for a worker without a record, once in this daemon's life?"""
         self._folder = folder
         self._environment = environment
         self._on_message, self._on_gone = on_message, on_gone
@@ -88,40 +102,38 @@ class WorkerProcess:
 
     async def leave(self, deadline_s: float = LEAVE_DEADLINE_S) -> None:
         """Asks the worker to leave its group and end; escalates past the deadline. Returns when it is gone."""
-        process = self._process
-        if process is None or self._life is None:
+        process, life = self._process, self._life
+        if process is None or life is None:
             return
         self.tell(Leave(deadline_s))
-        if await self._ended(deadline_s + 1.0):
+        if await _ended(life, deadline_s + 1.0):
             return
         log.warning("worker_did_not_leave", pid=process.pid, waited_s=deadline_s)
         _signal(process, signal.SIGTERM)
-        if await self._ended(GRACE_S):
+        if await _ended(life, GRACE_S):
             return
         # Killing a rank inside a Thunderbolt transfer can leave wired memory behind until a reboot.
         log.error("worker_killed", pid=process.pid, text="it did not end when asked; memory may stay wired")
         _signal(process, signal.SIGKILL)
-        await self._ended(GRACE_S)
-
-    async def _ended(self, timeout_s: float) -> bool:
-        assert self._life is not None
-        done, _ = await asyncio.wait([self._life], timeout=timeout_s)
-        return bool(done)
+        await _ended(life, GRACE_S)
 
     # --- one life -------------------------------------------------------------------------------------------
 
     async def _live(self) -> None:
         text = "it could not be started"
         try:
-            reader, child = await self._adopt(), None
+            child = None
+            reader = await self._adopt()
             if reader is None:
                 child = await self._spawn()
                 reader = await self._connect(self._socket_path(), child)
             if reader is not None:
-                await self._listen(reader)
+                await self._listen(reader, adopted=child is None)
             text = await self._bury(child)
         except OSError as error:
             text = f"it could not be started: {error.strerror}"
+            if self._process is not None:
+                _signal(self._process, signal.SIGKILL)
         finally:
             if self._writer is not None:
                 self._writer.close()
@@ -137,9 +149,7 @@ class WorkerProcess:
             log_file.replace(log_file.with_suffix(".log.1"))
         with log_file.open("ab") as output:
             child = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "exoengine.worker",
+                *self._command,
                 "--socket",
                 path,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -150,8 +160,7 @@ class WorkerProcess:
             )
         with contextlib.suppress(psutil.NoSuchProcess):
             self._process = psutil.Process(child.pid)
-            record = Record(child.pid, self._process.create_time(), path)
-            (self._folder / RECORD_FILE).write_bytes(msgspec.json.encode(record))
+            (self._folder / RECORD_FILE).write_bytes(msgspec.json.encode(Record(child.pid)))
         log.info("worker_started", pid=child.pid)
         return child
 
@@ -166,12 +175,18 @@ class WorkerProcess:
                 return reader
         return None
 
-    async def _listen(self, reader: asyncio.StreamReader) -> None:
+    async def _listen(self, reader: asyncio.StreamReader, adopted: bool) -> None:
         try:
-            while (body := await read_frame(reader)) is not None:
+            async with asyncio.timeout(ADOPT_DEADLINE_S if adopted else None):
+                body = await read_frame(reader)
+            while body is not None:
                 self._on_message(decode_from_worker(body))
+                body = await read_frame(reader)
         except ProtocolError as error:
             log.error("worker_protocol_broken", error=str(error))
+        except TimeoutError:
+            log.warning("worker_mute", text="an earlier daemon left it, and it does not answer")
+            self.kill("it did not answer the daemon that adopted it")
 
     async def _bury(self, child: asyncio.subprocess.Process | None) -> str:
         """The connection is gone: the process ends too, now or by force. Returns what became of it, in words."""
@@ -186,8 +201,9 @@ class WorkerProcess:
             text = _ending(code)
         else:
             text = "its connection was lost"
-            if process is not None:
+            if process is not None and not await _is_gone(process, GRACE_S):
                 _signal(process, signal.SIGKILL)
+                await _is_gone(process, GRACE_S)
         with contextlib.suppress(FileNotFoundError):
             (self._folder / RECORD_FILE).unlink()
         with contextlib.suppress(FileNotFoundError):
@@ -198,16 +214,20 @@ class WorkerProcess:
     # --- what an earlier life left --------------------------------------------------------------------------
 
     async def _adopt(self) -> asyncio.StreamReader | None:
-        """Connects to the worker that the record names, if it is still that process; ends one that is mute."""
-        process, record = self._recorded()
-        if process is None or record is None:
+        """Connects to the worker that an earlier daemon left; ends one that does not listen."""
+        process = self._recorded()
+        if process is None and not self._swept:
+            process = await asyncio.to_thread(self._found)
+        self._swept = True
+        if process is None:
             return None
         try:
             async with asyncio.timeout(ADOPT_DEADLINE_S):
-                reader, self._writer = await asyncio.open_unix_connection(record.socket)
+                reader, self._writer = await asyncio.open_unix_connection(self._socket_path())
         except (OSError, TimeoutError):
-            log.warning("worker_swept", pid=process.pid, text="an earlier daemon left it, and it does not answer")
+            log.warning("worker_swept", pid=process.pid, text="an earlier daemon left it, and it does not listen")
             _signal(process, signal.SIGKILL)
+            await _is_gone(process, GRACE_S)
             return None
         self._process = process
         log.info("worker_adopted", pid=process.pid)
@@ -215,27 +235,63 @@ class WorkerProcess:
 
     def sweep(self) -> None:
         """Ends a worker that an earlier daemon left where this one will host no rank."""
-        process, _ = self._recorded()
+        process = self._recorded() or self._found()
         if process is not None:
             log.warning("worker_swept", pid=process.pid, text="an earlier daemon left it")
             _signal(process, signal.SIGKILL)
 
-    def _recorded(self) -> tuple[psutil.Process | None, Record | None]:
+    def _recorded(self) -> psutil.Process | None:
         """The recorded worker, if it lives and is beyond doubt ours."""
         try:
             record = msgspec.json.decode((self._folder / RECORD_FILE).read_bytes(), type=Record)
             process = psutil.Process(record.pid)
-            if abs(process.create_time() - record.created) < 0.01 and "exoengine.worker" in process.cmdline():
-                return process, record
+            return process if self._is_ours(process.cmdline()) else None
         except (OSError, msgspec.DecodeError, psutil.Error):
-            pass
-        return None, None
+            return None
+
+    def _found(self) -> psutil.Process | None:
+        """A worker of this folder without a record: its daemon died in the moment between."""
+        for process in psutil.process_iter(["cmdline"]):
+            if self._is_ours(process.info["cmdline"] or []):
+                return process
+        return None
+
+    def _is_ours(self, command_line: list[str]) -> bool:
+        return self._command[-1] in command_line and command_line[-2:] == ["--socket", self._socket_path()]
 
     def _socket_path(self) -> str:
-        path = str(self._folder / "worker.sock")
+        path = str((self._folder / "worker.sock").absolute())
         if len(path.encode()) <= MAX_SOCKET_PATH_BYTES:
             return path
-        return str(Path(tempfile.gettempdir()) / f"exod-{os.getuid()}-{zlib.crc32(path.encode()):08x}.sock")
+        return str(_private_folder() / f"{zlib.crc32(path.encode()):08x}.sock")
+
+
+def _private_folder() -> Path:
+    """For sockets whose own folder's path is too long. Raises OSError where somebody else made it."""
+    folder = Path(tempfile.gettempdir()) / f"exod-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionError(errno.EPERM, f"{folder} is not this user's alone; remove it")
+    return folder
+
+
+async def _ended(life: asyncio.Task[None], timeout_s: float) -> bool:
+    done, _ = await asyncio.wait([life], timeout=timeout_s)
+    return bool(done)
+
+
+async def _is_gone(process: psutil.Process, timeout_s: float) -> bool:
+    """Waits for the end of a process that need not be our child."""
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        try:
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        await asyncio.sleep(WATCH_INTERVAL_S)
+    return False
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:
@@ -248,5 +304,6 @@ def _ending(code: int) -> str:
     if code == 0:
         return "it ended"
     if code < 0:
-        return f"it was killed by {signal.Signals(-code).name}"
+        known = {int(number): number.name for number in signal.Signals}
+        return f"it was killed by {known.get(-code, f'signal {-code}')}"
     return f"it ended with exit code {code}; {LOG_FILE} in the data folder says why"

@@ -1,0 +1,47 @@
+"""A process that speaks a worker's protocol and does no work. Started by test_workers.py.
+
+A cancel is a wish here: `crash` ends the process at once, `mute` makes it deaf to Leave and SIGTERM, `close` closes
+the connection, `garbage` breaks the protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+
+from exoengine.protocol import Cancel, Hello, Leave, Left, decode_to_worker, encode, read_frame
+
+
+async def main(path: str) -> None:
+    deaf = asyncio.Event()
+    ended = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(
+            encode(Hello(1, os.getpid(), {}, None, None, None, None, 0, False, (), True)),
+        )
+        while (body := await read_frame(reader)) is not None:
+            match decode_to_worker(body):
+                case Cancel("crash"):
+                    print("the worker's last words", flush=True)
+                    os._exit(3)
+                case Cancel("mute"):
+                    deaf.set()
+                    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                case Cancel("close"):
+                    writer.close()
+                case Cancel("garbage"):
+                    writer.write(b"\0\0\0\4abcd")
+                case Leave() if not deaf.is_set():
+                    writer.write(encode(Left()))
+                    await writer.drain()
+                    writer.close()
+                    ended.set()
+
+    await asyncio.start_unix_server(serve, path)
+    await ended.wait()
+
+
+asyncio.run(main(sys.argv[sys.argv.index("--socket") + 1]))
