@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -50,6 +49,8 @@ class Daemon:
 
     async def start(self) -> int:
         """The pid that greeted."""
+        self.heard.clear()
+        self.ended.clear()
         self.worker.start(self.tasks)
         await until(lambda: self.heard or self.ended, "the worker greets")
         assert isinstance(self.heard[0], Hello), self.ended
@@ -91,7 +92,7 @@ async def test_a_worker_starts_greets_and_leaves(tmp_path: Path) -> None:
         assert daemon.ended == ["it ended"]
         assert isinstance(daemon.heard[-1], Left)
         assert not is_alive(pid)
-        assert sorted(path.name for path in tmp_path.iterdir()) == [LOG_FILE]
+        assert os.listdir(tmp_path) == [LOG_FILE]
 
 
 async def test_a_crash_is_told_with_its_exit_code_and_where_to_read(tmp_path: Path) -> None:
@@ -109,7 +110,6 @@ async def test_a_killed_worker_is_told_by_its_signal_and_another_can_be_started(
         daemon.worker.kill("it hangs")
         await until(lambda: daemon.ended, "the end is told")
         assert daemon.ended == ["it was killed by SIGKILL"]
-        daemon.heard.clear()
         assert await daemon.start() != first
 
 
@@ -213,17 +213,18 @@ async def test_a_node_that_hosts_no_rank_sweeps_what_was_left(tmp_path: Path) ->
 
 
 async def test_a_record_that_names_a_foreign_process_touches_nobody(tmp_path: Path) -> None:
-    foreign = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "exoengine.worker"])
+    code = "import time; time.sleep(600)"
+    foreign = await asyncio.create_subprocess_exec(sys.executable, "-c", code, *STAND_IN, "--socket", "/elsewhere")
     try:
         async with a_daemon(tmp_path) as daemon:
             (tmp_path / RECORD_FILE).write_bytes(msgspec.json.encode(Record(foreign.pid)))
             daemon.worker.sweep()
             assert await daemon.start() != foreign.pid
             await daemon.worker.leave()
-        assert foreign.poll() is None
+        assert foreign.returncode is None
     finally:
         foreign.kill()
-        foreign.wait()
+        await foreign.wait()
 
 
 @pytest.mark.parametrize("record", [b"", b"{", b"[]", b'{"pid": 1}', b'{"pid": 99999999}'])
