@@ -339,7 +339,8 @@ class Generations:
             self._pace.chunk()
             mx.clear_cache()
         votes = Vote(message.votes)
-        work.next_safe = Vote.SAFE in votes
+        if message.token >= 0:  # a chunk of the prefill says nothing about steps
+            work.next_safe = Vote.SAFE in votes
         work.stop |= votes & (Vote.CANCEL | Vote.PAUSE)
         self._board.end()
         if generation.finished is not None:
