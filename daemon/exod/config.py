@@ -6,6 +6,7 @@ key, what was found and what is allowed. Called by `exod`, and by `exoctl` to fi
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import socket
@@ -19,7 +20,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from exod.errors import ConfigError
-from exod.model import Kind, is_ipv4
+from exod.model import Kind
 
 ENVIRONMENT_PREFIX: Final = "EXOD_"
 CONFIG_VARIABLE: Final = "EXOD_CONFIG"
@@ -177,9 +178,12 @@ def _list(item: Check, allowed: str) -> Check:
 
 
 def _path(value: Any) -> Path | None:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or "\0" in value:
         raise RejectedError("a path")
-    return Path(value).expanduser() if value else None
+    try:
+        return Path(value).expanduser() if value else None
+    except RuntimeError:
+        raise RejectedError("a path; there is no such user") from None
 
 
 def _peer(value: Any) -> str:
@@ -187,7 +191,9 @@ def _peer(value: Any) -> str:
     if not isinstance(value, str) or value.count(":") != 1:
         raise RejectedError(allowed)
     host, port = value.split(":")
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", host) or not port.isdigit() or not 1 <= int(port) <= 65535:
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", host) or not re.fullmatch(r"[0-9]{1,5}", port):
+        raise RejectedError(allowed)
+    if not 1 <= int(port) <= 65535:
         raise RejectedError(allowed)
     return value
 
@@ -228,9 +234,17 @@ def _broker(value: Any) -> str:
 
 
 def _api_host(value: Any) -> str:
-    if not isinstance(value, str) or not (value == "localhost" or is_ipv4(value) or ":" in value):
+    if not isinstance(value, str) or not (value == "localhost" or _is_address(value)):
         raise RejectedError('an address to listen on, such as "127.0.0.1" or "0.0.0.0"')
     return value
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 _GLOBS = _list(_text(r"[A-Za-z0-9._:*?\[\]!-]{1,64}", "an interface name or glob"), "a list of names or globs")
@@ -333,7 +347,7 @@ def _read(file: Path, must_exist: bool) -> dict[str, Any] | None:
 
 def build(table: dict[str, Any] | None, environment: Mapping[str, str], source: Path | None) -> Config:
     """Checks every key of `table` and of the environment's overrides. Raises ConfigError."""
-    host_name = socket.gethostname().split(".")[0] or "node"
+    host_name = socket.gethostname().split(".")[0][:63] or "node"
     keys = _keys(default_data_dir(), host_name)
     where = str(source) if source else "the configuration"
     found: dict[str, dict[str, tuple[str, Any]]] = {section: {} for section in keys}
@@ -344,6 +358,8 @@ def build(table: dict[str, Any] | None, environment: Mapping[str, str], source: 
             raise ConfigError(f"{where}: {section} = {_show(entries)}: it is a section, write [{section}]")
         for key, value in entries.items():
             _known(keys, section, key, where)
+            if keys[section][key].check is _path and source is not None:
+                value = _beside(source, value)
             found[section][key] = (where, value)
     for variable, text in environment.items():
         override = _override(variable)
@@ -356,6 +372,13 @@ def build(table: dict[str, Any] | None, environment: Mapping[str, str], source: 
         found[section][key] = (f"${variable}", _override_value(text))
     values = {section: _checked(section, keys[section], found[section], where) for section in keys}
     return _assemble(values, where, source)
+
+
+def _beside(source: Path, value: Any) -> Any:
+    """A relative path in a file is meant from where the file lies: a service has no folder of its own."""
+    if isinstance(value, str) and value and not value.startswith("~"):
+        return str(source.absolute().parent / value)
+    return value
 
 
 def _known(keys: dict[str, dict[str, Key]], section: str, key: str, where: str) -> None:
@@ -372,17 +395,38 @@ def _override(variable: str) -> tuple[str, str] | None:
     return section, key
 
 
-def _override_value(text: str) -> Any:
-    """What stands in a variable is a TOML value where it parses as one, else a string."""
+class _FromVariable(msgspec.Struct, frozen=True):
+    """What stands in a variable: a TOML value where it parses as one that is allowed, else a text."""
+
+    text: str
+    parsed: Any
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def _override_value(text: str) -> _FromVariable:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return _FromVariable(text, tomllib.loads(f"value = {text}")["value"])
     except tomllib.TOMLDecodeError:
-        return text
+        return _FromVariable(text, text)
 
 
 def _show(value: Any) -> str:
+    if isinstance(value, _FromVariable):
+        value = value.parsed
     text = f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
     return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _check(key: Key, value: Any) -> Any:
+    """What stands in a variable has no quotes to tell the text 123 from the number."""
+    if not isinstance(value, _FromVariable):
+        return key.check(value)
+    try:
+        return key.check(value.parsed)
+    except RejectedError:
+        return key.check(value.text)
 
 
 def _checked(section: str, keys: dict[str, Key], found: dict[str, tuple[str, Any]], where: str) -> dict[str, Any]:
@@ -390,7 +434,7 @@ def _checked(section: str, keys: dict[str, Key], found: dict[str, tuple[str, Any
     for name, key in keys.items():
         source, value = found.get(name, (where, key.default))
         try:
-            values[name] = key.check(value)
+            values[name] = _check(key, value)
         except RejectedError as error:
             shown = "…" if (section, name) in SECRET_KEYS else _show(value)
             raise ConfigError(f"{source}: {section}.{name} = {shown}: allowed is {error}") from None
@@ -407,6 +451,7 @@ def _assemble(values: dict[str, dict[str, Any]], where: str, source: Path | None
             f"{where}: mesh.recover_ms = {mesh['recover_ms']:g}: allowed is a number below mesh.degraded_ms "
             f"({mesh['degraded_ms']:g}), or a path would flap at the limit"
         )
+    _check_ports(values, where)
     if not is_loopback(api["host"]) and api["key_file"] is None:
         raise ConfigError(
             f'{where}: api.host = "{api["host"]}": allowed is a loopback address, or name bearer keys in '
@@ -423,6 +468,19 @@ def _assemble(values: dict[str, dict[str, Any]], where: str, source: Path | None
         debug=DebugConfig(**values["debug"]),
         source=source,
     )
+
+
+def _check_ports(values: dict[str, dict[str, Any]], where: str) -> None:
+    ports = {
+        "mesh.port": values["mesh"]["port"],
+        "engine.ring_port": values["engine"]["ring_port"],
+        "api.port": values["api"]["port"],
+    }
+    owners: dict[int, str] = {}
+    for name, port in ports.items():
+        if port in owners:
+            raise ConfigError(f"{where}: {name} = {port}: allowed is another port than {owners[port]}")
+        owners[port] = name
 
 
 def is_loopback(host: str) -> bool:

@@ -12,12 +12,15 @@ import os
 import secrets
 import time
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
+import structlog
 
 from exod.errors import StartError
 from exod.model import NodeId
+
+log = structlog.get_logger()
 
 IDENTITY_FILE: Final = "identity.json"
 STATE_FILE: Final = "state.json"
@@ -28,9 +31,13 @@ class _Identity(msgspec.Struct):
     id: str
 
 
+Counter = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+"""Fits the 8 bytes that datagrams have for it, with room to grow in."""
+
+
 class _State(msgspec.Struct):
-    incarnation: int = 0
-    epoch_number: int = 0
+    incarnation: Counter = 0
+    epoch_number: Counter = 0
 
 
 class Identity:
@@ -55,12 +62,19 @@ class Identity:
         """A peer knows a later incarnation than ours (the state file was lost): go beyond it."""
         if incarnation_seen >= self._state.incarnation:
             self._state.incarnation = incarnation_seen + 1
-            _write(self._folder / STATE_FILE, msgspec.json.encode(self._state))
+            self._save()
 
     def remember_epoch(self, number: int) -> None:
         if number > self._state.epoch_number:
             self._state.epoch_number = number
-            _write(self._folder / STATE_FILE, msgspec.json.encode(self._state), durable=False)
+            self._save(durable=False)
+
+    def _save(self, durable: bool = True) -> None:
+        """A disk that is full costs a jump at the next start, not the daemon."""
+        try:
+            _write(self._folder / STATE_FILE, msgspec.json.encode(self._state), durable)
+        except OSError as error:
+            log.warning("state_not_saved", file=str(self._folder / STATE_FILE), error=error.strerror)
 
     def release(self) -> None:
         os.close(self._lock)

@@ -43,6 +43,11 @@ def datagram_key(key: bytes) -> bytes:
     return derive(key, "exod datagram mac v1")
 
 
+def ring_key(key: bytes) -> bytes:
+    """What the ranks of a ring prove themselves to each other with."""
+    return derive(key, "exod ring v1")
+
+
 def key_fingerprint(key: bytes) -> str:
     """Names a key to people without giving it away: 4 groups of 4 hexadecimal digits."""
     digits = derive(key, "exod key fingerprint v1", 8).hex()
@@ -76,8 +81,14 @@ def write_key(path: Path, key: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(key.hex() + "\n")
+        try:
+            with os.fdopen(descriptor, "w") as stream:
+                stream.write(key.hex() + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError:
+            path.unlink()  # half a key would be refused at the next start
+            raise
     except OSError as error:
         raise TrustError(f"{path}: the cluster key cannot be written: {error.strerror}") from None
 
