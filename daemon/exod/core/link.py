@@ -41,6 +41,8 @@ WISH_S = 1.0
 """A wish holds for so long after the datagram that carried it."""
 LOOK_S = 1.0
 """Look at everything this often even where nothing is due: routes to ask, paths to forget."""
+ALARM_S = 0.5
+"""A burst that brought nothing in this time brings nothing more: past every verdict on a wire, and on a radio."""
 MISS_REPEAT_S = 0.1
 """While the selected path stays silent, renew the burst this often."""
 USABLE = (PathState.UP, PathState.DEGRADED)
@@ -363,7 +365,7 @@ class Link:
         path = self.selected_path
         if path is None or path.own not in USABLE or self.liveness.state is NodeState.DOWN:
             return
-        if path.first_miss_s <= path.quiet_s(now) < 2 * path.silence_limit_s:
+        if 0.0 <= path.quiet_s(now) - path.first_miss_s < ALARM_S:
             self._alarm(now)
 
     def _alarm(self, now: float) -> None:
@@ -409,7 +411,9 @@ class Link:
             eligible=path.eligible,
             undecided=unmeasured or unrouted,
             audible=quiet <= (AUDIBLE_IN_BURST_S if long_burst else AUDIBLE_BEATS * path.peer_interval_s),
-            fresh=age is not None and age <= max(FRESH_S, 2 * path.peer_interval_s),
+            fresh=age is not None
+            and age <= max(FRESH_S, 2 * path.peer_interval_s)
+            and (path.state is not PathState.UP or path.rtt.slow_streak < SLOW_ALARM),
             cost_ms=path.rtt.cost_ms or 0.0,
         )
 

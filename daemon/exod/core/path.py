@@ -164,6 +164,11 @@ class Path:
         return Band.LOSSY if self.loss > LOSS_DEGRADED else Band.SLOW
 
     @property
+    def base_limit_s(self) -> float:
+        """The silence limit at the full pace."""
+        return WIRED_MISSES * WIRED_BEAT_S if self.wired else RADIO_MISSES * RADIO_BEAT_S
+
+    @property
     def silence_limit_s(self) -> float:
         """Silence after which the path is DEAD, given that the peer was heard elsewhere."""
         if self.wired:

@@ -58,8 +58,11 @@ def beat_s(paths: PathTable) -> float:
 
 
 def suspect_after_s(paths: PathTable) -> float:
-    """Silence of everything after which the peer is suspect: twice what convicts a path."""
-    return 2 * min((path.silence_limit_s for path in paths.alive), default=WIRED_MISSES * WIRED_BEAT_S)
+    """Silence of everything after which the peer is suspect: twice what convicts a path at the full pace. At a slower
+    pace the first miss comes later, and the burst that it begins makes up for the rest.
+    """
+    limit = min((path.base_limit_s for path in paths.alive), default=WIRED_MISSES * WIRED_BEAT_S)
+    return 2 * limit + GAP_BEATS * (beat_s(paths) - WIRED_BEAT_S)
 
 
 def gap_s(paths: PathTable) -> float:
