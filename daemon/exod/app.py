@@ -66,7 +66,7 @@ from exod.services.preflight import Preflight
 from exod.services.probing import Prober
 from exod.services.static_peers import StaticPeer, StaticPeers
 from exod.situation import PlanChange, Situation
-from exod.trust import create_key, datagram_key, key_fingerprint, read_key, tls_contexts
+from exod.trust import create_key, datagram_key, key_fingerprint, read_key, ring_key, tls_contexts
 from exoengine.protocol import SyncSettings
 
 log = structlog.get_logger()
@@ -180,6 +180,7 @@ class Daemon:
             on_story=lambda kind, data: self.events.write(Event(0.0, kind, identity.id, data)),
             on_change=self.refresh_soon,
             on_model_wish=self._model_wished,
+            ring_key=ring_key(key),
         )
         self.interfaces = InterfaceWatcher(platform, config.mesh.include, config.mesh.exclude, config.mesh.kinds)
         announcement = Announcement(

@@ -12,24 +12,21 @@ from __future__ import annotations
 
 from typing import Final, assert_never
 
-import msgspec
-
-from exod.core.engine_messages import BeginRequest, FormOrder, RankPhase, RankStatus
-from exod.core.held_requests import HeldRequest, HeldRequests
-from exod.core.plan import layer_spans
+from exod.core.engine_messages import BeginRequest, FormOrder, RankPhase
 from exod.core.rank_commands import (
     KillWorker,
     LeaveWorker,
     ModelFacts,
     RankCommand,
-    Report,
     ResolveModel,
     StartWorker,
     Story,
     TellWorker,
 )
-from exod.core.worker_life import WorkerLife, WorkerState
-from exod.model import MeshPlan, NodeId
+from exod.core.rank_reports import prepare_order
+from exod.core.rank_state import RankState
+from exod.core.worker_life import WorkerState
+from exod.model import MeshPlan
 from exoengine.protocol import (
     Abort,
     Aborted,
@@ -46,10 +43,8 @@ from exoengine.protocol import (
     Loaded,
     LoadFailed,
     LoadProgress,
-    Prepare,
     Prepared,
     RequestFailed,
-    SyncSettings,
     TokenOut,
 )
 
@@ -70,16 +65,11 @@ a new process."""
 FAILED_RETRY_S: Final = 60.0
 """A folder that cannot be loaded is looked at again once a minute: people mend it while we run."""
 
-REPORT_INTERVAL_S: Final = 1.0
-"""A status may be lost with its connection: repeated once a second while something is under way."""
-
-IDLE_REPORT_INTERVAL_S: Final = 5.0
-
 BARREN_LIMIT: Final = 3
 """So many groups that hung without a token are no accident: a new process starts from what the daemon knows."""
 
 IDLE_DEADLINE_S: Final = 15.0
-"""A group opens a request at once, and gives up a rank that does not within 5 s. Past this the worker has lost it."""
+"""A group opens a request at once and gives up a rank that does not within 5 s: past this the worker lost it."""
 
 LAG_S: Final = 0.5
 """A timer that comes later than this was held up by our own process: the worker's words wait unread."""
@@ -91,93 +81,8 @@ _IN_GROUP: Final = frozenset({RankPhase.PREPARING, RankPhase.PREPARED, RankPhase
 _UNLOADED: Final = frozenset({RankPhase.OFF, RankPhase.RESOLVING, RankPhase.LOADING, RankPhase.FAILED})
 
 
-class Rank:
-    """This node's rank. One method for each thing that can happen; each returns commands.
-
-    `ring_key` is what the ranks of the cluster prove themselves to each other with when they connect.
-    """
-
-    def __init__(self, me: NodeId, incarnation: int, sync: SyncSettings, ring_key: bytes = b"") -> None:
-        self._me = me
-        self._incarnation = incarnation
-        self._sync = sync
-        self._ring_key = ring_key
-        self._plan: MeshPlan | None = None
-        self._suspended = ""
-        self._facts: ModelFacts | None = None
-        self._resolving = ""
-        self._failure: tuple[str, str] | None = None
-        self._alert = ""
-        self._retry_at: float | None = None
-        # the worker
-        self._worker = WorkerLife()
-        self._asked_load: tuple[str, tuple[int, int]] | None = None
-        self._loaded: Loaded | None = None
-        self._forgave = False
-        # the group
-        self._phase = RankPhase.OFF
-        self._attempt = 0
-        self._forming = False
-        self._trouble = ""
-        self._lost_group_at: float | None = None
-        self._idle_since: float | None = None
-        self._barren = 0
-        """Groups in a row that hung before a single token came of them."""
-        self._to_retell = False
-        self._link_health: LinkHealth | None = None
-        self._requests = HeldRequests()
-        # reports
-        self._seq = 0
-        self._reported: RankStatus | None = None
-        self._report_at = 0.0
-        self.progress = (0, 0)
-
-    # --- what others read -----------------------------------------------------------------------------------
-
-    @property
-    def phase(self) -> RankPhase:
-        return self._phase
-
-    @property
-    def loaded(self) -> Loaded | None:
-        return self._loaded
-
-    @property
-    def heartbeat(self) -> Heartbeat | None:
-        return self._worker.heartbeat
-
-    @property
-    def hello(self) -> Hello | None:
-        return self._worker.hello
-
-    @property
-    def restarts(self) -> int:
-        return self._worker.restarts
-
-    @property
-    def failure(self) -> tuple[str, str] | None:
-        return self._failure
-
-    @property
-    def active(self) -> dict[str, HeldRequest]:
-        """By generation id (see `engine_messages.generation_id`)."""
-        return self._requests.active
-
-    @property
-    def begun_order(self) -> int:
-        return self._requests.begun_order
-
-    def begun(self) -> BeginRequest | None:
-        """The newest request under way, with what is known of its answer: for a coordinator that lacks it."""
-        held = self._requests.newest()
-        return msgspec.structs.replace(held.begin, tokens=tuple(held.tokens[:-1])) if held is not None else None
-
-    def span(self) -> tuple[int, int] | None:
-        """The layers that the plan gives this rank; None while unknown. ValueError where they cannot be shared."""
-        plan, facts = self._plan, self._facts
-        if plan is None or facts is None or self._me not in plan.ring:
-            return None
-        return layer_spans(plan.split, plan.memory_mib, facts.total_layers)[plan.ring.index(self._me)]
+class Rank(RankState):
+    """This node's rank. One method for each thing that can happen; each returns commands."""
 
     # --- what the mesh says ---------------------------------------------------------------------------------
 
@@ -191,7 +96,7 @@ class Rank:
         commands: list[RankCommand] = []
         if before is None or plan.model != before.model:
             self._facts, self._resolving = None, ""
-            commands += self._clear_alert()
+            commands += self._alarm.cleared()
         self._failure, self._retry_at = None, None  # another share of the layers may fit
         self._attempt = 0
         self._leave_attempt()
@@ -299,7 +204,7 @@ class Rank:
 
     def next_deadline(self) -> float:
         worker_due = self._worker.next_deadline(wanted=self._facts is not None and self._failure is None)
-        candidates = [self._report_at, worker_due, self._retry_at]
+        candidates = [self._reporter.due_at, worker_due, self._retry_at]
         return min(at for at in candidates if at is not None)
 
     # --- the next step --------------------------------------------------------------------------------------
@@ -329,7 +234,7 @@ class Rank:
 
     def _retire(self, now: float) -> list[RankCommand]:
         """No rank is wanted here. What was not resolved or started yet is not; requests go with the process."""
-        commands = self._clear_alert()
+        commands: list[RankCommand] = [*self._alarm.cleared()]
         if self._worker.is_connected:
             self._worker.leaving()
             self._loaded = self._asked_load = None
@@ -371,20 +276,7 @@ class Rank:
         self._lose_group(now, only_from=RankPhase.FORMED)
         self._worker.group_used = True
         self._worker.expect(PREPARE_DEADLINE_S, "leaving the old group did not end", now)
-        place = plan.ring.index(self._me)
-        listeners = {edge.target: f"{edge.target_address}:{edge.target_port}" for edge in plan.edges}
-        own = [edge.source_address for edge in plan.edges if edge.source == self._me]
-        addresses = {edge.source_address for edge in plan.edges} | {edge.target_address for edge in plan.edges}
-        prepare = Prepare(
-            plan_hash=plan.hash,
-            attempt=attempt,
-            rank=place,
-            size=len(plan.ring),
-            hosts=tuple(listeners[node] for node in plan.ring) if plan.edges else (),
-            addresses=tuple(sorted(addresses)),
-            connect_from=own[0] if own else "",
-            key=self._ring_key,
-        )
+        prepare = prepare_order(plan, self._me, attempt, self._ring_key)
         return [*self._set_phase(RankPhase.PREPARING, now), TellWorker(prepare)]
 
     # --- what becomes of the process ------------------------------------------------------------------------
@@ -485,7 +377,8 @@ class Rank:
         self._loaded = loaded
         self._worker.loading = False
         self._worker.answered()
-        commands = [*self._clear_alert(), *(TellWorker(message) for message in self._requests.retell())]
+        commands: list[RankCommand] = [*self._alarm.cleared()]
+        commands += [TellWorker(message) for message in self._requests.retell()]
         if self._link_health is not None:
             commands.append(TellWorker(self._link_health))  # a worker keeps it with the model
         story = Story(
@@ -572,84 +465,7 @@ class Rank:
         if self._lost_group_at is None and only_from in (None, self._phase):
             self._lost_group_at = now
 
-    # --- alerts ---------------------------------------------------------------------------------------------
-
     def _fail(self, code: str, text: str, now: float) -> list[RankCommand]:
-        """Raised once, however often it is tried again."""
         self._failure = (code, text)
         self._retry_at = now + FAILED_RETRY_S
-        if self._alert == code:
-            return []
-        commands = self._clear_alert()
-        self._alert = code
-        return [*commands, Story("alert.raised", {"code": code, "severity": "error", "text": text})]
-
-    def _clear_alert(self) -> list[RankCommand]:
-        if not self._alert:
-            return []
-        code, self._alert = self._alert, ""
-        return [Story("alert.cleared", {"code": code})]
-
-    # --- reports --------------------------------------------------------------------------------------------
-
-    def _set_phase(self, phase: RankPhase, now: float) -> list[RankCommand]:
-        """The one way into a phase that others see at once."""
-        changed = self._phase is not phase
-        self._phase = phase
-        return self._report(now, changed)
-
-    def _report(self, now: float, changed: bool = False) -> list[RankCommand]:
-        """This rank's status, when something in it changed or the last one is old."""
-        status = self._status()
-        previous = self._reported
-        if previous is not None and not changed:
-            changed = _without_figures(status) != _without_figures(previous)
-        if previous is not None and not changed and now < self._report_at:
-            return []
-        self._seq += 1
-        status = msgspec.structs.replace(status, seq=self._seq)
-        self._reported = status
-        settled = self._phase in (RankPhase.OFF, RankPhase.FORMED, RankPhase.FAILED) and not self.active
-        self._report_at = now + (IDLE_REPORT_INTERVAL_S if settled else REPORT_INTERVAL_S)
-        return [Report(status)]
-
-    def _status(self) -> RankStatus:
-        plan, beat, hello = self._plan, self._worker.heartbeat, self._worker.hello
-        code, text = self._failure or ("", self._suspended or self._trouble)
-        try:
-            span = self.span()
-        except ValueError:
-            span = None
-        versions = hello.versions if hello is not None else {}
-        return RankStatus(
-            sender=self._me,
-            incarnation=self._incarnation,
-            seq=0,
-            phase=self._phase,
-            plan_hash=plan.hash if plan is not None and not self._suspended else "",
-            attempt=self._attempt,
-            code=code,
-            text=text,
-            model=plan.model if plan is not None else "",
-            fingerprint=self._loaded.fingerprint if self._loaded is not None else "",
-            versions=", ".join(f"{name} {versions[name]}" for name in sorted(versions)),
-            layers=span,
-            pid=hello.pid if hello is not None else 0,
-            restarts=self._worker.restarts,
-            begun_order=self._requests.begun_order,
-            finished_order=self._requests.finished_order,
-            generating=bool(self.active),
-            sync_mode=beat.sync_mode if beat is not None else "safe",
-            sync_reason=beat.sync_reason if beat is not None else "",
-            tokens_per_s=beat.tokens_per_s if beat is not None else 0.0,
-            baseline_tokens_per_s=beat.baseline_tokens_per_s if beat is not None else 0.0,
-            last_gap_ms=beat.last_gap_ms if beat is not None else 0.0,
-            memory_mib=beat.memory_bytes >> 20 if beat is not None else 0,
-        )
-
-
-def _without_figures(status: RankStatus) -> RankStatus:
-    """What must be told at once when it changes: all but figures that move all the time."""
-    return msgspec.structs.replace(
-        status, seq=0, sync_reason="", tokens_per_s=0.0, baseline_tokens_per_s=0.0, last_gap_ms=0.0, memory_mib=0
-    )
+        return [*self._alarm.raised(code, text)]
