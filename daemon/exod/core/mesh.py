@@ -229,7 +229,10 @@ class Mesh:
             self._send(peer, receipt)
             return
         mine = any(member.id == me.id and member.incarnation == me.incarnation for member in plan.members)
-        superseded = (plan.epoch, plan.hash) != (self._promised, self._promised_hash) and plan.epoch <= self._promised
+        superseded = (plan.epoch, plan.hash) != (
+            self._promised,
+            self._promised_hash,
+        ) and plan.epoch <= self._promised
         if superseded or not mine or plan.hash != plan_hash(plan):
             text = "a newer plan is under way" if mine else "not a plan of this incarnation"
             self._send(peer, Nack(me.id, me.incarnation, plan.epoch, plan.hash, self.epoch_seen, text))
