@@ -30,12 +30,12 @@ class Gathering:
         self.grew_at = now
 
     def take(self, report: LinkReport) -> bool:
-        """The newest report of a peer's newest life counts."""
+        """The newest report of a peer's newest life counts. Returns whether it brought news."""
         known = self.reports.get(report.sender)
         if known is not None and (report.incarnation, report.seq) <= (known.incarnation, known.seq):
             return False
         self.reports[report.sender] = report
-        return True
+        return known is None or (known.incarnation, known.links) != (report.incarnation, report.links)
 
     def exclude(self, peer: NodeId, now: float) -> None:
         self._excluded_until[peer] = now + EXCLUDED_S
@@ -114,6 +114,7 @@ class Gathering:
             if peer != me:
                 views[me, peer] = standings[peer].summary
                 views |= {(peer, one.peer): one for one in self.reports[peer].links}
+        interfaces = {one: {own.address: own.interface for own in card.addresses} for one, card in cards.items()}
         edges = {}
         for one in cards:
             for other in cards:
@@ -125,7 +126,7 @@ class Gathering:
                     low = high = low if one == me else high
                 if low is None or high is None or not _confirmed(low, high, cards[one], cards[other]):
                     continue
-                edge = _pair_edge(low, high, cards[one], cards[other])
+                edge = _pair_edge(low, high, interfaces[one], interfaces[other])
                 if edge is not None:
                     edges[pair_of(one, other)] = edge
         return edges
@@ -142,21 +143,20 @@ def _confirmed(low: LinkSummary, high: LinkSummary, low_card: NodeCard, high_car
     )
 
 
-def _pair_edge(low: LinkSummary, high: LinkSummary, low_card: NodeCard, high_card: NodeCard) -> PairEdge | None:
+def _pair_edge(
+    low: LinkSummary, high: LinkSummary, low_interfaces: Mapping[str, str], high_interfaces: Mapping[str, str]
+) -> PairEdge | None:
+    """The interfaces by address, of either end."""
     if low.path is None:
         return None
     low_address, high_address = low.path.split("-")
     return PairEdge(
         path=PathId(low.path),
-        low_interface=_interface(low_card, low_address),
+        low_interface=low_interfaces.get(low_address, ""),
         low_address=low_address,
-        high_interface=_interface(high_card, high_address),
+        high_interface=high_interfaces.get(high_address, ""),
         high_address=high_address,
         kind=low.kind,
         in_band=low.in_band and high.in_band,
         cost_ms=low.cost_ms,
     )
-
-
-def _interface(card: NodeCard, address: str) -> str:
-    return next((one.interface for one in card.addresses if one.address == address), "")

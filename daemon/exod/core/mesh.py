@@ -172,7 +172,8 @@ class Mesh:
         """A message of an authenticated peer. One of another life than the known one changes nothing."""
         match message:
             case LinkReport():
-                self._take_report(peer, message)
+                if not self._take_report(peer, message):
+                    return  # repeated in case it was lost: nothing to work out
             case Propose():
                 self._consider(peer, message, now)
             case Ack():
@@ -263,9 +264,11 @@ class Mesh:
 
     # --- the coordinator's side ---------------------------------------------------------------------------------
 
-    def _take_report(self, peer: NodeId, report: LinkReport) -> None:
-        if report.sender == peer and self._gathering.take(report):
-            self.saw_epoch(report.epoch_seen)
+    def _take_report(self, peer: NodeId, report: LinkReport) -> bool:
+        if report.sender != peer:
+            return False
+        self.saw_epoch(report.epoch_seen)
+        return self._gathering.take(report)
 
     def _take_ack(self, peer: NodeId, message: Ack, now: float) -> None:
         ballot = self._ballot

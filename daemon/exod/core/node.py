@@ -55,6 +55,9 @@ class NodeCore:
         self.links: dict[NodeId, Link] = {}
         self.mesh = Mesh(card, config, self._journal, epoch_number, now)
         self._announced = (-1, "")
+        self._deadlines: dict[NodeId, float] = {}
+        self._touched: set[NodeId] = set()
+        """Peers whose link's deadline must be asked for again."""
         self._handlers: dict[type[Any], Callable[[Any, float], None]] = {
             events.DatagramReceived: self._datagram_received,
             events.DatagramSent: self._datagram_sent,
@@ -85,9 +88,11 @@ class NodeCore:
 
     def handle_timer(self, now: float) -> list[Command]:
         """Do what is due. Sockets are drained first (the late-loop rule), and a lag is told with LoopLagged."""
-        for link in self.links.values():
-            if link.next_deadline() <= now:
-                link.handle_timer(now)
+        self.next_deadline()
+        for peer, deadline in self._deadlines.items():
+            if deadline <= now:
+                self.links[peer].handle_timer(now)
+                self._touched.add(peer)
         self._tell_mesh(now)
         if self.mesh.deadline <= now:
             self.mesh.evaluate(now)
@@ -96,13 +101,18 @@ class NodeCore:
 
     def next_deadline(self) -> float | None:
         """When handle_timer has something to do, if nothing else happens."""
-        deadline = self.mesh.deadline
-        for link in self.links.values():
-            deadline = min(deadline, link.next_deadline())
-        return deadline
+        for peer in self._touched:
+            link = self.links.get(peer)
+            if link is None:
+                self._deadlines.pop(peer, None)
+            else:
+                self._deadlines[peer] = link.next_deadline()
+        self._touched.clear()
+        return min(self.mesh.deadline, min(self._deadlines.values(), default=self.mesh.deadline))
 
     def goodbye(self, now: float) -> list[Command]:
         """This node is leaving: one last datagram on each living path."""
+        self._touched |= self.links.keys()
         for link in self.links.values():
             link.goodbye(now)
         return self._journal.drain()
@@ -128,6 +138,11 @@ class NodeCore:
             link.validate()
         self.mesh.validate()
 
+    def _touch(self, peer: NodeId) -> Link | None:
+        """The link to a peer, about to be changed."""
+        self._touched.add(peer)
+        return self.links.get(peer)
+
     # --- inputs -------------------------------------------------------------------------------------------------
 
     def _datagram_received(self, event: events.DatagramReceived, now: float) -> None:
@@ -144,7 +159,7 @@ class NodeCore:
             text = f"made for {datagram.source_address} to {datagram.target_address}"
             self._journal.command(LogRejected(remote, "wrong_addresses", text))
             return
-        link = self.links.get(datagram.sender)
+        link = self._touch(datagram.sender)
         if link is None:
             return  # its card is on the way
         self.mesh.saw_epoch(datagram.epoch_number)
@@ -164,6 +179,7 @@ class NodeCore:
         if event.card.id != self.card.id or event.card.incarnation < self.card.incarnation:
             raise IllegalMoveError("a node keeps its id, and its incarnation only grows", card=event.card.id)
         self.card = event.card
+        self._touched |= self.links.keys()
         for link in self.links.values():
             link.adopt_me(event.card, now)
         self._tell_mesh(now)
@@ -173,7 +189,7 @@ class NodeCore:
         card = event.card
         if card.id == self.card.id:
             return
-        link = self.links.get(card.id)
+        link = self._touch(card.id)
         if link is not None:
             link.adopt_peer(card, now)
         elif self._has_room(now):
@@ -190,13 +206,14 @@ class NodeCore:
             self._journal.decide(now, self.card.id, "no room for another node", peers=len(self.links))
             return False
         oldest = min(down, key=lambda link: link.liveness.since).peer.id
+        self._touched.add(oldest)
         del self.links[oldest]
         self.mesh.forget(oldest)
         self._journal.decide(now, oldest, "forgot a node that is down", peers=len(self.links))
         return True
 
     def _peer_left(self, event: events.PeerLeft, now: float) -> None:
-        link = self.links.get(event.peer)
+        link = self._touch(event.peer)
         if link is not None and link.peer_incarnation == event.incarnation:
             link.leave(now)
 
@@ -205,18 +222,18 @@ class NodeCore:
             self.mesh.receive(event.peer, event.message, now)
 
     def _peer_connected(self, event: events.PeerConnected, now: float) -> None:
-        link = self.links.get(event.peer)
+        link = self._touch(event.peer)
         if link is not None:
             link.connected(now)
             self.mesh.connected(event.peer, now)
 
     def _peer_disconnected(self, event: events.PeerDisconnected, now: float) -> None:
-        link = self.links.get(event.peer)
+        link = self._touch(event.peer)
         if link is not None:
             link.disconnected(now)
 
     def _route_checked(self, event: events.RouteChecked, now: float) -> None:
-        link = self.links.get(event.peer)
+        link = self._touch(event.peer)
         if link is not None:
             link.routed(event.path, event.leaves_from, now)
 
@@ -228,11 +245,13 @@ class NodeCore:
             link.fault(event.path, drop=event.drop, delay_ms=event.delay_ms, until=now + event.for_s)
 
     def _debug_pin(self, event: events.DebugPin, now: float) -> None:
+        self._touched |= self.links.keys()
         for link in self.links.values():
             if event.path in link.paths:
                 link.pin(event.path, now + event.for_s, now)
 
     def _loop_lagged(self, event: events.LoopLagged, now: float) -> None:
+        self._touched |= self.links.keys()
         for link in self.links.values():
             link.lagged(event.lag_s, now)
         self.mesh.lagged(event.lag_s)
