@@ -96,6 +96,7 @@ class Rank(RankState):
         commands: list[RankCommand] = []
         if before is None or plan.model != before.model:
             self._facts, self._resolving = None, ""
+            self._requests.void(self._requests.begun_order)  # another model must not go on with this one's words
             commands += self._alarm.cleared()
         self._failure, self._retry_at = None, None  # another share of the layers may fit
         self._attempt = 0

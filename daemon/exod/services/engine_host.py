@@ -146,6 +146,9 @@ class EngineHost:
         now = time.monotonic()
         was_coordinator = self.plan is not None and self.plan.coordinator == self._me
         coordinator_changed = self.plan is None or self.plan.coordinator != plan.coordinator
+        if self.plan is not None and self.plan.model != plan.model:
+            self.scheduler.give_up()
+            self.desk.model_changed(plan.model)
         self.plan, self.suspended = plan, ""
         self._carry_out(self.rank.commit(plan, now))
         if plan.coordinator == self._me and not was_coordinator:

@@ -36,11 +36,17 @@ WARNINGS: Final = frozenset(
 """What a person who reads only warnings must see."""
 
 
+LOG_FIELDS: Final = frozenset({"event", "subject", "level", "timestamp"})
+"""Names that a log line has of its own."""
+
+
 class EventLog:
     """`on_event` hooks are called for each new event, in the loop; they must not block."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / EVENTS_FILE
+        self._torn = b""
+        """Ends a line that an earlier life left without its end, so that the next one is not lost with it."""
         self._events: deque[Event] = deque(self._earlier(), maxlen=MAX_EVENTS)
         self._followers: set[asyncio.Queue[Event]] = set()
         self.on_event: list[Callable[[Event], None]] = []
@@ -51,10 +57,11 @@ class EventLog:
         events = []
         for file in (self._file.with_suffix(".ndjson.1"), self._file):
             try:
-                lines = file.read_bytes().splitlines()
+                data = file.read_bytes()
             except OSError:
                 continue
-            for line in lines:
+            self._torn = b"\n" if data and not data.endswith(b"\n") else b""
+            for line in data.splitlines():
                 try:
                     events.append(msgspec.json.decode(line, type=Event))
                 except msgspec.DecodeError:
@@ -68,12 +75,14 @@ class EventLog:
         self.count += 1
         self._events.append(event)
         tell = log.warning if event.type in WARNINGS else log.info
-        tell(event.type, subject=event.subject, **event.data)
+        fields = {f"{name}_" if name in LOG_FIELDS else name: value for name, value in event.data.items()}
+        tell(event.type, subject=event.subject, **fields)
         try:
             if self._file.exists() and self._file.stat().st_size > MAX_FILE_BYTES:
                 self._file.replace(self._file.with_suffix(".ndjson.1"))
             with self._file.open("ab") as stream:
-                stream.write(msgspec.json.encode(event) + b"\n")
+                stream.write(self._torn + msgspec.json.encode(event) + b"\n")
+            self._torn = b""
         except OSError as error:
             log.warning("event_file_failed", file=str(self._file), error=error.strerror)
         for follower in self._followers:

@@ -123,6 +123,14 @@ class RequestDesk:
             pending.submit_at = 0.0
         self.handle_timer()
 
+    def model_changed(self, model: str) -> None:
+        """An answer that was begun cannot go on with another model; one that was not is begun with it."""
+        text = f"{model} was loaded while this was answered" if model else "the model was unloaded"
+        for request_id, pending in self._pending.items():
+            pending.confirmed, pending.submit_at = False, 0.0
+            if pending.tokens:
+                pending.put(RequestFailed(request_id, "model_changed", text))
+
     def handle_timer(self) -> None:
         """Submits what is not confirmed, or silent. Called some times a second while something is pending."""
         now = time.monotonic()
