@@ -85,7 +85,7 @@ class Link:
         self._raised = 0
         self._poked_at = -POKE_S
         self._overdue = False
-        self._check_at = now
+        self._check_at = self._look_at = now
         self._adopt_candidates(now)
 
     @property
@@ -157,7 +157,7 @@ class Link:
         self._last_reports = None
         self._refresh_agreed(now)
         self.changed = True
-        self._check_at = now
+        self._check_at = self._look_at = now
 
     def _poke(self, now: float) -> None:
         """Let the peer see which incarnations are known here."""
@@ -208,6 +208,8 @@ class Link:
             self._alarm(now)
         if unsettled or (self.selector.deadline is not None and now >= self.selector.deadline):
             self._check(now)
+        elif path is self.selected_path:
+            self._put_off_check()
 
     def _meant_for_another_life(self, known: int, now: float) -> None:
         if known > self.me.incarnation and known > self._raised:
@@ -293,7 +295,7 @@ class Link:
         self.liveness.forgive(lag_s, now)
         for path in self.paths:
             path.forgive(lag_s, now)
-        self._check_at = now
+        self._check_at = self._look_at = now
 
     def fault(self, path_id: PathId, *, drop: bool, delay_ms: float, until: float) -> None:
         path = self.paths.get(path_id)
@@ -313,11 +315,17 @@ class Link:
         return self._check_at if sending is None else min(self._check_at, sending)
 
     def handle_timer(self, now: float) -> None:
+        """Waking up costs more than a datagram or a look: what is nearly due is done in the same turn, and a look
+        is put off where datagrams that came meanwhile have moved all deadlines.
+        """
         if now >= self._check_at:
-            self._check(now)
-        for path in self.paths:
-            if path.next_send <= now and not path.gone:
-                self._send(path, now)
+            self._put_off_check()
+            if self._check_at <= now:
+                self._check(now)
+        if any(path.next_send <= now for path in self.paths if not path.gone):
+            for path in self.paths:
+                if min(path.next_send, path.ripe_at) <= now and not path.gone:
+                    self._send(path, now)
 
     def goodbye(self, now: float) -> None:
         for path in self.paths.heard:
@@ -454,14 +462,25 @@ class Link:
             self._journal.decide(now, self.peer.id, "agreed" if agreed else "not agreed", path=self.selected)
 
     def _next_check(self, now: float) -> float:
-        times = [now + LOOK_S, *silence.deadlines(self.paths)]
+        """After a check: the next deadline; what is overdue already waits for a datagram or for the next look."""
+        self._look_at = now + LOOK_S
+        path = self.selected_path
+        missing = path is not None and path.own in USABLE and path.quiet_s(now) >= path.first_miss_s
+        repeat_at = now + MISS_REPEAT_S if missing else self._look_at
+        return min(self._look_at, repeat_at, *(at for at in self._deadlines() if at > now))
+
+    def _put_off_check(self) -> None:
+        """What was heard since the last check has moved its deadlines."""
+        self._check_at = min(self._look_at, *self._deadlines())
+
+    def _deadlines(self) -> list[float]:
+        """When silence, the peer's absence or a selection that waits will need a look, if nothing comes."""
+        times = silence.deadlines(self.paths)
         selected = self.selected_path
         if selected is not None and selected.own in USABLE:
-            first_miss_at = selected.quiet_since + selected.first_miss_s
-            times.append(first_miss_at if first_miss_at > now else now + MISS_REPEAT_S)
+            times.append(selected.quiet_since + selected.first_miss_s)
         peer_at = self.liveness.deadline(silence.suspect_after_s(self.paths), silence.beat_s(self.paths))
-        times += [at for at in (peer_at, self.selector.deadline) if at is not None]
-        return min(at for at in times if at > now)
+        return times + [at for at in (peer_at, self.selector.deadline) if at is not None]
 
     def validate(self) -> None:
         """The invariants of one pair that a single end can see."""

@@ -31,6 +31,8 @@ DOWN_PEER_S = 1.0
 ABANDONED_PEER_S = 5.0
 ABANDONED_AFTER_S = 60.0
 """A peer that stays down is sought every second for a minute, then every five: its own start finds us anyway."""
+SHORTEST_GAP = 0.75
+"""Of an interval (RFC 5880, 6.8.7). From here on a datagram may leave with another that is due."""
 LINGER = 4
 """Datagrams sent at the old pace after a slower one was announced: if one of them arrives, no one is convicted."""
 
@@ -54,7 +56,7 @@ class Jitter:
 
     def gap_s(self, interval_s: float) -> float:
         """75-100% of an interval."""
-        return interval_s * (0.75 + 0.25 * self.fraction())
+        return interval_s * (SHORTEST_GAP + (1.0 - SHORTEST_GAP) * self.fraction())
 
 
 def announced_s(path: Path, *, selected: bool, edge: bool, peer: NodeState, peer_since: float, now: float) -> float:
@@ -71,8 +73,8 @@ def announced_s(path: Path, *, selected: bool, edge: bool, peer: NodeState, peer
 
 
 def proving_s(path: Path, edge: bool) -> float | None:
-    """A degraded path whose newest round trips are good again is looked at closely: its losses are 50 datagrams deep,
-    and at a standby's pace a path that is well would look ill for long.
+    """A degraded path whose newest round trips are good again is looked at closely: its losses are 20 datagrams
+    deep, and at a standby's pace a path that is well would look ill for long.
     """
     floor = path.rtt.floor_ms
     if path.state is not PathState.DEGRADED or floor is None or floor >= path.recover_ms:

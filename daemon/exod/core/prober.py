@@ -153,3 +153,4 @@ class Prober:
             else:
                 pace = min(pace, pacing.proving_s(path, self.edge) or pace)
         path.next_send = now + self._jitter.gap_s(pace)
+        path.ripe_at = now + pacing.SHORTEST_GAP * pace
