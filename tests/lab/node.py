@@ -140,13 +140,15 @@ class Node:
     def worker_pids(self) -> list[int]:
         """Pids of this node's own ranks, as its status names them."""
         status = self.status()
-        return [rank["pid"] for rank in status["engine"]["ranks"] if rank["node"] == status["node"]["id"]]
+        ranks = status["engine"]["ranks"]
+        return [rank["pid"] for rank in ranks if rank["node"] == status["node"]["id"] and rank["pid"] is not None]
 
     def kill_workers(self, number: signal.Signals = signal.SIGKILL) -> list[int]:
         """Sends a signal to this node's ranks; returns their pids."""
         pids = self.worker_pids()
         for pid in pids:
-            os.kill(pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it ended since the status was made
+                os.kill(pid, number)
         return pids
 
     # Questions

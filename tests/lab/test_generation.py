@@ -163,9 +163,8 @@ def test_a_node_that_is_stopped_in_mid_generation_leaves_nothing_and_its_peer_sa
 
     def says_why() -> bool:
         status = staying.poll_status()
-        return bool(status) and any(
-            reason["code"] == "node_down" and leaving.name in reason["text"] for reason in status["reasons"]
-        )
+        change = status["mesh"]["last_change"] if status else None
+        return bool(change) and leaving.name in change["reason"] and "left" in change["reason"]
 
     wait_for(says_why, 5.0, "the peer says why")
     wait_for(lambda: not leaving.host.processes(), 5.0, "no process is left behind")
