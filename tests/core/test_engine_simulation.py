@@ -47,7 +47,7 @@ def expect_right(world: World, client: Client) -> None:
     name = client.request.request_id
     expected = "".join(f"{token_at(name, index)} " for index in range(client.request.max_tokens))
     world.check(expected.startswith(client.text), f"{name}: another text")
-    if client.outcome not in ("lost", "cancelled"):
+    if client.outcome not in ("lost", "cancelled", "model_changed"):
         world.check(client.outcome == "length", f"{name} ended with {client.outcome}")
         world.check(client.text == expected, f"{name}: {len(client.tokens)} tokens of {client.request.max_tokens}")
 
@@ -88,6 +88,9 @@ def faults(world: World) -> list[object]:
         if world.up():
             world.commit()
 
+    def another_model() -> None:
+        world.commit(model=random.choice(["m", "n"]))
+
     def restart() -> None:
         node = a_node()
         if node.host is None:
@@ -113,7 +116,7 @@ def faults(world: World) -> list[object]:
         if waiting:
             world.hang_up(random.choice(waiting))
 
-    return [crash, stop, cut, move, restart, ask, ask, ask, hang_up]
+    return [crash, stop, cut, move, another_model, restart, ask, ask, ask, ask, hang_up]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
