@@ -467,11 +467,11 @@ class Link:
         path = self.selected_path
         missing = path is not None and path.own in USABLE and path.quiet_s(now) >= path.first_miss_s
         repeat_at = now + MISS_REPEAT_S if missing else self._look_at
-        return min(self._look_at, repeat_at, *(at for at in self._deadlines() if at > now))
+        return min([self._look_at, repeat_at, *(at for at in self._deadlines() if at > now)])
 
     def _put_off_check(self) -> None:
         """What was heard since the last check has moved its deadlines."""
-        self._check_at = min(self._look_at, *self._deadlines())
+        self._check_at = min([self._look_at, *self._deadlines()])
 
     def _deadlines(self) -> list[float]:
         """When silence, the peer's absence or a selection that waits will need a look, if nothing comes."""

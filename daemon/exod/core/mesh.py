@@ -38,16 +38,14 @@ from exod.core.messages import (
 )
 from exod.core.plan import content, hash_prefix, plan_hash
 from exod.core.planwords import describe_change
+from exod.core.reporting import REPORT_EVERY_S, Reporter
 from exod.core.standing import PairStanding
+from exod.core.timing import agreement_ms
 from exod.core.wishes import FIRST_WAIT_S, Wishes
 from exod.model import Epoch, MeshPlan, MeshState, NodeCard, NodeId, NodeState
 
 JOIN_SETTLE_S = 0.5
 """Nodes that join together get one plan: wait this long after the last one joined, unless a plan is broken."""
-REPORT_EVERY_S = 1.0
-"""A report that was lost with its connection is repeated by then."""
-REPORT_BUSY_S = 0.2
-"""While no plan is in force."""
 DISAGREE_S = 1.5
 """Datagrams that show another plan than ours for longer than any delivery takes: one of us missed a commit."""
 
@@ -79,9 +77,7 @@ class Mesh:
         self._wishes = Wishes()
         self._trigger_at: float | None = None
         self._started_at = now
-        self._report_seq = 0
-        self._reported: tuple[NodeId, tuple[object, ...]] | None = None
-        self._reported_at = now
+        self._reporter = Reporter(now)
         self._apart_since: dict[NodeId, float] = {}
         self.deadline = now
 
@@ -131,7 +127,7 @@ class Mesh:
                 self._suspend("this node started a new incarnation", now)
             self.committed, self.suspended = None, None
             self._ballot = self._delivery = None
-            self._report_seq = 0
+            self._reporter = Reporter(now)
         self.evaluate(now)
 
     def update(self, standings: Iterable[PairStanding], now: float) -> None:
@@ -147,7 +143,7 @@ class Mesh:
     def connected(self, peer: NodeId, now: float) -> None:
         """There is a way for messages again: say again what may have been lost."""
         self._gathering.welcome(peer)
-        self._reported = None
+        self._reporter.say_again()
         if self._ballot is not None:
             self._ballot.retry_at = now
         if self._delivery is not None:
@@ -230,10 +226,8 @@ class Mesh:
             self._send(peer, receipt)
             return
         mine = any(member.id == me.id and member.incarnation == me.incarnation for member in plan.members)
-        superseded = (plan.epoch, plan.hash) != (
-            self._promised,
-            self._promised_hash,
-        ) and plan.epoch <= self._promised
+        promised = (plan.epoch, plan.hash) == (self._promised, self._promised_hash)
+        superseded = not promised and plan.epoch <= self._promised
         if superseded or not mine or plan.hash != plan_hash(plan):
             text = "a newer plan is under way" if mine else "not a plan of this incarnation"
             self._send(peer, Nack(me.id, me.incarnation, plan.epoch, plan.hash, self.epoch_seen, text))
@@ -249,18 +243,13 @@ class Mesh:
         self._journal.command(PersistEpoch(self.epoch_seen))
 
     def _report(self, now: float) -> None:
-        coordinator = self.coordinator
-        links = tuple(one.summary for _, one in sorted(self._standings.items()) if self._lives(one))
-        # Cost orders paths and is no news by itself.
-        essence = tuple(msgspec.structs.replace(one, cost_ms=0.0) for one in links)
-        every = REPORT_EVERY_S if self.state is MeshState.AGREED else REPORT_BUSY_S
-        if self._reported == (coordinator, essence) and now < self._reported_at + every:
-            return
-        self._reported = (coordinator, essence)
-        self._reported_at = now
-        self._report_seq += 1
-        me = self.card
-        self._send(coordinator, LinkReport(me.id, me.incarnation, self._report_seq, self.epoch_seen, links))
+        links = [one.summary for _, one in sorted(self._standings.items()) if self._lives(one)]
+        calm = self.state is MeshState.AGREED
+        report = self._reporter.due(
+            self.card, self.coordinator, links, epoch_seen=self.epoch_seen, calm=calm, now=now
+        )
+        if report is not None:
+            self._send(self.coordinator, report)
 
     # --- the coordinator's side ---------------------------------------------------------------------------------
 
@@ -466,19 +455,7 @@ class Mesh:
 
     def _commit(self, plan: MeshPlan, reason: str, now: float) -> None:
         """The one setter of the plan in force."""
-        verdicts = [
-            one
-            for one in self._standings.values()
-            if one.verdict_at is not None
-            and self._trigger_at is not None
-            and one.verdict_at >= self._trigger_at - 1.0
-        ]
-        newest = max(verdicts, key=lambda one: one.verdict_at or 0.0, default=None)
-        detect_ms = None if newest is None else newest.detect_ms
-        since = now if self._trigger_at is None else self._trigger_at
-        if newest is not None and newest.verdict_at is not None:
-            since = min(since, newest.verdict_at)
-        agree_ms = (now - since) * 1e3
+        detect_ms, agree_ms = agreement_ms(self._standings.values(), self._trigger_at, now)
         self._promise(plan)
         self.committed, self.suspended = plan, None
         self._ballot = None

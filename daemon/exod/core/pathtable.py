@@ -23,7 +23,7 @@ WINDOWS_KEPT = 64
 ROUTE_RECHECK_S = 10.0
 """The route table can change without a word; a route check is one socket call."""
 ROUTE_DOUBT_S = 2.0
-"""A question that was not answered by then, or whose answer was bad news, is asked again: a person may be mending it."""
+"""A question that was not answered by then, or was answered with bad news, is asked again."""
 
 
 class PathTable:

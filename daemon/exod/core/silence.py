@@ -19,8 +19,8 @@ delay (22 ms and one lost beat) cannot fake one."""
 GAP_BEATS = 1.5
 """A pair is audible without a break while no gap in everything is longer than this."""
 ALIBI_BEATS = 1.2
-"""The alibi must have been speaking for this long: a peer that comes back from a stall is heard on one path first, and
-on the others a moment later. In a burst that is three datagrams, so one lost on the accused path is no proof."""
+"""The alibi must have been speaking for this long: a peer that comes back from a stall is heard on one path first,
+and on the others a moment later. In a burst that is three datagrams: one lost on the accused path is no proof."""
 
 
 def convict(paths: PathTable, audible_since: float, now: float) -> bool:
@@ -58,8 +58,8 @@ def beat_s(paths: PathTable) -> float:
 
 
 def suspect_after_s(paths: PathTable) -> float:
-    """Silence of everything after which the peer is suspect: twice what convicts a path at the full pace. At a slower
-    pace the first miss comes later, and the burst that it begins makes up for the rest.
+    """Silence of everything after which the peer is suspect: twice what convicts a path at the full pace. At a
+    slower pace the first miss comes later, and the burst that it begins makes up for the rest.
     """
     limit = min((path.base_limit_s for path in paths.alive), default=WIRED_MISSES * WIRED_BEAT_S)
     return 2 * limit + GAP_BEATS * (beat_s(paths) - WIRED_BEAT_S)

@@ -1,0 +1,29 @@
+"""How long an agreement took: from the verdict, wherever on this node it fell, to the commit.
+
+Decides nothing. Called by mesh.py when it commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from exod.core.standing import PairStanding
+
+BELONGS_S = 1.0
+"""A verdict this much older than the moment that a plan was found wanting still led to it."""
+
+
+def agreement_ms(
+    standings: Iterable[PairStanding], trigger_at: float | None, now: float
+) -> tuple[float | None, float]:
+    """(detect_ms, agree_ms): how long the newest verdict against a path in use took, where there was one, and how
+    long ago it fell. Without one, since this node knew that another plan is needed.
+    """
+    if trigger_at is None:
+        return None, 0.0
+    verdicts = [(one.verdict_at, one.detect_ms) for one in standings if one.verdict_at is not None]
+    recent = [verdict for verdict in verdicts if verdict[0] >= trigger_at - BELONGS_S]
+    if not recent:
+        return None, (now - trigger_at) * 1e3
+    verdict_at, detect_ms = max(recent, key=lambda verdict: verdict[0])
+    return detect_ms, (now - min(trigger_at, verdict_at)) * 1e3
