@@ -1,0 +1,214 @@
+"""One node on this machine, as a newcomer starts it: real processes, the demo model, a broker, mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import missing
+
+BIN = Path(sys.executable).parent
+READY_WITHIN_S = "120"
+ENDS_WITHIN_S = 30.0
+"""The promise is 5 s for Ctrl-C; a busy machine is given more, a hang is not."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def write_config(folder: Path, **sections: dict[str, object]) -> Path:
+    """A configuration for a node that touches nothing but loopback."""
+    config: dict[str, dict[str, object]] = {
+        "node": {"name": "solo", "data_dir": str(folder / "data")},
+        "cluster": {"mdns": False},
+        "mesh": {"port": free_port(), "include": ["lo", "lo0"]},
+        "engine": {"ring_port": free_port()},
+        "api": {"port": free_port()},
+        "mqtt": {"broker": "off"},
+    }
+    for section, entries in sections.items():
+        config[section] = config.get(section, {}) | entries
+    lines = []
+    for section, entries in config.items():
+        lines += [f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in entries.items())]
+    file = folder / "exod.toml"
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def start(config: Path) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("EXOD_")}
+    return subprocess.Popen(
+        [BIN / "exod", "run", "--config", config],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def exoctl(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [BIN / "exoctl", "--config", config, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+
+
+def refused(config: Path) -> tuple[int, str]:
+    """(exit code, what was said) of a start that must fail by itself."""
+    process = start(config)
+    try:
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return process.returncode, said
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A mosquitto of the test's own; its port."""
+    found = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
+    if found is None or shutil.which("mosquitto_sub") is None:
+        missing("mosquitto and mosquitto-clients are not installed")
+    assert found is not None
+    port = free_port()
+    config = tmp_path_factory.mktemp("broker") / "mosquitto.conf"
+    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n")
+    process = subprocess.Popen([found, "-c", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    yield port
+    process.terminate()
+    process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory, broker: int) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
+    config = write_config(tmp_path_factory.mktemp("solo"), mqtt={"broker": f"mqtt://127.0.0.1:{broker}"})
+    process = start(config)
+    ready = exoctl(config, "wait", "--for", "ready", "--timeout", READY_WITHIN_S)
+    assert ready.returncode == 0, f"{ready.stderr}\n{exoctl(config, 'status').stdout}"
+    yield config, process
+    process.kill()
+    process.wait()
+
+
+def test_the_status_is_healthy_and_names_the_model(node: tuple[Path, subprocess.Popen[str]]) -> None:
+    done = exoctl(node[0], "status")
+    assert done.returncode == 0, done.stdout
+    assert "healthy" in done.stdout
+    assert "embedded:count" in done.stdout
+
+
+def test_the_demo_model_counts(node: tuple[Path, subprocess.Popen[str]]) -> None:
+    done = exoctl(node[0], "chat", "count from 3 to 60")
+    assert done.returncode == 0, done.stderr
+    assert [int(number) for number in re.findall(r"\d+", done.stdout)] == list(range(3, 61))
+
+
+def test_a_subscriber_finds_the_topics(node: tuple[Path, subprocess.Popen[str]], broker: int) -> None:
+    command = ["mosquitto_sub", "-p", str(broker), "-t", "exo/#", "-v", "-C", "4", "-W", "30"]
+    heard = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
+    topics = {line.split(" ", 1)[0] for line in heard.splitlines()}
+    identity = json.loads((Path(node[0]).parent / "data" / "identity.json").read_text())["id"]
+    assert {f"exo/1/home/node/{identity}/availability", "exo/1/home/mesh/state"} <= topics, heard
+
+
+def test_a_second_daemon_on_the_same_folder_is_one_line_and_exit_code_1(
+    node: tuple[Path, subprocess.Popen[str]],
+) -> None:
+    code, said = refused(node[0])
+    assert (code, said.count("\n")) == (1, 1), said
+    assert "another exod" in said
+
+
+def test_a_port_in_use_is_one_line_that_names_it(node: tuple[Path, subprocess.Popen[str]], tmp_path: Path) -> None:
+    port = int(re.search(r"\[mesh\]\nport = (\d+)", node[0].read_text())[1])  # type: ignore[index]
+    code, said = refused(write_config(tmp_path, mesh={"port": port, "include": ["lo", "lo0"]}))
+    assert (code, said.count("\n")) == (1, 1), said
+    assert f"port {port}" in said
+
+
+def test_ctrl_c_ends_it_and_leaves_nothing_behind(node: tuple[Path, subprocess.Popen[str]]) -> None:
+    config, process = node
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert family, "it has a worker"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(ENDS_WITHIN_S) == 0
+    gone, alive = psutil.wait_procs(family, timeout=ENDS_WITHIN_S)
+    assert not alive, f"{len(gone)} ended, {alive} were left behind"
+    left = {file.name for file in (config.parent / "data").iterdir() if file.is_socket() or file.suffix == ".pid"}
+    assert not left
+    assert exoctl(config, "status").returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[mesh\nport = 1", "is not valid TOML"),
+        ("[mesh]\nport = 99999", "mesh.port = 99999: allowed is a whole number from 1 to 65535"),
+        ("[mesh]\nprot = 1", "mesh.prot: there is no such key"),
+        ('[api]\nhost = "0.0.0.0"', "api.key_file"),
+    ],
+)
+def test_a_broken_config_is_one_line_and_exit_code_2(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "exod.toml"
+    file.write_text(text)
+    code, said = refused(file)
+    assert (code, said.count("\n")) == (2, 1), said
+    assert words in said
+    assert str(file) in said
+
+
+def test_a_missing_config_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    code, said = refused(tmp_path / "nowhere.toml")
+    assert (code, said.count("\n")) == (2, 1), said
+
+
+def test_a_data_folder_that_cannot_be_made_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    config = write_config(tmp_path, node={"data_dir": str(tmp_path / "file" / "data")})
+    code, said = refused(config)
+    assert (code, said.count("\n")) == (1, 1), said
+    assert "data folder" in said
+
+
+def test_a_key_that_others_can_read_is_refused_with_the_cure(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    key = tmp_path / "data" / "cluster.key"
+    key.parent.mkdir()
+    key.write_text("ab" * 32)
+    key.chmod(0o644)
+    code, said = refused(config)
+    assert (code, said.count("\n")) == (2, 1), said
+    assert f"chmod 600 {key}" in said
+
+
+def test_a_missing_model_folder_leaves_the_node_up_and_says_why_in_one_line(tmp_path: Path) -> None:
+    config = write_config(tmp_path, engine={"model": str(tmp_path / "no-model"), "ring_port": free_port()})
+    process = start(config)
+    try:
+        end = time.monotonic() + 60
+        status = exoctl(config, "status")
+        while "failed" not in status.stdout and time.monotonic() < end:
+            time.sleep(0.2)
+            status = exoctl(config, "status")
+        assert status.returncode == 4, status.stdout
+        assert f"the model folder {tmp_path / 'no-model'} does not exist" in " ".join(status.stdout.split())
+    finally:
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=ENDS_WITHIN_S)
+    assert process.returncode == 0
+    assert "Traceback" not in said
+    assert len([line for line in said.splitlines() if "does not exist" in line]) == 1, said
