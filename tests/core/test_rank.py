@@ -436,6 +436,13 @@ def test_a_plan_that_comes_while_the_worker_leaves_starts_the_next_when_it_is_go
     assert only(rank.worker_gone("it ended", 5.0), StartWorker) == [StartWorker()]
 
 
+def test_a_worker_that_leaves_with_its_daemon_has_not_crashed() -> None:
+    rank = a_formed_rank()
+    rank.leaving()
+    assert only(rank.worker_gone("it ended", 5.0), Story) == []
+    assert rank.restarts == 0
+
+
 def test_a_plan_without_a_model_hosts_nothing() -> None:
     rank = a_formed_rank()
     assert only(rank.commit(a_plan(A, B, number=2, model=""), 4.0), LeaveWorker) == [LeaveWorker()]

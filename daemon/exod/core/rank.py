@@ -148,6 +148,11 @@ class Rank(RankState):
         self._link_health = health
         return [TellWorker(health)] if self._worker.is_connected else []
 
+    def leaving(self) -> None:
+        """The daemon ends and lets its worker leave: that is no crash."""
+        if self._worker.is_connected:
+            self._worker.leaving()
+
     # --- what is known of the model -------------------------------------------------------------------------
 
     def model_found(self, facts: ModelFacts, now: float) -> list[RankCommand]:

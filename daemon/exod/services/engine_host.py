@@ -137,6 +137,7 @@ class EngineHost:
         self._closing = True
         if self._timer is not None:
             self._timer.cancel()
+        self.rank.leaving()
         await self.worker.leave()
 
     # --- what the mesh says ---------------------------------------------------------------------------------
