@@ -48,6 +48,9 @@ TIMER_TICK_S: Final = 0.001
 """The event loop counts whole milliseconds from a clock that it reads once a turn. A delay that is not rounded up
 beyond the next tick fires before it is due, and turns the loop round and round until it is."""
 
+LAGS_KEPT: Final = 256
+"""Stalls remembered for the metrics: a loop that has more in a minute is in trouble whatever the worst one was."""
+
 REJECTION_LOG_INTERVAL_S: Final = 60.0
 REJECTION_LOG_SIZE: Final = 256
 """Each (address, code) is logged once a minute; so many of them are remembered, the oldest go first."""
@@ -65,12 +68,21 @@ class MeshDriver:
         self._working = False
         self._timer: asyncio.TimerHandle | None = None
         self._due: float | None = None
+        self._told_until = 0.0
+        """Up to then the core knows how late this loop was."""
         self._rejections: dict[tuple[str, str], float] = {}
         self._closed = False
         self.datagrams_sent = 0
         self.datagrams_received = 0
         self.datagrams_rejected = 0
-        self.worst_lag_s = 0.0
+        self._lags: deque[tuple[float, float]] = deque(maxlen=LAGS_KEPT)
+        """(when, how late) of the newest stalls."""
+
+    @property
+    def worst_lag_s(self) -> float:
+        """The worst stall of the loop in the last minute."""
+        minute_ago = time.monotonic() - 60.0
+        return max((lag for at, lag in self._lags if at > minute_ago), default=0.0)
 
     def start(self, prober: Prober, carry_out: Callable[[Command], None]) -> None:
         self._prober, self._carry_out = prober, carry_out
@@ -103,11 +115,15 @@ class MeshDriver:
         self._schedule(time.monotonic())
 
     def _judge_lag(self, now: float) -> None:
-        """Tells the core of a stall, once for each."""
-        if self._due is not None and now - self._due > LAG_LIMIT_S:
-            lag = now - self._due
-            self._due = now
-            self.worst_lag_s = max(self.worst_lag_s, lag)
+        """Tells the core of a stall, once for each: what is still overdue afterwards is no second one, and would
+        excuse silence that nobody slept through.
+        """
+        if self._due is None:
+            return
+        lag = now - max(self._due, self._told_until)
+        if lag > LAG_LIMIT_S:
+            self._told_until = now
+            self._lags.append((now, lag))
             self._execute(self.core.handle(LoopLagged(lag), now))
 
     def _wake(self) -> None:
