@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 from tests.sim.invariants import InvariantBrokenError
 from tests.sim.planted import PLANTED, planted
-from tests.sim.scenarios import Outcome, run
+from tests.sim.scenarios import Outcome, calm, run
 
 
 def attempt(seed: int) -> Outcome | str:
@@ -31,7 +31,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="the first seed; with --scenarios 1, the one to tell")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--plant", choices=sorted(PLANTED), help="plant this bug and show how it is found")
+    parser.add_argument(
+        "--calm", type=float, metavar="HOURS", help="1%% loss and 4 ms of jitter for so long: no switch"
+    )
     arguments = parser.parse_args()
+    if arguments.calm is not None:
+        switches = calm(arguments.calm * 3_600, arguments.seed)
+        print(f"{arguments.calm:g} simulated hours, switches by cause: {switches}")
+        return 0 if switches == {"first": 1} else 1
     if arguments.plant is not None:
         return _find_planted(arguments.plant, arguments.seed)
     seeds = range(arguments.seed, arguments.seed + arguments.scenarios)

@@ -109,6 +109,17 @@ def on_cable(world: World) -> bool:
     return True
 
 
+def calm(seconds: float, seed: int) -> dict[str, int]:
+    """Two nodes, 1% loss and up to 4 ms of jitter each way on every path. Returns the switches, by their cause."""
+    world = lab(seed, 2)
+    for host in world.hosts:
+        host.start()
+    for _, wire in world.wires():
+        wire.loss, wire.jitter_s = 0.01, 0.004
+    world.run(seconds)
+    return dict(world.checker.switches)
+
+
 def _all_pairs_are_edges(world: World) -> bool:
     return len(world.hosts) == 2 or (len(world.hosts) == 3 and all(host.engine for host in world.hosts))
 

@@ -28,8 +28,8 @@ from exod.core.selection import PathSelector
 from exod.core.wire import Datagram, PathReport
 from exod.model import NodeCard, NodeState, PathId, PathState
 
-SLOW_ALARM = 3
-"""Samples over the limit in a row on the selected path that make both ends look closer."""
+SLOW_ALARM = 5
+"""Slow samples in a row on the selected path that make both ends look closer: jitter makes three, hardly five."""
 AUDIBLE_BEATS = 1.5
 AUDIBLE_IN_BURST_S = 0.12
 """In a burst of this length every live path has delivered, one over a 44 ms VPN too."""
@@ -204,8 +204,11 @@ class Link:
         unsettled |= self._take_word(datagram, now)
         if datagram.urgent and self.prober.answer_urgent(now):
             self.prober.hasten(self.paths.heard, now)
-        if path.rtt.slow_streak >= SLOW_ALARM and path.own is PathState.UP and path is self.selected_path:
-            self._alarm(now)
+        if path is self.selected_path and path.own is PathState.UP:
+            if path.rtt.slow_streak >= SLOW_ALARM:
+                self._alarm(now)
+            elif path.rtt.slow_streak == 0:
+                self.prober.calm_down()
         if unsettled or (self.selector.deadline is not None and now >= self.selector.deadline):
             self._check(now)
         elif path is self.selected_path:
@@ -274,8 +277,7 @@ class Link:
 
     def refused(self, path_id: PathId, errno: int) -> None:
         """The system refused a datagram. Silence will convict the path; the words for it come from here."""
-        path = self.paths.get(path_id)
-        if path is not None:
+        if (path := self.paths.get(path_id)) is not None:
             path.refused_errno = errno
 
     def routed(self, path_id: PathId, leaves_from: str | None, now: float) -> None:

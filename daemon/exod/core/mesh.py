@@ -40,7 +40,7 @@ from exod.core.plan import content, hash_prefix, plan_hash
 from exod.core.planwords import describe_change
 from exod.core.reporting import REPORT_EVERY_S, Reporter
 from exod.core.standing import PairStanding
-from exod.core.timing import agreement_ms
+from exod.core.timing import LastChange, agreement_ms
 from exod.core.wishes import FIRST_WAIT_S, Wishes
 from exod.model import Epoch, MeshPlan, MeshState, NodeCard, NodeId, NodeState
 
@@ -48,13 +48,6 @@ JOIN_SETTLE_S = 0.5
 """Nodes that join together get one plan: wait this long after the last one joined, unless a plan is broken."""
 DISAGREE_S = 1.5
 """Datagrams that show another plan than ours for longer than any delivery takes: one of us missed a commit."""
-
-
-class LastChange(msgspec.Struct, frozen=True):
-    at: float
-    reason: str
-    detect_ms: float | None
-    agree_ms: float
 
 
 class Mesh:
@@ -85,7 +78,6 @@ class Mesh:
 
     @property
     def coordinator(self) -> NodeId:
-        """The lowest live node, as seen here."""
         return min([self.card.id, *(peer for peer, one in self._standings.items() if self._lives(one))])
 
     @property

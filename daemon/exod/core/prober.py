@@ -16,8 +16,8 @@ from exod.model import NodeCard, NodeState, PathId, Selection
 
 URGENT_FOR_S = 0.30
 """How long one miss keeps us asking for fast answers: past the verdict on a cable (200 ms)."""
-ANSWER_FOR_S = 0.20
-"""How long one urgent datagram makes the other end answer fast."""
+ANSWER_FOR_S = 0.10
+"""How long one urgent datagram makes the other end answer fast: while it is needed, another comes 20 ms later."""
 
 
 class Prober:
@@ -30,7 +30,7 @@ class Prober:
         self._order = 0
         self._highest_seq = 0
         self._urgent_until = 0.0
-        self.burst_until = 0.0
+        self._answer_until = 0.0
         self.burst_since = 0.0
         self.edge = True
         """Do the two nodes share a ring edge, or is the cluster so small that all pairs are watched closely?"""
@@ -45,21 +45,28 @@ class Prober:
 
     def hurry(self, now: float) -> bool:
         """Something is missed here: burst, and ask the peer to. Returns whether this began a burst."""
+        began = self._began(now)
         self._urgent_until = now + URGENT_FOR_S
-        return self._burst(now, URGENT_FOR_S)
+        return began
+
+    def calm_down(self) -> None:
+        """What was missed came."""
+        self._urgent_until = 0.0
 
     def answer_urgent(self, now: float) -> bool:
-        return self._burst(now, ANSWER_FOR_S)
+        """The peer misses something. Returns whether this began a burst."""
+        began = self._began(now)
+        self._answer_until = now + ANSWER_FOR_S
+        return began
 
-    def _burst(self, now: float, seconds: float) -> bool:
-        began = now >= self.burst_until
+    def _began(self, now: float) -> bool:
+        began = not self.bursting(now)
         if began:
             self.burst_since = now
-        self.burst_until = max(self.burst_until, now + seconds)
         return began
 
     def bursting(self, now: float) -> bool:
-        return now < self.burst_until
+        return now < self._urgent_until or now < self._answer_until
 
     def hasten(self, paths: Iterable[Path], now: float, within_s: float = 0.0) -> None:
         """Send on these paths by `now + within_s`."""
@@ -146,7 +153,7 @@ class Prober:
             path.lingering_s = steady
         path.announced_s = steady
         if peer_state is not NodeState.DOWN:
-            if now < self.burst_until:
+            if self.bursting(now):
                 pace = pacing.BURST_S
             elif pacing.measuring(path, now):
                 pace = min(pace, pacing.MEASURING_S)

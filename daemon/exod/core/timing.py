@@ -7,10 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
+
 from exod.core.standing import PairStanding
 
 BELONGS_S = 1.0
 """A verdict this much older than the moment that a plan was found wanting still led to it."""
+
+
+class LastChange(msgspec.Struct, frozen=True):
+    """The newest commit. `at` is monotonic seconds of this host."""
+
+    at: float
+    reason: str
+    detect_ms: float | None
+    agree_ms: float
 
 
 def agreement_ms(

@@ -8,9 +8,10 @@ from __future__ import annotations
 import msgspec
 
 from exod.core.link import Link
-from exod.core.mesh import LastChange, Mesh
+from exod.core.mesh import Mesh
 from exod.core.path import Path
 from exod.core.scoring import Band
+from exod.core.timing import LastChange
 from exod.core.why import why
 from exod.core.wire import RouteVerdict
 from exod.model import Kind, MeshPlan, MeshState, NodeCard, NodeId, NodeState, PathId, PathState
