@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from exod.core.engine_messages import FormOrder, RankPhase
 from exod.core.rank import FAILED_RETRY_S, FORM_DEADLINE_S, FORM_GIVEN_S, IDLE_DEADLINE_S, PREPARE_DEADLINE_S, Rank
 from exod.core.rank_commands import (
@@ -685,3 +687,13 @@ def test_a_rank_that_waits_for_its_model_does_not_wake_for_nothing() -> None:
     rank = a_rank()
     rank.commit(PLAN, 100.0)
     assert rank.next_deadline() >= 100.0 + REPORT_INTERVAL_S
+
+
+def test_a_change_of_the_sync_mode_is_told_once_with_its_reason() -> None:
+    rank = a_formed_rank()
+    fast = msgspec.structs.replace(beat(), sync_mode="fast", sync_reason="the predicted wait is short")
+    safe = msgspec.structs.replace(beat(), sync_mode="safe", sync_reason="the context is long")
+    rank.worker_said(fast, 4.0)
+    assert not [story for story in only(rank.worker_said(fast, 5.0), Story) if story.type == "engine.sync"]
+    told_of = [story for story in only(rank.worker_said(safe, 6.0), Story) if story.type == "engine.sync"]
+    assert [story.data for story in told_of] == [{"mode": "safe", "reason": "the context is long"}]

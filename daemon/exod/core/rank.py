@@ -441,10 +441,17 @@ class Rank(RankState):
         return commands + self._set_phase(RankPhase.ABORTED, now)
 
     def _has_beaten(self, beat: Heartbeat, now: float) -> list[RankCommand]:
+        before = self._worker.heartbeat
+        self._worker.heartbeat = beat
+        stories: list[RankCommand] = []
+        if before is not None and before.sync_mode != beat.sync_mode:
+            stories.append(Story("engine.sync", {"mode": beat.sync_mode, "reason": beat.sync_reason}))
+        return stories + self._judge_beat(beat, now)
+
+    def _judge_beat(self, beat: Heartbeat, now: float) -> list[RankCommand]:
         """The first beat of an adopted worker comes after all that its last daemon missed: what is still under way
         then is told to it, in case that daemon died before it could. What the worker knows, it leaves alone.
         """
-        self._worker.heartbeat = beat
         if self._to_retell:
             self._to_retell = False
             words = [TellWorker(message) for message in self._requests.retell()]
