@@ -109,14 +109,20 @@ def test_noise_is_refused(noise: bytes) -> None:
         decode(noise, KEY)
 
 
+def refusal(raw: bytes) -> str | None:
+    """Why these bytes are no datagram; None where they are one. Any error but a WireError is a failed test."""
+    try:
+        decode(raw, KEY)
+    except WireError as error:
+        return error.code
+    return None
+
+
 @given(st.binary(min_size=0, max_size=400))
 def test_noise_under_a_right_mac_raises_nothing_but_wire_errors(noise: bytes) -> None:
     """A peer with the key and another program: its bytes are authentic nonsense."""
     body = bytes([1]) + noise
-    try:
-        decode(body + authentication_code(body, KEY), KEY)
-    except WireError as error:
-        assert error.code == "malformed"
+    assert refusal(body + authentication_code(body, KEY)) in (None, "malformed")
 
 
 @given(datagrams, st.data())
@@ -124,12 +130,11 @@ def test_authentic_mutations_decode_or_are_malformed(datagram: Datagram, data: s
     body = bytearray(encode(datagram, KEY)[:-MAC_BYTES])
     for _ in range(data.draw(st.integers(1, 4))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
-    raw = bytes(body)
-    try:
-        again = decode(raw + authentication_code(raw, KEY), KEY)
-    except WireError as error:
-        assert error.code == "malformed"
-    else:
+    raw = bytes(body) + authentication_code(bytes(body), KEY)
+    code = refusal(raw)
+    assert code in (None, "malformed")
+    if code is None:
+        again = decode(raw, KEY)
         assert decode(encode(again, KEY), KEY) == again
 
 
