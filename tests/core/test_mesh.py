@@ -184,7 +184,7 @@ def test_a_good_proposal_is_said_yes_to_twice() -> None:
 def test_what_a_member_refuses() -> None:
     pair = Pair()
     plan = pair.agree()
-    assert refusal(pair, propose(plan, epoch=Epoch(0, 1))) == "epoch 0 is taken"
+    assert refusal(pair, propose(plan, epoch=Epoch(1, 1))) == "epoch 1 is taken"
     assert "not the plan of its sender" in refusal(pair, propose(plan, coordinator=HIGH.id))
     tampered = msgspec.structs.replace(propose(plan).plan, model="other")
     assert "not the plan of its sender" in refusal(pair, Propose(tampered, "test"))

@@ -147,8 +147,8 @@ def _pair_edge(
     low: LinkSummary, high: LinkSummary, low_interfaces: Mapping[str, str], high_interfaces: Mapping[str, str]
 ) -> PairEdge | None:
     """The interfaces by address, of either end."""
-    if low.path is None:
-        return None
+    if low.path is None or low.path.count("-") != 1:
+        return None  # a peer with the key and another idea of a path
     low_address, high_address = low.path.split("-")
     return PairEdge(
         path=PathId(low.path),

@@ -36,7 +36,7 @@ from exod.core.messages import (
     Propose,
     RenegotiateWish,
 )
-from exod.core.plan import content, hash_prefix, plan_hash
+from exod.core.plan import EPOCH_LIMIT, content, hash_prefix, is_sound, plan_hash
 from exod.core.planwords import describe_change
 from exod.core.reporting import REPORT_EVERY_S, Reporter
 from exod.core.standing import PairStanding
@@ -143,7 +143,8 @@ class Mesh:
         self.evaluate(now)
 
     def saw_epoch(self, number: int) -> None:
-        self.epoch_seen = max(self.epoch_seen, number)
+        if number < EPOCH_LIMIT:
+            self.epoch_seen = max(self.epoch_seen, number)
 
     def renegotiate(self, reason: str, now: float) -> None:
         """A person asks for a new plan: the running order need not be kept."""
@@ -200,7 +201,7 @@ class Mesh:
         self._send(peer, Ack(me.id, me.incarnation, plan.epoch, plan.hash))
 
     def _refusal(self, peer: NodeId, plan: MeshPlan) -> str | None:
-        if plan.coordinator != peer or plan.hash != plan_hash(plan):
+        if plan.coordinator != peer or not is_sound(plan):
             return "not the plan of its sender"
         if self.coordinator != peer:
             return f"{self.coordinator} coordinates here"
@@ -220,7 +221,7 @@ class Mesh:
         mine = any(member.id == me.id and member.incarnation == me.incarnation for member in plan.members)
         promised = (plan.epoch, plan.hash) == (self._promised, self._promised_hash)
         superseded = not promised and plan.epoch <= self._promised
-        if superseded or not mine or plan.hash != plan_hash(plan):
+        if superseded or not mine or not is_sound(plan):
             text = "a newer plan is under way" if mine else "not a plan of this incarnation"
             self._send(peer, Nack(me.id, me.incarnation, plan.epoch, plan.hash, self.epoch_seen, text))
             return

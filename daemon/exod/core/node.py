@@ -187,7 +187,7 @@ class NodeCore:
 
     def _peer_card_received(self, event: events.PeerCardReceived, now: float) -> None:
         card = event.card
-        if card.id == self.card.id:
+        if card.id == self.card.id or not _is_sane(card):
             return
         link = self._touch(card.id)
         if link is not None:
@@ -287,3 +287,9 @@ class NodeCore:
             return True
         newcomer = all(member.id != peer for member in plan.members)
         return small and (newcomer or plan.coordinator in (me, peer))
+
+
+def _is_sane(card: NodeCard) -> bool:
+    """Could this be a card at all? It comes from a holder of the key, but maybe from another program."""
+    is_id = len(card.id) == 16 and all(digit in "0123456789abcdef" for digit in card.id)
+    return is_id and 0 < card.incarnation < 1 << 64 and 0 < card.mesh_port < 1 << 16

@@ -23,6 +23,9 @@ from exod.model import KIND_PREFERENCE, Edge, Epoch, Kind, Member, MeshPlan, Nod
 EXHAUSTIVE = 8
 """Up to this many ranks every order is tried: (8 - 1)! / 2 = 2,520."""
 
+EPOCH_LIMIT = 1 << 53
+"""Plans are counted; a number beyond this (the integers of JSON) is nobody's count."""
+
 Pair = tuple[NodeId, NodeId]
 """The lower id first."""
 
@@ -168,6 +171,11 @@ def _directed_edges(
 def plan_hash(plan: MeshPlan) -> str:
     """BLAKE2b-128 over the canonical JSON of everything else (fields in order of definition, no spaces)."""
     return hashlib.blake2b(canonical(plan), digest_size=16).hexdigest()
+
+
+def is_sound(plan: MeshPlan) -> bool:
+    """Is it what its coordinator made, and numbered by counting?"""
+    return plan.hash == plan_hash(plan) and 0 < plan.epoch.number < EPOCH_LIMIT
 
 
 def canonical(plan: MeshPlan) -> bytes:
