@@ -35,7 +35,6 @@ from exod.reports import (
     MeshReport,
     MetricsSnapshot,
     NetcheckReport,
-    NetworkCheck,
     PathDetail,
     PingReply,
     PreflightReport,
@@ -43,6 +42,7 @@ from exod.reports import (
     Readiness,
     StatusReport,
 )
+from exod.services.netcheck import PeerPort, netcheck
 from exoengine.protocol import GenerationRequest
 
 if TYPE_CHECKING:
@@ -221,22 +221,13 @@ class Answers:
 
     async def netcheck(self) -> NetcheckReport:
         daemon = self._daemon
-        checks = []
-        if daemon.discovery is not None:
-            state = daemon.discovery.state()
-            heard = ", ".join(found.name for found in state.peers) or "nobody"
-            text = state.error or f"announced on {', '.join(state.announced_on) or 'no address'}; heard: {heard}"
-            cure = "see the interfaces above; mDNS needs one that is up" if state.error else ""
-            checks.append(NetworkCheck("mdns", "_exod._tcp.local.", not state.error, text, cure))
-        for link in daemon.situation.view().links:
-            for path in link.paths:
-                reachable = daemon.control.connection_on(link.peer, path.local, path.remote) is not None
-                usable = path.state.value in ("up", "degraded")
-                text = "TCP and probes pass" if reachable and usable else f"probes: {path.state}, TCP: {reachable}"
-                cure = "" if reachable or not usable else f"open TCP port {daemon.config.mesh.port} on both hosts"
-                subject = f"{link.peer_name} {path.local} -> {path.remote}"
-                checks.append(NetworkCheck("port", subject, reachable and usable, text, cure))
-        return NetcheckReport(daemon.interfaces.lines(), tuple(checks))
+        ports = [
+            PeerPort(link.peer_name, path.remote, daemon.driver.core.links[link.peer].peer.mesh_port)
+            for link in daemon.situation.view().links
+            for path in link.paths
+        ]
+        state = daemon.discovery.state() if daemon.discovery is not None else None
+        return await netcheck(daemon.platform, daemon.interfaces.lines(), state, ports)
 
     async def preflight(self) -> PreflightReport:
         report = await self._daemon.preflight.run()

@@ -284,7 +284,12 @@ class Daemon:
         self.prober.follow(addresses)
         if self.discovery is not None:
             self.discovery.follow(addresses)
-        self._set_card(msgspec.structs.replace(self.card, addresses=addresses, pair_routes=self._routed(addresses)))
+        routed = self._routed(addresses)
+        # Only now has the platform been asked what it can give to a model (see Platform.refresh).
+        memory_mib = self.platform.memory_mib()
+        self._set_card(
+            msgspec.structs.replace(self.card, addresses=addresses, pair_routes=routed, memory_mib=memory_mib)
+        )
 
     def _routed(self, addresses: tuple[LocalAddress, ...]) -> tuple[str, ...]:
         """Static peers that lie in no subnet of this host: reached through a router."""
