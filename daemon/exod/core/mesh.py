@@ -396,13 +396,9 @@ class Mesh:
             self._report(now)
             self._ask(now)
         self._deliver(now)
-        self.deadline = now + self._patience_s()
-
-    def _patience_s(self) -> float:
-        calm = (
-            self.state in (MeshState.AGREED, MeshState.ALONE) and self._delivery is None and not self._wishes.asking
-        )
-        return REPORT_EVERY_S / 2 if calm and self._trigger_at is None else RETRY_S
+        settled = self.state in (MeshState.AGREED, MeshState.ALONE) and self._trigger_at is None
+        calm = settled and self._delivery is None and not self._wishes.asking
+        self.deadline = now + (REPORT_EVERY_S / 2 if calm else RETRY_S)
 
     def _watch_plan(self, now: float) -> None:
         plan = self.committed
