@@ -1,6 +1,6 @@
 """`make bench`: the figures that are promised, measured on this machine, each beside its target.
 
-    python -m tests.bench [SECTION ...] [--rounds N] [--minutes M]
+    python -m tests.bench [SECTION ...] [--rounds N] [--minutes M] [--model MODEL]
 
 Without a section it runs them all. A table goes to standard output, and each section's figures as JSON to
 tests/bench/results/SECTION.json, with the load average: on a busy machine times say more about the machine.
@@ -38,7 +38,7 @@ def _section(module: str, *options: str) -> Section:
 SECTIONS: dict[str, Section] = {
     "status": _section("tests.bench.bench_status"),
     "floor": _section("tests.bench.bench_floor"),
-    "idle": _section("tests.bench.bench_idle", "minutes"),
+    "idle": _section("tests.bench.bench_idle", "minutes", "model"),
     "links": _section("tests.bench.bench_links", "rounds"),
 }
 NEEDS_A_LAB = {"floor", "idle", "links"}
@@ -49,6 +49,7 @@ def main() -> int:
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--rounds", type=int, help="faults of each sort in `links` (30)")
     parser.add_argument("--minutes", type=float, help="how long `idle` watches (5)")
+    parser.add_argument("--model", help="what the engine holds in `idle` (the embedded demo model)")
     arguments = parser.parse_args()
     if unknown := set(arguments.sections) - set(SECTIONS):
         parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
