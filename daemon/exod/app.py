@@ -180,6 +180,8 @@ class Daemon:
             on_story=lambda kind, data: self.events.write(Event(0.0, kind, identity.id, data)),
             on_change=self.refresh_soon,
             on_model_wish=self._model_wished,
+            ring_port=config.engine.ring_port,
+            on_ring_port=self._ring_port_moved,
             ring_key=ring_key(key),
         )
         self.interfaces = InterfaceWatcher(platform, config.mesh.include, config.mesh.exclude, config.mesh.kinds)
@@ -315,6 +317,10 @@ class Daemon:
 
     def _model_wished(self, model: str) -> None:
         self._set_card(msgspec.structs.replace(self.card, model=model))
+
+    def _ring_port_moved(self, port: int) -> None:
+        """Someone else has the port: the next plan, which the coordinator makes of this card, uses this one."""
+        self._set_card(msgspec.structs.replace(self.card, ring_port=port))
 
     # --- peers ----------------------------------------------------------------------------------------------
 

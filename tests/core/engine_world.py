@@ -195,6 +195,8 @@ class World:
             on_story=lambda kind, data: self.note(f"{node.name} tells {kind} {data}"),
             on_change=lambda: None,
             on_model_wish=lambda model: None,
+            ring_port=52420,
+            on_ring_port=lambda port: None,
         )
         host.world = self
         host.worker = FakeProcess(self, node, host)  # type: ignore[assignment]

@@ -13,6 +13,7 @@ from exod.core.rank_commands import (
     RankCommand,
     Report,
     ResolveModel,
+    RingPortTaken,
     StartWorker,
     Story,
 )
@@ -697,3 +698,14 @@ def test_a_change_of_the_sync_mode_is_told_once_with_its_reason() -> None:
     assert not [story for story in only(rank.worker_said(fast, 5.0), Story) if story.type == "engine.sync"]
     told_of = [story for story in only(rank.worker_said(safe, 6.0), Story) if story.type == "engine.sync"]
     assert [story.data for story in told_of] == [{"mode": "safe", "reason": "the context is long"}]
+
+
+def test_a_port_that_someone_else_has_is_told_with_its_cure() -> None:
+    rank = a_loaded_rank()
+    prepare(rank)
+    rank.order(order(PLAN, 1, "form"), 3.0)
+    commands = rank.worker_said(Aborted(PLAN.hash, 1, "listen", "cannot listen on 10.0.0.2:52420: in use", -1), 4.0)
+    assert only(commands, RingPortTaken) == [RingPortTaken(52420)]
+    (report,) = only(commands, Report)
+    assert report.status.text.startswith("cannot listen on 10.0.0.2:52420: in use; end the process")
+    assert rank.phase is RankPhase.ABORTED

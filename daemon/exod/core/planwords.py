@@ -20,6 +20,8 @@ def describe_change(before: MeshPlan | None, after: MeshPlan, names: Mapping[Nod
     parts += [f"{_name(one, names)} started again" for one in new if one in old and old[one] != new[one]]
     if not parts:
         parts = _moved_edges(before, after, names)
+    if not parts:
+        parts = _moved_ports(before, after, names)
     if not parts and before.ring != after.ring:
         parts = ["another ring order"]
     return ", ".join(parts) or "the model, its split or a node's share changed"
@@ -34,6 +36,15 @@ def _moved_edges(before: MeshPlan, after: MeshPlan, names: Mapping[NodeId, str])
             low, high = sorted((edge.source, edge.target))
             moved[pair] = f"{_name(low, names)}–{_name(high, names)} moved to {edge.source_interface} ({edge.kind})"
     return list(moved.values())
+
+
+def _moved_ports(before: MeshPlan, after: MeshPlan, names: Mapping[NodeId, str]) -> list[str]:
+    old = {edge.target: edge.target_port for edge in before.edges}
+    return [
+        f"{_name(edge.target, names)} moved its ring to port {edge.target_port}"
+        for edge in after.edges
+        if old.get(edge.target, edge.target_port) != edge.target_port
+    ]
 
 
 def _name(node: NodeId, names: Mapping[NodeId, str]) -> str:

@@ -19,6 +19,7 @@ from exod.core.rank_commands import (
     ModelFacts,
     RankCommand,
     ResolveModel,
+    RingPortTaken,
     StartWorker,
     Story,
     TellWorker,
@@ -429,6 +430,8 @@ class Rank(RankState):
             self._lose_group(now, only_from=RankPhase.FORMED)  # another rank's new plan: no fault
         else:
             self._trouble = aborted.text
+            if aborted.code == "listen":
+                commands += self._port_taken()
             self._lose_group(now)
             data: dict[str, object] = {"code": aborted.code, "text": aborted.text, "step": aborted.step}
             commands.append(Story("engine.aborted", data))
@@ -439,6 +442,11 @@ class Rank(RankState):
         if aborted.code in INCURABLE or self._barren >= BARREN_LIMIT:
             return [*commands, *self._kill(aborted.text, now), *self._advance(now)]
         return commands + self._set_phase(RankPhase.ABORTED, now)
+
+    def _port_taken(self) -> list[RankCommand]:
+        self._trouble += "; end the process that holds it, or set engine.ring_port"
+        assert self._plan is not None
+        return [RingPortTaken(edge.target_port) for edge in self._plan.edges if edge.target == self._me]
 
     def _has_beaten(self, beat: Heartbeat, now: float) -> list[RankCommand]:
         before = self._worker.heartbeat

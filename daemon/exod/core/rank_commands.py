@@ -36,6 +36,12 @@ class Report(msgspec.Struct, frozen=True):
     status: RankStatus
 
 
+class RingPortTaken(msgspec.Struct, frozen=True):
+    """Command: someone else has the port that the plan gives this rank: announce another one."""
+
+    port: int
+
+
 class Story(msgspec.Struct, frozen=True):
     """Command: an event of the contract."""
 
@@ -43,7 +49,7 @@ class Story(msgspec.Struct, frozen=True):
     data: dict[str, object]
 
 
-RankCommand = ResolveModel | StartWorker | KillWorker | LeaveWorker | TellWorker | Report | Story
+RankCommand = ResolveModel | StartWorker | KillWorker | LeaveWorker | TellWorker | Report | RingPortTaken | Story
 
 
 class ModelFacts(msgspec.Struct, frozen=True):

@@ -23,6 +23,7 @@ from exod.core.engine_messages import (
     FormOrder,
     ModelWish,
     Queued,
+    RankPhase,
     RankStatus,
     RelayedOutput,
     RequestsEnded,
@@ -40,10 +41,12 @@ from exod.core.rank_commands import (
     RankCommand,
     Report,
     ResolveModel,
+    RingPortTaken,
     StartWorker,
     Story,
     TellWorker,
 )
+from exod.core.ring_ports import RingPorts
 from exod.core.scheduler import Scheduler, SchedulerCommand, TellOrigin, TellRank
 from exod.model import MeshPlan, NodeId
 from exod.services.requests import RequestDesk
@@ -61,7 +64,8 @@ class EngineHost:
     """This node's part in the engine, and the coordinator's where it is one.
 
     `send(node, message)` reaches another node; `tell_all` every other node; `on_story(type, data)` takes the
-    contract's events; `on_change` says that something in the status changed.
+    contract's events; `on_change` says that something in the status changed; `on_ring_port` takes the port that the
+    ring is to listen on from now, for the next plan.
     """
 
     def __init__(
@@ -77,11 +81,15 @@ class EngineHost:
         on_story: Callable[[str, dict[str, object]], None],
         on_change: Callable[[], None],
         on_model_wish: Callable[[str], None],
+        ring_port: int,
+        on_ring_port: Callable[[int], None],
         ring_key: bytes = b"",
     ) -> None:
         self._me = me
         self._send, self._tell_all = send, tell_all
         self._on_story, self._on_change, self._on_model_wish = on_story, on_change, on_model_wish
+        self._on_ring_port = on_ring_port
+        self._ring_ports = RingPorts(ring_port)
         self.rank = Rank(me, incarnation, sync, ring_key)
         self.formation = Formation(me)
         self.scheduler = Scheduler(me, incarnation)
@@ -357,7 +365,13 @@ class EngineHost:
             match command:
                 case TellWorker(message=message):
                     self.worker.tell(message)
+                case RingPortTaken(port=port):
+                    if self._ring_ports.taken(port, time.monotonic()):
+                        log.warning("ring_port_taken", port=port, next=self._ring_ports.port)
+                        self._on_ring_port(self._ring_ports.port)
                 case Report(status=status):
+                    if status.phase is RankPhase.FORMED:
+                        self._ring_ports.listened()
                     self._tell_all(status)
                     self._status(status, time.monotonic())
                 case Story(type=kind, data=data):

@@ -1,0 +1,52 @@
+"""Which port this node's rank listens on while a ring forms.
+
+The configured port may belong to someone else for a while: it lies where systems take the ports of outgoing
+connections from. The next of a few is announced then, so that the next plan uses it. Where all are taken the last
+is kept, the rank's status names it, and another round is made later: a plan each second would help nobody.
+
+Decides the port alone. Called by the engine host.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+PORTS: Final = 8
+"""The configured one and those after it: an outgoing connection takes one at random out of some ten thousand, so
+two in a row are an accident, and eight are a program that means to have them."""
+
+REST_S: Final = 60.0
+"""After a round in vain: people and programs end in minutes. A port that is kept is tried all the time."""
+
+HIGHEST_PORT: Final = 65535
+
+
+class RingPorts:
+    def __init__(self, first: int) -> None:
+        self._first = first
+        self.port = first
+        self._taken: set[int] = set()
+        self._round_ended_at: float | None = None
+
+    def taken(self, port: int, now: float) -> bool:
+        """Someone else has `port`. Returns whether another one was chosen."""
+        if port != self.port:
+            return False  # of a plan that is being replaced
+        if self._round_ended_at is not None:
+            if now - self._round_ended_at < REST_S:
+                return False
+            self._taken.clear()
+            self._round_ended_at = None
+        self._taken.add(port)
+        ports = range(self._first, min(self._first + PORTS, HIGHEST_PORT + 1))
+        free = [one for one in (*ports[port - self._first :], *ports) if one not in self._taken]
+        if not free:
+            self._round_ended_at = now
+            return False
+        self.port = free[0]
+        return True
+
+    def listened(self) -> None:
+        """A group was formed on the present port: the next trouble is a new one."""
+        self._taken.clear()
+        self._round_ended_at = None
