@@ -91,6 +91,7 @@ def test_two_hosts_that_slept_wake_up_as_they_were(pair: Cluster) -> None:
     assert said(pair, began, *CONVICTIONS, *SWITCHES) == []
 
 
+@pytest.mark.timeout(LOSS_S + 300)
 def test_loss_and_jitter_switch_nothing(pair: Cluster) -> None:
     time.sleep(SETTLED_S)
     pair.lab.link("bridge0").set(loss=0.05, jitter_ms=4)

@@ -28,7 +28,10 @@ DEBOUNCE_S: Final = 0.02
 one prolongs it, so that the reaction is never later than this."""
 
 POLL_S: Final = 5.0
-"""For what no message announced, and for hosts without a change socket. A look costs half a millisecond."""
+"""For hosts without a change socket. A look costs half a millisecond, more where there are many interfaces."""
+
+SAFETY_POLL_S: Final = 30.0
+"""For what no message announced although there is a change socket: none is known, so it is looked for seldom."""
 
 REFRESH_S: Final = 300.0
 """How often the platform's tools are asked again where no interface came or went: a service that a person
@@ -56,6 +59,7 @@ class InterfaceWatcher:
         self._verdicts: tuple[Verdict, ...] | None = None
         self._changed = asyncio.Event()
         self._refresh_wanted = asyncio.Event()
+        self._poll_s = SAFETY_POLL_S
 
     async def run(self, on_change: Callable[[tuple[LocalAddress, ...]], None]) -> None:
         """Until cancelled. Calls `on_change` once at the start, with no address at all if there is none, and
@@ -67,6 +71,7 @@ class InterfaceWatcher:
         loop = asyncio.get_running_loop()
         sock = self._platform.open_change_socket()
         if sock is None:
+            self._poll_s = POLL_S
             log.warning("interfaces_polled_only", every_s=POLL_S)
         else:
             loop.add_reader(sock, self._drain, sock)
@@ -120,7 +125,7 @@ class InterfaceWatcher:
                 known = now
                 on_change(now)
             try:
-                async with asyncio.timeout(POLL_S):
+                async with asyncio.timeout(self._poll_s):
                     await self._changed.wait()
                 await asyncio.sleep(DEBOUNCE_S)
             except TimeoutError:

@@ -74,7 +74,7 @@ class Prober:
                 error=error.strerror,
             )
             return
-        asyncio.get_running_loop().add_reader(sock.fileno(), self._drain, address.address, sock)
+        asyncio.get_running_loop().add_reader(sock.fileno(), self._read, address.address, sock)
         self._sockets[address] = sock
         self._by_address[address.address] = sock
 
@@ -96,20 +96,24 @@ class Prober:
 
     def _drain(self, local_address: str, sock: socket.socket) -> None:
         for _ in range(DRAIN_LIMIT):
-            try:
-                data, ancillary, _flags, source = sock.recvmsg(RECEIVE_BYTES, ANCILLARY_BYTES)
-            except (BlockingIOError, InterruptedError):
+            if not self._read(local_address, sock):
                 return
-            except OSError as error:
-                # An ICMP error of an earlier send (no listener there yet), or the interface went: not a datagram.
-                if error.errno in (errno.EBADF, errno.ENOTCONN):
-                    return
-                continue
-            now = time.monotonic()
-            stamp = self._platform.receive_stamp(ancillary, now)
-            self._deliver(
-                DatagramReceived(local_address, source[0], data, received_at=now if stamp is None else stamp)
-            )
+
+    def _read(self, local_address: str, sock: socket.socket) -> bool:
+        """Hands over one datagram. Returns whether there may be more: the event loop calls again while there are,
+        so a loop that is on time need not find out by one read in vain for each datagram.
+        """
+        try:
+            data, ancillary, _flags, source = sock.recvmsg(RECEIVE_BYTES, ANCILLARY_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:
+            # An ICMP error of an earlier send (no listener there yet), or the interface went: not a datagram.
+            return error.errno not in (errno.EBADF, errno.ENOTCONN)
+        now = time.monotonic()
+        stamp = self._platform.receive_stamp(ancillary, now)
+        self._deliver(DatagramReceived(local_address, source[0], data, received_at=now if stamp is None else stamp))
+        return True
 
     def send(self, command: SendDatagram) -> None:
         """Sends now (or after a debug fault's delay) and reports DatagramSent or SendFailed."""
