@@ -12,9 +12,7 @@ from typing import Literal
 
 from exoengine.protocol import Heartbeat
 
-State = Literal[
-    "empty", "loading", "loaded", "prepared", "forming", "ready", "generating", "aborted", "leaving"
-]
+State = Literal["empty", "loading", "loaded", "prepared", "forming", "ready", "generating", "aborted", "leaving"]
 
 
 class Board:
@@ -32,6 +30,7 @@ class Board:
         self.kv_tokens = 0
         self.memory_bytes = 0
         self.longest_gpu_wait_s = 0.0
+        self.replayed_tokens = 0
         self._what = ""
         self._begun: float | None = None
         self._until: float | None = None
@@ -69,4 +68,5 @@ class Board:
             kv_tokens=self.kv_tokens,
             memory_bytes=self.memory_bytes,
             longest_gpu_wait_s=self.longest_gpu_wait_s,
+            replayed_tokens=self.replayed_tokens,
         )

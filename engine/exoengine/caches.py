@@ -79,6 +79,15 @@ class StageCaches:
         if self._by_reference:
             self._marks.append((self.position, [_copied(vars(leaf)) for leaf in self._by_reference]))
 
+    @property
+    def can_trim(self) -> bool:
+        """Can the caches go back to any position, not only to those marked?"""
+        return not self._by_reference
+
+    @property
+    def marks(self) -> tuple[int, ...]:
+        return tuple(at for at, _ in self._marks)
+
     def can_roll_back(self, position: int) -> bool:
         """Can the caches hold exactly `position` tokens again?"""
         if position > self.position:

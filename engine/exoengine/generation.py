@@ -3,9 +3,9 @@
 Rank 0 leads (see steps.py): it takes the requests in their order, opens each with all ranks, prefills what their
 caches lack, and runs one step per token. The others follow. A step either counts on every rank or on none: after a
 fault each rank's caches go back to before the step that failed, and when the next group has been formed the request
-is opened again: the ranks take the longest history that any of them has, go back to the earliest position, and go
-on from there. Steps that are run again give the same tokens to the last bit: the prompt is cut into the same
-chunks, the answer is run token by token, and draws are keyed by (seed, step).
+is opened again: the ranks take the longest history that any of them has, and whoever is behind catches up alone
+(see resume.py). Steps that are run again give the same tokens to the last bit: they are cut alike (course.py), and
+draws are keyed by (seed, step).
 
 Decides: what is run next. Called by worker.py on the MLX thread: `turn` does one piece of work and returns, so that
 commands are seen between steps.
@@ -20,32 +20,26 @@ from typing import Final
 
 import mlx.core as mx
 
+from exoengine.backlog import Backlog
 from exoengine.board import Board
-from exoengine.caches import StageCaches
+from exoengine.course import fresh
 from exoengine.group import RingGroup
+from exoengine.holding import Holding
 from exoengine.loading import LoadedModel
 from exoengine.pace import Pace
 from exoengine.pipeline import Drawn, Pipeline
 from exoengine.protocol import Begin, FromWorker, RequestFailed, SyncSettings
-from exoengine.request import Generation, Likelihood, accept
+from exoengine.request import Generation, Likelihood
+from exoengine.resume import Resumption, resume
 from exoengine.sampling import PENALTY_CONTEXT_TOKENS, Sampler
-from exoengine.steps import Message, Open, Outcome, Standing, Step, Stop, Vote
+from exoengine.steps import Message, Open, Outcome, Standing, Step, Stop, Vote, joined
 from exoengine.sync import SyncPolicy, WatchdogModel
 from exoengine.tokenring import RingLostError, TokenRing, decode, encode
-
-CHUNK_TOKENS: Final = 512
-"""Of a prefill. Large enough to keep a GPU busy, small enough that stages overlap on usual prompts and a chunk
-ends far below a watchdog's limit. Never changed within a request: replayed chunks must be cut alike."""
-
-REPLAY_TOKENS: Final = 32
-"""Tokens of the answer that are run one by one again, per message between stages."""
+from mlx_patches.switch import find_switch
 
 CHUNKS_AHEAD: Final = 4
 """How many chunks the first stage may be ahead of the last one's answer, whatever the number of stages: fewer
 than caches.STEPS_KEPT, so that every rank can go back to where the slowest is."""
-
-FINISHED_KEPT: Final = 8
-"""A rank that finished a request keeps it for those that had a fault in its last step."""
 
 CLEAR_CACHE_STEPS: Final = 256
 """How often MLX's pool of free buffers is given back, as mlx-lm does."""
@@ -61,7 +55,8 @@ class _Work:
 
     generation: Generation
     sampler: Sampler
-    caches: StageCaches
+    holding: Holding
+    resumption: Resumption
     issued: int
     """Rank 0: up to which position steps were sent out."""
     outstanding: int = 0
@@ -83,14 +78,12 @@ class Generations:
         self._watchdog = WatchdogModel(settings.watchdog_s)
         board.longest_gpu_wait_s = 0.0
         self._pace = Pace(settings)
-        self._waiting: dict[int, Generation] = {}
-        self._finished: dict[int, Generation] = {}
-        self._orders: dict[str, int] = {}
-        self._caches: StageCaches | None = None
-        self._caches_order = -1
+        self._backlog = Backlog(model, emit)
+        self._holding: Holding | None = None
         self._work: _Work | None = None
         self._opening: int | None = None
         self._pipeline: Pipeline | None = None
+        self._switch = find_switch()
         self._rank, self._size = 0, 1
         self._failures: tuple[int, int, int] = (-1, -1, 0)
         self.pause_wanted = False
@@ -99,66 +92,48 @@ class Generations:
 
     def begin(self, message: Begin) -> None:
         """Takes a request; one that is known already is left alone, so that it can be sent again."""
-        request_id = message.request.request_id
-        if request_id in self._orders:
-            return
-        self._orders[request_id] = message.order
-        accepted = accept(
-            message.order, message.request, message.tokens, self._model.tokenizer, self._model.summary.vocab_size,
-            self._model.max_context_tokens, self._emit,
-        )  # fmt: skip
-        if isinstance(accepted, RequestFailed):
-            self._emit(accepted)
-        elif accepted.finished is not None:
-            self._keep_finished(accepted)
-        else:
-            self._waiting[message.order] = accepted
+        self._backlog.begin(message)
 
     def cancel(self, request_id: str) -> None:
         """Marks it; all ranks end it after the same step."""
-        generation = self._waiting.get(self._orders.get(request_id, -1))
-        if generation is not None:
-            generation.cancelled = True
-
-    @property
-    def is_active(self) -> bool:
-        return bool(self._waiting)
+        self._backlog.cancel(request_id)
 
     @property
     def next_step(self) -> int:
         """The first step that will be run next in the request whose turn it is; -1 where there is none."""
-        return len(self._waiting[min(self._waiting)].tokens) if self._waiting else -1
+        waiting = self._backlog.first
+        return len(waiting.tokens) if waiting is not None else -1
 
     # --- the group --------------------------------------------------------------------------------------
 
     def joined(self, rank: int, size: int) -> None:
         """A group was formed: every request is opened again in it."""
         self._rank, self._size = rank, size
-        self._pipeline = Pipeline(self._model.stage, self._group, rank)
-        self._work, self._opening = None, None
+        self._pipeline = Pipeline(self._model.stage, self._group, rank, self._switch)
+        self._work = self._opening = None
         self.pause_wanted = False
         self.policy.forget()
 
     def parted(self) -> None:
         """The group is gone; caches and requests stay."""
         self._pipeline = self._work = self._opening = None
-        self._pace.interrupted(self.is_active)
+        self._pace.interrupted(self._backlog.first is not None)
         self._board.end()
 
     def failed(self, text: str) -> None:
         """A step failed by itself, not by the ring. Twice at the same place: the request is at fault."""
-        if not self._waiting:
+        generation = self._backlog.first
+        if generation is None:
             return
-        order = min(self._waiting)
-        place = (order, self._waiting[order].length)
+        place = (generation.order, generation.length)
         count = self._failures[2] + 1 if self._failures[:2] == place else 1
         self._failures = (*place, count)
         if self._size == 1:
-            generation = self._waiting.pop(order)
-            self._caches_order = -1
+            self._backlog.drop(generation)
+            self._holding = None
             self._emit(RequestFailed(generation.request.request_id, "engine", text))
         elif count > 1:
-            self._waiting[order].cancelled = True
+            generation.cancelled = True
 
     @property
     def is_idle(self) -> bool:
@@ -181,7 +156,7 @@ class Generations:
     @property
     def has_work(self) -> bool:
         """Will a turn do something without waiting? Only rank 0 knows by itself."""
-        return self._rank == 0 and (self._work is not None or bool(self._waiting))
+        return self._rank == 0 and (self._work is not None or self._backlog.first is not None)
 
     def _ring(self) -> TokenRing:
         if self._group.tokens is None:
@@ -199,23 +174,23 @@ class Generations:
         self._lead(self._ring())
 
     def _lead(self, ring: TokenRing | None) -> None:
-        if self._work is None:
-            order = min(self._waiting)
-            self._board.begin("opening a request", self._pace.step_deadline_s)
-            self._say(Open(order))
-            self._open(order)
-            return
         work = self._work
+        if work is None:
+            first = self._backlog.first
+            assert first is not None
+            self._board.begin("opening a request", self._pace.step_deadline_s)
+            self._say(Open(first.order))
+            self._open(first)
+            return
         if work.stop and not work.outstanding:
             self._say(Stop(work.generation.order, work.stop))
             self._stop(work.stop)
             return
         step = None if work.stop else self._next_step(work)
         if step is not None:
-            self._say(step)
             work.outstanding += 1
             work.issued += step.count
-            outcome = self._run(step, work)
+            outcome = self._run_and_tell(step, work)
             if ring is None:
                 self._take(outcome)
             if step.draw < 0 and work.outstanding < CHUNKS_AHEAD:
@@ -226,22 +201,21 @@ class Generations:
     def _next_step(self, work: _Work) -> Step | None:
         """What to send out next; None where the outcome of what is under way must come first."""
         generation, start = work.generation, work.issued
-        prompt_end, end = len(generation.prompt) - 1, generation.length - 1
+        end = generation.length - 1
         votes = self._votes(work, deciding=start == end)
-        if start < prompt_end:
-            count = min((start // CHUNK_TOKENS + 1) * CHUNK_TOKENS, prompt_end) - start
-            return Step(generation.order, start, count, False, -1, True, votes)
         if start < end:
-            count = min(REPLAY_TOKENS, end - start)
-            return Step(generation.order, start, count, True, -1, True, votes)
+            count, singly = work.resumption.course.next_pass(start)
+            count = work.resumption.pass_end(start, min(start + count, end)) - start
+            return Step(generation.order, start, count, singly, -1, True, votes)
         if work.outstanding or start > end:
             return None
         return Step(generation.order, start, 1, False, len(generation.tokens), work.next_safe, votes)
 
     def _follow(self, wake: socket.socket) -> None:
         if self._opening is not None:
-            if self._opening in self._waiting or self._opening in self._finished:
-                self._open(self._opening)
+            generation = self._backlog.get(self._opening)
+            if generation is not None:
+                self._open(generation)
             else:
                 _wait(wake)  # the daemon's Begin is on its way; the deadline is running
             return
@@ -266,42 +240,66 @@ class Generations:
 
     def _follow_step(self, step: Step) -> None:
         work = self._work
-        if work is None or work.generation.order != step.order or work.caches.position != step.start:
-            raise RingLostError("rank 0 asks for a step that does not fit this rank's caches")
-        joined = _joined(step, self._votes(work, deciding=step.draw >= 0))
-        self._pass_on(joined)
-        outcome = self._run(joined, work)
+        if work is None or work.generation.order != step.order:
+            raise RingLostError("rank 0 asks for a step of another request")
+        outcome = self._run_and_tell(joined(step, self._votes(work, deciding=step.draw >= 0)), work)
         if self._rank == self._size - 1:
             self._say(outcome)
             self._take(outcome)
 
     # --- one step ---------------------------------------------------------------------------------------
 
-    def _run(self, step: Step, work: _Work) -> Outcome:
-        assert self._pipeline is not None
-        generation, caches = work.generation, work.caches
+    def _run_and_tell(self, step: Step, work: _Work) -> Outcome:
+        """The step goes on to the next rank ahead of the hidden state. Where the next rank has no part in it, it
+        follows the work instead: so the last rank's answer always means that all are done.
+        """
+        runs, next_runs = (
+            rank < self._size and work.resumption.runs(rank, step.start) for rank in (self._rank, self._rank + 1)
+        )
+        if not runs or next_runs:
+            self._pass_on(step)
         decoding = step.draw >= 0
         deadline = self._pace.step_deadline_s if decoding else self._pace.chunk_deadline_s
         self._board.begin("a step" if decoding else "a chunk of the prefill", deadline)
+        drawn = Drawn()
+        if runs:
+            drawn = self._run(step, work, next_runs)
+        elif next_runs:
+            assert self._pipeline is not None
+            self._pipeline.send_again(work.holding.sent.part(step.start, step.count))
+        if runs and not next_runs:
+            self._pass_on(step)
+        return Outcome(step.order, step.start + step.count, drawn.token, step.votes, drawn.logprob, drawn.top)
+
+    def _run(self, step: Step, work: _Work, sends: bool) -> Drawn:
+        assert self._pipeline is not None
+        generation, caches = work.generation, work.holding.caches
+        if caches.position != step.start:
+            raise RingLostError("rank 0 asks for a step that does not fit this rank's caches")
+        decoding = step.draw >= 0
         reach = max(generation.request.sampling.repetition_context_tokens, PENALTY_CONTEXT_TOKENS)
         caches.mark()
         try:
-            drawn, timing = self._pipeline.run(
+            result = self._pipeline.run(
                 step, generation.sequence(step.start, step.count), caches, work.sampler,
-                generation.recent(reach) if decoding else (), generation.request.sampling.logprobs,
+                generation.recent(reach) if decoding else (), generation.request.sampling.logprobs, sends,
             )  # fmt: skip
             self._check_aborted()
         except BaseException:
-            self._back_to(step.start, caches)
+            self._back_to(step.start, work.holding)
             raise
-        self._watchdog.record(step.safe, timing.waited_s)
-        self._board.longest_gpu_wait_s = self._watchdog.longest_wait_s
+        if result.sent is not None:
+            work.holding.sent.add(step.start, result.sent)
+        self._watchdog.record(step.safe, result.waited_s)
         if decoding:
-            self.policy.observe(timing.graph_s)
-        self._board.safe = step.safe
-        self._board.kv_tokens = caches.position
-        self._board.memory_bytes = mx.get_active_memory()
-        return _outcome(step, drawn)
+            self.policy.observe(result.graph_s)
+        board = self._board
+        board.longest_gpu_wait_s = self._watchdog.longest_wait_s
+        board.safe = step.safe
+        board.kv_tokens = caches.position
+        board.memory_bytes = mx.get_active_memory()
+        board.replayed_tokens += max(0, min(work.resumption.furthest - step.start, step.count))
+        return result.drawn
 
     def _check_aborted(self) -> None:
         """An abort that came as the step ended: what was received may be of a connection that was shut down."""
@@ -309,12 +307,11 @@ class Generations:
         if reason is not None:
             raise RingLostError(reason.text)
 
-    def _back_to(self, position: int, caches: StageCaches) -> None:
-        if caches.can_roll_back(position):
-            caches.roll_back(position)
+    def _back_to(self, position: int, holding: Holding) -> None:
+        if holding.caches.can_roll_back(position):
+            holding.caches.roll_back(position)
         else:
-            self._caches = None
-            self._caches_order = -1
+            self._holding = None
 
     def _take(self, message: Message) -> None:
         """An outcome is here: its token counts from now on."""
@@ -344,19 +341,19 @@ class Generations:
         work.stop |= votes & (Vote.CANCEL | Vote.PAUSE)
         self._board.end()
         if generation.finished is not None:
-            self._close()
+            self._close(generation)
             if self._rank == 0 and Vote.PAUSE in work.stop:
                 self._say(Stop(-1, Vote.PAUSE))
                 raise Paused
         else:
-            decoding = work.caches.position >= generation.length - 1
+            decoding = message.position >= generation.length - 1
             deadline = self._pace.step_deadline_s if decoding else self._pace.chunk_deadline_s
             self._board.begin("the wait for the next step", deadline)
 
     def _stop(self, votes: Vote) -> None:
         if Vote.CANCEL in votes and self._work is not None:
             self._work.generation.cancel()
-            self._close()
+            self._close(self._work.generation)
         if Vote.PAUSE in votes:
             self._work = None
             raise Paused
@@ -370,7 +367,7 @@ class Generations:
         if self.pause_wanted:
             votes |= Vote.PAUSE
         if deciding:
-            choice = self.policy.choose(work.caches.position)
+            choice = self.policy.choose(work.holding.caches.position)
             if choice.safe:
                 votes |= Vote.SAFE
             self._board.sync_reason = choice.reason
@@ -378,80 +375,93 @@ class Generations:
 
     # --- opening and closing ----------------------------------------------------------------------------
 
-    def _open(self, order: int) -> None:
-        """All ranks agree on the history and on the position that they all can go on from."""
-        generation = self._waiting.get(order) or self._finished[order]
-        caches = self._caches if self._caches_order == order else None
-        position = caches.position if caches is not None else 0
+    def _open(self, generation: Generation) -> None:
+        """All ranks agree on the history and on where each goes on from."""
+        standings = [self._standing(generation)]
         if self._group.tokens is not None:
-            standings = self._standings(generation, position)
+            standings = self._gather(standings[0])
             longest = max((standing.tokens for standing in standings), key=len)
             if any(longest[: len(standing.tokens)] != standing.tokens for standing in standings):
                 self._disagree(generation)
                 return
             generation.adopt(longest)
-            if any(standing.cancelled for standing in standings):
-                generation.cancel()
-            position = min(standing.position for standing in standings)
-        elif generation.cancelled:
-            generation.cancel()
         self._opening = None
-        position = min(position, generation.length - 1)
-        if not self._all(caches is not None and caches.can_roll_back(position)):
-            caches, position = None, 0
-        if caches is None:
-            caches = self._model.stage.new_caches(self._kv_bits)
-        caches.roll_back(position)
-        self._caches, self._caches_order = caches, order
-        sampler = Sampler(generation.request.sampling, self._model.summary.vocab_size)
-        self._work = _Work(generation, sampler, caches, issued=position)
-        self._pace.opened(len(generation.tokens))
         self._board.end()
-        if generation.finished is not None:
-            self._close()
-        else:
+        if any(standing.cancelled for standing in standings):
+            generation.cancel()
+        if generation.finished is None:
+            self._start(generation, standings)
             self._board.begin("the first step", self._pace.chunk_deadline_s)
+        else:
+            self._close(generation)
+
+    def _start(self, generation: Generation, standings: list[Standing]) -> None:
+        """This rank's caches go to where the ranks agreed to go on."""
+        resumption = resume(standings, len(generation.prompt) - 1, generation.length - 1)
+        generation.course, generation.cached_tokens = resumption.course, resumption.cached_tokens
+        start = resumption.starts[self._rank]
+        holding, self._holding = self._holding, None
+        if holding is not None and start > 0:
+            holding.go_back(generation.order, start)
+        else:
+            holding = None  # its memory is free before the new caches need it
+            holding = Holding(generation.order, self._model.stage.new_caches(self._kv_bits))
+        self._holding = holding
+        sampler = Sampler(generation.request.sampling, self._model.summary.vocab_size)
+        issued = min(resumption.starts)
+        self._work = _Work(generation, sampler, holding, resumption, issued)
+        self._pace.opened(len(generation.tokens))
 
     def _disagree(self, generation: Generation) -> None:
         """The ranks were told different beginnings of one answer: all find so, and none goes on with either."""
         self._opening = None
-        self._waiting.pop(generation.order, None)
+        self._backlog.drop(generation)
         self._board.end()
         text = "the ranks were given different beginnings of this answer"
         self._emit(RequestFailed(generation.request.request_id, "histories_differ", text))
 
-    def _standings(self, generation: Generation, position: int) -> list[Standing]:
-        mine = Standing(
-            generation.order, generation.request.request_id, tuple(generation.tokens), position,
-            generation.cancelled or generation.finished == "cancelled",
-        )  # fmt: skip
+    def _standing(self, generation: Generation) -> Standing:
+        """Of this rank. Drops caches that a fault has left unusable."""
+        holding = self._holding
+        if holding is not None and not holding.caches.can_roll_back(holding.caches.position):
+            holding = self._holding = None
+        course, position = generation.course or fresh(len(generation.prompt) - 1), 0
+        if holding is not None and holding.order == generation.order:
+            position = holding.caches.position
+        elif holding is not None and generation.course is None:
+            position, course = holding.common(generation.prompt)
+        return Standing(
+            order=generation.order,
+            request_id=generation.request.request_id,
+            tokens=tuple(generation.tokens),
+            cancelled=generation.cancelled or generation.finished == "cancelled",
+            started=generation.course is not None,
+            cached_tokens=generation.cached_tokens,
+            course=course,
+            position=position,
+            can_trim=holding is not None and holding.caches.can_trim,
+            marks=holding.caches.marks if holding is not None and position else (),
+            sent_tokens=min(holding.sent.length, position) if holding is not None else 0,
+        )
+
+    def _gather(self, mine: Standing) -> list[Standing]:
         standings = [decode(part, Standing) for part in self._ring().gather(encode(mine))]
         if any((other.order, other.request_id) != (mine.order, mine.request_id) for other in standings):
             raise RingLostError("the ranks know different requests by the same order")
         return standings
 
-    def _all(self, mine: bool) -> bool:
-        if self._group.tokens is None:
-            return mine
-        return all(part == b"1" for part in self._ring().gather(b"1" if mine else b"0"))
-
-    def _close(self) -> None:
-        """The open request is finished on every rank, or will be found so when it is opened again."""
-        assert self._work is not None
-        generation = self._work.generation
+    def _close(self, generation: Generation) -> None:
+        """It is finished on every rank, or will be found so when it is opened again."""
         self._work = None
-        self._caches, self._caches_order = None, -1
-        self._waiting.pop(generation.order, None)
-        self._keep_finished(generation)
+        holding = self._holding
+        if holding is not None and holding.order == generation.order and generation.course is not None:
+            sequence = generation.sequence(0, generation.length)
+            if not holding.keep(sequence, generation.course):
+                self._holding = None
+        self._backlog.finished(generation)
         self._board.end()
         self._board.kv_tokens = 0
         mx.clear_cache()
-
-    def _keep_finished(self, generation: Generation) -> None:
-        self._finished[generation.order] = generation
-        while len(self._finished) > FINISHED_KEPT:
-            oldest = self._finished.pop(next(iter(self._finished)))
-            self._orders.pop(oldest.request.request_id, None)
 
     # --- messages ---------------------------------------------------------------------------------------
 
@@ -468,15 +478,6 @@ class Generations:
             self._say(message)
 
 
-def _joined(step: Step, votes: int) -> Step:
-    """The step with this rank's votes joined to it."""
-    return Step(step.order, step.start, step.count, step.singly, step.draw, step.safe, step.votes | votes)
-
-
-def _outcome(step: Step, drawn: Drawn) -> Outcome:
-    return Outcome(step.order, step.start + step.count, drawn.token, step.votes, drawn.logprob, drawn.top)
-
-
 def _wait(wake: socket.socket) -> None:
     """Sleeps until the other thread has something, or a little: the caller looks again either way."""
     wake.setblocking(True)
@@ -491,4 +492,3 @@ def _wait(wake: socket.socket) -> None:
 
 WAIT_S: Final = 0.05
 """How soon a lost neighbour is noticed while this rank waits for its daemon's Begin."""
-

@@ -19,6 +19,7 @@ from exoengine.group import RingGroup
 from exoengine.sampling import Sampler
 from exoengine.stages import Stage
 from exoengine.steps import Step
+from mlx_patches.switch import Switch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +32,15 @@ class Drawn:
 
 
 @dataclasses.dataclass(frozen=True)
-class Timing:
+class Result:
     """`graph_s` is how long the step would have lasted, or lasted, as one graph; `waited_s` of it for input.
 
     In a fast step the wait cannot be told from the work: `waited_s` is then an upper bound.
     """
 
+    drawn: Drawn
+    sent: Any
+    """The hidden state for the next stage; None on the last one."""
     graph_s: float
     waited_s: float
 
@@ -44,30 +48,45 @@ class Timing:
 class Pipeline:
     """Runs steps on the group that exists."""
 
-    def __init__(self, stage: Stage, group: RingGroup, rank: int) -> None:
+    def __init__(self, stage: Stage, group: RingGroup, rank: int, switch: Switch | None) -> None:
+        """`switch` is that of a patched MLX: with it no wait of a safe step can reach the GPU by any way."""
         self._stage = stage
         self._group = group
         self._rank = rank
+        self._switch = switch
 
     def run(
         self, step: Step, tokens: Sequence[int], caches: StageCaches, sampler: Sampler, history: Sequence[int],
-        top_logprobs: int,
-    ) -> tuple[Drawn, Timing]:  # fmt: skip
-        """Runs `step`, whose tokens are `tokens`, and evaluates all of it. `history` is what penalties look at."""
+        top_logprobs: int, sends: bool,
+    ) -> Result:  # fmt: skip
+        """Runs `step`, whose tokens are `tokens`, and evaluates all of it. `history` is what penalties look at;
+        without `sends` the next rank has the tokens already.
+        """
+        if self._switch is not None:
+            self._switch.set_gpu_may_wait(not step.safe)
         begun = time.monotonic()
         hidden = self._receive(len(tokens))
-        if step.safe and hidden is not None:
-            mx.eval(hidden)
+        if hidden is not None:
+            # A fast receive is under way before the caches' graph is built from it: where the neighbour is gone
+            # already, it fails here, and the caches have never seen it.
+            (mx.eval if step.safe else mx.async_eval)(hidden)
         received = time.monotonic()
         out = self._run_stage(mx.array([list(tokens)]), hidden, caches, step.singly)
         if self._stage.is_last:
-            drawn = self._draw(out, step, caches, sampler, history, top_logprobs)
+            drawn, out = self._draw(out, step, caches, sampler, history, top_logprobs), None
         else:
-            self._send(out, caches, step.safe)
             drawn = Drawn()
+            if step.safe or not sends:
+                mx.eval(out, caches.arrays())
+            if sends:
+                self._send(out, caches.arrays())
         done = time.monotonic()
         waited = received - begun if step.safe else done - begun
-        return drawn, Timing(done - begun, waited if hidden is not None else 0.0)
+        return Result(drawn, out, done - begun, waited if hidden is not None else 0.0)
+
+    def send_again(self, hidden: Any) -> None:
+        """What this stage has sent before, to a rank that needs it again."""
+        self._send(hidden, [])
 
     def _receive(self, count: int) -> Any:
         takes = self._stage.takes
@@ -86,11 +105,9 @@ class Pipeline:
                 outs.append(out)
         return mx.concatenate(outs, axis=1) if outs else out
 
-    def _send(self, hidden: Any, caches: StageCaches, safe: bool) -> None:
-        if safe:
-            mx.eval(hidden, caches.arrays())
+    def _send(self, hidden: Any, arrays: list[Any]) -> None:
         sent = mx.distributed.send(hidden, self._rank + 1, group=self._group.handle)
-        mx.eval(sent, caches.arrays())
+        mx.eval(sent, arrays)
 
     def _draw(
         self, logits: Any, step: Step, caches: StageCaches, sampler: Sampler, history: Sequence[int],

@@ -274,6 +274,8 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     memory_bytes: int
     longest_gpu_wait_s: float = 0.0
     """The longest that any graph of this process, as far as is known, waited for another rank."""
+    replayed_tokens: int = 0
+    """How many tokens this process has put through its layers only because of faults: a rank that caught up."""
 
 
 class Left(msgspec.Struct, frozen=True, tag="left"):

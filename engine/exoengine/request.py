@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from exoengine.course import Course
 from exoengine.protocol import Finished, FromWorker, GenerationRequest, RequestFailed, TokenOut
 from exoengine.text import PromptError, TextStream, Tokenizer
 
@@ -40,6 +41,9 @@ class Generation:
         self.cancelled = False
         """Somebody asked for its end; it takes effect on all ranks at the same step."""
         self.finished: FinishReason | None = None
+        self.course: Course | None = None
+        """How its tokens are cut into passes; None until it is opened."""
+        self.cached_tokens = 0
         self.prefill_s = 0.0
         self.decode_s = 0.0
         self._tokenizer = tokenizer
@@ -101,7 +105,7 @@ class Generation:
                 reason=reason,
                 text=text,
                 prompt_tokens=len(self.prompt),
-                cached_tokens=0,
+                cached_tokens=self.cached_tokens,
                 completion_tokens=len(self.tokens),
                 prefill_s=self.prefill_s,
                 decode_s=self.decode_s,

@@ -12,6 +12,8 @@ import enum
 
 import msgspec
 
+from exoengine.course import Course
+
 
 class Vote(enum.IntFlag):
     """What any one rank can ask for; gathered from all ranks with each step."""
@@ -63,13 +65,29 @@ class Stop(msgspec.Struct, frozen=True, tag="stop", array_like=True):
 
 
 class Standing(msgspec.Struct, frozen=True, array_like=True):
-    """How far one rank is with a request. `position` counts the tokens in its caches."""
+    """How far one rank is with a request; resume.py makes of all ranks' standings where it goes on."""
 
     order: int
     request_id: str
     tokens: tuple[int, ...]
-    position: int
     cancelled: bool
+    started: bool
+    """Did this rank open the request before? If not, `position` is what an earlier turn has in common with it."""
+    cached_tokens: int
+    course: Course
+    position: int
+    """How many of the sequence's tokens are in its caches."""
+    can_trim: bool
+    """Can the caches go back to any position?"""
+    marks: tuple[int, ...]
+    """Positions that they can go back to in any case."""
+    sent_tokens: int
+    """From the beginning on, for how many tokens it has kept what it sent downstream."""
 
 
 Message = Open | Step | Outcome | Stop
+
+
+def joined(step: Step, votes: int) -> Step:
+    """The step with one more rank's votes."""
+    return msgspec.structs.replace(step, votes=step.votes | votes)

@@ -1,0 +1,70 @@
+"""What a stage sent downstream of one sequence, kept so that a stage that lost its caches can have it again.
+
+A rank whose process died runs its layers again from these, while the ranks before it compute nothing. The states
+are kept as they were sent, in the dtype of the wire, from the sequence's beginning on, until they reach the limit.
+
+Decides: what is kept. Called by holding.py; evaluates only what it joins.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import mlx.core as mx
+
+MAX_SENT_BYTES: Final = 1024 * 1024 * 1024
+"""65,000 tokens of a model whose hidden state has 8,192 values of two bytes. The KV cache of such a stage is about
+ten times as large, so this is never what fills a machine; a longer sequence is prefilled again from here on."""
+
+JOINED_TOKENS: Final = 64
+"""Single tokens are joined by so many: a GPU's driver limits the number of buffers, not only their size."""
+
+
+class SentStates:
+    """The hidden states of tokens [0, length), in pieces."""
+
+    def __init__(self) -> None:
+        self._pieces: list[Any] = []
+        self.length = 0
+        self.nbytes = 0
+
+    def add(self, start: int, hidden: Any) -> None:
+        """What was sent for the tokens from `start` on: (1, tokens, …), evaluated. Known tokens change nothing."""
+        tokens = hidden.shape[1]
+        if start != self.length or self.nbytes + hidden.nbytes > MAX_SENT_BYTES:
+            return
+        self._pieces.append(hidden)
+        self.length += tokens
+        self.nbytes += hidden.nbytes
+        last = self._pieces[-JOINED_TOKENS:]
+        if len(last) == JOINED_TOKENS and all(piece.shape[1] == 1 for piece in last):
+            joined = mx.concatenate(last, axis=1)
+            mx.eval(joined)
+            self._pieces[-JOINED_TOKENS:] = [joined]
+
+    def cut(self, length: int) -> None:
+        """Forgets the tokens from `length` on."""
+        while self.length > length:
+            piece = self._pieces.pop()
+            begin = self.length - piece.shape[1]
+            self.nbytes -= piece.nbytes
+            self.length = begin
+            if begin < length:
+                self.add(begin, _evaluated(piece[:, : length - begin]))
+
+    def part(self, start: int, count: int) -> Any:
+        """The states of [start, start + count), which must lie within `length`; evaluated."""
+        found, begin = [], 0
+        for piece in self._pieces:
+            end = begin + piece.shape[1]
+            if begin < start + count and end > start:
+                found.append(piece[:, max(0, start - begin) : start + count - begin])
+            begin = end
+        return _evaluated(mx.concatenate(found, axis=1) if len(found) > 1 else found[0])
+
+
+def _evaluated(view: Any) -> Any:
+    """An array of its own: what it was cut from can go."""
+    own = mx.contiguous(view)
+    mx.eval(own)
+    return own
