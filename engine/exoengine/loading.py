@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import psutil
 from mlx_lm.utils import load_config, load_model
 
+from exoengine.fit import check_fit
 from exoengine.model_folder import ModelFolderError, ModelSummary, inspect
 from exoengine.stages import NotSplittableError, Stage, parameter_bytes
 from exoengine.text import Tokenizer
@@ -31,7 +33,7 @@ class LoadedModel:
 
 
 def load(
-    folder: Path, first: int, last: int, max_context_tokens: int, progress: Callable[[int, int], None]
+    folder: Path, first: int, last: int, max_context_tokens: int, kv_bits: int, progress: Callable[[int, int], None]
 ) -> LoadedModel:
     """Reads layers [first, last) and whatever else the stage runs. Raises ModelFolderError."""
     summary = inspect(folder)
@@ -39,6 +41,8 @@ def load(
         raise ModelFolderError(
             "bad_span", f"layers {first} to {last} are asked for; the model has {summary.total_layers}"
         )
+    wanted = min(max_context_tokens, summary.max_context_tokens)
+    check_fit(folder, summary, first, last, wanted, kv_bits, psutil.virtual_memory().available)
     before = mx.get_active_memory()
     model = _build(folder, summary)
     stage = _divide(model, folder, summary, first, last)

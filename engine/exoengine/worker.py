@@ -153,7 +153,7 @@ class Worker:
         try:
             self._model = load(
                 Path(message.folder), message.first_layer, message.last_layer, message.max_context_tokens,
-                lambda done, total: self._emit(LoadProgress(done, total)),
+                message.kv_bits, lambda done, total: self._emit(LoadProgress(done, total)),
             )  # fmt: skip
         except ModelFolderError as error:
             self._set("empty")
@@ -162,9 +162,7 @@ class Worker:
         finally:
             self.board.end()
         model = self._model
-        self._generations = Generations(
-            model, self._group, self.board, self._emit, message.sync, message.kv_bits
-        )
+        self._generations = Generations(model, self._group, self.board, self._emit, message.sync, message.kv_bits)
         self.board.memory_bytes = model.weight_bytes
         gc.collect()
         gc.freeze()  # a collection after a fault must not walk through what stays for ever
@@ -223,9 +221,7 @@ class Worker:
         self._formed, self._prepared = plan, None
         generations.joined(plan.rank, plan.size)
         self._set("ready")
-        self._emit(
-            Formed(plan.plan_hash, plan.attempt, time.monotonic() - begun, generations.next_step)
-        )
+        self._emit(Formed(plan.plan_hash, plan.attempt, time.monotonic() - begun, generations.next_step))
 
     def _act_on_abort(self) -> None:
         """The control thread has shut the connections down already; here the group is dropped."""
