@@ -263,4 +263,3 @@ def _find_descriptors(accepts_at: int, connects_to: int) -> tuple[int, int]:
     if left < 0 or right < 0:
         raise RuntimeError("the ring's connections were not found among the descriptors")
     return left, right
-

@@ -126,9 +126,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", config)
 
 
-def resolve(
-    model: str, cache_dir: Path | None = None, progress: Callable[[int, int], None] | None = None
-) -> Path:
+def resolve(model: str, cache_dir: Path | None = None, progress: Callable[[int, int], None] | None = None) -> Path:
     """The local folder of a model: a folder's path, `embedded:NAME`, or a Hugging Face repository's id.
 
     Downloads what is missing of a repository; `progress(done_bytes, total_bytes)` is called from a thread of

@@ -208,9 +208,7 @@ class Cluster:
     def finish(self, request_id: str) -> list[Answer | RequestFailed]:
         answers: list[Answer | RequestFailed] = []
         for rank in self.ranks[: len(self.loads)]:
-            said = rank.expect(
-                Finished, RequestFailed, where=lambda said: said.request_id == request_id
-            )
+            said = rank.expect(Finished, RequestFailed, where=lambda said: said.request_id == request_id)
             answers.append(said if isinstance(said, RequestFailed) else Answer(rank.seen, request_id))
         return answers
 
