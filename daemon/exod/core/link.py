@@ -318,16 +318,17 @@ class Link:
 
     def handle_timer(self, now: float) -> None:
         """Waking up costs more than a datagram or a look: what is nearly due is done in the same turn, and a look
-        is put off where datagrams that came meanwhile have moved all deadlines.
+        is put off where datagrams that came meanwhile have moved all deadlines. One datagram at a time: it says how
+        long the last echo was held, up to `now`, and making another takes as long as a round trip on a cable.
         """
         if now >= self._check_at:
             self._put_off_check()
             if self._check_at <= now:
                 self._check(now)
-        if any(path.next_send <= now for path in self.paths if not path.gone):
-            for path in self.paths:
-                if min(path.next_send, path.ripe_at) <= now and not path.gone:
-                    self._send(path, now)
+        due = next((path for path in self.paths.present if path.next_send <= now), None)
+        if due is not None:
+            self._send(due, now)
+            self.prober.hasten((path for path in self.paths.present if path.ripe_at <= now), now)
 
     def goodbye(self, now: float) -> None:
         for path in self.paths.heard:
