@@ -69,6 +69,9 @@ class Platform(Protocol):
     def bind_to_interface(self, sock: socket.socket, interface: str) -> None:
         """Keeps an IPv4 socket on one interface whatever the route table says. Raises OSError."""
 
+    def give_up_unacknowledged(self, sock: socket.socket, after_s: float) -> None:
+        """Ends a TCP connection whose peer's kernel acknowledges nothing for so long; 0: the system's patience."""
+
     def enable_receive_stamps(self, sock: socket.socket) -> None:
         """Asks the kernel to stamp each datagram as it arrives. Raises OSError."""
 

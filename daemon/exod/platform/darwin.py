@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno as errnos
+import math
 import socket
 import struct
 import time
@@ -33,6 +34,7 @@ from exod.platform.darwin_text import (
 # at all), and the file is type-checked and tested on Linux.
 _PF_ROUTE = 17
 _IP_BOUND_IF = 25
+_TCP_RXT_CONNDROPTIME = 0x80  # netinet/tcp.h
 _SO_TIMESTAMP_MONOTONIC = 0x0800
 _SCM_TIMESTAMP_MONOTONIC = 0x04
 _SOL_SOCKET = 0xFFFF
@@ -103,6 +105,10 @@ class Darwin:
 
     def bind_to_interface(self, sock: socket.socket, interface: str) -> None:
         sock.setsockopt(socket.IPPROTO_IP, _IP_BOUND_IF, _UINT32.pack(socket.if_nametoindex(interface)))
+
+    def give_up_unacknowledged(self, sock: socket.socket, after_s: float) -> None:
+        """In whole seconds."""
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_RXT_CONNDROPTIME, math.ceil(after_s))
 
     def enable_receive_stamps(self, sock: socket.socket) -> None:
         sock.setsockopt(_SOL_SOCKET, _SO_TIMESTAMP_MONOTONIC, 1)

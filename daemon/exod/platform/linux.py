@@ -26,6 +26,7 @@ _NETLINK_ROUTE = 0
 _RTMGRP_LINK = 0x1
 _RTMGRP_IPV4_IFADDR = 0x10
 _SO_BINDTODEVICE = 25
+_TCP_USER_TIMEOUT = 18  # milliseconds (tcp(7))
 _SO_TIMESTAMPNS = 35
 _CLOCK_BOOTTIME = 7
 _CLOCK_MONOTONIC = 1
@@ -87,6 +88,9 @@ class Linux:
     def bind_to_interface(self, sock: socket.socket, interface: str) -> None:
         """Needs no privilege since Linux 5.7; before that CAP_NET_RAW (PermissionError without)."""
         sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, interface.encode() + b"\0")
+
+    def give_up_unacknowledged(self, sock: socket.socket, after_s: float) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, round(after_s * 1000))
 
     def enable_receive_stamps(self, sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)

@@ -6,6 +6,7 @@ Decides nothing about peers: `control_plane.py` is told what opened, came and wa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Final, Protocol, cast
 
@@ -13,6 +14,7 @@ import structlog
 
 from exod.errors import TrustError
 from exod.model import NodeCard, NodeId
+from exod.platform import Platform
 from exod.services.control_messages import ControlMessage, FrameError, frame, take
 from exod.trust import peer_id
 
@@ -109,6 +111,12 @@ class Connection(asyncio.Protocol):
     def send_message(self, message: ControlMessage) -> bool:
         """Over this very connection: preflight measures one path."""
         return self.send(frame(message))
+
+    def doubt(self, platform: Platform, after_s: float) -> None:
+        """Ends this connection where the peer's kernel acknowledges nothing for so long; 0: no longer."""
+        if self._transport is not None and self.is_open:
+            with contextlib.suppress(OSError):
+                platform.give_up_unacknowledged(self._transport.get_extra_info("socket"), after_s)
 
     def refuse(self, text: str) -> None:
         log.warning("control_connection_refused", peer=self.peer, address=self.remote, text=text)

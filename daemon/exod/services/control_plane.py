@@ -49,6 +49,10 @@ SILENCE_S: Final = 10.0
 """Probes notice a dead path in a fraction of a second and its connections are closed then; this is for a
 connection that died while its path lives (a restarted peer behind a lost reset)."""
 
+UNACKNOWLEDGED_S: Final = 0.7
+"""Of a peer that is silent on all paths. A power cut shows within 2 s (contract, MQTT): 0.3 s until the silence is
+noticed, this, and some for telling it."""
+
 LAG_S: Final = 1.0
 """A loop that ran later than this has not read yet what peers said meanwhile: nobody is judged this time."""
 
@@ -104,6 +108,7 @@ class ControlPlane:
         """Addresses that turned out to be this node's own."""
         self._contacts: dict[Target, str] = {}
         self._paths: dict[NodeId, tuple[Target, ...]] = {}
+        self._doubted: set[NodeId] = set()
         self._dials: dict[Target, asyncio.Task[None]] = {}
         self._pools_changed = asyncio.Event()
         """Set, and replaced, whenever a connection came or went: dials that wait for that look again."""
@@ -183,6 +188,18 @@ class ControlPlane:
         if self._paths.get(peer, ()) != targets:
             self._paths[peer] = targets
             self._reconcile()
+
+    def doubt(self, peer: NodeId, silent: bool) -> None:
+        """A peer that is silent on all paths: its daemon stands still, or its host is gone. A living host's kernel
+        acknowledges what a connection carries; one that does not loses its connections, which tells the two apart.
+        """
+        if silent == (peer in self._doubted):
+            return
+        self._doubted ^= {peer}
+        for connection in list(self._connections.get(peer, ())):
+            connection.doubt(self._platform, UNACKNOWLEDGED_S if silent else 0.0)
+            if silent:
+                connection.send(frame(StillThere()))
 
     def path_died(self, peer: NodeId, local: str, remote: str) -> None:
         """Closes the connections that run over a dead path: what is sent from now on takes another."""
