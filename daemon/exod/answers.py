@@ -18,6 +18,7 @@ import psutil
 
 from exod.commands import GenerationDelta
 from exod.core.events import DebugFault, DebugPin, RenegotiateRequested
+from exod.core.health import EDGE_FAILED
 from exod.core.view import LinkView, PathView
 from exod.errors import ExitCode, RequestError
 from exod.model import EngineState, Event, NodeId, NodeState, PathId, Reason
@@ -43,6 +44,7 @@ from exod.reports import (
     StatusReport,
 )
 from exod.services.netcheck import PeerPort, netcheck
+from exod.services.preflight import preflight_data
 from exoengine.protocol import GenerationRequest
 
 if TYPE_CHECKING:
@@ -177,7 +179,8 @@ class Answers:
             return Readiness(False, "draining", "the engine is being drained and admits no more requests")
         match engine.state:
             case EngineState.READY | EngineState.GENERATING:
-                return Readiness(True)
+                trouble = self._daemon.situation.failed_edge()
+                return Readiness(not trouble, EDGE_FAILED if trouble else "", trouble)
             case EngineState.OFF:
                 text = "no model is loaded: exoctl engine load MODEL"
                 return Readiness(False, "no_model", engine.text or text)
@@ -238,8 +241,7 @@ class Answers:
         )
         for check in checks:
             if not check.ok:
-                data: dict[str, object] = {"check": check.name, "figure": check.figure, "text": check.text}
-                self._daemon.events.write(Event(0.0, "preflight.failed", check.subject, data))
+                self._daemon.events.write(Event(0.0, "preflight.failed", check.subject, preflight_data(check)))
         return msgspec.structs.replace(report, checks=checks)
 
     async def doctor(self) -> DoctorReport:

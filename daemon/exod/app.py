@@ -44,6 +44,7 @@ from exod.model import Event, LocalAddress, MeshPlan, NodeCard, NodeId
 from exod.peerbook import PeerBook
 from exod.platform import current
 from exod.platform.routes import route_source
+from exod.reports import PreflightCheck
 from exod.services.control_messages import (
     Goodbye,
     NodeReport,
@@ -56,13 +57,14 @@ from exod.services.control_messages import (
 from exod.services.control_plane import ControlPlane
 from exod.services.control_socket import ControlSocket
 from exod.services.discovery import Announcement, Discovery, Found, Lost
+from exod.services.edge_watch import EdgeWatch
 from exod.services.engine_host import EngineHost
 from exod.services.events import EventLog
 from exod.services.http_api import HttpApi
 from exod.services.interfaces import InterfaceWatcher
 from exod.services.mesh_driver import MeshDriver
 from exod.services.mqtt import MqttService
-from exod.services.preflight import Preflight
+from exod.services.preflight import Preflight, preflight_data
 from exod.services.probing import Prober
 from exod.services.static_peers import StaticPeer, StaticPeers
 from exod.situation import PlanChange, Situation
@@ -203,6 +205,7 @@ class Daemon:
         self.preflight = Preflight(
             self.card.id, self.control, self.engine, core, config.mesh.degraded_ms, route_source, platform
         )
+        self.edge_watch = EdgeWatch(self.preflight.edge_checks, self._edges_checked)
         self.situation = Situation(self)
         self.answers = Answers(self)
         self.socket = ControlSocket(self.answers, config.control_socket, debug_enabled=config.debug.enabled)
@@ -230,6 +233,7 @@ class Daemon:
                 "control plane": self.control.run(),
                 "static peers": self.static_peers.run(),
                 "engine": self.engine.run(),
+                "edge watch": self.edge_watch.run(),
                 "mqtt": self.mqtt.run(),
                 "control socket": self.socket.run(),
                 "http": self.http.run(),
@@ -397,9 +401,15 @@ class Daemon:
             PlanChange(plan, time.time(), command.reason, command.detect_ms, command.agree_ms)
         )
         self.engine.commit(plan)
+        self.edge_watch.plan_committed()
         if plan.model != self.card.model:
             # The next coordinator must wish for what is hosted now, not for what its own file once said.
             self._set_card(msgspec.structs.replace(self.card, model=plan.model))
+
+    def _edges_checked(self, failed: tuple[PreflightCheck, ...]) -> None:
+        for check in failed:
+            self.events.write(Event(0.0, "preflight.failed", check.subject, preflight_data(check)))
+        self.refresh_soon()
 
     def _event_written(self, event: Event) -> None:
         self.counts[event.type] += 1

@@ -17,7 +17,7 @@ import psutil
 
 from exod import VERSION
 from exod.core.engine_messages import RankPhase, RankStatus
-from exod.core.health import HealthInput, HealthJudge, HealthSnapshot
+from exod.core.health import EDGE_FAILED, HealthInput, HealthJudge, HealthSnapshot
 from exod.core.view import LinkView, NodeView
 from exod.model import EngineState, Health, MeshPlan, NodeId, NodeState, PathState, Reason
 from exod.reports import (
@@ -88,6 +88,7 @@ class Situation:
         for link in view.links:
             self._warm_paths(view, link)
         for node in view.nodes:
+            daemon.control.doubt(node.id, node.state is NodeState.SUSPECT)
             if node.state is NodeState.DOWN and node.id in daemon.engine.statuses:
                 daemon.engine.peer_lost(node.id)
         daemon.engine.link_health(*self._link_health(view))
@@ -169,10 +170,19 @@ class Situation:
                 engine_enabled=config.engine.enabled,
                 engine_state=engine.state,
                 engine_text=engine.text,
+                edge_text="; ".join(f"{check.subject}: {check.text}" for check in self._daemon.edge_watch.failed),
                 mqtt_text=mqtt.text if configured_broker and mqtt.state != "connected" else "",
             ),
             now=time.time(),
         )
+
+    def failed_edge(self) -> str:
+        """What a node of the ring found wrong with an edge of the plan; empty where nothing is."""
+        plan, found = self._daemon.engine.plan, [(one.code, one.text) for one in self.health().reasons]
+        for node in plan.ring if plan is not None else ():
+            if node != self._me and node in self._reports:
+                found += [(code, text) for code, _, text, _ in self._reports[node].reasons]
+        return next((text for code, text in found if code == EDGE_FAILED), "")
 
     def status(self) -> StatusReport:
         daemon, view, health = self._daemon, self.view(), self.health()
@@ -305,7 +315,7 @@ class Situation:
             return EngineState.LOADING if self._daemon.card.engine and self._daemon.card.model else EngineState.OFF
         if not plan.model or not plan.ring:
             return EngineState.OFF
-        if host.formation.problem or any(s is not None and s.phase is RankPhase.FAILED for s in statuses):
+        if host.disagreement() or any(s is not None and s.phase is RankPhase.FAILED for s in statuses):
             return EngineState.FAILED
         current = [status for status in statuses if status is not None and status.plan_hash == plan.hash]
         formed = len(current) == len(plan.ring) and all(status.phase is RankPhase.FORMED for status in current)

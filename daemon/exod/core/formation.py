@@ -10,6 +10,7 @@ Decides only when to say `prepare` and `form`. Called by the engine host of the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final
 
@@ -140,7 +141,7 @@ class Formation:
                 return []
 
     def _gather(self, ranks: list[RankStatus], now: float) -> list[OrderRank]:
-        self.problem = _disagreement(ranks)
+        self.problem = disagreement(ranks)
         if self.problem:
             return []
         self.attempt = max(self.attempt, *(rank.attempt for rank in ranks)) + 1
@@ -192,10 +193,13 @@ class Formation:
         ]
 
 
-def _disagreement(ranks: list[RankStatus]) -> str:
-    """Why these ranks must not form a group, in words; empty where they may."""
-    first = ranks[0]
-    for other in ranks[1:]:
+def disagreement(ranks: Sequence[RankStatus | None]) -> str:
+    """Why these ranks must not form a group, in words; empty where they may, or where one has not loaded yet."""
+    known = [rank for rank in ranks if rank is not None and rank.phase in _HOLDS_ITS_LAYERS]
+    if not known or len(known) < len(ranks):
+        return ""
+    first, *others = known
+    for other in others:
         if other.fingerprint != first.fingerprint:
             return (
                 f"nodes {first.sender} and {other.sender} hold different files of {first.model}: copy one folder "

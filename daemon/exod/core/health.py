@@ -51,12 +51,17 @@ DOWN_CODES = frozenset({"engine_failed"})
 """Nothing can be served."""
 
 
+EDGE_FAILED = "preflight_failed"
+
+
 class HealthInput(msgspec.Struct, frozen=True):
     view: NodeView
     degraded_ms: float
     engine_enabled: bool = False
     engine_state: EngineState = EngineState.OFF
     engine_text: str = ""
+    edge_text: str = ""
+    """What the check of this node's edges found; empty where nothing is wrong."""
     mqtt_text: str = ""
     """What is wrong with a broker that a person configured; empty where nothing is, or none was."""
 
@@ -104,6 +109,8 @@ def _facts(given: HealthInput) -> Iterator[_Fact]:
         yield _Fact("engine_failed", view.me.id, given.engine_text or "the engine failed")
     if given.engine_enabled and given.engine_state is EngineState.RECOVERING:
         yield _Fact("engine_recovering", view.me.id, given.engine_text or "the engine is recovering")
+    if given.edge_text:
+        yield _Fact(EDGE_FAILED, view.me.id, given.edge_text)
     if given.mqtt_text:
         yield _Fact("mqtt_down", view.me.id, given.mqtt_text)
 

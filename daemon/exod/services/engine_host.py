@@ -32,7 +32,7 @@ from exod.core.engine_messages import (
     TellBegun,
     client_id,
 )
-from exod.core.formation import Formation, OrderRank
+from exod.core.formation import Formation, OrderRank, disagreement
 from exod.core.rank import Rank
 from exod.core.rank_commands import (
     KillWorker,
@@ -293,8 +293,8 @@ class EngineHost:
             return "no model is loaded"
         if not self.plan.ring:
             return "no node of the mesh hosts a rank"
-        if self.formation.problem:
-            return self.formation.problem
+        if text := self.disagreement():
+            return text
         for status in self._ranks():
             if status is None:
                 return "a rank has not reported under the present plan"
@@ -303,6 +303,10 @@ class EngineHost:
                     f": {status.text}" * bool(status.text)
                 )
         return ""
+
+    def disagreement(self) -> str:
+        """Why the plan's ranks must not form a group, as every node sees it; empty where they may."""
+        return disagreement(self._ranks())
 
     async def drained(self) -> None:
         """Returns when nothing is generated and nothing waits."""

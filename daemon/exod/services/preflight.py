@@ -1,7 +1,7 @@
 """The checks that run before inference: each edge of the plan, and what all ranks must have in common.
 
 Each node checks the edges that start at it and its own port and memory; the one that is asked collects the others'
-answers. Every check gives a figure, and a failed one its cure. Called for `exoctl preflight`.
+answers. Every check gives a figure, and a failed one its cure. Called for `exoctl preflight`, and by edge_watch.py.
 """
 
 from __future__ import annotations
@@ -34,6 +34,12 @@ TRANSFER_BYTES: Final = 1024 * 1024
 """Long enough to leave slow start behind on a LAN, 8 s at 1 Mbit/s on the worst VPN: within the deadline."""
 
 TRANSFER_DEADLINE_S: Final = 10.0
+WATCH_BYTES: Final = 64 * 1024
+"""Of the check that runs by itself: several times the largest frame of any interface, nothing to a path in use."""
+
+WATCH_DEADLINE_S: Final = 3.0
+"""64 KiB at the pace of a telephone line."""
+
 ANSWER_DEADLINE_S: Final = 15.0
 MAX_LOSS: Final = 0.05
 """TCP keeps its pace up to about a percent; a path that loses more is called degraded at 20%."""
@@ -90,6 +96,12 @@ class Preflight:
             checks.append(self._memory_check())
         return tuple(checks)
 
+    async def edge_checks(self) -> tuple[PreflightCheck, ...]:
+        """A short transfer over each edge that starts here."""
+        plan = self._engine.plan
+        edges = [edge for edge in plan.edges if edge.source == self._me] if plan is not None else []
+        return tuple([await self._transfer_check(edge, WATCH_BYTES, WATCH_DEADLINE_S) for edge in edges])
+
     # --- one edge -------------------------------------------------------------------------------------------
 
     def _path_checks(self, edge: Edge) -> list[PreflightCheck]:
@@ -143,15 +155,28 @@ class Preflight:
         try:
             sock.bind((edge.target_address, edge.target_port))
         except OSError as error:
-            if error.errno == errno.EADDRINUSE and self._engine.rank.phase is RankPhase.FORMED:
-                return PreflightCheck("port", subject, True, "in use by our rank", "the ring stands")
+            if error.errno == errno.EADDRINUSE and self._is_our_ranks(edge.target_address, edge.target_port):
+                return PreflightCheck("port", subject, True, "in use by our rank", "the ring is being formed")
             cure = "end the process that holds it, or set engine.ring_port"
             return PreflightCheck("port", subject, False, str(error.strerror), "the ring cannot listen here", cure)
         finally:
             sock.close()
         return PreflightCheck("port", subject, True, "free", "the ring can listen here")
 
-    async def _transfer_check(self, edge: Edge) -> PreflightCheck:
+    def _is_our_ranks(self, address: str, port: int) -> bool:
+        """Does our own worker listen there?"""
+        hello = self._engine.rank.hello
+        if hello is None:
+            return False
+        try:
+            found = psutil.Process(hello.pid).net_connections("tcp4")
+        except psutil.Error:
+            return False
+        return any(one.status == psutil.CONN_LISTEN and one.laddr == (address, port) for one in found)
+
+    async def _transfer_check(
+        self, edge: Edge, size: int = TRANSFER_BYTES, deadline_s: float = TRANSFER_DEADLINE_S
+    ) -> PreflightCheck:
         subject = self._subject(edge)
         connection = self._control.connection_on(edge.target, edge.source_address, edge.target_address)
         if connection is None:
@@ -162,20 +187,22 @@ class Preflight:
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._transfers[serial] = future
         started = time.monotonic()
-        connection.send_message(TransferProbe(serial, bytes(TRANSFER_BYTES)))
+        connection.send_message(TransferProbe(serial, bytes(size)))
         try:
-            async with asyncio.timeout(TRANSFER_DEADLINE_S):
+            async with asyncio.timeout(deadline_s):
                 await future
         except TimeoutError:
-            text = f"{TRANSFER_BYTES} bytes were not acknowledged within {TRANSFER_DEADLINE_S:.0f} s"
-            return PreflightCheck(
-                "transfer", subject, False, "timed out", text, "check the cable; try another port"
-            )
+            connection.abort()  # messages of the engine would wait behind what does not arrive
+            text = f"{size} bytes were not acknowledged within {deadline_s:.0f} s: large frames do not pass"
+            cure = "set the same MTU on both ends; check the cable, try another port"
+            return PreflightCheck("transfer", subject, False, "timed out", text, cure)
         finally:
             del self._transfers[serial]
         elapsed_s = time.monotonic() - started
-        figure = f"{TRANSFER_BYTES / elapsed_s / 1e6:.0f} MB/s"
-        return PreflightCheck("transfer", subject, True, figure, "1 MiB over TLS and back an acknowledgement")
+        figure = f"{size / elapsed_s / 1e6:.0f} MB/s"
+        return PreflightCheck(
+            "transfer", subject, True, figure, f"{size >> 10} KiB over TLS and back an acknowledgement"
+        )
 
     # --- the node and the group -----------------------------------------------------------------------------
 
@@ -270,3 +297,8 @@ class Preflight:
 
     async def _answer(self, peer: NodeId, serial: int) -> None:
         self._control.send(peer, PreflightAnswer(serial, await self.own_checks()))
+
+
+def preflight_data(check: PreflightCheck) -> dict[str, object]:
+    """A failed check as the event log has it."""
+    return {"check": check.name, "figure": check.figure, "text": check.text, "cure": check.cure}

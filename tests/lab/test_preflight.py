@@ -1,0 +1,218 @@
+"""What would make inference fail is found before it, is named with its cure, and hangs nothing.
+
+One pair of daemons lives through this file; each test breaks one thing that preflight checks and mends it again.
+Each node has a home of its own, so that one name can mean two model folders. The route and the memory are checked
+in `tests/services/test_preflight.py`: a path with a wrong route is never planned, and memory cannot be taken away
+here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exoengine.embedded import model_folder
+from tests.lab.chat import count_prompt, numbers
+from tests.lab.cluster import Cluster
+from tests.lab.node import RING_PORT, Node, wait_for
+from tests.lab.reading import agreed_on, can_serve
+from tests.lab.topology import Lab
+
+pytestmark = pytest.mark.lab
+
+SERVES_WITHIN_S = 60.0
+FOUND_WITHIN_S = 30.0
+RING_PORTS_TRIED = 8  # core/ring_ports.py
+FAILED = 4  # exoctl's exit code where a check fails
+MODEL = "~/count"
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Cluster]:
+    with Lab(2) as lab:
+        cluster = Cluster(lab, (1, 2), config={"mqtt": {"broker": "off"}})
+        for node in cluster.nodes:
+            start(node)
+        yield cluster
+
+
+@pytest.fixture(autouse=True)
+def _serving(pair: Cluster) -> Iterator[None]:
+    pair.wait_ready("thunderbolt", SERVES_WITHIN_S)
+    yield
+    pair.lab.restore()
+
+
+def start(node: Node, **environment: str) -> None:
+    """Starts the daemon with a home of its own."""
+    home = node.folder / "home"
+    home.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ({"HOME": str(home)} | environment).items():
+            patch.setenv(name, value)
+        node.start()
+
+
+def preflight(node: Node) -> tuple[int, list[dict[str, Any]]]:
+    """The exit code of `exoctl preflight`, and its checks."""
+    done = node.exoctl("preflight", "--json")
+    assert done.returncode in (0, FAILED), f"exit code {done.returncode}: {done.stderr}"
+    return done.returncode, json.loads(done.stdout)["checks"]
+
+
+def failure(node: Node, name: str) -> dict[str, Any] | None:
+    """The check of that name that fails, with a reason and a cure; None while it does not."""
+    code, checks = preflight(node)
+    found = next((check for check in checks if check["name"] == name and not check["ok"]), None)
+    if found is not None:
+        assert code == FAILED
+        assert found["text"], found
+        assert found["cure"], found
+    return found
+
+
+def wait_for_failure(node: Node, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = wait_for(lambda: failure(node, name), FOUND_WITHIN_S, f"preflight finds: {name}")
+    return found
+
+
+def refusal(node: Node) -> str:
+    """Why `/ready` says no; empty where it says yes. The status says the same."""
+    reply = node.request("GET", "/ready")
+    if reply.status == 200:
+        return ""
+    assert reply.status == 503
+    text: str = reply.json()["error"]["message"]
+    return text
+
+
+def wait_refused(pair: Cluster, *words: str) -> None:
+    """Every node says why nothing is served: in `/ready` and in the status."""
+    for node in pair.nodes:
+        wait_for(
+            lambda node=node: all(word in refusal(node) for word in words), FOUND_WITHIN_S, f"/ready says {words}"
+        )
+        status = node.status()
+        assert all(word in status["engine"]["text"] for word in words), status["engine"]
+
+
+@contextlib.contextmanager
+def held(node: Node, interface: str, ports: range) -> Iterator[None]:
+    """Another process of the host listens on these ports."""
+    with contextlib.ExitStack() as sockets:
+        for port in ports:
+            listener = sockets.enter_context(node.host.socket())
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((node.host.address(interface), port))
+            listener.listen()
+        yield
+
+
+def test_what_is_well_passes_every_check_with_a_figure(pair: Cluster) -> None:
+    code, checks = preflight(pair.node(1))
+    assert code == 0, checks
+    names = [check["name"] for check in checks]
+    assert set(names) == {"rtt", "loss", "route", "transfer", "port", "memory", "versions", "model"}
+    assert names.count("transfer") == 2, "each direction of the ring"
+    assert all(check["ok"] and check["figure"] for check in checks)
+
+
+def test_paths_that_are_all_slow_fail_the_rtt_check(pair: Cluster) -> None:
+    for name in ("bridge0", "en0"):
+        pair.lab.link(name).set(delay_ms=8)
+    found = wait_for_failure(pair.node(1), "rtt")
+    assert "over the limit of 5 ms" in found["text"]
+    assert "cable" in found["cure"]
+
+
+def test_a_path_that_loses_datagrams_fails_the_loss_check(pair: Cluster) -> None:
+    for link in pair.lab.links.values():
+        link.set(loss=0.12)
+    found = wait_for_failure(pair.node(1), "loss")
+    assert "over the limit of 5%" in found["text"]
+
+
+def test_a_path_that_lets_only_small_frames_through_fails_the_transfer_check(pair: Cluster) -> None:
+    node = pair.node(1)
+    pair.lab.link("bridge0").set(drop_over_bytes=1000)
+    node.exoctl("mesh", "renegotiate", check=True)  # each new plan's edges are checked, unasked
+    wait_for(lambda: "192.168.4." in refusal(node), FOUND_WITHIN_S, "/ready says why")
+    assert any(reason["code"] == "preflight_failed" for reason in node.status()["reasons"])
+    assert "192.168.4." in wait_for_failure(node, "transfer")["subject"]
+    pair.lab.restore()
+    wait_for(lambda: not refusal(node), FOUND_WITHIN_S, "/ready says yes again")
+
+
+def test_a_port_that_someone_else_has_is_left_for_the_next_one(pair: Cluster) -> None:
+    with held(pair.node(2), "en0", range(RING_PORT, RING_PORT + 1)):
+        pair.lab.link("bridge0").cut()
+        statuses = pair.wait_until(
+            lambda found: agreed_on(found, "ethernet") and all(map(can_serve, found)),
+            SERVES_WITHIN_S,
+            "the ring stands on another port",
+        )
+        addresses = {edge["address"] for status in statuses for edge in status["mesh"]["edges"]}
+        assert f"{pair.node(2).host.address('en0')}:{RING_PORT + 1}" in addresses
+        assert numbers(pair.node(1).chat(count_prompt(3, 20))) == list(range(3, 21))
+
+
+def test_where_all_ports_are_taken_it_is_said_and_mended_without_a_restart(pair: Cluster) -> None:
+    node = pair.node(2)
+    with held(node, "en0", range(RING_PORT, RING_PORT + RING_PORTS_TRIED)):
+        pair.lab.link("bridge0").cut()
+        wait_refused(pair, "cannot listen on", "engine.ring_port")
+        found = wait_for_failure(pair.node(1), "port")
+        assert node.host.address("en0") in found["subject"], (
+            "and not the port that the other rank listens on itself"
+        )
+        assert "engine.ring_port" in found["cure"]
+    pair.wait_until(lambda found: all(map(can_serve, found)), SERVES_WITHIN_S, "the ring stands")
+
+
+def test_a_model_that_is_not_there_is_refused(pair: Cluster) -> None:
+    node = pair.node(1)
+    node.exoctl("engine", "load", "/no/such/model", check=True)
+    wait_refused(pair, "/no/such/model does not exist")
+    assert "/no/such/model does not exist" in wait_for_failure(node, "load")["text"]
+    node.exoctl("engine", "load", "embedded:count", check=True)
+
+
+def test_two_folders_of_one_name_with_different_files_are_refused(pair: Cluster) -> None:
+    for node in pair.nodes:
+        folder = node.folder / "home" / "count"
+        shutil.copytree(model_folder("embedded:count"), folder)
+    spoil_weights(folder)
+    pair.node(1).exoctl("engine", "load", MODEL, check=True)
+    wait_refused(pair, "different files")
+    assert "ranks differ" in wait_for_failure(pair.node(1), "model")["text"]
+    pair.node(1).exoctl("engine", "load", "embedded:count", check=True)
+
+
+def spoil_weights(folder: Path) -> None:
+    weights = next(folder.glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    half = len(content) // 2
+    content[half:] = bytes(len(content) - half)  # a download that broke off in a file of its full size
+    weights.write_bytes(content)
+
+
+def test_different_versions_are_refused(pair: Cluster) -> None:
+    node = pair.node(2)
+    assert node.terminate() == 0
+    other_version = node.folder / "other-version" / "mlx_lm-0.0.1.dist-info"
+    other_version.mkdir(parents=True)
+    (other_version / "METADATA").write_text("Metadata-Version: 2.1\nName: mlx-lm\nVersion: 0.0.1\n")
+    known = os.environ.get("PYTHONPATH")
+    start(node, PYTHONPATH=os.pathsep.join([str(other_version.parent), *([known] if known else [])]))
+    wait_refused(pair, "different versions", "0.0.1")
+    assert "install the same versions" in wait_for_failure(pair.node(1), "versions")["cure"]
+    assert node.terminate() == 0
+    start(node)
