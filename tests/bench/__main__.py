@@ -40,14 +40,15 @@ SECTIONS: dict[str, Section] = {
     "floor": _section("tests.bench.bench_floor"),
     "idle": _section("tests.bench.bench_idle", "minutes", "model"),
     "links": _section("tests.bench.bench_links", "rounds"),
+    "recovery": _section("tests.bench.bench_recovery", "rounds"),
 }
-NEEDS_A_LAB = {"floor", "idle", "links"}
+NEEDS_A_LAB = {"floor", "idle", "links", "recovery"}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
-    parser.add_argument("--rounds", type=int, help="faults of each sort in `links` (30)")
+    parser.add_argument("--rounds", type=int, help="faults of each sort in `links` (30), cuts in `recovery` (20)")
     parser.add_argument("--minutes", type=float, help="how long `idle` watches (5)")
     parser.add_argument("--model", help="what the engine holds in `idle` (the embedded demo model)")
     arguments = parser.parse_args()
