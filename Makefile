@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lab bench sim clean
+.PHONY: help setup run test lab bench sim chaos clean
 
 help: ## print the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -34,6 +34,9 @@ bench: setup ## benchmarks: ratios measured side by side in one run
 
 sim: setup ## 10,000 simulated scenarios of the core under virtual time
 	$(BIN)/python -m tests.sim --scenarios 10000
+
+chaos: setup ## (Linux, root) random faults over running answers: make chaos MINUTES=10 SEED=1
+	$(BIN)/python -m tests.lab.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis
