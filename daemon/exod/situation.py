@@ -92,12 +92,12 @@ class Situation:
             if node.state is NodeState.DOWN and node.id in daemon.engine.statuses:
                 daemon.engine.peer_lost(node.id)
         daemon.engine.link_health(*self._link_health(view))
-        health = self.health()
+        health = self.health(view)
         daemon.mqtt.update(self._mqtt_view(view, health))
         told = (health.health, tuple((reason.code, reason.subject) for reason in health.reasons))
         if told != self._told:
             self._told = told
-            daemon.control.broadcast(self.node_report())
+            daemon.control.broadcast(self._report(health))
 
     def _warm_paths(self, view: NodeView, link: LinkView) -> None:
         """Connections for control messages on every path that works, best first; none on one that died."""
@@ -134,7 +134,10 @@ class Situation:
         return True, ""
 
     def node_report(self) -> NodeReport:
-        health = self.health()
+        """What this node says of itself to the others."""
+        return self._report(self.health())
+
+    def _report(self, health: HealthSnapshot) -> NodeReport:
         return NodeReport(
             sender=self._me,
             health=health.health,
@@ -157,8 +160,8 @@ class Situation:
         names = self.names()
         return re.sub(r"\b[0-9a-f]{16}\b", lambda match: names.get(NodeId(match[0]), match[0]), text)
 
-    def health(self) -> HealthSnapshot:
-        view = self.view()
+    def health(self, view: NodeView | None = None) -> HealthSnapshot:
+        view = view or self.view()
         engine = self.engine()
         config = self._daemon.config
         configured_broker = config.mqtt.broker not in ("auto", "embedded", "off")
@@ -185,7 +188,8 @@ class Situation:
         return next((text for code, text in found if code == EDGE_FAILED), "")
 
     def status(self) -> StatusReport:
-        daemon, view, health = self._daemon, self.view(), self.health()
+        daemon, view = self._daemon, self.view()
+        health = self.health(view)
         return StatusReport(
             node=ThisNode(
                 id=self._me,
@@ -355,7 +359,7 @@ class Situation:
 
     def _mqtt_node(self, view: NodeView, node: NodeId, health: HealthSnapshot) -> mqtt_view.NodeView:
         entry = next(entry for entry in view.nodes if entry.id == node)
-        report = self.node_report() if node == self._me else self._reports.get(node)
+        report = self._report(health) if node == self._me else self._reports.get(node)
         reasons: tuple[Reason, ...] = health.reasons if node == self._me else ()
         if report is not None and node != self._me:
             reasons = tuple(Reason(*reason) for reason in report.reasons)
