@@ -14,6 +14,7 @@ from exod.core.events import Command, Input
 from exod.core.link import USABLE, Link
 from exod.core.messages import Ack, Propose
 from exod.core.selection import BUCKET, BUCKET_WINDOW_S, DWELL_S, VOLUNTARY, Cause
+from exod.core.wire import MAX_PATHS
 from exod.model import MeshPlan, NodeId, PathId, Selection
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Checker:
         self._seen: dict[NodeId, set[bytes]] = defaultdict(set)
         self._epochs: dict[NodeId, tuple[int, Any, str]] = {}
         self._by_epoch: dict[Any, str] = {}
+        self._turns: dict[NodeId, int] = defaultdict(int)
         self._promises: set[tuple[NodeId, str]] = set()
         self._committed: set[str] = set()
 
@@ -121,10 +123,24 @@ class Checker:
                 self._check_message(host, command)
             elif kind is events.Emit and command.event.type == "path.dead":
                 self._check_conviction(host, command.event)
+        if event is None:
+            self._check_progress(host)
         try:
             core.validate()
         except AssertionError as error:
             self._broken(host, str(error))
+
+    def _check_progress(self, host: Host) -> None:
+        """A turn sends one datagram of each link, so what is due may take as many turns as a pair has paths."""
+        core, turns = host.core, self._turns
+        assert core is not None
+        deadline = core.next_deadline()
+        if deadline is None or deadline > host.local(self.world.now):
+            turns[host.id] = 0
+            return
+        turns[host.id] += 1
+        if turns[host.id] > 4 * MAX_PATHS * len(self.world.hosts):
+            self._broken(host, "what is due stays due: the event loop would spin")
 
     # --- pairs: 1, 2, 3, 6, 7, 8 ----------------------------------------------------------------------------------
 

@@ -296,7 +296,9 @@ class Mesh:
             return
         if self._trigger_at is None:
             self._trigger_at = now
-        if self._ballot is not None and content(self._ballot.plan) == content(desired):
+        if self._ballot is not None and content(self._ballot.plan) != content(desired):
+            self._ballot = None
+        if self._ballot is not None:
             self._pursue(self._ballot, now)
         elif self._settled(current, desired, now):
             self._propose(desired, now)
@@ -398,7 +400,8 @@ class Mesh:
         self._deliver(now)
         settled = self.state in (MeshState.AGREED, MeshState.ALONE) and self._trigger_at is None
         calm = settled and self._delivery is None and not self._wishes.asking
-        self.deadline = now + (REPORT_EVERY_S / 2 if calm else RETRY_S)
+        repeats = [todo.retry_at for todo in (self._ballot, self._delivery) if todo is not None]
+        self.deadline = min([now + (REPORT_EVERY_S / 2 if calm else RETRY_S), *repeats])
 
     def _watch_plan(self, now: float) -> None:
         plan = self.committed
