@@ -32,7 +32,7 @@ async def test_watch_redraws_in_place_and_leaves_the_terminal_as_it_was(exoctl: 
     assert shown.startswith("\x1b[?1049h\x1b[?25l"), "the alternate screen, without a cursor"
     assert "\x1b[?25h\x1b[?1049l" in shown, "and back"
     assert "\x1b[2J" not in shown, "never a blank screen in between"
-    assert shown.count("\x1b[?2026h") == shown.count("\x1b[?2026l") >= 2
+    assert shown.count("\x1b[?2026l") >= shown.count("\x1b[?2026h") >= 2, "no update is left open"
     assert "degraded" in shown.split("\x1b[?1049l")[1], "the last frame stays to be read"
 
 

@@ -22,7 +22,8 @@ INTERVAL_S: Final = 0.5
 """Often enough to see a cable being pulled, rarely enough to cost nothing."""
 
 _ENTER: Final = "\x1b[?1049h\x1b[?25l"
-_LEAVE: Final = "\x1b[?25h\x1b[?1049l"
+_LEAVE: Final = "\x1b[?2026l\x1b[?25h\x1b[?1049l"
+"""Ctrl-C may come in the middle of an update: the terminal must not wait for its end."""
 _BEGIN_UPDATE: Final = "\x1b[?2026h\x1b[H"
 _END_UPDATE: Final = "\x1b[J\x1b[?2026l"
 _END_LINE: Final = "\x1b[K\n"
