@@ -1,10 +1,11 @@
 """How a sequence was cut into passes through the model, so that any part of it can be run again bit for bit.
 
 A pass over several tokens gives other last bits than the same tokens one by one. A course says for every position
-which it was: the prompt goes through in chunks, the answer token by token, and a follow-up turn that goes on from
-an earlier turn's caches inherits that turn's course up to there.
+that was run which it was: the prompt went through in chunks, the answer token by token, and a follow-up turn that
+goes on from an earlier turn's caches inherits that turn's course up to there. It grows with each step, alike on
+every rank; where a step is run again, its course is followed. How large new chunks are is chunks.py's decision.
 
-Decides: where a pass begins and ends. Pure: no MLX. Called by generation.py and resume.py.
+Decides: where a pass that was run begins and ends. Pure: no MLX. Called by generation.py and resume.py.
 """
 
 from __future__ import annotations
@@ -14,67 +15,70 @@ from typing import Final
 
 import msgspec
 
-CHUNK_TOKENS: Final = 512
-"""Of a prefill. Large enough to keep a GPU busy, small enough that stages overlap on usual prompts and a chunk
-ends far below a watchdog's limit. Chunks end at multiples of it, so that equal beginnings are cut alike."""
+SINGLY: Final = 1
+"""The grain of what went token by token."""
 
 REPLAY_TOKENS: Final = 32
 """Tokens of the answer that are run one by one again, per message between stages."""
 
-Segment = tuple[int, bool]
-"""Its end, and whether it goes token by token; it begins where the one before ends."""
+Segment = tuple[int, int]
+"""Its end and its grain, the most tokens in a pass; it begins where the one before ends. Passes end at multiples of
+the grain, so that equal beginnings are cut alike."""
+
+
+def pass_end(start: int, grain: int, end: int) -> int:
+    """Where the pass from `start` on ends in a stretch up to `end`. Of single tokens several make a message."""
+    limit = start + REPLAY_TOKENS if grain == SINGLY else (start // grain + 1) * grain
+    return min(limit, end)
 
 
 class Course(msgspec.Struct, frozen=True, array_like=True):
-    """Beyond the last segment tokens go one by one."""
+    segments: tuple[Segment, ...] = ()
 
-    segments: tuple[Segment, ...]
+    @property
+    def end(self) -> int:
+        """From here on nothing was run yet."""
+        return self.segments[-1][0] if self.segments else 0
 
-    def next_pass(self, start: int) -> tuple[int, bool]:
-        """How many tokens from `start` on go together in one message, and whether one by one."""
-        for end, singly in self.segments:
-            if start < end:
-                limit = start + REPLAY_TOKENS if singly else (start // CHUNK_TOKENS + 1) * CHUNK_TOKENS
-                return min(limit, end) - start, singly
-        return REPLAY_TOKENS, True
+    def next_pass(self, start: int) -> tuple[int, int]:
+        """Where the pass from `start`, before the end, ended, and its grain."""
+        end, grain = next(segment for segment in self.segments if start < segment[0])
+        return pass_end(start, grain, end), grain
 
     def boundary(self, position: int) -> int:
         """The last position up to `position` at which a pass ends."""
         begin = 0
-        for end, singly in self.segments:
+        for end, grain in self.segments:
             if position < end:
-                return position if singly else max(begin, position // CHUNK_TOKENS * CHUNK_TOKENS)
+                return max(begin, position // grain * grain)
             begin = end
-        return position
+        return begin
 
     def agrees(self, other: Course, position: int) -> bool:
         """Are both the same up to `position`, at which a pass of both ends?"""
         ends_here = self.boundary(position) == other.boundary(position) == position
-        return ends_here and self._up_to(position) == other._up_to(position)
+        return ends_here and self.up_to(position) == other.up_to(position)
 
-    def branch(self, position: int, prompt_end: int) -> Course:
-        """This course up to the boundary `position`, then chunks to `prompt_end`."""
-        return Course(tuple(_joined((*self._up_to(position), (prompt_end, False)))))
+    def up_to(self, position: int) -> Course:
+        """The course of the tokens before the boundary `position`."""
+        return Course(tuple(_joined((min(end, position), grain) for end, grain in self.segments)))
 
-    def _up_to(self, position: int) -> tuple[Segment, ...]:
-        cut = [(min(end, position), singly) for end, singly in (*self.segments, (position, True))]
-        return tuple(_joined(cut))
-
-
-def fresh(prompt_end: int) -> Course:
-    """Of a prompt that is prefilled from its beginning."""
-    return Course(()).branch(0, prompt_end)
+    def ran(self, start: int, end: int, grain: int) -> Course:
+        """With one more step, of the tokens from `start` to `end`; what was run again is known already."""
+        if end <= self.end:
+            return self
+        return Course(tuple(_joined((*self.up_to(start).segments, (end, grain)))))
 
 
 def _joined(segments: Iterable[Segment]) -> Iterator[Segment]:
     """Without empty segments and without joints that end no pass, so that equal courses look equal."""
     held: Segment | None = None
     begin = 0
-    for end, singly in segments:
+    for end, grain in segments:
         if end <= begin:
             continue
-        if held is not None and (held[1] != singly or (not singly and begin % CHUNK_TOKENS)):
+        if held is not None and (held[1] != grain or begin % grain):
             yield held
-        held, begin = (end, singly), end
+        held, begin = (end, grain), end
     if held is not None:
         yield held

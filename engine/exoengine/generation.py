@@ -13,7 +13,6 @@ commands are seen between steps.
 
 from __future__ import annotations
 
-import dataclasses
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -22,7 +21,7 @@ import mlx.core as mx
 
 from exoengine.backlog import Backlog
 from exoengine.board import Board
-from exoengine.course import fresh
+from exoengine.course import SINGLY, Course
 from exoengine.group import RingGroup
 from exoengine.holding import Holding
 from exoengine.loading import LoadedModel
@@ -30,11 +29,12 @@ from exoengine.pace import Pace
 from exoengine.pipeline import Drawn, Pipeline
 from exoengine.protocol import Begin, FromWorker, RequestFailed, SyncSettings
 from exoengine.request import Generation, Likelihood
-from exoengine.resume import Resumption, resume
+from exoengine.resume import resume
 from exoengine.sampling import PENALTY_CONTEXT_TOKENS, Sampler
 from exoengine.steps import Message, Open, Outcome, Standing, Step, Stop, Vote, joined
 from exoengine.sync import SyncPolicy, WatchdogModel
 from exoengine.tokenring import RingLostError, TokenRing, decode, encode
+from exoengine.work import Work
 from mlx_patches.switch import find_switch
 
 CHUNKS_AHEAD: Final = 4
@@ -47,22 +47,6 @@ CLEAR_CACHE_STEPS: Final = 256
 
 class Paused(Exception):  # noqa: N818 - no error: the ranks agreed to leave the group at a step's end
     """Every rank raises this at the same position of the same request."""
-
-
-@dataclasses.dataclass
-class _Work:
-    """The request that is open."""
-
-    generation: Generation
-    sampler: Sampler
-    holding: Holding
-    resumption: Resumption
-    issued: int
-    """Rank 0: up to which position steps were sent out."""
-    outstanding: int = 0
-    """Rank 0: steps whose outcome is not here yet."""
-    next_safe: bool = True
-    stop: Vote = Vote.NONE
 
 
 class Generations:
@@ -80,7 +64,7 @@ class Generations:
         self._pace = Pace(settings)
         self._backlog = Backlog(model, emit)
         self._holding: Holding | None = None
-        self._work: _Work | None = None
+        self._work: Work | None = None
         self._opening: int | None = None
         self._pipeline: Pipeline | None = None
         self._switch = find_switch()
@@ -198,18 +182,17 @@ class Generations:
         if ring is not None:
             self._take(decode(ring.receive(), Message))
 
-    def _next_step(self, work: _Work) -> Step | None:
+    def _next_step(self, work: Work) -> Step | None:
         """What to send out next; None where the outcome of what is under way must come first."""
         generation, start = work.generation, work.issued
         end = generation.length - 1
         votes = self._votes(work, deciding=start == end)
         if start < end:
-            count, singly = work.resumption.course.next_pass(start)
-            count = work.resumption.pass_end(start, min(start + count, end)) - start
-            return Step(generation.order, start, count, singly, -1, True, votes)
+            count, grain = work.next_pass(self._size, self._pace.chunk_token_s, self.policy.limit_s)
+            return Step(generation.order, start, count, grain, -1, True, votes)
         if work.outstanding or start > end:
             return None
-        return Step(generation.order, start, 1, False, len(generation.tokens), work.next_safe, votes)
+        return Step(generation.order, start, 1, SINGLY, len(generation.tokens), work.next_safe, votes)
 
     def _follow(self, wake: socket.socket) -> None:
         if self._opening is not None:
@@ -249,7 +232,7 @@ class Generations:
 
     # --- one step ---------------------------------------------------------------------------------------
 
-    def _run_and_tell(self, step: Step, work: _Work) -> Outcome:
+    def _run_and_tell(self, step: Step, work: Work) -> Outcome:
         """The step goes on to the next rank ahead of the hidden state. Where the next rank has no part in it, it
         follows the work instead: so the last rank's answer always means that all are done.
         """
@@ -271,7 +254,7 @@ class Generations:
             self._pass_on(step)
         return Outcome(step.order, step.start + step.count, drawn.token, step.votes, drawn.logprob, drawn.top)
 
-    def _run(self, step: Step, work: _Work, sends: bool) -> Drawn:
+    def _run(self, step: Step, work: Work, sends: bool) -> Drawn:
         assert self._pipeline is not None
         generation, caches = work.generation, work.holding.caches
         if caches.position != step.start:
@@ -288,6 +271,7 @@ class Generations:
         except BaseException:
             self._back_to(step.start, work.holding)
             raise
+        work.ran(step)
         if result.sent is not None:
             work.holding.sent.add(step.start, result.sent)
         self._watchdog.record(step.safe, result.waited_s)
@@ -333,7 +317,8 @@ class Generations:
             if len(generation.tokens) % CLEAR_CACHE_STEPS == 0:
                 mx.clear_cache()
         else:
-            self._pace.chunk()
+            new = work.resumption.furthest < message.position < len(generation.prompt)
+            self._pace.chunk(message.position if new else None)
             mx.clear_cache()
         votes = Vote(message.votes)
         if message.token >= 0:  # a chunk of the prefill says nothing about steps
@@ -360,7 +345,7 @@ class Generations:
         if self._work is not None:
             self._work.stop = Vote.NONE
 
-    def _votes(self, work: _Work, deciding: bool) -> int:
+    def _votes(self, work: Work, deciding: bool) -> int:
         votes = Vote.NONE
         if work.generation.cancelled:
             votes |= Vote.CANCEL
@@ -409,7 +394,7 @@ class Generations:
         self._holding = holding
         sampler = Sampler(generation.request.sampling, self._model.summary.vocab_size)
         issued = min(resumption.starts)
-        self._work = _Work(generation, sampler, holding, resumption, issued)
+        self._work = Work(generation, sampler, holding, resumption, issued)
         self._pace.opened(len(generation.tokens))
 
     def _disagree(self, generation: Generation) -> None:
@@ -425,7 +410,7 @@ class Generations:
         holding = self._holding
         if holding is not None and not holding.caches.can_roll_back(holding.caches.position):
             holding = self._holding = None
-        course, position = generation.course or fresh(len(generation.prompt) - 1), 0
+        course, position = generation.course or Course(), 0
         if holding is not None and holding.order == generation.order:
             position = holding.caches.position
         elif holding is not None and generation.course is None:

@@ -31,7 +31,7 @@ class Holding:
     def __init__(self, order: int, caches: StageCaches) -> None:
         self.order, self.caches, self.sent = order, caches, SentStates()
         self._sequence: list[int] = []
-        self._course = Course(())
+        self._course = Course()
 
     @property
     def nbytes(self) -> int:

@@ -24,6 +24,8 @@ class Pace:
         self._settings = settings
         self._steps_s: deque[float] = deque(maxlen=RECENT_STEPS)
         self._chunks_s: deque[float] = deque(maxlen=RECENT_STEPS)
+        self._chunk_token_s: deque[float] = deque(maxlen=2)
+        self._chunk_end: int | None = None
         self._last: float | None = None
         self._last_token: float | None = None
         self._interrupted = False
@@ -44,6 +46,13 @@ class Pace:
         return max(self._settings.chunk_deadline_s, DEADLINE_FACTOR * usual)
 
     @property
+    def chunk_token_s(self) -> float:
+        """What the slowest stage takes for each token of a chunk; 0 where it is not known. The lower of the last
+        two figures: one chunk that something held up says nothing.
+        """
+        return min(self._chunk_token_s, default=0.0)
+
+    @property
     def tokens_per_s(self) -> float:
         total = sum(self._steps_s)
         return len(self._steps_s) / total if total > 0 else 0.0
@@ -51,7 +60,7 @@ class Pace:
     def opened(self, tokens: int) -> None:
         """A request was opened; with `tokens` of its answer known it goes on after a fault."""
         now = time.monotonic()
-        self._last = now
+        self._last, self._chunk_end = now, None
         if tokens == 0 and not self._interrupted:
             self._opened, self._decoding_since, self._last_token = now, None, None
 
@@ -75,11 +84,16 @@ class Pace:
         self._last = self._last_token = now
         return self._gap_ms
 
-    def chunk(self) -> None:
+    def chunk(self, end: int | None) -> None:
+        """A pass of the prefill is through all stages: a new chunk up to position `end`, or one that was run again.
+        A new one behind another came as fast as the slowest stage works.
+        """
         now = time.monotonic()
         if self._last is not None:
             self._chunks_s.append(now - self._last)
-        self._last = now
+            if end is not None and self._chunk_end is not None:
+                self._chunk_token_s.append((now - self._last) / (end - self._chunk_end))
+        self._last, self._chunk_end = now, end
 
     def durations_s(self) -> tuple[float, float]:
         """Of the open request: until its first token, and since."""

@@ -42,7 +42,7 @@ class Generation:
         """Somebody asked for its end; it takes effect on all ranks at the same step."""
         self.finished: FinishReason | None = None
         self.course: Course | None = None
-        """How its tokens are cut into passes; None until it is opened."""
+        """How its tokens were cut into passes so far; None until it is opened."""
         self.cached_tokens = 0
         self.prefill_s = 0.0
         self.decode_s = 0.0

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from exoengine.course import Course, fresh
+from exoengine.course import Course
 from exoengine.steps import Standing
 
 
@@ -22,6 +22,7 @@ class Resumption:
     starts: tuple[int, ...]
     """For each rank the position that its caches go back to, and from which it takes part in steps."""
     course: Course
+    """Of what is known; where it is run again, it is followed."""
     cached_tokens: int
     """Of the prompt, that no rank had to run for this request."""
     furthest: int
@@ -63,8 +64,8 @@ def _first_opening(standings: Sequence[Standing], course: Course, prompt_end: in
     """
     shared = min(min(one.position for one in standings), prompt_end)
     if shared == 0 or not all(one.course.agrees(course, shared) for one in standings):
-        return Resumption((0,) * len(standings), fresh(prompt_end), 0, 0)
-    return Resumption((shared,) * len(standings), course.branch(shared, prompt_end), shared, shared)
+        return Resumption((0,) * len(standings), Course(), 0, 0)
+    return Resumption((shared,) * len(standings), course.up_to(shared), shared, shared)
 
 
 def _place(standing: Standing, course: Course, target: int) -> int:

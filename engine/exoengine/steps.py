@@ -12,7 +12,7 @@ import enum
 
 import msgspec
 
-from exoengine.course import Course
+from exoengine.course import SINGLY, Course
 
 
 class Vote(enum.IntFlag):
@@ -38,12 +38,17 @@ class Step(msgspec.Struct, frozen=True, tag="step", array_like=True):
     order: int
     start: int
     count: int
-    singly: bool
-    """One token at a time, as they were run when they were new: the caches come out the same to the last bit."""
+    grain: int
+    """As course.py has it. Of what was run when it was new: the caches come out the same to the last bit."""
     draw: int
     """The index of the answer's token to draw from the last position's logits; -1: none."""
     safe: bool
     votes: int
+
+    @property
+    def singly(self) -> bool:
+        """One token at a time?"""
+        return self.grain == SINGLY
 
 
 class Outcome(msgspec.Struct, frozen=True, tag="outcome", array_like=True):

@@ -46,7 +46,8 @@ class SyncPolicy:
 
     def __init__(self, settings: SyncSettings) -> None:
         self._settings = settings
-        self._limit_s = settings.watchdog_s * WAIT_SHARE
+        self.limit_s = settings.watchdog_s * WAIT_SHARE
+        """How long a wait may be predicted to be."""
         self._last_s: float | None = None
         self._growth_s = 0.0
         self._calm = 0
@@ -118,7 +119,7 @@ class SyncPolicy:
         predicted = self.predicted_s
         if predicted is None:
             return None
-        limit = self._limit_s * (CALM_SHARE if self._choice.safe else 1.0)
+        limit = self.limit_s * (CALM_SHARE if self._choice.safe else 1.0)
         if predicted > limit:
             return f"predicted wait {predicted:.2f} s, beyond {limit:.2f} s"
         return None

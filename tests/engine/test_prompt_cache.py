@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from exoengine.caches import StageCaches
-from exoengine.course import fresh
+from exoengine.course import Course
 from exoengine.holding import Holding
 from exoengine.protocol import Abort, Aborted, Cancel, Sampling, TokenOut
 from tests.engine.architectures import HYBRID
@@ -104,4 +104,4 @@ def test_caches_that_cannot_be_trimmed_are_prefilled_again(trio: Cluster, tmp_pa
 def test_little_free_memory_keeps_nothing(monkeypatch: pytest.MonkeyPatch, available: int, kept: bool) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=1000, available=available))
     holding = Holding(1, StageCaches([], None))
-    assert holding.keep([1, 2, 3], fresh(2)) == kept
+    assert holding.keep([1, 2, 3], Course(((2, 128),))) == kept

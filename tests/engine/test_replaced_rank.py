@@ -29,11 +29,9 @@ PROMPT = [7 * index % 250 for index in range(1900)]
 STEPS = 60
 SAMPLED = Sampling(temperature=1.0, seed=9)
 
-STEPS_TAKE_A_WHILE = f"""
+STEPS_TAKE_A_WHILE = """
 import time
-from exoengine import course
 from exoengine.pipeline import Pipeline
-course.CHUNK_TOKENS = {CHUNK}
 run = Pipeline.run
 def slow(self, step, *args):
     if not step.singly:

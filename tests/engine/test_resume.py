@@ -8,13 +8,14 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exoengine.course import CHUNK_TOKENS, Course, fresh
+from exoengine.course import SINGLY, Course, pass_end
 from exoengine.resume import resume
 from exoengine.steps import Standing
 
+NOTHING = Course()
 PROMPT_END = 2000
 END = 2100
-LONG = fresh(PROMPT_END)
+LONG = Course(((PROMPT_END, 512), (END + 1, SINGLY)))
 
 
 def standing(position: int, **known: Any) -> Standing:
@@ -25,13 +26,14 @@ def standing(position: int, **known: Any) -> Standing:
     return Standing(position=position, **(said | known))
 
 
-def passes(course: Course, end: int) -> list[tuple[int, int, bool]]:
+def passes(course: Course, end: int) -> list[tuple[int, int]]:
+    """Where each begins and ends."""
     found, start = [], 0
     while start < end:
-        count, singly = course.next_pass(start)
-        count = min(count, end - start)
-        found += [(start + one, 1, True) for one in range(count)] if singly else [(start, count, False)]
-        start += count
+        until, grain = course.next_pass(start)
+        until = min(until, end)
+        found += [(one, one + 1) for one in range(start, until)] if grain == SINGLY else [(start, until)]
+        start = until
     return found
 
 
@@ -73,17 +75,17 @@ def test_ranks_that_are_all_ahead_go_back_together() -> None:
 
 
 def test_the_first_opening_uses_what_every_rank_has_of_an_earlier_turn() -> None:
-    earlier = Course(((700, False), (800, True)))
+    earlier = Course(((700, 512), (800, SINGLY)))
     offers = [standing(760, started=False, course=earlier), standing(740, started=False, course=earlier)]
     found = resume(offers, PROMPT_END, PROMPT_END)
     assert (found.starts, found.cached_tokens) == ((740, 740), 740)
-    assert found.course == Course(((700, False), (740, True), (PROMPT_END, False)))
+    assert found.course == Course(((700, 512), (740, SINGLY)))
     alone = resume([offers[0], standing(0, started=False)], PROMPT_END, PROMPT_END)
-    assert (alone.starts, alone.course, alone.cached_tokens) == ((0, 0), LONG, 0)
+    assert (alone.starts, alone.course, alone.cached_tokens) == ((0, 0), Course(), 0)
 
 
 def test_caches_that_came_about_in_another_way_are_not_used() -> None:
-    other = standing(1024, course=Course(((512, False), (600, True), (PROMPT_END, False))), started=False)
+    other = standing(1024, course=Course(((512, 512), (600, SINGLY), (PROMPT_END, 512))), started=False)
     assert resume([standing(2050), other], PROMPT_END, END).starts == (2050, 0)
 
 
@@ -108,26 +110,46 @@ def test_every_rank_can_reach_its_place_and_is_fed_there(ranks: list[tuple[int, 
         assert found.reached == min(END, max(at for at, _, _ in ranks))
 
 
-segments = st.lists(st.tuples(st.integers(1, 1400), st.booleans()), max_size=4).map(
-    lambda parts: Course(
-        tuple(zip(itertools.accumulate(part[0] for part in parts), (part[1] for part in parts), strict=True))
-    )
-)
+grains = st.sampled_from([SINGLY, 32, 128, 512])
+stretches = st.lists(st.tuples(st.integers(1, 1400), grains), max_size=4)
 
 
-@given(segments, st.integers(0, 3000), st.integers(1, 1500))
-def test_a_branch_is_cut_as_its_stem_and_a_boundary_ends_a_pass(course: Course, wanted: int, more: int) -> None:
+def run(stretches: list[tuple[int, int]], course: Course = NOTHING) -> Course:
+    """What is known after stretches of so many tokens were run, step by step."""
+    for tokens, grain in stretches:
+        end = course.end + tokens
+        while course.end < end:
+            course = course.ran(course.end, pass_end(course.end, grain, end), grain)
+    return course
+
+
+@given(stretches, st.integers(0, 3000), stretches)
+def test_what_goes_on_from_a_boundary_is_cut_as_its_stem(
+    ran: list[tuple[int, int]], wanted: int, more: list[tuple[int, int]]
+) -> None:
+    course = run(ran)
     position = course.boundary(wanted)
     assert 0 <= position <= wanted
     stem = passes(course, position)
-    assert stem == [one for one in passes(course, 6000) if one[0] < position]
-    branch = course.branch(position, position + more)
+    assert stem == [one for one in passes(course, course.end) if one[0] < position]
+    branch = run(more, course.up_to(position))
     assert passes(branch, position) == stem
     assert branch.agrees(course, position)
-    assert all(count <= CHUNK_TOKENS for _, count, _ in passes(branch, position + more))
 
 
-@given(segments, segments, st.integers(0, 3000))
-def test_courses_that_agree_are_cut_alike(one: Course, other: Course, position: int) -> None:
-    if one.agrees(other, position):
-        assert passes(one, position) == passes(other, position)
+@given(stretches)
+def test_what_is_run_again_as_it_was_changes_nothing(ran: list[tuple[int, int]]) -> None:
+    course = run(ran)
+    start = 0
+    while start < course.end:
+        until, grain = course.next_pass(start)
+        assert course.ran(start, until, grain) == course
+        start = until
+
+
+@given(stretches, stretches, st.integers(0, 3000))
+def test_courses_that_agree_are_cut_alike(
+    one: list[tuple[int, int]], other: list[tuple[int, int]], position: int
+) -> None:
+    if run(one).agrees(run(other), position):
+        assert passes(run(one), position) == passes(run(other), position)
