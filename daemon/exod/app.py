@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Final
 
@@ -241,11 +242,21 @@ class Daemon:
             }
             if self.discovery is not None:
                 running["discovery"] = self.discovery.run()
-            jobs = {name: tasks.create_task(work, name=name) for name, work in running.items()}
+            jobs = {name: tasks.create_task(self._told(name, work), name=name) for name, work in running.items()}
             log.info("exod_started", node=self.card.id, name=self.card.name, api=self.http.url, version=VERSION)
             self._say_what_to_try()
             await self._stop.wait()
             await self._leave(jobs)
+
+    async def _told(self, name: str, work: Coroutine[object, object, None]) -> None:
+        """A bug in one of the parts ends the daemon, which its supervisor starts again; never without a word."""
+        try:
+            await work
+        except Exception as error:
+            log.error("internal_error", task=name, exc_info=error)
+            data: dict[str, object] = {"task": name, "error": f"{type(error).__name__}: {error}"}
+            self.events.write(Event(0.0, "internal.error", self.card.id, data))
+            raise
 
     async def _leave(self, jobs: dict[str, asyncio.Task[None]]) -> None:
         """Stop admitting, let ranks leave together, say goodbye, close sockets in order."""
@@ -400,7 +411,7 @@ class Daemon:
         self.situation.plan_changed(
             PlanChange(plan, time.time(), command.reason, command.detect_ms, command.agree_ms)
         )
-        self.engine.commit(plan)
+        self.engine.commit(plan, self.situation.named(command.reason))
         self.edge_watch.plan_committed()
         if plan.model != self.card.model:
             # The next coordinator must wish for what is hosted now, not for what its own file once said.

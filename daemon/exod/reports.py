@@ -424,7 +424,7 @@ class DaemonCounters(msgspec.Struct, frozen=True):
     plans_agreed: int = 0
     engine_recoveries: int = 0
     engine_recovery_s: float = 0.0
-    """The sum of all gaps that recoveries made in token streams."""
+    """How long, in all of them, the rank stood in no group."""
     engine_restarts: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0

@@ -192,7 +192,7 @@ class World:
             tell_all=lambda message: [
                 self._send(node, other.id, message) for other in self.nodes if other is not node
             ],
-            on_story=lambda kind, data: self.note(f"{node.name} tells {kind} {data}"),
+            on_story=lambda kind, data: self._told(node, kind, data),
             on_change=lambda: None,
             on_model_wish=lambda model: None,
             ring_port=52420,
@@ -206,6 +206,11 @@ class World:
         for other in self.up():
             if other is not node and other.host is not None:
                 self.loop.call_later(0.1, self._connected, other, node)
+
+    def _told(self, node: Node, kind: str, data: dict[str, object]) -> None:
+        self.note(f"{node.name} tells {kind} {data}")
+        if kind == "internal.error":
+            self.problems.append(f"{node.name}: {data}")
 
     def _connected(self, one: Node, other: Node) -> None:
         if one.host is not None and other.host is not None:
@@ -281,7 +286,7 @@ class World:
         host = node.host
         if host is not None and node.incarnation == incarnation and plan is self.plan:
             self.note(f"{node.name} commits {plan.hash}")
-            host.commit(plan)
+            host.commit(plan, "a plan")
 
     def suspend(self) -> None:
         """The links of the present plan break."""

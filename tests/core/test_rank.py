@@ -73,7 +73,7 @@ def order(plan: MeshPlan, attempt: int, step: str) -> FormOrder:
 
 def a_resolved_rank(plan: MeshPlan = PLAN) -> Rank:
     rank = a_rank()
-    rank.commit(plan, 0.0)
+    rank.commit(plan, "why", 0.0)
     rank.model_found(FACTS, 0.0)
     return rank
 
@@ -105,7 +105,7 @@ def a_formed_rank(now: float = 3.0) -> Rank:
 
 def test_a_plan_is_followed_step_by_step_into_its_group() -> None:
     rank = a_rank()
-    assert only(rank.commit(PLAN, 0.0), ResolveModel) == [ResolveModel("m")]
+    assert only(rank.commit(PLAN, "why", 0.0), ResolveModel) == [ResolveModel("m")]
     assert only(rank.model_found(FACTS, 0.0), StartWorker) == [StartWorker()]
     assert told(rank.worker_said(hello(), 1.0)) == [Load(FOLDER, 6, 12)]
     assert phases(rank.worker_said(loaded(6, 12), 2.0))[-1] is RankPhase.LOADED
@@ -159,14 +159,14 @@ def test_orders_of_other_plans_other_nodes_and_older_attempts_change_nothing() -
 def test_a_new_plan_with_the_same_span_keeps_the_group_until_it_is_prepared() -> None:
     rank = a_formed_rank()
     plan = a_plan(A, B, number=2)
-    assert told(rank.commit(plan, 4.0)) == []
+    assert told(rank.commit(plan, "why", 4.0)) == []
     assert rank.phase is RankPhase.LOADED
     assert [type(message) for message in told(rank.order(order(plan, 1, "prepare"), 4.1))] == [Prepare]
 
 
 def test_a_new_plan_with_another_span_loads_it() -> None:
     rank = a_formed_rank()
-    assert told(rank.commit(a_plan(B, number=2), 4.0)) == [Load(FOLDER, 0, 12)]
+    assert told(rank.commit(a_plan(B, number=2), "why", 4.0)) == [Load(FOLDER, 0, 12)]
 
 
 def test_a_plan_that_is_suspended_is_aborted_at_once() -> None:
@@ -182,7 +182,7 @@ def test_a_plan_that_is_suspended_is_aborted_at_once() -> None:
 def test_the_same_plan_committed_again_is_taken_up_again() -> None:
     rank = a_formed_rank()
     rank.suspend(PLAN.hash, "the cable was cut", 4.0)
-    commands = rank.commit(PLAN, 5.0)
+    commands = rank.commit(PLAN, "why", 5.0)
     assert only(commands, Report)[-1].status.plan_hash == PLAN.hash
     assert told(rank.order(order(PLAN, 1, "prepare"), 5.1)) == []
     assert [type(message) for message in told(rank.order(order(PLAN, 2, "prepare"), 5.2))] == [Prepare]
@@ -196,7 +196,87 @@ def test_a_rank_that_gave_up_says_so_and_follows_the_next_attempt() -> None:
     prepare(rank, attempt=2, now=10.1)
     rank.order(order(PLAN, 2, "form"), 10.2)
     stories = only(rank.worker_said(Formed(PLAN.hash, 2, 0.1, 5), 10.25), Story)
-    assert stories == [Story("engine.reformed", {"gap_ms": 250.0, "step": 5, "attempt": 2})]
+    assert stories == [reformed(250.0, step=5, attempt=2, cause="fault", reason="gone")]
+
+
+# --- what is told of a recovery -----------------------------------------------------------------------------
+
+
+def reformed(gap_ms: float, **fields: object) -> Story:
+    return Story("engine.reformed", {"gap_ms": gap_ms, **fields})
+
+
+def form(rank: Rank, plan: MeshPlan, attempt: int, step: int, now: float) -> list[RankCommand]:
+    rank.order(order(plan, attempt, "form"), now)
+    return rank.worker_said(Formed(plan.hash, attempt, 0.1, step), now)
+
+
+def test_a_move_is_told_with_its_reason_its_gap_and_its_step() -> None:
+    rank, plan = a_formed_rank(), a_plan(A, B, number=2)
+    rank.commit(plan, "the cable is back", 4.0)
+    prepare(rank, now=4.5, plan=plan)
+    stories = only(form(rank, plan, 1, 70, 4.75), Story)
+    assert stories == [reformed(250.0, step=70, attempt=1, cause="move", reason="the cable is back")]
+
+
+def test_a_move_that_another_rank_began_is_told_alike() -> None:
+    rank, plan = a_formed_rank(), a_plan(A, B, number=2)
+    rank.commit(plan, "the cable is back", 4.0)
+    assert only(rank.worker_said(Aborted(PLAN.hash, 1, "paused", "left", 69), 4.5), Story) == []
+    prepare(rank, now=4.6, plan=plan)
+    stories = only(form(rank, plan, 1, 70, 4.75), Story)
+    assert stories == [reformed(250.0, step=70, attempt=1, cause="move", reason="the cable is back")]
+
+
+def test_an_old_group_that_breaks_before_the_move_is_told_as_the_fault_it_is() -> None:
+    rank, plan = a_formed_rank(), a_plan(A, B, number=2)
+    rank.commit(plan, "the cable is back", 4.0)
+    commands = rank.worker_said(Aborted(PLAN.hash, 1, "peer_lost", "gone", 69), 4.25)
+    assert only(commands, Story) == [Story("engine.aborted", {"code": "peer_lost", "text": "gone", "step": 69})]
+    assert rank.phase is RankPhase.LOADED
+    prepare(rank, now=4.5, plan=plan)
+    stories = only(form(rank, plan, 1, 69, 4.75), Story)
+    assert stories == [reformed(500.0, step=69, attempt=1, cause="fault", reason="gone")]
+
+
+def test_an_old_group_does_not_outlive_the_suspension_of_the_plan_after_it() -> None:
+    rank, plan = a_formed_rank(), a_plan(A, B, number=2)
+    rank.commit(plan, "the cable is back", 4.0)
+    assert told(rank.suspend(plan.hash, "the cable was cut", 4.1)) == [Abort("the cable was cut")]
+
+
+def test_a_restarted_daemon_tells_the_recovery_of_the_rank_that_it_found() -> None:
+    rank = a_resolved_rank()
+    rank.worker_said(hello(layers=(6, 12), plan_hash="plan0", attempt=3, formed=True), 1.0)
+    prepare(rank, now=1.5)
+    (story,) = only(form(rank, PLAN, 1, 40, 1.75), Story)
+    assert story == reformed(250.0, step=40, attempt=1, cause="move", reason="why")
+
+
+def test_a_group_after_another_model_is_no_recovery() -> None:
+    rank, plan = a_formed_rank(), a_plan(A, B, number=2, model="other")
+    rank.commit(plan, "another model is wanted", 4.0)
+    rank.model_found(ModelFacts("other", FOLDER, LAYERS), 4.0)
+    prepare(rank, now=4.5, plan=plan)
+    assert only(form(rank, plan, 1, -1, 4.75), Story) == []
+
+
+def test_the_status_shows_the_newest_gap_whether_a_token_waited_or_a_process_was_replaced() -> None:
+    rank = a_formed_rank()
+
+    def gap_ms(commands: list[RankCommand]) -> float:
+        return only(commands, Report)[-1].status.last_gap_ms
+
+    slow = msgspec.structs.replace(beat(), last_gap_ms=180.0)
+    rank.worker_said(slow, 4.0)
+    rank.worker_gone("it was killed", 5.0)
+    rank.handle_timer(5.0 + RESTART_PAUSE_FIRST_S)
+    rank.worker_said(hello(), 6.0)
+    rank.worker_said(loaded(6, 12), 7.0)
+    prepare(rank, attempt=2, now=7.5)
+    assert gap_ms(form(rank, PLAN, 2, -1, 8.0)) == 3000.0
+    rank.worker_said(slow, 9.0)
+    assert gap_ms(rank.handle_timer(20.0)) == 180.0
 
 
 def test_words_of_older_attempts_change_nothing() -> None:
@@ -300,7 +380,7 @@ def test_a_daemon_that_always_runs_late_still_convicts() -> None:
 def test_the_deadline_of_an_old_plans_prepare_is_not_kept() -> None:
     rank = a_loaded_rank()
     rank.order(order(PLAN, 1, "prepare"), 3.0)
-    rank.commit(a_plan(A, B, number=2), 4.0)
+    rank.commit(a_plan(A, B, number=2), "why", 4.0)
     for second in range(5, 20):
         assert kills(rank, second) == []
         rank.worker_said(beat(), second)
@@ -420,7 +500,7 @@ def test_a_worker_that_idles_beside_a_request_is_replaced() -> None:
 def test_a_plan_without_this_rank_lets_the_worker_leave_once() -> None:
     rank = a_formed_rank()
     without = a_plan(A, number=2)
-    assert only(rank.commit(without, 4.0), LeaveWorker) == [LeaveWorker()]
+    assert only(rank.commit(without, "why", 4.0), LeaveWorker) == [LeaveWorker()]
     assert only(rank.handle_timer(rank.next_deadline()), LeaveWorker) == []
     assert rank.phase is RankPhase.OFF
     assert only(rank.worker_gone("it ended", 5.0), Story) == []
@@ -430,8 +510,8 @@ def test_a_plan_without_this_rank_lets_the_worker_leave_once() -> None:
 
 def test_a_plan_that_comes_while_the_worker_leaves_starts_the_next_when_it_is_gone() -> None:
     rank = a_formed_rank()
-    rank.commit(a_plan(A, number=2), 4.0)
-    rank.commit(a_plan(A, B, number=3), 4.1)
+    rank.commit(a_plan(A, number=2), "why", 4.0)
+    rank.commit(a_plan(A, B, number=3), "why", 4.1)
     commands = rank.model_found(FACTS, 4.2)
     assert told(commands) == []
     assert only(commands, StartWorker) == []
@@ -448,7 +528,7 @@ def test_a_worker_that_leaves_with_its_daemon_has_not_crashed() -> None:
 
 def test_a_plan_without_a_model_hosts_nothing() -> None:
     rank = a_formed_rank()
-    assert only(rank.commit(a_plan(A, B, number=2, model=""), 4.0), LeaveWorker) == [LeaveWorker()]
+    assert only(rank.commit(a_plan(A, B, number=2, model=""), "why", 4.0), LeaveWorker) == [LeaveWorker()]
 
 
 # --- models that cannot be had ------------------------------------------------------------------------------
@@ -456,7 +536,7 @@ def test_a_plan_without_a_model_hosts_nothing() -> None:
 
 def test_a_model_that_is_not_found_is_looked_for_again_and_alerts_once() -> None:
     rank = a_rank()
-    rank.commit(PLAN, 0.0)
+    rank.commit(PLAN, "why", 0.0)
     commands = rank.model_failed("m", "no_folder", "there is no such folder", 1.0)
     assert only(commands, Story) == [
         Story("alert.raised", {"code": "no_folder", "severity": "error", "text": "there is no such folder"})
@@ -483,17 +563,17 @@ def test_an_alert_is_cleared_when_the_model_was_loaded_after_all() -> None:
 
 def test_layers_that_cannot_be_shared_fail_until_another_plan_can() -> None:
     rank = a_rank()
-    rank.commit(a_plan(A, B, split=(5, 5)), 0.0)
+    rank.commit(a_plan(A, B, split=(5, 5)), "why", 0.0)
     rank.model_found(FACTS, 0.1)
     assert rank.failure is not None
     assert rank.failure[0] == "cannot_split"
-    assert only(rank.commit(a_plan(A, B, number=2, split=(5, 7)), 1.0), StartWorker) == [StartWorker()]
+    assert only(rank.commit(a_plan(A, B, number=2, split=(5, 7)), "why", 1.0), StartWorker) == [StartWorker()]
 
 
 def test_an_answer_about_a_model_that_is_wanted_no_more_changes_nothing() -> None:
     rank = a_rank()
-    rank.commit(PLAN, 0.0)
-    rank.commit(a_plan(A, B, number=2, model="other"), 0.1)
+    rank.commit(PLAN, "why", 0.0)
+    rank.commit(a_plan(A, B, number=2, model="other"), "why", 0.1)
     assert rank.model_found(FACTS, 0.2) == []
     assert rank.model_failed("m", "x", "y", 0.2) == []
     assert rank.phase is RankPhase.RESOLVING
@@ -578,7 +658,7 @@ def test_a_rank_that_still_holds_what_has_ended_elsewhere_makes_its_worker_forge
 def test_another_model_does_not_go_on_with_this_ones_words() -> None:
     rank = a_formed_rank()
     rank.begin(begin(10), 4.0)
-    rank.commit(a_plan(A, B, number=2, model="other"), 5.0)
+    rank.commit(a_plan(A, B, number=2, model="other"), "why", 5.0)
     assert rank.active == {}
 
 
@@ -669,7 +749,7 @@ def test_a_heartbeat_with_nothing_new_is_not_reported() -> None:
 
 def test_statuses_are_numbered_in_the_order_in_which_they_were_made() -> None:
     rank = a_rank()
-    commands = rank.commit(PLAN, 0.0) + rank.model_found(FACTS, 0.1) + rank.worker_said(hello(), 1.0)
+    commands = rank.commit(PLAN, "why", 0.0) + rank.model_found(FACTS, 0.1) + rank.worker_said(hello(), 1.0)
     numbers = [report.status.seq for report in only(commands, Report)]
     assert numbers == list(range(1, len(numbers) + 1))
 
@@ -686,7 +766,7 @@ def test_link_health_is_told_when_it_changes_and_to_each_new_process() -> None:
 
 def test_a_rank_that_waits_for_its_model_does_not_wake_for_nothing() -> None:
     rank = a_rank()
-    rank.commit(PLAN, 100.0)
+    rank.commit(PLAN, "why", 100.0)
     assert rank.next_deadline() >= 100.0 + REPORT_INTERVAL_S
 
 

@@ -266,3 +266,15 @@ async def test_the_real_worker_greets_and_leaves(tmp_path: Path) -> None:
         await daemon.worker.leave()
         assert daemon.ended == ["it ended"]
         assert not is_alive(pid)
+
+
+async def test_a_bug_in_what_hears_the_worker_costs_the_process_and_not_the_daemon(tmp_path: Path) -> None:
+    def breaks(message: FromWorker) -> None:
+        raise KeyError("a bug")
+
+    async with a_daemon(tmp_path) as daemon:
+        daemon.worker._on_message = breaks
+        daemon.worker.start(daemon.tasks)
+        await until(lambda: daemon.ended, "the worker's end is told")
+        assert daemon.ended == ["an internal error of exod (KeyError); the daemon's log has the story"]
+        await until(lambda: daemon.worker.pid is None, "nothing is left")

@@ -87,17 +87,18 @@ class Rank(RankState):
 
     # --- what the mesh says ---------------------------------------------------------------------------------
 
-    def commit(self, plan: MeshPlan, now: float) -> list[RankCommand]:
+    def commit(self, plan: MeshPlan, reason: str, now: float) -> list[RankCommand]:
         """All members agreed on this plan. The old group goes on until the coordinator says `prepare`, so that it
         is left at a step's end; where it is broken, `suspend` came before.
         """
-        before, self._plan, self._suspended = self._plan, plan, ""
+        before, self._plan, self._suspended, self._plan_reason = self._plan, plan, "", reason
         if before is not None and before.hash == plan.hash:
             return self._advance(now) + self._report(now, changed=True)
         commands: list[RankCommand] = []
         if before is None or plan.model != before.model:
             self._facts, self._resolving = None, ""
             self._requests.void(self._requests.begun_order)  # another model must not go on with this one's words
+            self._group.retired()
             commands += self._alarm.cleared()
         self._failure, self._retry_at = None, None  # another share of the layers may fit
         self._attempt = 0
@@ -110,11 +111,11 @@ class Rank(RankState):
             return []
         self._suspended = reason
         commands: list[RankCommand] = []
-        if self._phase in _IN_GROUP and self._worker.is_connected:
+        if self._worker.is_connected and (self._phase in _IN_GROUP or self._group.stands):
             commands.append(TellWorker(Abort(reason)))
-            if self._phase is RankPhase.FORMED:
-                self._lose_group(now)
-                commands.append(Story("engine.aborted", {"code": "suspended", "text": reason}))
+        if self._group.stands:
+            self._group.lost("fault", reason, now)
+            commands.append(Story("engine.aborted", {"code": "suspended", "text": reason}))
         self._leave_attempt()
         return commands + self._report(now, changed=True)
 
@@ -247,7 +248,7 @@ class Rank(RankState):
             self._loaded = self._asked_load = None
             commands.append(LeaveWorker())
         self._failure, self._retry_at, self._facts, self._resolving = None, None, None, ""
-        self._lost_group_at = None
+        self._group.retired()
         return commands + self._set_phase(RankPhase.OFF, now)
 
     def _resolve(self, model: str, now: float) -> list[RankCommand]:
@@ -268,6 +269,7 @@ class Rank(RankState):
         commands: list[RankCommand] = []
         if self._asked_load != wanted:
             self._asked_load, self._loaded, self._to_retell = wanted, None, False
+            self._group.left(self._plan.hash if self._plan is not None else "", self._plan_reason, now)
             self._worker.loading = True
             self._worker.expect(LOAD_SILENCE_S, "loading made no progress", now)
             folder, (first, last) = wanted
@@ -280,7 +282,7 @@ class Rank(RankState):
         if self._worker.group_used and hello is not None and not hello.can_reform:
             text = "this MLX cannot form a second group in one process"
             return self._kill(text, now) + self._advance(now)
-        self._lose_group(now, only_from=RankPhase.FORMED)
+        self._group.left(plan.hash, self._plan_reason, now)
         self._worker.group_used = True
         self._worker.expect(PREPARE_DEADLINE_S, "leaving the old group did not end", now)
         prepare = prepare_order(plan, self._me, attempt, self._ring_key)
@@ -291,9 +293,8 @@ class Rank(RankState):
     def worker_gone(self, text: str, now: float) -> list[RankCommand]:
         """The worker's process ended, or it could not be started."""
         text = self._worker.killed_for or text
-        if self._phase is RankPhase.FORMED:
-            self._lose_group(now)
         asked = self._worker.gone(now)
+        self._group.lost("fault", text, now)
         self._loaded = self._asked_load = None
         self._barren, self._to_retell = 0, False
         self._leave_attempt()
@@ -354,6 +355,7 @@ class Rank(RankState):
         if self._worker.state is WorkerState.KILLED:
             return [KillWorker(self._worker.killed_for)]  # the kill came before there was anything to kill
         self._worker.greeted(hello, now)
+        self._group.found(hello.plan_hash, hello.attempt, hello.formed)
         newest_first = sorted(hello.requests, key=lambda request: -request.order)
         stale = [request for request in newest_first if not self._requests.adopt(self._me, request)]
         commands: list[RankCommand] = []
@@ -412,29 +414,29 @@ class Rank(RankState):
         self._worker.answered()
         self._worker.formed(now)
         self._trouble = ""
-        commands = self._set_phase(RankPhase.FORMED, now)
-        if self._lost_group_at is not None:
-            gap_ms = round((now - self._lost_group_at) * 1e3, 1)
-            data: dict[str, object] = {"gap_ms": gap_ms, "step": formed.resumed_step, "attempt": formed.attempt}
-            commands.append(Story("engine.reformed", data))
-        self._lost_group_at = None
-        return commands
+        stories = self._group.formed(formed, now)
+        return [*self._set_phase(RankPhase.FORMED, now), *stories]
 
     def _has_aborted(self, aborted: Aborted, now: float) -> list[RankCommand]:
-        """Of the present attempt: the worker stands in no group now. Of an older one: that is known."""
-        if not self._is_present(aborted.plan_hash, aborted.attempt) or self._phase not in _IN_GROUP:
-            return []
+        """Of the present attempt: the worker stands in no group now. Of an older one: that is known, unless it
+        still stood in that one's group.
+        """
         commands: list[RankCommand] = []
-        was_formed = self._phase is RankPhase.FORMED
-        if aborted.code == "paused":
-            self._lose_group(now, only_from=RankPhase.FORMED)  # another rank's new plan: no fault
-        else:
-            self._trouble = aborted.text
-            if aborted.code == "listen":
-                commands += self._port_taken()
-            self._lose_group(now)
+        stood, paused = self._group.is_of(aborted.plan_hash, aborted.attempt), aborted.code == "paused"
+        present = self._is_present(aborted.plan_hash, aborted.attempt) and self._phase in _IN_GROUP
+        if stood:
+            # Paused: another rank has the next plan already, or a next attempt of this one.
+            self._group.lost("move" if paused else "fault", self._plan_reason if paused else aborted.text, now)
+        if (present or stood) and not paused:
             data: dict[str, object] = {"code": aborted.code, "text": aborted.text, "step": aborted.step}
             commands.append(Story("engine.aborted", data))
+        if not present:
+            return commands
+        was_formed = self._phase is RankPhase.FORMED
+        if not paused:
+            self._trouble = aborted.text
+        if aborted.code == "listen":
+            commands += self._port_taken()
         self._forming = False
         self._worker.answered()
         if was_formed and aborted.code == "deadline" and self.active:
@@ -451,6 +453,7 @@ class Rank(RankState):
     def _has_beaten(self, beat: Heartbeat, now: float) -> list[RankCommand]:
         before = self._worker.heartbeat
         self._worker.heartbeat = beat
+        self._group.beat(beat)
         stories: list[RankCommand] = []
         if before is not None and before.sync_mode != beat.sync_mode:
             stories.append(Story("engine.sync", {"mode": beat.sync_mode, "reason": beat.sync_reason}))
@@ -480,11 +483,6 @@ class Rank(RankState):
             and plan_hash == self._plan.hash
             and attempt == self._attempt
         )
-
-    def _lose_group(self, now: float, only_from: RankPhase | None = None) -> None:
-        """From here the gap is counted that the next group closes."""
-        if self._lost_group_at is None and only_from in (None, self._phase):
-            self._lost_group_at = now
 
     def _fail(self, code: str, text: str, now: float) -> list[RankCommand]:
         self._failure = (code, text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from exod.core.engine_messages import BeginRequest, RankPhase, RankStatus
+from exod.core.group_life import GroupLife
 from exod.core.held_requests import HeldRequest, HeldRequests
 from exod.core.plan import layer_spans
 from exod.core.rank_commands import ModelFacts, RankCommand, Report
@@ -35,11 +36,13 @@ class RankState:
         self._loaded: Loaded | None = None
         self._forgave = False
         # the group
+        self._group = GroupLife()
+        self._plan_reason = ""
+        """Why the present plan came."""
         self._phase = RankPhase.OFF
         self._attempt = 0
         self._forming = False
         self._trouble = ""
-        self._lost_group_at: float | None = None
         self._idle_since: float | None = None
         self._barren = 0
         """Groups in a row that hung before a single token came of them."""
@@ -140,6 +143,6 @@ class RankState:
             sync_reason=beat.sync_reason if beat is not None else "",
             tokens_per_s=beat.tokens_per_s if beat is not None else 0.0,
             baseline_tokens_per_s=beat.baseline_tokens_per_s if beat is not None else 0.0,
-            last_gap_ms=beat.last_gap_ms if beat is not None else 0.0,
+            last_gap_ms=self._group.last_gap_ms,
             memory_mib=beat.memory_bytes >> 20 if beat is not None else 0,
         )

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -49,15 +50,19 @@ from exod.core.rank_commands import (
 from exod.core.ring_ports import RingPorts
 from exod.core.scheduler import Scheduler, SchedulerCommand, TellOrigin, TellRank
 from exod.model import MeshPlan, NodeId
+from exod.services.model_search import search
 from exod.services.requests import RequestDesk
 from exod.services.workers import WorkerProcess
-from exoengine.model_folder import ModelFolderError, ModelSummary, inspect, resolve
+from exoengine.model_folder import ModelFolderError, ModelSummary
 from exoengine.protocol import Finished, FromWorker, RequestFailed, SyncSettings, TokenOut
 
 log = structlog.get_logger()
 
 TICK_S: Final = 0.25
 """The coarsest that a deadline of this room is kept; all of them are seconds."""
+
+PAUSE_AFTER_ERROR_S: Final = 1.0
+"""A timer that fails is due again at once: it must not fill the log."""
 
 
 class EngineHost:
@@ -118,15 +123,30 @@ class EngineHost:
 
     def _tick(self) -> None:
         """One timer for the rank, the group, the queue and the desk."""
-        now = time.monotonic()
+        pause_s = PAUSE_AFTER_ERROR_S
+        with self._surviving("a timer"):
+            now = time.monotonic()
+            self._handle_timers(now)
+            pause_s = self._pause_s(now)
+        if not self._closing:
+            self._timer = asyncio.get_running_loop().call_later(pause_s, self._tick)
+
+    def _handle_timers(self, now: float) -> None:
         if now >= self.rank.next_deadline():
             self._carry_out(self.rank.handle_timer(now))
         self._give_orders(self.formation.handle_timer(now))
         self._schedule(now)
         if len(self.desk):
             self.desk.handle_timer()
-        if not self._closing:
-            self._timer = asyncio.get_running_loop().call_later(self._pause_s(now), self._tick)
+
+    @contextmanager
+    def _surviving(self, what: str) -> Iterator[None]:
+        """A bug in here costs what was being done, not the daemon: it is told, and deadlines mend what is stuck."""
+        try:
+            yield
+        except Exception as error:
+            log.error("internal_error", task=what, exc_info=error)
+            self._on_story("internal.error", {"task": what, "error": f"{type(error).__name__}: {error}"})
 
     def _pause_s(self, now: float) -> float:
         """Until the next deadline: an idle engine wakes once in a few seconds, not four times in each."""
@@ -150,7 +170,7 @@ class EngineHost:
 
     # --- what the mesh says ---------------------------------------------------------------------------------
 
-    def commit(self, plan: MeshPlan) -> None:
+    def commit(self, plan: MeshPlan, reason: str) -> None:
         """All members agreed on `plan`."""
         now = time.monotonic()
         was_coordinator = self.plan is not None and self.plan.coordinator == self._me
@@ -159,7 +179,7 @@ class EngineHost:
             self.scheduler.give_up()
             self.desk.model_changed(plan.model)
         self.plan, self.suspended = plan, ""
-        self._carry_out(self.rank.commit(plan, now))
+        self._carry_out(self.rank.commit(plan, reason, now))
         if plan.coordinator == self._me and not was_coordinator:
             begun = self.rank.begun()
             self.scheduler.take_over([begun] if begun is not None else [], self.rank.begun_order)
@@ -198,6 +218,10 @@ class EngineHost:
     # --- what other daemons say -----------------------------------------------------------------------------
 
     def handle(self, sender: NodeId, message: EngineMessage) -> None:
+        with self._surviving(f"a {type(message).__name__} of {sender}"):
+            self._handle(sender, message)
+
+    def _handle(self, sender: NodeId, message: EngineMessage) -> None:
         now = time.monotonic()
         match message:
             case RankStatus() if message.sender == sender:
@@ -337,15 +361,16 @@ class EngineHost:
     # --- the worker -----------------------------------------------------------------------------------------
 
     def _worker_said(self, message: FromWorker) -> None:
-        now = time.monotonic()
-        if isinstance(message, TokenOut | Finished | RequestFailed):
-            self._deliver(message)
-        self._carry_out(self.rank.worker_said(message, now))
+        with self._surviving(f"the worker's {type(message).__name__}"):
+            if isinstance(message, TokenOut | Finished | RequestFailed):
+                self._deliver(message)
+            self._carry_out(self.rank.worker_said(message, time.monotonic()))
         if not isinstance(message, TokenOut):
             self._nudge()
 
     def _worker_gone(self, text: str) -> None:
-        self._carry_out(self.rank.worker_gone(text, time.monotonic()))
+        with self._surviving("the worker's end"):
+            self._carry_out(self.rank.worker_gone(text, time.monotonic()))
         self._nudge()
 
     def _deliver(self, output: TokenOut | Finished | RequestFailed) -> None:
@@ -391,26 +416,20 @@ class EngineHost:
                 case StartWorker():
                     pass
 
-    def _spawn(self, work: object, name: str) -> None:
-        assert asyncio.iscoroutine(work)
+    async def _outliving(self, work: Coroutine[object, object, None], name: str) -> None:
+        with self._surviving(name):
+            await work
+
+    def _spawn(self, work: Coroutine[object, object, None], name: str) -> None:
         if self._tasks is None or self._closing:
             work.close()
         else:
-            self._tasks.create_task(work, name=name)
+            self._tasks.create_task(self._outliving(work, name), name=name)
 
     async def _resolve(self, model: str) -> None:
-        """Finds or downloads the model in a thread, and reads what it is."""
-        loop = asyncio.get_running_loop()
-
-        def note(done: int, total: int) -> None:
-            loop.call_soon_threadsafe(self._downloaded, done, total)
-
-        def find() -> tuple[Path, ModelSummary]:
-            found = resolve(model, progress=note)
-            return found, inspect(found)
-
+        """Finds or downloads the model, and reads what it is."""
         try:
-            folder, summary = await asyncio.to_thread(find)
+            folder, summary = await search(model, self._downloaded)
         except ModelFolderError as error:
             self._carry_out(self.rank.model_failed(model, error.code, str(error), time.monotonic()))
         else:

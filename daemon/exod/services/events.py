@@ -31,7 +31,7 @@ MAX_FOLLOWER_BACKLOG: Final = 1024
 """A follower that reads more slowly than events come loses the oldest of this many."""
 
 WARNINGS: Final = frozenset(
-    {"node.down", "path.dead", "engine.aborted", "engine.restarted", "alert.raised", "crash.seen"}
+    {"node.down", "path.dead", "engine.aborted", "engine.restarted", "alert.raised", "crash.seen", "internal.error"}
 )
 """What a person who reads only warnings must see."""
 

@@ -132,8 +132,11 @@ class WorkerProcess:
             text = await self._bury(child)
         except OSError as error:
             text = f"it could not be started: {error.strerror}"
-            if self._process is not None:
-                _signal(self._process, signal.SIGKILL)
+            self.kill(text)
+        except Exception as error:
+            text = f"an internal error of exod ({type(error).__name__}); the daemon's log has the story"
+            log.error("internal_error", task="worker", exc_info=error)
+            self.kill(text)
         finally:
             if self._writer is not None:
                 self._writer.close()
