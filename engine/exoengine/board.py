@@ -30,6 +30,7 @@ class Board:
         self.kv_tokens = 0
         self.memory_bytes = 0
         self.longest_gpu_wait_s = 0.0
+        self.gpu_wait_violations = 0
         self.replayed_tokens = 0
         self._what = ""
         self._begun: float | None = None
@@ -69,4 +70,5 @@ class Board:
             memory_bytes=self.memory_bytes,
             longest_gpu_wait_s=self.longest_gpu_wait_s,
             replayed_tokens=self.replayed_tokens,
+            gpu_wait_violations=self.gpu_wait_violations,
         )

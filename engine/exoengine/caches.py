@@ -12,23 +12,33 @@ mark steps and roll back).
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, Final
 
 import mlx.core as mx
-from mlx_lm.models.cache import CacheList, KVCache, QuantizedKVCache
+from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, QuantizedKVCache
 
 STEPS_KEPT: Final = 6
 """How many steps back a cache of references can go. Two are needed in decode (the step under way and the one that
 another rank may lack); a prefill runs ahead by as many chunks as there are stages, at most this many."""
 
-KV_GROUP_SIZE: Final = 64
-"""mlx-lm's default group size for quantised caches."""
-
 COMMUNICATION: Final = ("Send", "Recv", "AllReduce", "AllGather")
 """Names of MLX's primitives that must never run again once their group is gone."""
+
+
+class NotQuantisableError(Exception):
+    """These caches cannot be quantised; `str(error)` is part of a line for people."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantisation:
+    """How keys and values are kept: `bits` each, with a scale and a bias for `group_size` of them."""
+
+    bits: int
+    group_size: int
 
 
 class StageCaches:
@@ -38,9 +48,7 @@ class StageCaches:
     owned cache of the same kind, which has the same offset, or an empty one whose offset is kept up to date.
     """
 
-    def __init__(self, caches: list[Any], owned: frozenset[int] | None, kv_bits: int = 0) -> None:
-        if kv_bits:
-            caches = [_quantised(cache, kv_bits) for cache in caches]
+    def __init__(self, caches: list[Any], owned: frozenset[int] | None) -> None:
         self.position = 0
         """How many tokens the caches hold."""
         mine = [index for index in range(len(caches)) if owned is None or index in owned]
@@ -134,8 +142,19 @@ def _kind(cache: Any) -> tuple[Any, ...]:
     )
 
 
-def _quantised(cache: Any, bits: int) -> Any:
-    return QuantizedKVCache(group_size=KV_GROUP_SIZE, bits=bits) if type(cache) is KVCache else cache
+def quantised(caches: list[Any], how: Quantisation) -> list[Any]:
+    """The same empty caches with quantised keys and values, as mlx-lm makes them; states that do not grow with the
+    context stay as they are. Raises NotQuantisableError where a cache that grows cannot be quantised.
+    """
+    for leaf in (leaf for cache in caches if type(cache) is not KVCache for leaf in _leaves(cache)):
+        if not isinstance(leaf, ArraysCache):
+            raise NotQuantisableError(f"mlx-lm cannot quantise its caches of the kind {type(leaf).__name__}")
+    if not any(type(cache) is KVCache for cache in caches):
+        raise NotQuantisableError("nothing in it grows with the context, so there is nothing to quantise")
+    return [
+        QuantizedKVCache(group_size=how.group_size, bits=how.bits) if type(cache) is KVCache else cache
+        for cache in caches
+    ]
 
 
 def _arrays(value: Any) -> Iterator[Any]:

@@ -54,13 +54,12 @@ class Generations:
 
     def __init__(
         self, model: LoadedModel, group: RingGroup, board: Board, emit: Callable[[FromWorker], None],
-        settings: SyncSettings, kv_bits: int,
+        settings: SyncSettings,
     ) -> None:  # fmt: skip
         self._model, self._group, self._board, self._emit = model, group, board, emit
-        self._kv_bits = kv_bits
         self.policy = SyncPolicy(settings)
         self._watchdog = WatchdogModel(settings.watchdog_s)
-        board.longest_gpu_wait_s = 0.0
+        board.longest_gpu_wait_s, board.gpu_wait_violations = 0.0, 0
         self._pace = Pace(settings)
         self._backlog = Backlog(model, emit)
         self._holding: Holding | None = None
@@ -279,7 +278,7 @@ class Generations:
             self.policy.observe(result.graph_s)
         board = self._board
         board.longest_gpu_wait_s = self._watchdog.longest_wait_s
-        board.safe = step.safe
+        board.gpu_wait_violations = self._watchdog.violations
         board.kv_tokens = caches.position
         board.memory_bytes = mx.get_active_memory()
         board.replayed_tokens += max(0, min(work.resumption.furthest - step.start, step.count))
@@ -322,7 +321,8 @@ class Generations:
             mx.clear_cache()
         votes = Vote(message.votes)
         if message.token >= 0:  # a chunk of the prefill says nothing about steps
-            work.next_safe = Vote.SAFE in votes
+            work.next_safe = self._board.safe = Vote.SAFE in votes
+            self._board.sync_reason = self.policy.reason_of(work.next_safe)
         work.stop |= votes & (Vote.CANCEL | Vote.PAUSE)
         self._board.end()
         if generation.finished is not None:
@@ -351,11 +351,8 @@ class Generations:
             votes |= Vote.CANCEL
         if self.pause_wanted:
             votes |= Vote.PAUSE
-        if deciding:
-            choice = self.policy.choose(work.holding.caches.position)
-            if choice.safe:
-                votes |= Vote.SAFE
-            self._board.sync_reason = choice.reason
+        if deciding and self.policy.choose(work.holding.caches.position).safe:
+            votes |= Vote.SAFE
         return votes
 
     # --- opening and closing ----------------------------------------------------------------------------
@@ -390,7 +387,7 @@ class Generations:
             holding.go_back(generation.order, start)
         else:
             holding = None  # its memory is free before the new caches need it
-            holding = Holding(generation.order, self._model.stage.new_caches(self._kv_bits))
+            holding = Holding(generation.order, self._model.stage.new_caches())
         self._holding = holding
         sampler = Sampler(generation.request.sampling, self._model.summary.vocab_size)
         issued = min(resumption.starts)

@@ -14,8 +14,10 @@ import mlx.core as mx
 import psutil
 from mlx_lm.utils import load_config, load_model
 
-from exoengine.fit import check_fit
+from exoengine.caches import NotQuantisableError, Quantisation
+from exoengine.fit import gib, kv_bytes, needs_text, span_bytes
 from exoengine.model_folder import ModelFolderError, ModelSummary, inspect
+from exoengine.protocol import Load
 from exoengine.stages import NotSplittableError, Stage, parameter_bytes
 from exoengine.text import Tokenizer
 
@@ -32,17 +34,15 @@ class LoadedModel:
     max_context_tokens: int
 
 
-def load(
-    folder: Path, first: int, last: int, max_context_tokens: int, kv_bits: int, progress: Callable[[int, int], None]
-) -> LoadedModel:
-    """Reads layers [first, last) and whatever else the stage runs. Raises ModelFolderError."""
+def load(asked: Load, progress: Callable[[int, int], None]) -> LoadedModel:
+    """Reads the layers that are asked for and whatever else the stage runs. Raises ModelFolderError."""
+    folder, first, last = Path(asked.folder), asked.first_layer, asked.last_layer
     summary = inspect(folder)
     if not 0 <= first < last <= summary.total_layers:
         raise ModelFolderError(
             "bad_span", f"layers {first} to {last} are asked for; the model has {summary.total_layers}"
         )
-    wanted = min(max_context_tokens, summary.max_context_tokens)
-    check_fit(folder, summary, first, last, wanted, kv_bits, psutil.virtual_memory().available)
+    check_fit(asked, summary, psutil.virtual_memory().available)
     before = mx.get_active_memory()
     model = _build(folder, summary)
     stage = _divide(model, folder, summary, first, last)
@@ -53,16 +53,33 @@ def load(
         done += size
         progress(done, sum(sizes))
     _probe(stage, folder)
+    if asked.kv_bits:
+        _quantise(stage, summary, Quantisation(asked.kv_bits, asked.kv_group_size))
     mx.clear_cache()
-    limit = summary.max_context_tokens
     return LoadedModel(
         folder=folder,
         summary=summary,
         stage=stage,
         tokenizer=Tokenizer(folder, load_config(folder).get("eos_token_id")),
         weight_bytes=mx.get_active_memory() - before,
-        max_context_tokens=min(max_context_tokens, limit) if max_context_tokens else limit,
+        max_context_tokens=min(asked.max_context_tokens or summary.max_context_tokens, summary.max_context_tokens),
     )
+
+
+def check_fit(asked: Load, summary: ModelSummary, available: int) -> None:
+    """Raises ModelFolderError `does_not_fit` with the sum. No context is reckoned with where none was asked for in
+    particular: a model's own limit is often far beyond what anybody uses.
+    """
+    first, last = asked.first_layer, asked.last_layer
+    tokens = min(asked.max_context_tokens, summary.max_context_tokens)
+    weights = span_bytes(summary, first, last)
+    context = kv_bytes(summary, first, last, tokens, asked.kv_bits, asked.kv_group_size)
+    if weights + context > available:
+        raise ModelFolderError(
+            "does_not_fit",
+            f"{asked.folder}: {needs_text(first, last, weights, context, tokens)}; {gib(available)} are available:"
+            f" give this node fewer layers{', a shorter context' if context else ''} or more memory",
+        )
 
 
 def _build(folder: Path, summary: ModelSummary) -> Any:
@@ -130,6 +147,23 @@ def _probe(stage: Stage, folder: Path) -> None:
         raise ModelFolderError(
             "weights_differ", f"{folder}: the model does not run: {_first_line(error)}"
         ) from error
+
+
+def _quantise(stage: Stage, summary: ModelSummary, how: Quantisation) -> None:
+    """From here on the stage makes quantised caches, and has shown that it runs with them."""
+    stage.quantisation = how
+    try:
+        stage.probe()
+    except (NotQuantisableError, NotSplittableError) as error:
+        reason = str(error)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+        reason = f"it does not run with {how.bits} bits in groups of {how.group_size}: {_first_line(error)}"
+    else:
+        return
+    raise ModelFolderError(
+        "kv_bits_unsupported",
+        f"the KV cache of {summary.model_type} cannot be quantised: {reason}; set engine.kv_bits = 0",
+    )
 
 
 def _first_line(error: BaseException) -> str:

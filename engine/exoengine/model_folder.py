@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
-import msgspec
+from exoengine.fit import WHOLE_CONTEXT, ModelSizes
 
 MAX_HEADER_BYTES: Final = 100 * 1024 * 1024
 """The safetensors format's own limit for a header; more is no safetensors file."""
@@ -61,18 +61,11 @@ class ModelFolderError(Exception):
         self.code = code
 
 
-class ModelSummary(msgspec.Struct, frozen=True):
-    """What a plan needs to know of a model. Sizes are those of the files, in bytes."""
+class ModelSummary(ModelSizes, frozen=True, kw_only=True):
+    """What is known of a model before it is loaded."""
 
     model_type: str
-    total_layers: int
     weight_bytes: int
-    layer_bytes: tuple[int, ...]
-    """For each layer the bytes of its weights."""
-    other_bytes: int
-    """Embedding, norm and head: on the first stage, the last stage, or both."""
-    kv_bytes_per_token: int
-    """For one layer, as if every layer attended to the whole context: an upper bound for other kinds."""
     vocab_size: int
     max_context_tokens: int
     fingerprint: str
@@ -93,11 +86,11 @@ def inspect(folder: Path) -> ModelSummary:
     weight_bytes = sum(sizes.values())
     return ModelSummary(
         model_type=str(config["model_type"]),
-        total_layers=total_layers,
         weight_bytes=weight_bytes,
         layer_bytes=layer_bytes,
         other_bytes=weight_bytes - sum(layer_bytes),
         kv_bytes_per_token=_kv_bytes_per_token(text),
+        kv_windows=_kv_windows(text, total_layers),
         vocab_size=_whole(text.get("vocab_size")) or _whole(config.get("vocab_size")) or 0,
         max_context_tokens=_max_context_tokens(text),
         fingerprint=_fingerprint(folder, files),
@@ -283,11 +276,31 @@ def _kv_bytes_per_token(config: dict[str, Any]) -> int:
     latent = _whole(config.get("kv_lora_rank"))
     if latent is not None:
         return (latent + (_whole(config.get("qk_rope_head_dim")) or 0)) * KV_BYTES_PER_VALUE
-    heads = _whole(config.get("num_attention_heads")) or _whole(config.get("n_head")) or 1
+    heads = _whole(config.get("num_attention_heads")) or _whole(config.get("n_head"))
+    if heads is None:
+        return 0  # a state-space model: nothing in it grows with the context
     kv_heads = _whole(config.get("num_key_value_heads")) or heads
     hidden = _whole(config.get("hidden_size")) or _whole(config.get("n_embd")) or 0
     head_dim = _whole(config.get("head_dim")) or hidden // heads
     return 2 * kv_heads * head_dim * KV_BYTES_PER_VALUE
+
+
+def _kv_windows(config: dict[str, Any], total_layers: int) -> tuple[int, ...]:
+    """As the config tells which layers attend to how much. Where it does not, every layer attends to everything:
+    so do mlx-lm's models of that kind.
+    """
+    window = _whole(config.get("sliding_window"))
+    interval = _whole(config.get("full_attention_interval"))
+    pattern = _whole(config.get("sliding_window_pattern"))
+    kinds = config.get("layer_types")
+    if isinstance(kinds, list) and len(kinds) == total_layers:
+        local = {"sliding_attention": window or WHOLE_CONTEXT, "full_attention": WHOLE_CONTEXT}
+        return tuple(local.get(str(kind), 0) for kind in kinds)
+    if interval is not None:
+        return tuple(0 if (index + 1) % interval else WHOLE_CONTEXT for index in range(total_layers))
+    if pattern is not None and window is not None:
+        return tuple(window if (index + 1) % pattern else WHOLE_CONTEXT for index in range(total_layers))
+    return (_whole(config.get("attention_window_size")) or WHOLE_CONTEXT,) * total_layers
 
 
 def _max_context_tokens(config: dict[str, Any]) -> int:

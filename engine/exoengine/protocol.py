@@ -83,6 +83,8 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     """0: what the model's config allows."""
     kv_bits: int = 0
     """0: the KV cache is not quantised."""
+    kv_group_size: int = 64
+    """So many of a quantised cache's values share a scale: mlx-lm's default."""
 
 
 class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
@@ -173,6 +175,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     requests: tuple[ActiveRequest, ...]
     can_reform: bool
     """Can this process abort and form groups again? Where not, a fault means a new process."""
+    load: Load | None = None
+    """What it was told to load, settings included: another daemon may want others."""
 
 
 class LoadProgress(msgspec.Struct, frozen=True, tag="load_progress"):
@@ -250,6 +254,12 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
     decode_s: float
 
 
+CLIENT_FAULTS: Final = frozenset(
+    {"bad_messages", "bad_request", "bad_token", "context_length_exceeded", "empty_prompt", "no_chat_template"}
+)
+"""Codes of RequestFailed that say what is wrong with the request itself."""
+
+
 class RequestFailed(msgspec.Struct, frozen=True, tag="request_failed"):
     """This request cannot be served (all ranks find the same); `code` is stable, `text` is for people."""
 
@@ -276,6 +286,8 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     """The longest that any graph of this process, as far as is known, waited for another rank."""
     replayed_tokens: int = 0
     """How many tokens this process has put through its layers only because of faults: a rank that caught up."""
+    gpu_wait_violations: int = 0
+    """How many graphs, as far as is known, waited for another rank beyond `watchdog_s`."""
 
 
 class Left(msgspec.Struct, frozen=True, tag="left"):

@@ -136,8 +136,9 @@ def accept(
     if len(prompt) >= max_context_tokens:
         return RequestFailed(
             request.request_id,
-            "context_length",
-            f"the prompt has {len(prompt)} tokens; this model's context is {max_context_tokens}",
+            "context_length_exceeded",
+            f"the prompt has {len(prompt)} tokens; with room for an answer at most {max_context_tokens - 1} of the"
+            f" context of {max_context_tokens} are allowed",
         )
     generation = Generation(order, request, prompt, max_context_tokens, tokenizer, emit)
     generation.adopt(tokens)

@@ -20,7 +20,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
-from exoengine.caches import StageCaches
+from exoengine.caches import Quantisation, StageCaches, quantised
 
 PROBE_TOKENS = (0, 1, 0)
 """What a model is run on to see how it is made. More than one, so that masks are built as in a prefill; no
@@ -81,6 +81,8 @@ class Stage:
         self.takes: HiddenSignature | None = None
         self.gives: HiddenSignature | None = None
         self._owned_caches: frozenset[int] | None = None
+        self.quantisation: Quantisation | None = None
+        """Of the KV caches made from now on."""
         if not self.is_whole:
             self._divide()
 
@@ -101,9 +103,12 @@ class Stage:
         """The layers of this rank."""
         return self.layers[self.first : self.last]
 
-    def new_caches(self, kv_bits: int = 0) -> StageCaches:
-        """Empty caches for one sequence; `kv_bits` quantises those that can be."""
-        return StageCaches(make_prompt_cache(self._model), self._owned_caches, kv_bits)
+    def new_caches(self) -> StageCaches:
+        """Empty caches for one sequence. Raises NotQuantisableError where `quantisation` cannot be."""
+        caches = make_prompt_cache(self._model)
+        if self.quantisation is not None:
+            caches = quantised(caches, self.quantisation)
+        return StageCaches(caches, self._owned_caches)
 
     def run(self, tokens: Any, hidden: Any, caches: StageCaches) -> Any:
         """Builds one pass, evaluating nothing: `tokens` (1, n) int; `hidden` as `takes` says, None on the first
@@ -134,7 +139,7 @@ class Stage:
             finite = mx.isfinite(out).all()
             mx.eval(finite)
         except (AttributeError, TypeError, IndexError, ValueError) as error:
-            if self.is_whole:
+            if self.is_whole or self.quantisation is not None:
                 raise
             raise NotSplittableError(f"a layer of this span needs another span's cache or state: {error}") from None
         finally:

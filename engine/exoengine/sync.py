@@ -93,6 +93,10 @@ class SyncPolicy:
                 self._choice = self._dynamic(kv_tokens)
         return self._choice
 
+    def reason_of(self, safe: bool) -> str:
+        """Why the ranks chose so, after `choose`: for this rank's own reason, unless another's made it safe."""
+        return self._choice.reason if safe == self._choice.safe else "another rank asked for it"
+
     def _dynamic(self, kv_tokens: int) -> SyncChoice:
         limit_tokens = self._settings.safe_context_tokens
         if kv_tokens > limit_tokens:
@@ -113,7 +117,7 @@ class SyncPolicy:
 
     def _danger(self, kv_tokens: int) -> str | None:
         if self._long_context:
-            return f"{kv_tokens} tokens of context, beyond {self._settings.safe_context_tokens}"
+            return f"the context is longer than {self._settings.safe_context_tokens} tokens"
         if self._link.safe:
             return self._link.reason
         predicted = self.predicted_s

@@ -68,6 +68,8 @@ class Worker:
             socket_path, self.board, self._mailbox, self._group.abort, self.hello, orphan_deadline_s
         )
         self._model: LoadedModel | None = None
+        self._asked: Load | None = None
+        """What `_model` was loaded for."""
         self._generations: Generations | None = None
         self._prepared: Prepare | None = None
         self._formed: Prepare | None = None
@@ -104,6 +106,7 @@ class Worker:
             formed=self._formed is not None,
             requests=(),
             can_reform=self._group.can_reform,
+            load=self._asked,
         )
 
     def _emit(self, message: FromWorker) -> None:
@@ -145,16 +148,13 @@ class Worker:
         from exoengine.model_folder import ModelFolderError
 
         self._part("replaced", "another model is loaded")
-        self._model = self._generations = None
+        self._model = self._generations = self._asked = None
         gc.collect()
         self._set("loading")
         begun = time.monotonic()
         self.board.begin("loading", message.sync.load_deadline_s)
         try:
-            self._model = load(
-                Path(message.folder), message.first_layer, message.last_layer, message.max_context_tokens,
-                message.kv_bits, lambda done, total: self._emit(LoadProgress(done, total)),
-            )  # fmt: skip
+            self._model = load(message, lambda done, total: self._emit(LoadProgress(done, total)))
         except ModelFolderError as error:
             self._set("empty")
             self._emit(LoadFailed(message.folder, error.code, str(error)))
@@ -162,7 +162,8 @@ class Worker:
         finally:
             self.board.end()
         model = self._model
-        self._generations = Generations(model, self._group, self.board, self._emit, message.sync, message.kv_bits)
+        self._generations = Generations(model, self._group, self.board, self._emit, message.sync)
+        self._asked = message
         self.board.memory_bytes = model.weight_bytes
         gc.collect()
         gc.freeze()  # a collection after a fault must not walk through what stays for ever

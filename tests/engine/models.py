@@ -75,22 +75,27 @@ _known: dict[Any, list[int]] = {}
 
 def undisturbed(
     folder: Path, prompt: Sequence[int], steps: int, sampling: Sampling | None = None, chunk: int = 512,
-    kv_bits: int = 0,
+    kv_bits: int = 0, kv_group: int = 64,
 ) -> list[int]:  # fmt: skip
     """What a single process running mlx-lm's model gives, with the same keys for the same draws."""
-    asked = (folder, tuple(prompt), steps, repr(sampling), chunk, kv_bits)
+    asked = (folder, tuple(prompt), steps, repr(sampling), chunk, kv_bits, kv_group)
     if asked not in _known:
-        _known[asked] = _generated(folder, prompt, steps, sampling, chunk, kv_bits)
+        _known[asked] = _generated(folder, prompt, steps, sampling, chunk, kv_bits, kv_group)
     return _known[asked]
 
 
 def _generated(
-    folder: Path, prompt: Sequence[int], steps: int, sampling: Sampling | None, chunk: int, kv_bits: int
-) -> list[int]:
+    folder: Path, prompt: Sequence[int], steps: int, sampling: Sampling | None, chunk: int, kv_bits: int,
+    kv_group: int,
+) -> list[int]:  # fmt: skip
     model, config = load_model(folder)
     cache = make_prompt_cache(model)
     if kv_bits:
-        cache = [one.to_quantized(group_size=64, bits=kv_bits) for one in cache]
+        # As mlx-lm's own generate_step does with kv_bits and quantized_kv_start=0: states without keys stay.
+        cache = [
+            one.to_quantized(group_size=kv_group, bits=kv_bits) if hasattr(one, "to_quantized") else one
+            for one in cache
+        ]
     sampler = Sampler(sampling or Sampling(), config.get("vocab_size", VOCAB))
     history, end = list(prompt), len(prompt) - 1
     for start in range(0, end, chunk):

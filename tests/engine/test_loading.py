@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from exoengine.fit import check_fit, kv_bytes, span_bytes
+from exoengine.fit import kv_bytes, span_bytes
+from exoengine.loading import check_fit
 from exoengine.model_folder import ModelFolderError, inspect
-from exoengine.protocol import LoadFailed, SyncSettings
+from exoengine.protocol import Load, LoadFailed, SyncSettings
 from tests.engine.driver import cluster, request
 from tests.engine.models import LLAMA, write_model
 
@@ -18,11 +19,11 @@ LARGE = {**LLAMA, "hidden_size": 768, "num_hidden_layers": 8, "intermediate_size
 
 MEASURE = """
 import sys
-from pathlib import Path
 import mlx.core as mx
 from exoengine.loading import load
+from exoengine.protocol import Load
 mx.reset_peak_memory()
-model = load(Path(sys.argv[1]), 2, 6, 0, 0, lambda *_: None)
+model = load(Load(sys.argv[1], 2, 6), lambda *_: None)
 print(model.weight_bytes, mx.get_peak_memory())
 """
 
@@ -43,17 +44,19 @@ def test_the_sum_of_spans_is_at_most_the_model(llama: Path) -> None:
         assert summary.weight_bytes - 1 <= parts <= summary.weight_bytes
     assert span_bytes(summary, 0, summary.total_layers) == summary.weight_bytes
     assert kv_bytes(summary, 1, 3, 1000, 0) == 2 * 1000 * summary.kv_bytes_per_token
-    assert kv_bytes(summary, 1, 3, 1000, 4) == kv_bytes(summary, 1, 3, 1000, 0) // 4
+    assert kv_bytes(summary, 1, 3, 1000, 4) == kv_bytes(summary, 1, 3, 1000, 0) * (4 + 32 / 64) / 16
 
 
 def test_what_does_not_fit_is_refused_with_the_sum(llama: Path) -> None:
     summary = inspect(llama)
     weights = span_bytes(summary, 0, 3)
-    check_fit(llama, summary, 0, 3, 0, 0, weights)
-    check_fit(llama, summary, 0, 3, 2048, 0, weights + kv_bytes(summary, 0, 3, 2048, 0))
+    check_fit(Load(str(llama), 0, 3), summary, weights)
+    for bits in (0, 8, 4):
+        context = kv_bytes(summary, 0, 3, 2048, bits)
+        check_fit(Load(str(llama), 0, 3, max_context_tokens=9999, kv_bits=bits), summary, weights + context)
     for context, available in ((0, weights - 1), (2048, weights)):
         with pytest.raises(ModelFolderError) as caught:
-            check_fit(llama, summary, 0, 3, context, 0, available)
+            check_fit(Load(str(llama), 0, 3, max_context_tokens=context), summary, available)
         assert caught.value.code == "does_not_fit"
         assert ("tokens of context" in str(caught.value)) == (context > 0)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from exoengine.protocol import (
+    CLIENT_FAULTS,
     Aborted,
     Cancel,
     ChatMessage,
@@ -104,7 +105,7 @@ def test_a_chat_is_put_through_the_models_template(pair: Cluster, llama: Path) -
 @pytest.mark.parametrize(
     ("asked", "code"),
     [
-        (request([1] * 2048, 5), "context_length"),
+        (request([1] * 2048, 5), "context_length_exceeded"),
         (request([], 5), "empty_prompt"),
         (request([1, 5000], 5), "bad_token"),
         (request([1], 0), "bad_request"),
@@ -118,6 +119,7 @@ def test_a_request_that_cannot_be_served_fails_alike_on_all_ranks(
     for said in pair.finish(asked.request_id):
         assert isinstance(said, RequestFailed)
         assert said.code == code
+        assert code in CLIENT_FAULTS
     assert len(pair.generate(request([65], 3)).tokens) == 3  # and the next one is served
 
 

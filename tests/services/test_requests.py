@@ -146,7 +146,10 @@ async def test_a_client_that_goes_away_before_the_first_token_ends_its_generatio
 
 @pytest.mark.parametrize(
     "answer",
-    [SubmitRefused("r", "queue_full", "come again", 10.0), RequestFailed("r", "context_length", "come again")],
+    [
+        SubmitRefused("r", "queue_full", "come again", 10.0),
+        RequestFailed("r", "context_length_exceeded", "come again"),
+    ],
 )
 async def test_a_refusal_reaches_the_client_and_cancels_nothing(answer: SubmitRefused | RequestFailed) -> None:
     desk = Desk()

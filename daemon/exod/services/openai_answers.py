@@ -13,6 +13,7 @@ import msgspec
 from exod.commands import TextDelta, Usage
 from exod.errors import ExitCode, RequestError
 from exod.services.openai_requests import FieldError
+from exoengine.protocol import CLIENT_FAULTS
 
 STATUS_OF_CODE: Final[dict[str, int]] = {
     "invalid_api_key": 401,
@@ -23,8 +24,8 @@ STATUS_OF_CODE: Final[dict[str, int]] = {
     "method_not_allowed": 405,
     "body_timeout": 408,
     "body_too_large": 413,
-    "context_length_exceeded": 400,
     "invalid_value": 400,
+    **dict.fromkeys(CLIENT_FAULTS, 400),
     "not_ready": 503,
     "queue_full": 503,
     "unavailable": 503,
