@@ -2,7 +2,8 @@
 
 Stays responsive whatever the MLX thread does: it answers the daemon, sends heartbeats, and aborts the group when
 the daemon says so or a deadline passes. Keeps everything that was told of each unfinished request, so that a daemon
-that connects later misses nothing. Decides nothing about models or plans; never touches MLX.
+that connects later misses nothing, and of the last finished ones, so that one that asks again gets the same answer.
+Decides nothing about models or plans; never touches MLX.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from exoengine.protocol import (
     FromWorker,
     Hello,
     Leave,
+    Load,
+    LoadFailed,
     Prepare,
     ProtocolError,
     RequestFailed,
@@ -48,6 +51,10 @@ MAX_UNSENT_BYTES: Final = 64 * 1024 * 1024
 
 MAX_LOGS: Final = 256
 """Finished requests that no daemon has heard of are kept up to this many."""
+
+TOLD_KEPT: Final = 8
+"""Finished requests that a daemon has heard of: it may have died before it made anything of the end, and the next
+one asks for the last request again."""
 
 PAUSE_S: Final = 3.0
 """How long the ranks may take to agree on a step's end before the group is aborted instead."""
@@ -70,6 +77,14 @@ class RequestLog:
     def active(self) -> ActiveRequest:
         tokens = tuple(message.token for message in self.messages if isinstance(message, TokenOut))
         return ActiveRequest(self.begin.order, self.begin.request, tokens)
+
+    @property
+    def is_finished(self) -> bool:
+        return bool(self.messages) and isinstance(self.messages[-1], Finished | RequestFailed)
+
+    def beyond(self, known: int) -> list[FromWorker]:
+        """What somebody lacks who has the answer's first `known` tokens."""
+        return [one for one in self.messages if not (isinstance(one, TokenOut) and one.index < known)]
 
 
 class Mailbox:
@@ -102,6 +117,9 @@ class Control:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._logs: dict[str, RequestLog] = {}
+        self._told: dict[str, RequestLog] = {}
+        """The last finished ones that a daemon has heard of."""
+        self._loading = ""
         self._writer: asyncio.StreamWriter | None = None
         self._alone_since = time.monotonic()
         self._pause_until: float | None = None
@@ -173,7 +191,9 @@ class Control:
 
     def _enforce(self, now: float) -> None:
         overdue = self._board.overdue()
-        if overdue is not None:
+        if overdue is not None and self._board.state == "loading":
+            self._give_up_loading(overdue)
+        elif overdue is not None:
             self._abort("deadline", overdue)
         if self._pause_until is not None and now >= self._pause_until:
             self._pause_until = None
@@ -189,6 +209,12 @@ class Control:
                 self._abort("orphan", f"no daemon for {self._orphan_deadline_s * factor:.0f} s")
                 self._mailbox.put(Leave(0.0))
 
+    def _give_up_loading(self, text: str) -> None:
+        """The MLX thread may hang in a read for ever: this process ends, and the daemon starts another."""
+        self._write(LoadFailed(self._loading, "deadline", f"{self._loading}: {text}"))
+        self.leaving(0.0)
+        self._mailbox.put(Leave(0.0))
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._writer is not None:
             self._writer.close()  # one daemon at a time: the newer one
@@ -198,7 +224,7 @@ class Control:
         for log in list(self._logs.values()):
             for message in log.messages:
                 self._write(message)
-            self._forget_if_told(log)
+            self._put_away_if_told(log)
         self._write(self._board.heartbeat())
         try:
             while (body := await read_frame(reader)) is not None:
@@ -215,7 +241,11 @@ class Control:
             case Abort(reason):
                 self._abort("told", reason)
             case Begin():
-                self._logs.setdefault(message.request.request_id, RequestLog(message))
+                self._begin(message)
+            case Load(folder):
+                self._logs.clear()  # another model must not go on with this one's words, nor a daemon with them
+                self._told.clear()
+                self._loading = folder
             case Prepare():
                 self._pause_until = time.monotonic() + PAUSE_S
             case Leave(deadline_s):
@@ -224,6 +254,16 @@ class Control:
             case _:
                 pass
         self._mailbox.put(message)
+
+    def _begin(self, begin: Begin) -> None:
+        """One that is finished is told again from where this daemon has it: the MLX thread leaves it alone."""
+        request_id = begin.request.request_id
+        log = self._told.get(request_id)
+        if log is None:
+            self._logs.setdefault(request_id, RequestLog(begin))
+            return
+        for message in log.beyond(len(begin.tokens)):
+            self._write(message)
 
     def _tell(self, message: FromWorker) -> None:
         known_before = False
@@ -237,13 +277,17 @@ class Control:
         if isinstance(message, Finished | RequestFailed):
             done = self._logs.get(message.request_id)
             if done is not None:
-                self._forget_if_told(done)
+                self._put_away_if_told(done)
 
-    def _forget_if_told(self, log: RequestLog) -> None:
-        """A finished request is forgotten once a daemon has it, and before there are too many."""
-        finished = bool(log.messages) and isinstance(log.messages[-1], Finished | RequestFailed)
-        if finished and (self._writer is not None or len(self._logs) > MAX_LOGS):
-            self._logs.pop(log.begin.request.request_id, None)
+    def _put_away_if_told(self, log: RequestLog) -> None:
+        """A finished request is put away once a daemon has it, and before there are too many."""
+        if not log.is_finished or (self._writer is None and len(self._logs) <= MAX_LOGS):
+            return
+        request_id = log.begin.request.request_id
+        if self._logs.pop(request_id, None) is not None:
+            self._told[request_id] = log
+        while len(self._told) > TOLD_KEPT:
+            del self._told[next(iter(self._told))]
 
     def _write(self, message: FromWorker) -> None:
         writer = self._writer

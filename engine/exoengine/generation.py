@@ -21,16 +21,17 @@ import mlx.core as mx
 
 from exoengine.backlog import Backlog
 from exoengine.board import Board
-from exoengine.course import SINGLY, Course
+from exoengine.course import SINGLY
 from exoengine.group import RingGroup
 from exoengine.holding import Holding
 from exoengine.loading import LoadedModel
 from exoengine.pace import Pace
 from exoengine.pipeline import Drawn, Pipeline
 from exoengine.protocol import Begin, FromWorker, RequestFailed, SyncSettings
-from exoengine.request import Generation, Likelihood
+from exoengine.request import Generation
 from exoengine.resume import resume
 from exoengine.sampling import PENALTY_CONTEXT_TOKENS, Sampler
+from exoengine.standing import gather, history, standing_of, unfinished_anywhere
 from exoengine.steps import Message, Open, Outcome, Standing, Step, Stop, Vote, joined
 from exoengine.sync import SyncPolicy, WatchdogModel
 from exoengine.tokenring import RingLostError, TokenRing, decode, encode
@@ -68,6 +69,7 @@ class Generations:
         self._pipeline: Pipeline | None = None
         self._switch = find_switch()
         self._rank, self._size = 0, 1
+        self._roll_called = True
         self._failures: tuple[int, int, int] = (-1, -1, 0)
         self.pause_wanted = False
 
@@ -94,6 +96,7 @@ class Generations:
         self._rank, self._size = rank, size
         self._pipeline = Pipeline(self._model.stage, self._group, rank, self._switch)
         self._work = self._opening = None
+        self._roll_called = size == 1
         self.pause_wanted = False
         self.policy.forget()
 
@@ -129,12 +132,23 @@ class Generations:
         """One piece of work; sleeps where there is none until `wake` or a neighbour has something. Raises
         RingLostError or RuntimeError at a fault, Paused where all ranks agreed to leave.
         """
-        if self._size == 1:
+        if not self._roll_called:
+            self._call_roll()
+        elif self._size == 1:
             self._lead(None)
         elif self._rank == 0:
             self._lead_or_wait(wake)
         else:
             self._follow(wake)
+
+    def _call_roll(self) -> None:
+        """First in each group: which requests has any rank not finished? A fault in the last step leaves them to
+        some ranks only, and rank 0, which opens requests, may have finished them.
+        """
+        self._board.begin("the roll call of a new group", self._pace.step_deadline_s)
+        self._backlog.recall(unfinished_anywhere(self._ring(), self._backlog.waiting))
+        self._roll_called = True
+        self._board.end()
 
     @property
     def has_work(self) -> bool:
@@ -251,7 +265,7 @@ class Generations:
             self._pipeline.send_again(work.holding.sent.part(step.start, step.count))
         if runs and not next_runs:
             self._pass_on(step)
-        return Outcome(step.order, step.start + step.count, drawn.token, step.votes, drawn.logprob, drawn.top)
+        return Outcome(step.order, step.start + step.count, drawn.token, step.votes, drawn.likelihood)
 
     def _run(self, step: Step, work: Work, sends: bool) -> Drawn:
         assert self._pipeline is not None
@@ -312,7 +326,7 @@ class Generations:
             self._board.baseline_tokens_per_s = self._pace.baseline_tokens_per_s
             self._board.last_gap_ms = gap_ms
             generation.prefill_s, generation.decode_s = self._pace.durations_s()
-            generation.add(message.token, Likelihood(message.logprob, message.top))
+            generation.add(message.token, message.likelihood)
             if len(generation.tokens) % CLEAR_CACHE_STEPS == 0:
                 mx.clear_cache()
         else:
@@ -361,12 +375,12 @@ class Generations:
         """All ranks agree on the history and on where each goes on from."""
         standings = [self._standing(generation)]
         if self._group.tokens is not None:
-            standings = self._gather(standings[0])
-            longest = max((standing.tokens for standing in standings), key=len)
-            if any(longest[: len(standing.tokens)] != standing.tokens for standing in standings):
+            standings = gather(self._ring(), standings[0])
+            found = history(standings)
+            if found is None:
                 self._disagree(generation)
                 return
-            generation.adopt(longest)
+            generation.adopt(*found)
         self._opening = None
         self._board.end()
         if any(standing.cancelled for standing in standings):
@@ -404,33 +418,9 @@ class Generations:
 
     def _standing(self, generation: Generation) -> Standing:
         """Of this rank. Drops caches that a fault has left unusable."""
-        holding = self._holding
-        if holding is not None and not holding.caches.can_roll_back(holding.caches.position):
-            holding = self._holding = None
-        course, position = generation.course or Course(), 0
-        if holding is not None and holding.order == generation.order:
-            position = holding.caches.position
-        elif holding is not None and generation.course is None:
-            position, course = holding.common(generation.prompt)
-        return Standing(
-            order=generation.order,
-            request_id=generation.request.request_id,
-            tokens=tuple(generation.tokens),
-            cancelled=generation.cancelled or generation.finished == "cancelled",
-            started=generation.course is not None,
-            cached_tokens=generation.cached_tokens,
-            course=course,
-            position=position,
-            can_trim=holding is not None and holding.caches.can_trim,
-            marks=holding.caches.marks if holding is not None and position else (),
-            sent_tokens=min(holding.sent.length, position) if holding is not None else 0,
-        )
-
-    def _gather(self, mine: Standing) -> list[Standing]:
-        standings = [decode(part, Standing) for part in self._ring().gather(encode(mine))]
-        if any((other.order, other.request_id) != (mine.order, mine.request_id) for other in standings):
-            raise RingLostError("the ranks know different requests by the same order")
-        return standings
+        if self._holding is not None and not self._holding.caches.can_roll_back(self._holding.caches.position):
+            self._holding = None
+        return standing_of(generation, self._holding)
 
     def _close(self, generation: Generation) -> None:
         """It is finished on every rank, or will be found so when it is opened again."""

@@ -18,7 +18,7 @@ from exoengine.caches import StageCaches
 from exoengine.group import RingGroup
 from exoengine.sampling import Sampler
 from exoengine.stages import Stage
-from exoengine.steps import Step
+from exoengine.steps import NO_LIKELIHOOD, Likelihood, Step
 from mlx_patches.switch import Switch
 
 
@@ -27,8 +27,7 @@ class Drawn:
     """What the last stage drew; -1 where the step drew nothing or this is not the last stage."""
 
     token: int = -1
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
+    likelihood: Likelihood = NO_LIKELIHOOD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,4 +127,4 @@ class Pipeline:
 def _with_logprobs(token: int, logprobs: Any, top_logprobs: int) -> Drawn:
     values: list[float] = logprobs.astype(mx.float32).tolist()
     best = sorted(range(len(values)), key=values.__getitem__, reverse=True)[:top_logprobs]
-    return Drawn(token, values[token], tuple((index, values[index]) for index in best))
+    return Drawn(token, Likelihood(values[token], tuple((index, values[index]) for index in best)))

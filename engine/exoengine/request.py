@@ -6,26 +6,15 @@ Called by generation.py.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 from exoengine.course import Course
 from exoengine.protocol import Finished, FromWorker, GenerationRequest, RequestFailed, TokenOut
+from exoengine.steps import NO_LIKELIHOOD, Likelihood
 from exoengine.text import PromptError, TextStream, Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Likelihood:
-    """The log probability of a drawn token and of the likeliest ones, where the request asked for them."""
-
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
-
-
-NO_LIKELIHOOD = Likelihood()
 
 
 class Generation:
@@ -38,6 +27,8 @@ class Generation:
         self.order, self.request, self.prompt = order, request, prompt
         self.max_tokens = min(request.max_tokens, max_context_tokens - len(prompt))
         self.tokens: list[int] = []
+        self.likelihoods: list[Likelihood] = []
+        """Of each token, where the request asks for them."""
         self.cancelled = False
         """Somebody asked for its end; it takes effect on all ranks at the same step."""
         self.finished: FinishReason | None = None
@@ -66,10 +57,10 @@ class Generation:
         start = max(0, self.length - count)
         return self.sequence(start, self.length - start)
 
-    def adopt(self, tokens: Sequence[int]) -> None:
-        """Takes what the daemon or another rank has beyond this rank's tokens, without log probabilities."""
-        for token in tokens[len(self.tokens) :]:
-            self.add(token)
+    def adopt(self, tokens: Sequence[int], likelihoods: Sequence[Likelihood] = ()) -> None:
+        """Takes what the daemon or another rank has beyond this rank's tokens. `likelihoods` may end earlier."""
+        for index in range(len(self.tokens), len(tokens)):
+            self.add(tokens[index], likelihoods[index] if index < len(likelihoods) else NO_LIKELIHOOD)
 
     def add(self, token: int, likelihood: Likelihood = NO_LIKELIHOOD) -> None:
         """One more token that all ranks have completed; it may be the last."""
@@ -77,6 +68,8 @@ class Generation:
             return
         index = len(self.tokens)
         self.tokens.append(token)
+        if self.request.sampling.logprobs >= 0:
+            self.likelihoods.append(likelihood)
         if token in self._tokenizer.eos:
             self._emit(self._token_out(index, token, "", likelihood))
             self._finish("stop", self._text.finish().text)

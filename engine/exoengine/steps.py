@@ -26,6 +26,22 @@ class Vote(enum.IntFlag):
     """Evaluate the next step safely."""
 
 
+class Likelihood(msgspec.Struct, frozen=True, array_like=True):
+    """The log probability of a drawn token and of the likeliest ones, where the request asked for them."""
+
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+NO_LIKELIHOOD = Likelihood()
+
+
+class Roll(msgspec.Struct, frozen=True, array_like=True):
+    """First in a group, from every rank: the requests that it has not finished."""
+
+    orders: tuple[int, ...]
+
+
 class Open(msgspec.Struct, frozen=True, tag="open", array_like=True):
     """All ranks: say how far you are with this request (see `Standing`)."""
 
@@ -58,8 +74,7 @@ class Outcome(msgspec.Struct, frozen=True, tag="outcome", array_like=True):
     position: int
     token: int
     votes: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
+    likelihood: Likelihood = NO_LIKELIHOOD
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop", array_like=True):
@@ -75,6 +90,10 @@ class Standing(msgspec.Struct, frozen=True, array_like=True):
     order: int
     request_id: str
     tokens: tuple[int, ...]
+    likelihoods: tuple[Likelihood, ...]
+    """Of each token where the request asked for them, else none. Without figures where this rank has the token from
+    its daemon alone.
+    """
     cancelled: bool
     started: bool
     """Did this rank open the request before? If not, `position` is what an earlier turn has in common with it."""

@@ -128,6 +128,67 @@ def test_a_new_process_is_told_what_its_daemon_knows(ranks: Cluster, llama: Path
     assert answers[victim].outs[0].index == 15  # what its daemon knew is not told again
 
 
+def test_log_probabilities_come_through_a_replaced_rank(ranks: Cluster, llama: Path) -> None:
+    ranks.load(llama, [2, 2, 1])
+    ranks.form()
+    whole = ranks.generate(request(PROMPT, STEPS, temperature=1.0, seed=9, logprobs=2))
+    for victim in (0, 1):
+        begin = ranks.begin(request(PROMPT, STEPS, temperature=1.0, seed=9, logprobs=2))
+        at_token(ranks, begin, 20)
+        ranks.ranks[victim].kill()
+        for index, rank in enumerate(ranks.ranks):
+            if index != victim:
+                rank.expect(Aborted)
+        ranks.ranks[victim].close()
+        ranks.ranks[victim] = ranks.start()
+        ranks.ranks[victim].send(ranks.loads[victim])
+        ranks.ranks[victim].expect(Loaded)
+        ranks.ranks[victim].send(Begin(begin.order, begin.request, tuple(whole.tokens[:15])))
+        ranks.form()
+        for answer in ranks.finish(begin.request.request_id):
+            assert isinstance(answer, Answer)
+            figures = [(out.token, out.logprob, out.top_logprobs) for out in answer.outs]
+            first = answer.outs[0].index
+            assert figures == [(out.token, out.logprob, out.top_logprobs) for out in whole.outs[first:]]
+
+
+LOSES_THE_LAST_OUTCOME = """
+from exoengine.generation import Generations
+from exoengine.tokenring import RingLostError
+take, lost = Generations._take, set()
+def lossy(self, outcome):
+    order, tokens = self._work.generation.order, len(self._work.generation.tokens)
+    if self._rank == 1 and tokens == 7 and order not in lost:
+        lost.add(order)
+        raise RingLostError("the test loses the last outcome")
+    take(self, outcome)
+Generations._take = lossy
+"""
+
+
+def test_a_rank_that_lacks_the_last_step_gets_it_from_those_that_have_finished(tmp_path: Path, llama: Path) -> None:
+    with cluster(tmp_path, 3, prelude=LOSES_THE_LAST_OUTCOME) as ranks:
+        ranks.load(llama, [2, 2, 1])
+        ranks.form()
+        expected = undisturbed(llama, PROMPT, 8, SAMPLED)
+        short, waiting = (request(PROMPT, 8, temperature=1.0, seed=9) for _ in range(2))
+        ranks.begin(short)
+        for rank in (ranks.ranks[0], ranks.ranks[2]):
+            rank.expect(Finished, where=lambda said: said.request_id == short.request_id)
+        ranks.ranks[1].expect(Aborted)
+        assert Answer(ranks.ranks[1].seen, short.request_id).finished is None
+        ranks.begin(waiting)
+        ranks.form()
+        ranks.ranks[1].expect(Finished, where=lambda said: said.request_id == short.request_id)
+        ranks.ranks[0].expect(Aborted)  # of the second request
+        ranks.form()
+        for rank in ranks.ranks:
+            for asked in (short, waiting):
+                if Answer(rank.seen, asked.request_id).finished is None:
+                    rank.expect(Finished, where=lambda said, wanted=asked.request_id: said.request_id == wanted)
+                assert Answer(rank.seen, asked.request_id).tokens == expected
+
+
 def test_a_stopped_rank_is_noticed_by_deadline_and_goes_on(ranks: Cluster, llama: Path) -> None:
     begin = started(ranks, llama, [2, 2, 1])
     ranks.ranks[1].kill(signal.SIGSTOP)

@@ -15,6 +15,7 @@ import pytest
 from exoengine.protocol import (
     CLIENT_FAULTS,
     Aborted,
+    Begin,
     Cancel,
     ChatMessage,
     Finished,
@@ -224,6 +225,46 @@ def test_a_daemon_that_comes_back_adopts_its_worker_and_misses_nothing(pair: Clu
     assert answer.tokens == undisturbed(llama, PROMPT, 150, asked.sampling)
     assert answer.text == Answer(pair.ranks[1].seen, asked.request_id).text
     assert len(pair.generate(request([65], 3)).tokens) == 3
+
+
+def test_a_request_that_is_finished_is_told_again_to_a_daemon_that_asks_again(pair: Cluster) -> None:
+    begin = pair.begin(request(PROMPT, 12, temperature=1.0, seed=2))
+    whole = pair.finish(begin.request.request_id)[0]
+    assert isinstance(whole, Answer)
+    rank = pair.ranks[0]
+    rank.disconnect()  # it was told the end, and died before it made anything of it
+    assert rank.connect().requests == ()
+    rank.seen.clear()
+    rank.send(Begin(begin.order, begin.request, tuple(whole.tokens[:5])))
+    assert rank.expect(Finished) == whole.finished
+    assert Answer(rank.seen, begin.request.request_id).outs == whole.outs[5:]
+    assert len(pair.generate(request([65], 3)).tokens) == 3
+
+
+def test_another_load_makes_a_worker_forget_its_requests(pair: Cluster, llama: Path) -> None:
+    asked = request(PROMPT, 1500)
+    pair.begin(asked)
+    for rank in pair.ranks[:2]:
+        rank.expect(TokenOut, where=lambda said: said.request_id == asked.request_id and said.index >= 5)
+    pair.load(llama, [2, 3])
+    rank = pair.ranks[0]
+    rank.disconnect()
+    assert rank.connect().requests == ()
+    pair.form()
+    assert len(pair.generate(request([65], 3)).tokens) == 3
+
+
+def test_a_load_that_hangs_is_reported_and_ends_the_process(tmp_path: Path, llama: Path) -> None:
+    hangs = "import time; from exoengine import loading; loading._probe = lambda *_: time.sleep(600)"
+    rank = Rank(tmp_path, "hangs", prelude=hangs)
+    try:
+        rank.send(Load(str(llama), 0, 2, SyncSettings(load_deadline_s=0.5)))
+        said = rank.expect(LoadFailed)
+        assert (said.folder, said.code) == (str(llama), "deadline")
+        assert said.text == f"{llama}: loading took longer than 0.5 s"
+        assert rank.process.wait(GENEROUS_S) == 1
+    finally:
+        rank.close()
 
 
 def test_a_newer_daemon_replaces_the_older(pair: Cluster) -> None:
