@@ -90,7 +90,7 @@ def pair_status() -> StatusReport:
             0.448,
             0.0,
             True,
-            "chosen",
+            "in use: best of 3: ethernet comes after thunderbolt",
         ),
         PathLine(
             ETHERNET,
@@ -169,7 +169,7 @@ def vpn_only_status() -> StatusReport:
                 cable, state=PathState.DEAD, selected=False, loss=1.0, rtt_ms=None, rtt_p90_ms=None, why="silent"
             ),
             msgspec.structs.replace(ethernet, state=PathState.DEAD, loss=1.0, why="interface en0 is down"),
-            msgspec.structs.replace(vpn, selected=True, why="the best that is left"),
+            msgspec.structs.replace(vpn, selected=True, why="floor 44.1 ms is over 5 ms; in use: bridge0 is dead"),
         ),
     )
     text = (
@@ -207,7 +207,36 @@ def alone_status() -> StatusReport:
     )
 
 
-def links_of(status: StatusReport) -> LinksReport:
+def peer_gone_status(*, left: bool) -> StatusReport:
+    """The pair after the other node fell silent, or said goodbye: its last figures are still known."""
+    status = pair_status()
+    here, peer = status.nodes
+    (link,) = status.links
+    paths = tuple(
+        msgspec.structs.replace(path, state=PathState.DEAD, why="dead: studio2 is down") for path in link.paths
+    )
+    reason = Reason("node_down", PEER, "studio2 is down: silent for 1.0 s and disconnected", STARTED_AT - 5.0)
+    return msgspec.structs.replace(
+        status,
+        health=Health.HEALTHY if left else Health.DEGRADED,
+        reasons=() if left else (reason,),
+        cluster=ClusterSummary("home", 1),
+        nodes=(here, msgspec.structs.replace(peer, state=NodeState.DOWN, left=left)),
+        links=(msgspec.structs.replace(link, agreed=False, paths=paths),),
+        mesh=MeshSummary(
+            MeshState.ALONE,
+            8,
+            HERE,
+            "9bff7272385b581e",
+            (HERE,),
+            (),
+            MeshChange(STARTED_AT - 5.0, "studio2 left" if left else "studio2 is down", 1015.2, None),
+        ),
+        engine=msgspec.structs.replace(status.engine, ranks=(RankLine(HERE, 0, (0, 8), 4711, 0),)),
+    )
+
+
+def links_of(status: StatusReport, peer_text: str = "silent for 1.0 s and disconnected") -> LinksReport:
     return LinksReport(
         tuple(
             LinkDetail(
@@ -241,6 +270,8 @@ def links_of(status: StatusReport) -> LinksReport:
                     )
                     for path in link.paths
                 ),
+                next(node.left for node in status.nodes if node.id == link.peer),
+                peer_text,
             )
             for link in status.links
         ),

@@ -19,7 +19,7 @@ import psutil
 from exod.commands import GenerationDelta
 from exod.core.events import DebugFault, DebugPin, RenegotiateRequested
 from exod.core.health import EDGE_FAILED
-from exod.core.view import LinkView, PathView
+from exod.core.view import LinkView, NodeEntry, PathView
 from exod.errors import ExitCode, RequestError
 from exod.model import EngineState, Event, NodeId, NodeState, PathId, Reason
 from exod.reports import (
@@ -45,6 +45,7 @@ from exod.reports import (
 )
 from exod.services.netcheck import PeerPort, netcheck
 from exod.services.preflight import preflight_data
+from exod.situation import with_interfaces
 from exoengine.protocol import GenerationRequest
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ if TYPE_CHECKING:
 PING_INTERVAL_S: Final = 0.2
 PING_DEADLINE_S: Final = 2.0
 """The slowest pair is probed once a second: an answer comes within two, or the path does not answer."""
+
+STRANGER_CURE: Final = (
+    "if it belongs to this cluster, print the key with: exoctl cluster invite, on the node that has the right one, "
+    "and take it over on the other with: exoctl cluster join --replace TOKEN"
+)
 
 
 class Answers:
@@ -68,24 +74,26 @@ class Answers:
 
     def links(self, peer: NodeId | None) -> LinksReport:
         view = self._daemon.situation.view()
-        states = {node.id: node.state for node in view.nodes}
+        nodes = {node.id: node for node in view.nodes}
         links = tuple(
-            self._link_detail(link, states[link.peer]) for link in view.links if peer is None or link.peer == peer
+            self._link_detail(link, nodes[link.peer]) for link in view.links if peer is None or link.peer == peer
         )
         return LinksReport(links, time.time())
 
-    def _link_detail(self, link: LinkView, state: NodeState) -> LinkDetail:
+    def _link_detail(self, link: LinkView, node: NodeEntry) -> LinkDetail:
         return LinkDetail(
             peer=link.peer,
             peer_name=link.peer_name,
-            peer_state=state,
+            peer_state=node.state,
             agreed=link.agreed,
             selected=link.selected,
             seq=link.seq,
             peer_selected=link.peer_selected,
-            peer_seq=None,
+            peer_seq=link.peer_seq,
             selects_here=self._daemon.card.id < link.peer,
-            paths=tuple(_path_detail(path) for path in link.paths),
+            paths=tuple(_path_detail(path, link) for path in link.paths),
+            peer_left=node.left,
+            text="" if node.state is NodeState.UP else node.reason,
         )
 
     def links_history(self, peer: NodeId | None, limit: int) -> LinkHistoryReport:
@@ -251,10 +259,16 @@ class Answers:
             Finding(reason.code, "warning", daemon.situation.named(reason.subject), reason.text, _cure(reason))
             for reason in daemon.situation.health().reasons
         ]
+        if strangers := daemon.control.strangers():
+            findings.append(
+                Finding("stranger_refused", "warning", "cluster key", "; ".join(strangers), STRANGER_CURE)
+            )
         environment = daemon.platform.worker_environment()
         if "MLX_METAL_FAST_SYNCH" in environment:
             findings.append(_fast_synch())
-        return DoctorReport(tuple(findings), ("health", "links", "engine", "the worker's environment"))
+        return DoctorReport(
+            tuple(findings), ("health", "links", "engine", "refused nodes", "the worker's environment")
+        )
 
     async def renegotiate(self, reason: str) -> Done:
         self._daemon.driver.feed(RenegotiateRequested(reason))
@@ -335,7 +349,7 @@ class Answers:
         return self._daemon.engine.desk.generate(request)
 
 
-def _path_detail(path: PathView) -> PathDetail:
+def _path_detail(path: PathView, link: LinkView) -> PathDetail:
     return PathDetail(
         id=path.id,
         interface=path.interface,
@@ -347,13 +361,14 @@ def _path_detail(path: PathView) -> PathDetail:
         rtt_p90_ms=path.rtt_p90_ms,
         loss=path.loss,
         selected=path.selected,
-        why=path.why,
+        why=with_interfaces(path.why, link),
         eligible=not path.route_wrong,
         score_ms=path.score_ms,
         in_band=path.in_band,
         peer_state=path.peer_state,
         samples=path.samples,
         last_heard_s=path.last_heard_s,
+        fault=path.fault,
     )
 
 

@@ -408,9 +408,8 @@ class Daemon:
         self.refresh_soon()
 
     def _committed(self, plan: MeshPlan, command: CommitPlan) -> None:
-        self.situation.plan_changed(
-            PlanChange(plan, time.time(), command.reason, command.detect_ms, command.agree_ms)
-        )
+        agree_ms = command.agree_ms if len(plan.members) > 1 else None
+        self.situation.plan_changed(PlanChange(plan, time.time(), command.reason, command.detect_ms, agree_ms))
         self.engine.commit(plan, self.situation.named(command.reason))
         self.edge_watch.plan_committed()
         if plan.model != self.card.model:

@@ -54,6 +54,8 @@ class NodeLine(msgspec.Struct, frozen=True, rename={"is_self": "self"}):
     is_self: bool
     incarnation: int
     version: str
+    left: bool = False
+    """It said goodbye: it is down because someone sent it away."""
 
 
 class PathLine(msgspec.Struct, frozen=True):
@@ -200,7 +202,7 @@ class PathDetail(msgspec.Struct, frozen=True):
     last_heard_s: float | None = None
     """Seconds since its last valid datagram."""
     fault: str = ""
-    """A debug fault or pin that is in force on it, in words."""
+    """A debug fault that lies on it at this end, in words."""
 
 
 class LinkDetail(msgspec.Struct, frozen=True):
@@ -216,8 +218,11 @@ class LinkDetail(msgspec.Struct, frozen=True):
     selects_here: bool
     """Is this end the one that selects (the lower id)?"""
     paths: tuple[PathDetail, ...]
+    """Best first."""
+    peer_left: bool = False
+    """It said goodbye."""
     text: str = ""
-    """What keeps the pair from agreement, or holds back a switch, in words."""
+    """Why the peer is not up, in words; empty where it is."""
 
 
 class LinksReport(msgspec.Struct, frozen=True):

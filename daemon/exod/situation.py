@@ -56,6 +56,7 @@ class PlanChange(msgspec.Struct, frozen=True):
     reason: str
     detect_ms: float | None
     agree_ms: float | None
+    """None for a plan of one node: there is nobody to agree with."""
 
 
 class Situation:
@@ -213,7 +214,7 @@ class Situation:
 
     def node_lines(self, view: NodeView) -> tuple[NodeLine, ...]:
         return tuple(
-            NodeLine(node.id, node.name, node.state, node.is_self, node.incarnation, node.version)
+            NodeLine(node.id, node.name, node.state, node.is_self, node.incarnation, node.version, node.left)
             for node in view.nodes
         )
 
@@ -230,7 +231,7 @@ class Situation:
                 rtt_p90_ms=_rounded(path.rtt_p90_ms),
                 loss=round(path.loss, 4),
                 selected=path.selected,
-                why=path.why,
+                why=with_interfaces(path.why, link),
             )
             for path in link.paths
         )
@@ -406,6 +407,13 @@ class Situation:
             sync_mode=status.sync_mode,
             sync_reason=status.sync_reason,
         )
+
+
+def with_interfaces(text: str, link: LinkView) -> str:
+    """The ids of the link's paths in a text for people become the names of this end's interfaces."""
+    for path in link.paths:
+        text = text.replace(path.id, path.interface)
+    return text
 
 
 def _rounded(milliseconds: float | None) -> float | None:

@@ -38,7 +38,8 @@ class Exoctl:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.socket = folder / "exod.sock"
-        kept = {name: os.environ[name] for name in ("PATH", "LANG", "VIRTUAL_ENV") if name in os.environ}
+        wanted = ("PATH", "LANG", "VIRTUAL_ENV", "PYTHONPATH")
+        kept = {name: os.environ[name] for name in wanted if name in os.environ}
         self.environment = {
             **kept,
             "HOME": str(folder),

@@ -13,12 +13,27 @@ import msgspec
 import pytest
 
 from exod import VERSION
+from exod.cli.engine_screens import mesh_screen
+from exod.cli.link_screens import links_screen
 from exod.cli.main import build
+from exod.cli.paint import Paint
+from exod.cli.screen import widest
 from exod.errors import ExitCode
-from exod.model import EngineState, Event, Health
-from exod.reports import PreflightCheck, PreflightReport, Readiness
+from exod.model import EngineState, Event, Health, NodeState
+from exod.reports import LinksReport, MeshHistoryLine, MeshReport, PreflightCheck, PreflightReport, Readiness
 from tests.cli.running import DEADLINE_S, Exoctl, served
-from tests.fake_daemon import CABLE, PEER, STARTED_AT, VPN, alone_status, pair_status, vpn_only_status
+from tests.fake_daemon import (
+    CABLE,
+    HERE,
+    PEER,
+    STARTED_AT,
+    VPN,
+    alone_status,
+    links_of,
+    pair_status,
+    peer_gone_status,
+    vpn_only_status,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -58,6 +73,12 @@ async def test_exit_codes_tell_degraded_from_no_path(exoctl: Exoctl) -> None:
             daemon.status_now = msgspec.structs.replace(vpn_only_status(), links=(link,))
             assert (await exoctl.run("status")).code == ExitCode.NO_PATH
             assert (await exoctl.run("links")).code == ExitCode.NO_PATH
+        for left, code in ((False, ExitCode.NO_PATH), (True, ExitCode.DEGRADED)):
+            daemon.status_now = msgspec.structs.replace(peer_gone_status(left=left), health=Health.DEGRADED)
+            assert (await exoctl.run("status")).code == code
+        assert (await exoctl.run("links")).code == ExitCode.OK, "nobody misses a peer that said goodbye"
+        daemon.status_now = peer_gone_status(left=False)
+        assert (await exoctl.run("links")).code == ExitCode.NO_PATH
         daemon.status_now = msgspec.structs.replace(pair_status(), health=Health.DOWN)
         assert (await exoctl.run("status")).code == ExitCode.DEGRADED
 
@@ -206,9 +227,45 @@ async def test_links_say_for_every_path_why_it_is_or_is_not_in_use(exoctl: Exoct
         assert json.loads((await exoctl.run("links", "--json")).out)["links"][0]["peer_selected"] == CABLE
     assert ended.code == 0
     assert "studio2  both ends use bridge0  (selection 17; this end selects)" in ended.out
-    assert "in use: chosen" in ended.out
+    assert "      in use: best of 3: ethernet comes after thunderbolt; score" in ended.out
     assert "thunderbolt is preferred inside one band" in ended.out
     assert "44.1 ms is over 5 ms" in ended.out
+
+
+async def test_links_of_a_peer_that_is_gone_say_so_once_and_show_no_old_figures(exoctl: Exoctl) -> None:
+    async with served(exoctl, peer_gone_status(left=False)) as daemon:
+        down = await exoctl.run("links")
+        daemon.status_now = peer_gone_status(left=True)
+        left = await exoctl.run("links")
+    assert down.out.splitlines() == [
+        "✖ studio2 is down: silent for 1.0 s and disconnected",
+        "  ✖ bridge0  thunderbolt  10.0.0.1 → 10.0.0.2          dead",
+        "  ✖ en0      ethernet     192.168.7.11 → 192.168.7.12  dead",
+        "  ✖ utun4    vpn          100.64.0.1 → 100.64.0.2      dead",
+    ]
+    assert left.out.startswith("○ studio2 has left: ")
+
+
+async def test_links_that_disagree_name_both_ends_words(exoctl: Exoctl) -> None:
+    (link,) = links_of(pair_status()).links
+    link = msgspec.structs.replace(link, agreed=False, peer_selected=VPN, peer_seq=16)
+    paint = Paint(color=False)
+    head = links_screen(LinksReport((link,)), paint, 100)[0]
+    assert (
+        head == "▲ studio2  this end uses bridge0, the other end utun4  (selection 17, 16 there; this end selects)"
+    )
+    link = msgspec.structs.replace(link, peer_selected=CABLE, peer_seq=17)
+    head = links_screen(LinksReport((link,)), paint, 100)[0]
+    assert "both ends have selected bridge0, and have not agreed on it yet" in head
+    link = msgspec.structs.replace(link, peer_state=NodeState.SUSPECT, text="silent on all paths")
+    assert "▲ studio2  does not answer: silent on all paths" in links_screen(LinksReport((link,)), paint, 100)[0]
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_links_fit_their_terminal(width: int) -> None:
+    lines = links_screen(links_of(pair_status()), Paint(color=False), width)
+    assert widest(lines) <= width
+    assert any("0.312 ms" in line for line in lines)
 
 
 async def test_links_history_shows_each_decision_with_its_figures(exoctl: Exoctl) -> None:
@@ -283,9 +340,18 @@ async def test_mesh_and_engine_are_shown_and_steered(exoctl: Exoctl) -> None:
         broken = await exoctl.run("engine")
     assert "epoch 7, coordinator studio1" in mesh.out
     assert "studio1 → studio2  bridge0  thunderbolt  10.0.0.2:52420" in mesh.out
+    assert "7, ring studio1 → studio2, noticed in 184 ms, agreed in 41.7 ms\n    bridge0 is better" in mesh.out
     assert "rank 1  studio2  layers 4-7" in engine.out
     assert broken.code == ExitCode.DEGRADED
     assert "there is no such folder" in broken.out
+
+
+def test_a_plan_without_ranks_or_of_one_node_leaves_out_what_there_is_not() -> None:
+    mesh = alone_status().mesh
+    line = MeshHistoryLine(STARTED_AT, 1, "029ba27b", HERE, (), "first plan", None, None)
+    lines = mesh_screen(MeshReport(mesh, None, (line,)), Paint(color=False), 100)
+    assert lines[0] == "○ alone"
+    assert lines[-2].endswith("  epoch 1, no rank")
 
 
 async def test_preflight_prints_a_figure_each_and_a_cure_for_what_failed(exoctl: Exoctl) -> None:
@@ -330,6 +396,21 @@ async def test_events_are_lines_for_people_or_json(exoctl: Exoctl) -> None:
     assert (nothing.code, nothing.out) == (0, "")
 
 
+async def test_events_for_people_name_nodes_once_and_leave_out_what_is_empty(exoctl: Exoctl) -> None:
+    path = {"peer": PEER, "peer_name": "studio2", "interface": "bridge0", "detect_ms": None, "rtt_ms": 0.3124}
+    plan = {"epoch": 2, "agree_ms": 3.1, "members": [HERE, PEER], "ring": []}
+    async with served(exoctl) as daemon:
+        daemon.log = [
+            Event(STARTED_AT, "node.up", PEER, {"name": "studio2", "reason": "heard"}),
+            Event(STARTED_AT, "path.up", CABLE, path),
+            Event(STARTED_AT, "mesh.agreed", "3fa9c1d2", plan),
+        ]
+        node, cable, mesh = (await exoctl.run("events")).out.splitlines()
+    assert node.endswith("  studio2  reason heard")
+    assert cable.endswith("  10.0.0.1-10.0.0.2  peer studio2, interface bridge0, rtt_ms 0.31")
+    assert mesh.endswith("  epoch 2, agree_ms 3.10, members studio1 studio2")
+
+
 async def test_events_follow_until_interrupted(exoctl: Exoctl) -> None:
     async with served(exoctl) as daemon:
         process = await exoctl.start("events", "--follow", "--json")
@@ -370,7 +451,13 @@ async def test_wait_says_what_is_still_missing_when_it_gives_up(exoctl: Exoctl) 
         agreed = await exoctl.run("wait", "--for", "agreed", "--timeout", "0.1")
     assert ready.code == agreed.code == ExitCode.TIMED_OUT
     assert ready.err == "exoctl: not ready after 0.1 s: embedded:count is loading\n"
-    assert "no other node was found" in agreed.err
+    assert "this node is alone: no other was found" in agreed.err
+    async with served(exoctl, peer_gone_status(left=False)) as daemon:
+        down = await exoctl.run("wait", "--for", "agreed", "--timeout", "0.1")
+        daemon.status_now = peer_gone_status(left=True)
+        left = await exoctl.run("wait", "--for", "agreed", "--timeout", "0.1")
+    assert "this node is alone: studio2 is down" in down.err
+    assert "this node is alone: studio2 has left" in left.err
 
 
 async def test_wait_goes_on_until_the_daemon_is_there_and_ready(exoctl: Exoctl) -> None:

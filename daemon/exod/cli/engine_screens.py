@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from exod.cli.link_screens import clock
 from exod.cli.paint import Cell, Level, Paint, counted, layers, mib, ms, rate, wrap
-from exod.cli.screen import engine_level, node_level, sync_words
-from exod.model import EngineState, MeshState, NodeId
+from exod.cli.screen import engine_level, mesh_level, node_level, sync_words
+from exod.model import EngineState, NodeId
 from exod.reports import ClusterReport, DoctorReport, EngineReport, MeshReport, PreflightReport, RankDetail
 
 
 def mesh_screen(report: MeshReport, paint: Paint, width: int) -> list[str]:
     """The plan in force and how it came about."""
     mesh = report.mesh
-    level: Level = "good" if mesh.state in (MeshState.AGREED, MeshState.ALONE) else "warn"
-    head = [paint.mark(level), Cell(f" {mesh.state.value}", "bold")]
+    head = [paint.mark(mesh_level(mesh.state)), Cell(f" {mesh.state.value}", "bold")]
     if mesh.epoch is not None:
         coordinator = _name(mesh.coordinator, report.names)
         head.append(Cell(f"  epoch {mesh.epoch}, coordinator {coordinator}, plan {mesh.plan or 'none'}"))
@@ -32,9 +31,12 @@ def mesh_screen(report: MeshReport, paint: Paint, width: int) -> list[str]:
         lines += ["", paint.styled("history, oldest first", "dim")]
     for entry in report.history:
         ring = " → ".join(_name(node, report.names) for node in entry.ring)
-        figures = f", noticed in {ms(entry.detect_ms)}" if entry.detect_ms is not None else ""
-        figures += f", agreed in {ms(entry.agree_ms)}" if entry.agree_ms is not None else ""
-        lines.append(paint.line([Cell(clock(entry.at), "dim"), Cell(f"  epoch {entry.epoch}  {ring}{figures}")]))
+        facts = [f"epoch {entry.epoch}", f"ring {ring}" if ring else "no rank"]
+        if entry.detect_ms is not None:
+            facts.append(f"noticed in {ms(entry.detect_ms)}")
+        if entry.agree_ms is not None:
+            facts.append(f"agreed in {ms(entry.agree_ms)}")
+        lines.append(paint.line([Cell(clock(entry.at), "dim"), Cell(f"  {', '.join(facts)}")]))
         lines += [f"    {paint.plain(text)}" for text in wrap(entry.reason, width - 4)]
     return lines
 
@@ -51,7 +53,9 @@ def engine_screen(report: EngineReport, paint: Paint, width: int) -> list[str]:
     lines = [paint.line(head)]
     lines += [f"  {paint.styled(text, level)}" for text in wrap(engine.text, width - 2) if text]
     if report.load_total_bytes:
-        lines.append(f"  {mib(report.load_done_bytes)} of {mib(report.load_total_bytes)} loaded")
+        done = report.load_done_bytes == report.load_total_bytes
+        of_all = "" if done else f" of {mib(report.load_total_bytes)}"
+        lines.append(f"  {mib(report.load_done_bytes)}{of_all} loaded")
     facts = []
     if engine.tokens_per_s is not None:
         facts.append(rate(engine.tokens_per_s))
@@ -118,16 +122,16 @@ def cluster_screen(report: ClusterReport, paint: Paint) -> list[str]:
     ]
     rows = [
         [
-            paint.mark(node_level(node.state)),
+            paint.mark("idle" if node.left else node_level(node.state)),
             Cell(node.name, "bold"),
             Cell(node.state.value),
             Cell(node.id, "dim"),
-            Cell("this node" if node.is_self else "", "dim"),
+            Cell("this node" if node.is_self else "said goodbye" if node.left else "", "dim"),
         ]
         for node in report.nodes
     ]
     lines += paint.marked(rows)
-    lines += [paint.styled(f"refused: {stranger}", "warn") for stranger in report.strangers]
+    lines += [paint.styled(stranger, "warn") for stranger in report.strangers]
     return lines
 
 
@@ -136,7 +140,8 @@ def doctor_screen(report: DoctorReport, paint: Paint, width: int) -> list[str]:
     lines = []
     for finding in report.findings:
         level: Level = "bad" if finding.severity == "error" else "warn"
-        first, *more = wrap(f"{finding.subject}: {finding.text}" if finding.subject else finding.text, width - 2)
+        said = finding.subject in finding.text
+        first, *more = wrap(finding.text if said else f"{finding.subject}: {finding.text}", width - 2)
         lines.append(paint.line([paint.mark(level), Cell(" "), Cell(first, level)]))
         lines += [f"  {paint.styled(text, level)}" for text in more]
         lines += [f"    {paint.plain(text)}" for text in wrap(finding.cure, width - 4) if text]

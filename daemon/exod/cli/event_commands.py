@@ -11,6 +11,7 @@ from exod.cli.options import Commands, Shell, UsageError
 from exod.errors import ExitCode
 
 if TYPE_CHECKING:
+    from exod.cli.client import DaemonClient
     from exod.cli.paint import Paint
 
 
@@ -30,38 +31,52 @@ def events(shell: Shell, follow: bool, since: str | None) -> ExitCode:
     decoder = msgspec.json.Decoder(dict[str, Any])
     try:
         with shell.daemon() as daemon:
+            names = {} if shell.as_json else _names(daemon)
             for event in daemon.stream("events", decoder, since=start, follow=follow):
                 if event is not None:
-                    shell.show([msgspec.json.encode(event).decode() if shell.as_json else _line(event, paint)])
+                    line = msgspec.json.encode(event).decode() if shell.as_json else _line(event, names, paint)
+                    shell.show([line])
     except KeyboardInterrupt:
         if not follow:
             raise
     return ExitCode.OK
 
 
-def _line(event: dict[str, Any], paint: Paint) -> str:
+def _names(daemon: DaemonClient) -> dict[str, str]:
+    from exod.reports import StatusReport
+
+    return {node.id: node.name for node in daemon.ask("status", StatusReport).nodes}
+
+
+def _line(event: dict[str, Any], names: dict[str, str], paint: Paint) -> str:
     from exod.cli.link_screens import clock
     from exod.cli.paint import Cell
 
-    shown = {name: value for name, value in event.items() if name not in ("ts", "type", "subject")}
-    details = ", ".join(f"{name} {_value(value)}" for name, value in shown.items() if value is not None)
+    subject = names.get(event["subject"], event["subject"])
+    shown = {name: _value(value, names) for name, value in event.items() if name not in ("ts", "type", "subject")}
+    # A name is told once: as the subject, or beside the path that it is about.
+    said = {"name": subject, "peer_name": shown.get("peer", subject)}
+    details = ", ".join(f"{name} {text}" for name, text in shown.items() if text and text != said.get(name))
     return paint.line(
         [
             Cell(clock(float(event["ts"])), "dim"),
             Cell(f"  {event['type']:<16}", "bold"),
-            Cell(f"  {event['subject']}"),
+            Cell(f"  {subject}"),
             Cell(f"  {details}" if details else "", "dim"),
         ]
     )
 
 
-def _value(value: Any) -> str:
+def _value(value: Any, names: dict[str, str]) -> str:
+    """Empty where there is nothing to say."""
     match value:
+        case None:
+            return ""
         case float():
             return f"{value:.2f}"
         case list():
-            return " ".join(map(str, value))
-    return str(value)
+            return " ".join(names.get(str(item), str(item)) for item in value)
+    return names.get(str(value), str(value))
 
 
 def moment(text: str, now: float) -> float:

@@ -63,16 +63,18 @@ def examine(shell: Shell) -> DoctorReport:
     findings = [*_folder(config), *_key(config)]
     checked = ["configuration", "data folder", "cluster key", "daemon"]
     try:
-        from exod.cli.client import DEED_DEADLINE_S
+        from exod.cli.client import DEED_DEADLINE_S, NoDaemonError
 
         with shell.daemon() as daemon:
             inner = daemon.ask("doctor", DoctorReport, deadline_s=DEED_DEADLINE_S)
         findings += inner.findings
         checked += inner.checked
-    except ExodError as error:
-        start = f"exod run --config {shell.config_file}" if shell.config_file else "exod run"
-        cure = f"{start}   (or, to keep it running: exoctl service install)"
+    except NoDaemonError as error:
+        cure = "to have it started with each login: exoctl service install"
         findings.append(Finding("daemon.absent", "error", "daemon", str(error), cure))
+    except ExodError as error:
+        cure = "exoctl service status says whether it runs; end it and start it again"
+        findings.append(Finding("daemon.silent", "error", "daemon", str(error), cure))
     return DoctorReport(tuple(findings), tuple(checked))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from exod.cli.options import Commands, Shell, UsageError
-from exod.cli.status_commands import add_watch
+from exod.cli.status_commands import add_watch, is_broken
 from exod.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -63,12 +63,15 @@ def links(shell: Shell, peer: str | None, history_peer: str | None, watch: bool)
 
 
 def _links_code(report: LinksReport) -> ExitCode:
-    """5 where a pair has no path or its ends disagree, 4 where a path in use is not what it should be."""
+    """5 where a pair has no path or its ends disagree, 4 where a path in use is not what it should be. A peer that
+    said goodbye is missed by nobody.
+    """
     from exod.model import PathState
 
-    if any(link.selected is None or not link.agreed for link in report.links):
+    present = [link for link in report.links if not link.peer_left]
+    if any(map(is_broken, present)):
         return ExitCode.NO_PATH
-    used = [path for link in report.links for path in link.paths if path.id == link.selected]
+    used = [path for link in present for path in link.paths if path.id == link.selected]
     return ExitCode.OK if all(path.state is PathState.UP for path in used) else ExitCode.DEGRADED
 
 

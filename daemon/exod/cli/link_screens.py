@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 
 from exod.cli.paint import Cell, Level, Paint, ms, percent, us, wrap
-from exod.cli.screen import node_level, path_level
-from exod.model import PathId
+from exod.cli.screen import path_level
+from exod.model import NodeState, PathId, PathState
 from exod.reports import (
     LinkDecision,
     LinkDetail,
@@ -30,32 +30,43 @@ def links_screen(report: LinksReport, paint: Paint, width: int) -> list[str]:
     for link in report.links:
         lines += [""] if lines else []
         lines.append(_link_head(link, paint))
-        lines += [paint.styled(f"  {line}", "warn") for line in wrap(link.text, width - 2) if line]
         lines += _paths(link, paint, width)
     return lines
 
 
 def _link_head(link: LinkDetail, paint: Paint) -> str:
-    level: Level
+    if link.peer_state is NodeState.DOWN:
+        level: Level = "idle" if link.peer_left else "bad"
+        words = "has left" if link.peer_left else "is down"
+        reason = Cell(f": {link.text}" if link.text else "", "dim")
+        return paint.line([paint.mark(level), Cell(" "), Cell(link.peer_name, "bold"), Cell(f" {words}"), reason])
     names = {path.id: path.interface for path in link.paths}
-    chosen = _interface(link.selected, names)
+    chosen, theirs = _interface(link.selected, names), _interface(link.peer_selected, names)
     if link.selected is None:
         words, level = "no path", "bad"
     elif link.agreed:
-        words, level = f"both ends use {chosen}", "good"
+        words, level = f"both ends use {chosen}", _level_in_use(link)
+    elif theirs == chosen:
+        words, level = f"both ends have selected {chosen}, and have not agreed on it yet", "warn"
     else:
-        words, level = f"this end uses {chosen}, the other end says {_interface(link.peer_selected, names)}", "warn"
+        words, level = f"this end uses {chosen}, the other end {theirs}", "warn"
+    if link.peer_state is NodeState.SUSPECT:
+        words, level = f"does not answer: {link.text}", "warn"
     who = "this end selects" if link.selects_here else "the other end selects"
     seqs = f"selection {link.seq}" + (f", {link.peer_seq} there" if link.peer_seq not in (None, link.seq) else "")
     return paint.line(
         [
-            paint.mark(node_level(link.peer_state) if level == "good" else level),
+            paint.mark(level),
             Cell(" "),
             Cell(link.peer_name, "bold"),
             Cell(f"  {words}", "" if level == "good" else level),
             Cell(f"  ({seqs}; {who})", "dim"),
         ]
     )
+
+
+def _level_in_use(link: LinkDetail) -> Level:
+    return next((path_level(path.state) for path in link.paths if path.id == link.selected), "bad")
 
 
 def _interface(path: PathId | None, names: dict[PathId, str]) -> str:
@@ -65,31 +76,38 @@ def _interface(path: PathId | None, names: dict[PathId, str]) -> str:
 def _paths(link: LinkDetail, paint: Paint, width: int) -> list[str]:
     rows = [_path_row(path, paint) for path in link.paths]
     lines = []
-    for path, line in zip(link.paths, paint.marked(rows, indent=2), strict=True):
+    for path, line in zip(link.paths, paint.marked(rows, indent=2, width=width), strict=True):
         lines.append(line)
-        notes = [f"in use: {path.why}" if path.selected else path.why]
-        if path.score_ms is not None:
-            notes.append(f"score {ms(path.score_ms)}")
-        if path.peer_state not in (None, path.state):
-            notes.append(f"{path.peer_state} as the other end sees it")
-        if path.fault:
-            notes.append(path.fault)
-        words = "; ".join(note for note in notes if note)
-        lines += [f"      {paint.styled(text, 'dim')}" for text in wrap(words, width - 6)]
+        notes = [] if link.peer_state is NodeState.DOWN else _notes(path)
+        lines += [f"      {paint.styled(text, 'dim')}" for text in wrap("; ".join(notes), width - 6) if text]
     return lines
+
+
+def _notes(path: PathDetail) -> list[str]:
+    notes = [path.why, path.fault]
+    if path.score_ms is not None and path.state is not PathState.DEAD:
+        notes.append(f"score {ms(path.score_ms)}")
+    if path.peer_state not in (None, path.state):
+        notes.append(f"{path.peer_state} as the other end sees it")
+    return [note for note in notes if note]
 
 
 def _path_row(path: PathDetail, paint: Paint) -> list[Cell]:
     level: Level = path_level(path.state) if path.eligible else "idle"
-    return [
+    cells = [
         paint.mark(level),
         Cell(path.interface, "bold" if path.selected else ""),
         Cell(path.kind.value),
         Cell(f"{path.local} → {path.remote}", "dim"),
         Cell(path.state.value if path.eligible else f"{path.state.value}, not eligible", level),
+    ]
+    if path.state is PathState.DEAD:  # its last figures are of the past
+        return [*cells, Cell(""), Cell(""), Cell(""), Cell("")]
+    return [
+        *cells,
         Cell(ms(path.rtt_ms), right=True),
-        Cell(f"p90 {ms(path.rtt_p90_ms)}", "dim", right=True),
-        Cell(f"loss {percent(path.loss)}", "warn" if path.loss else "dim", right=True),
+        Cell(f"p90 {ms(path.rtt_p90_ms)}", "dim", right=True, spare=True),
+        Cell(f"loss {percent(path.loss)}", "warn" if path.loss else "dim", right=True, spare=not path.loss),
         Cell(""),
     ]
 

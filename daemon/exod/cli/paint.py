@@ -35,6 +35,9 @@ _MARKS: Final[dict[Level, tuple[str, str]]] = {
 }
 _ASCII: Final = str.maketrans({"→": "->", "…": "...", "·": "-", "µ": "u", "●": "*", "▲": "!", "✖": "x", "○": "-"})
 
+GAP: Final = "  "
+"""Between two columns."""
+
 NARROWEST: Final = 40
 """Columns below which nothing is cut any further: such a terminal wraps."""
 
@@ -46,6 +49,8 @@ class Cell(NamedTuple):
     style: Style = ""
     right: bool = False
     """Aligned to the right of its column."""
+    spare: bool = False
+    """Its column is left out where the terminal is too narrow for all."""
 
 
 class Paint:
@@ -73,8 +78,15 @@ class Paint:
         """The cells one after the other."""
         return "".join(self.styled(cell.text, cell.style) for cell in cells).rstrip()
 
-    def columns(self, rows: Sequence[Sequence[Cell]], *, indent: int = 0, gap: int = 2) -> list[str]:
+    def columns(self, rows: Sequence[Sequence[Cell]], *, indent: int = 0, width: int | None = None) -> list[str]:
         """Each row's cells under those of the row above; the last cell of a row may be of any length."""
+        lines = self._columns(rows, indent)
+        if width is None or all(cells_of(line) <= width for line in lines):
+            return lines
+        spare = {at for row in rows for at, cell in enumerate(row) if cell.spare}
+        return self._columns([[cell for at, cell in enumerate(row) if at not in spare] for row in rows], indent)
+
+    def _columns(self, rows: Sequence[Sequence[Cell]], indent: int) -> list[str]:
         widths: list[int] = []
         for row in rows:
             for at, cell in enumerate(row[:-1]):
@@ -82,20 +94,20 @@ class Paint:
                 if at == len(widths):
                     widths.append(width)
                 widths[at] = max(widths[at], width)
-        return [self._row(row, widths, indent, gap) for row in rows]
+        return [self._row(row, widths, indent) for row in rows]
 
-    def marked(self, rows: Sequence[Sequence[Cell]], *, indent: int = 0) -> list[str]:
+    def marked(self, rows: Sequence[Sequence[Cell]], *, indent: int = 0, width: int | None = None) -> list[str]:
         """As `columns`, for rows that begin with a mark: it stands close to its words."""
-        texts = self.columns([row[1:] for row in rows])
+        texts = self.columns([row[1:] for row in rows], width=width and width - indent - 2)
         marks = [" " * indent + self.styled(*row[0][:2]) for row in rows]
         return [f"{mark} {text}" for mark, text in zip(marks, texts, strict=True)]
 
-    def _row(self, row: Sequence[Cell], widths: list[int], indent: int, gap: int) -> str:
+    def _row(self, row: Sequence[Cell], widths: list[int], indent: int) -> str:
         parts = [" " * indent]
         for at, cell in enumerate(row):
             fill = " " * (widths[at] - cells_of(self.plain(cell.text))) if at < len(row) - 1 else ""
             text = self.styled(cell.text, cell.style)
-            parts.append((fill + text if cell.right else text + fill) + (" " * gap if at < len(row) - 1 else ""))
+            parts.append((fill + text if cell.right else text + fill) + (GAP if at < len(row) - 1 else ""))
         return "".join(parts).rstrip()
 
 

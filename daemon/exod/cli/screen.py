@@ -46,6 +46,10 @@ _PATH: Final[dict[PathState, Level]] = {
 _MQTT: Final[dict[str, Level]] = {"connected": "good", "connecting": "warn", "off": "idle"}
 
 
+def mesh_level(state: MeshState) -> Level:
+    return _MESH[state]
+
+
 def path_level(state: PathState) -> Level:
     return _PATH[state]
 
@@ -63,9 +67,11 @@ def status_screen(status: StatusReport, paint: Paint, width: int, now: float) ->
     names = {node.id: node.name for node in status.nodes}
     lines = _headline(status, names, paint, width, now)
     lines.append("")
-    lines += _labelled("nodes", _nodes(status.nodes, paint), paint)
+    lines += _labelled("nodes", _nodes(status.nodes, paint), paint, width)
     if status.links:
-        lines += _labelled("links", _links(status.links, paint), paint)
+        nodes = {node.id: node for node in status.nodes}
+        links = [_link(link, nodes.get(link.peer), paint) for link in status.links]
+        lines += _labelled("links", links, paint, width)
     mesh, engine, mqtt = status.mesh, status.engine, status.mqtt
     lines += _statement("mesh", _MESH[mesh.state], mesh.state.value, _mesh_facts(mesh, names), paint, width)
     lines += _mesh_change(mesh, paint, width, now)
@@ -79,11 +85,12 @@ def status_screen(status: StatusReport, paint: Paint, width: int, now: float) ->
     return lines
 
 
-def _labelled(label: str, rows: list[list[Cell]], paint: Paint) -> list[str]:
+def _labelled(label: str, rows: list[list[Cell]], paint: Paint, width: int) -> list[str]:
     """Rows of a mark and words, with `label` to the left of the first one."""
     labels = [label, *("" for _ in rows[1:])]
+    marked = paint.marked(rows, width=width - LABEL_COLUMNS)
     lefts = [paint.styled(text.ljust(LABEL_COLUMNS), "dim") for text in labels]
-    return [left + line for left, line in zip(lefts, paint.marked(rows), strict=True)]
+    return [left + line for left, line in zip(lefts, marked, strict=True)]
 
 
 def _statement(label: str, level: Level, state: str, facts: str, paint: Paint, width: int) -> list[str]:
@@ -125,40 +132,42 @@ def _headline(status: StatusReport, names: dict[NodeId, str], paint: Paint, widt
 
 def _nodes(nodes: tuple[NodeLine, ...], paint: Paint) -> list[list[Cell]]:
     rows = []
+    level: Level
     versions = {node.version for node in nodes}
     for node in nodes:
         notes = ["this node"] if node.is_self else []
         if len(versions) > 1:
             notes.append(f"exod {node.version}")
-        level = _NODE[node.state]
+        if node.left:
+            notes.append("said goodbye")
+        level = "idle" if node.left else _NODE[node.state]
         state = Cell(node.state.value, "" if level == "good" else level)
         rows.append([paint.mark(level), Cell(node.name, "bold"), state, Cell(", ".join(notes), "dim")])
     return rows
 
 
-def _links(links: tuple[LinkLine, ...], paint: Paint) -> list[list[Cell]]:
-    """One line a peer: the link in use, its figures, and how many others stand by."""
-    rows = []
-    for link in links:
-        path = next((path for path in link.paths if path.id == link.selected), None)
-        if path is None:
-            why = next((f"{path.interface}: {path.why}" for path in link.paths), "no path was found")
-            rows.append([paint.mark("bad"), Cell(link.peer_name, "bold"), Cell(f"no path ({why})", "bad")])
-            continue
-        level: Level = _PATH[path.state] if link.agreed else "warn"
-        rows.append(
-            [
-                paint.mark(level),
-                Cell(link.peer_name, "bold"),
-                Cell(path.interface),
-                Cell(path.kind.value),
-                Cell(ms(path.rtt_ms), "bold" if level == "good" else level, right=True),
-                Cell(f"p90 {ms(path.rtt_p90_ms)}", "dim", right=True),
-                Cell(f"loss {percent(path.loss)}", "dim" if path.loss == 0 else "warn", right=True),
-                Cell(_agreement(link, path), "dim" if link.agreed else "warn"),
-            ]
-        )
-    return rows
+def _link(link: LinkLine, peer: NodeLine | None, paint: Paint) -> list[Cell]:
+    """One line: the link in use, its figures, and how many others stand by. A peer that is down has none."""
+    name = Cell(link.peer_name, "bold")
+    if peer is not None and peer.state is NodeState.DOWN:
+        level: Level = "idle" if peer.left else "bad"
+        return [paint.mark(level), name, Cell("none: it has left" if peer.left else "none: it is down", level)]
+    path = next((path for path in link.paths if path.id == link.selected), None)
+    if path is None:
+        why = next((f"{path.interface}: {path.why}" for path in link.paths), "no path was found")
+        return [paint.mark("bad"), name, Cell(f"no path ({why})", "bad")]
+    suspect = peer is not None and peer.state is NodeState.SUSPECT
+    level = "warn" if suspect or not link.agreed else _PATH[path.state]
+    return [
+        paint.mark(level),
+        name,
+        Cell(path.interface),
+        Cell(path.kind.value),
+        Cell(ms(path.rtt_ms), "bold" if level == "good" else level, right=True),
+        Cell(f"p90 {ms(path.rtt_p90_ms)}", "dim", right=True, spare=True),
+        Cell(f"loss {percent(path.loss)}", "dim" if path.loss == 0 else "warn", right=True, spare=not path.loss),
+        Cell("does not answer" if suspect else _agreement(link, path), "dim" if level == "good" else "warn"),
+    ]
 
 
 def _agreement(link: LinkLine, chosen: PathLine) -> str:

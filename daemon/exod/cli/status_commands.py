@@ -11,7 +11,7 @@ from exod.errors import ExitCode, ExodError
 
 if TYPE_CHECKING:
     from exod.cli.client import DaemonClient
-    from exod.reports import LinkLine, StatusReport
+    from exod.reports import LinkDetail, LinkLine, StatusReport
 
 POLL_S: Final = 0.1
 """Between two looks of `wait`: short against anything that is waited for, and cheap."""
@@ -74,10 +74,13 @@ def exit_code(report: StatusReport) -> ExitCode:
 
     if report.health is Health.HEALTHY:
         return ExitCode.OK
-    return ExitCode.NO_PATH if any(map(_is_broken, report.links)) else ExitCode.DEGRADED
+    left = {node.id for node in report.nodes if node.left}
+    broken = any(is_broken(link) for link in report.links if link.peer not in left)
+    return ExitCode.NO_PATH if broken else ExitCode.DEGRADED
 
 
-def _is_broken(link: LinkLine) -> bool:
+def is_broken(link: LinkLine | LinkDetail) -> bool:
+    """Has the pair no path, or do its ends disagree?"""
     return link.selected is None or not link.agreed
 
 
@@ -133,4 +136,7 @@ def _missing(daemon: DaemonClient, gate: Gate) -> str:
         return "" if report.health is Health.HEALTHY else f"{report.health.value}: {reasons}"
     if report.mesh.state is MeshState.AGREED:
         return ""
-    return "no other node was found" if report.mesh.state is MeshState.ALONE else f"the mesh is {report.mesh.state}"
+    if report.mesh.state is not MeshState.ALONE:
+        return f"the mesh is {report.mesh.state.value}"
+    others = [f"{node.name} {'has left' if node.left else 'is down'}" for node in report.nodes if not node.is_self]
+    return f"this node is alone: {', '.join(others) or 'no other was found'}"

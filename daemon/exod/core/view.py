@@ -10,11 +10,14 @@ import msgspec
 from exod.core.link import Link
 from exod.core.mesh import Mesh
 from exod.core.path import Path
-from exod.core.scoring import Band
+from exod.core.scoring import Band, Grade, order
 from exod.core.timing import LastChange
 from exod.core.why import why
 from exod.core.wire import RouteVerdict
 from exod.model import Kind, MeshPlan, MeshState, NodeCard, NodeId, NodeState, PathId, PathState
+
+_STATE_PLACE = {PathState.UP: 0, PathState.DEGRADED: 1, PathState.INIT: 2, PathState.DEAD: 3}
+"""Where the paths stand that cannot be used: what may still come before what is over."""
 
 
 class PathView(msgspec.Struct, frozen=True):
@@ -47,6 +50,8 @@ class PathView(msgspec.Struct, frozen=True):
     last_rtt_ms: float | None
     """The newest sample: what `ping` shows."""
     last_heard_s: float | None
+    fault: str
+    """A debug fault that lies on it at this end, in words; empty where none does."""
 
 
 class LinkView(msgspec.Struct, frozen=True):
@@ -57,11 +62,13 @@ class LinkView(msgspec.Struct, frozen=True):
     selected: PathId | None
     peer_selected: PathId | None
     """What the peer's register shows."""
+    peer_seq: int | None
     seq: int
     """Of the selection; 0 before the first."""
     kind: Kind | None
     """Of the selected path."""
     paths: tuple[PathView, ...]
+    """Best first."""
 
 
 class NodeEntry(msgspec.Struct, frozen=True):
@@ -108,12 +115,20 @@ def link_view(link: Link, platform: str, now: float) -> LinkView:
         agreed_since=link.agreed_since,
         selected=link.selected,
         peer_selected=None if theirs is None else theirs.path,
+        peer_seq=None if theirs is None else theirs.seq,
         seq=0 if register is None else register.seq,
         kind=None if selected is None else selected.candidate.kind,
         paths=tuple(
-            _path_view(one, link, platform, now) for one in sorted(link.paths, key=lambda path: path.candidate.path)
+            _path_view(one, link, platform, now)
+            for one in sorted(link.paths, key=lambda path: _place(path, link, now))
         ),
     )
+
+
+def _place(path: Path, link: Link, now: float) -> tuple[bool, int, tuple[Grade, float, PathId]]:
+    """The selection's own order, and behind it what cannot be used."""
+    standing = link.standing(path, now)
+    return (not standing.usable, _STATE_PLACE[path.state], order(standing))
 
 
 def _path_view(path: Path, link: Link, platform: str, now: float) -> PathView:
@@ -141,7 +156,15 @@ def _path_view(path: Path, link: Link, platform: str, now: float) -> PathView:
         samples=path.rtt.samples,
         last_rtt_ms=path.rtt.last_ms,
         last_heard_s=now - path.last_rx if path.heard else None,
+        fault=_fault(path, now),
     )
+
+
+def _fault(path: Path, now: float) -> str:
+    if now >= path.fault_until:
+        return ""
+    what = "drops everything" if path.fault_drop else f"adds {path.fault_delay_s * 1e3:g} ms"
+    return f"a debug fault {what} for another {path.fault_until - now:.0f} s"
 
 
 def node_entry(link: Link) -> NodeEntry:

@@ -26,7 +26,7 @@ def why(path: Path, link: Link, platform: str, now: float) -> str:
         return (
             "its route is not checked yet" if path.route is RouteVerdict.UNKNOWN else "waits for the peer's check"
         )
-    words = f"selected: {link.selection_cause}" if selected else _passed_over(path, link, now)
+    words = f"in use: {link.selection_cause}" if selected else _passed_over(path, link, now)
     if path.state is PathState.DEGRADED:
         words = f"{_cause(path, link)}; {words}"
     return words

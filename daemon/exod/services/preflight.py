@@ -256,7 +256,7 @@ class Preflight:
         return tuple(checks)
 
     def _subject(self, edge: Edge) -> str:
-        return f"{edge.source_interface} {edge.source_address} -> {edge.target_address}"
+        return f"{edge.source_interface} {edge.source_address} → {edge.target_address}"
 
     # --- other nodes ----------------------------------------------------------------------------------------
 
