@@ -58,7 +58,7 @@ class Generations:
         settings: SyncSettings,
     ) -> None:  # fmt: skip
         self._model, self._group, self._board, self._emit = model, group, board, emit
-        self.policy = SyncPolicy(settings)
+        self.policy = SyncPolicy(settings, fast_hangs=mx.cuda.is_available())
         self._watchdog = WatchdogModel(settings.watchdog_s)
         board.longest_gpu_wait_s, board.gpu_wait_violations = 0.0, 0
         self._pace = Pace(settings)

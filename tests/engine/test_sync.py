@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 import pytest
 
@@ -42,6 +43,13 @@ def test_a_wait_that_grows_is_safe_long_before_the_watchdogs_limit() -> None:
         policy.observe(wait_s)
         safe = policy.choose(CONTEXT).safe
     assert wait_s < 2.0 / 4
+
+
+@pytest.mark.parametrize("sync", ["fast", "safe", "dynamic"])
+def test_where_waiting_graphs_hang_every_step_is_safe(sync: Literal["fast", "safe", "dynamic"]) -> None:
+    policy = SyncPolicy(SyncSettings(sync=sync), fast_hangs=True)
+    assert all(measured(policy, *[0.001] * 50))
+    assert "CUDA" in policy.reason_of(safe=True)
 
 
 @pytest.mark.parametrize("settings", [SyncSettings(sync="fast"), SyncSettings(sync="safe")])
