@@ -138,6 +138,8 @@ class World:
         self.nodes = [Node(NodeId(f"{index + 1:016x}"), "ABCDEFGH"[index]) for index in range(size)]
         self.clients: list[Client] = []
         self.loss = 0.0
+        self.rankless: set[NodeId] = set()
+        """Nodes that host no rank in plans from now on."""
         self.plan: MeshPlan | None = None
         self.problems: list[str] = []
         self._epoch = 0
@@ -265,7 +267,7 @@ class World:
         if not members:
             return
         self._epoch += 1
-        ring = tuple(node.id for node in members)
+        ring = tuple(node.id for node in members if node.id not in self.rankless)
         plan = MeshPlan(
             epoch=Epoch(self._epoch, members[0].incarnation),
             coordinator=members[0].id,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from exod.core.scheduler import CLAIM_S
 from exod.services import engine_host, requests
 from tests.core.engine_fakes import token_at
 from tests.core.engine_world import Client, Node, World
@@ -136,6 +137,78 @@ def test_whatever_happens_every_client_that_stays_gets_its_answer(seed: int, siz
             node.worker.resume()
         if node.host is None:
             world.start_daemon(node)
+    world.commit()
+    settle(world)
+    world.close()
+
+
+def test_what_the_clients_of_killed_daemons_asked_for_does_not_hold_up_the_next_client() -> None:
+    world = a_running_cluster(1, 2)
+    lost = world.ask(world.nodes[0], 5_000)
+    world.run_for(5.0)
+    for node in world.nodes:
+        world.kill_daemon(node)
+    world.run_for(0.5)
+    for node in world.nodes:
+        world.start_daemon(node)
+    world.commit()
+    world.run_until(world.all_formed, FORM_BOUND_S, "the group is formed again")
+    client = world.ask(world.nodes[1], 20)
+    world.run_until(lambda: client.tokens, CLAIM_S + 2.0, "the next client's first token")
+    assert lost.outcome == "lost"
+    settle(world)
+    world.close()
+
+
+def test_an_answer_whose_coordinator_was_killed_goes_on_for_the_client_of_another_node() -> None:
+    world = a_running_cluster(1, 2)
+    client = world.ask(world.nodes[1], 400)
+    world.run_for(3.0)
+    world.kill_daemon(world.nodes[0])
+    world.run_for(0.5)
+    world.suspend()
+    world.start_daemon(world.nodes[0])
+    world.run_for(0.5)
+    world.commit()
+    settle(world)
+    assert len(world.hall.generations[client.request.request_id]) == 1, "it was not begun again"
+    world.close()
+
+
+def test_an_answer_for_a_node_that_went_for_good_is_given_up() -> None:
+    world = a_running_cluster(1, 3)
+    world.ask(world.nodes[2], 5_000)
+    world.run_for(3.0)
+    world.kill_daemon(world.nodes[2])
+    world.suspend()
+    world.run_for(1.0)
+    world.commit()
+    client = world.ask(world.nodes[0], 20)
+    world.run_until(lambda: client.tokens, FORM_BOUND_S, "the next client's first token")
+    settle(world)
+    world.close()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_an_origin_without_a_rank_gets_each_token_once_although_messages_are_lost(seed: int) -> None:
+    world = a_running_cluster(seed, 3)
+    world.rankless = {world.nodes[2].id}
+    world.suspend()
+    world.commit()
+    world.run_until(world.all_formed, FORM_BOUND_S, "a group of two")
+    world.loss = 0.1
+    begun = world.now
+    client = world.ask(world.nodes[2], 60)
+    world.run_for(2.0)
+    if seed % 2:  # and its rank 0 has a new daemon, which does not know whom to relay to
+        world.kill_daemon(world.nodes[0])
+        world.run_for(0.2)
+        world.start_daemon(world.nodes[0])
+        world.suspend()
+        world.commit()
+    world.run_until(lambda: client.outcome, 60.0, "the whole answer")
+    world.check(world.now - begun < 30.0, f"it took {world.now - begun:.1f} s")
+    world.loss = 0.0
     world.commit()
     settle(world)
     world.close()

@@ -17,7 +17,7 @@ from exod.core.rank_commands import (
     StartWorker,
     Story,
 )
-from exod.core.rank_reports import IDLE_REPORT_INTERVAL_S, REPORT_INTERVAL_S
+from exod.core.rank_reports import IDLE_REPORT_INTERVAL_S, NEWS_AGAIN_S, REPORT_INTERVAL_S
 from exod.core.worker_life import (
     HEARTBEAT_SILENCE_S,
     RESTART_PAUSE_FIRST_S,
@@ -737,8 +737,10 @@ def test_a_status_is_repeated_often_on_the_way_and_seldom_at_rest() -> None:
     assert rank.next_deadline() <= 2.0 + REPORT_INTERVAL_S
     rank = a_formed_rank(now=3.0)
     rank.worker_said(beat(), 3.0)
-    assert rank.next_deadline() == 3.0 + IDLE_REPORT_INTERVAL_S
-    assert only(rank.handle_timer(3.0 + IDLE_REPORT_INTERVAL_S), Report)
+    again = 3.0 + NEWS_AGAIN_S
+    assert only(rank.handle_timer(again), Report)
+    assert rank.next_deadline() == again + IDLE_REPORT_INTERVAL_S
+    assert only(rank.handle_timer(again + IDLE_REPORT_INTERVAL_S), Report)
 
 
 def test_a_heartbeat_with_nothing_new_is_not_reported() -> None:
@@ -767,7 +769,8 @@ def test_link_health_is_told_when_it_changes_and_to_each_new_process() -> None:
 def test_a_rank_that_waits_for_its_model_does_not_wake_for_nothing() -> None:
     rank = a_rank()
     rank.commit(PLAN, "why", 100.0)
-    assert rank.next_deadline() >= 100.0 + REPORT_INTERVAL_S
+    rank.handle_timer(100.0 + NEWS_AGAIN_S)
+    assert rank.next_deadline() >= 100.0 + NEWS_AGAIN_S + REPORT_INTERVAL_S
 
 
 def test_a_change_of_the_sync_mode_is_told_once_with_its_reason() -> None:
@@ -789,3 +792,13 @@ def test_a_port_that_someone_else_has_is_told_with_its_cure() -> None:
     (report,) = only(commands, Report)
     assert report.status.text.startswith("cannot listen on 10.0.0.2:52420: in use; end the process")
     assert rank.phase is RankPhase.ABORTED
+
+
+def test_news_is_said_twice_because_a_status_may_be_lost() -> None:
+    rank = a_formed_rank()
+    rank.begin(begin(1), 10.0)
+    ended = only(rank.worker_said(finished(begin(1).request.request_id), 11.0), Report)
+    assert rank.next_deadline() == 11.0 + NEWS_AGAIN_S
+    again = only(rank.handle_timer(11.0 + NEWS_AGAIN_S), Report)
+    assert again[0].status.finished_order == ended[0].status.finished_order == 1
+    assert rank.next_deadline() > 12.0 + NEWS_AGAIN_S

@@ -13,6 +13,7 @@ from exod.core.engine_messages import (
     client_id,
 )
 from exod.core.scheduler import (
+    CLAIM_S,
     ENDED_GRACE_S,
     MAX_WAITING,
     REPEAT_S,
@@ -184,7 +185,7 @@ def test_a_rank_that_never_ends_what_others_ended_is_not_waited_for_for_ever() -
 def test_the_next_coordinator_goes_on_with_what_its_own_rank_holds() -> None:
     scheduler = Scheduler(B, 1)
     held = begin(10, "r1")
-    scheduler.take_over([held], 10)
+    scheduler.take_over([held], 10, 0.0)
     assert scheduler.active == held
     assert scheduler.submit(submit("r1"), 0.0) == [TellOrigin(B, Queued("r1"))]
     assert set(begun_on(scheduler.advance([status(B, begun=10), status(C)], False, 0.0))) == {C}
@@ -192,14 +193,14 @@ def test_the_next_coordinator_goes_on_with_what_its_own_rank_holds() -> None:
 
 def test_the_next_coordinator_asks_for_what_only_another_rank_holds_and_begins_nothing_meanwhile() -> None:
     scheduler = Scheduler(B, 1)
-    scheduler.take_over([], 0)
+    scheduler.take_over([], 0, 0.0)
     scheduler.submit(submit("r2"), 0.0)
     scheduler.submit(submit("r1"), 0.0)
     held = begin(1 << 40, "r1")
     statuses = [status(B), status(C, begun=held.order)]
     assert scheduler.advance(statuses, True, 0.0) == [TellRank(C, TellBegun(B))]
     assert scheduler.advance(statuses, True, REPEAT_S) == [TellRank(C, TellBegun(B))]
-    scheduler.adopt(held)
+    scheduler.adopt(held, 0.0)
     assert scheduler.active == held
     assert scheduler.waiting == 1  # r1 waits no more: it is under way
     assert set(begun_on(scheduler.advance(statuses, True, 2 * REPEAT_S))) == {B}
@@ -208,7 +209,7 @@ def test_the_next_coordinator_asks_for_what_only_another_rank_holds_and_begins_n
 def test_a_late_word_of_an_ended_request_changes_nothing() -> None:
     scheduler, first = a_busy_scheduler()
     scheduler.advance(ranks(first.order, first.order), True, 1.0)
-    scheduler.adopt(first)
+    scheduler.adopt(first, 0.0)
     assert scheduler.active is None
 
 
@@ -217,3 +218,48 @@ def test_who_coordinates_no_more_holds_nothing() -> None:
     scheduler.submit(submit("r2"), 0.0)
     scheduler.give_up()
     assert (scheduler.active, scheduler.waiting) == (None, 0)
+
+
+# --- whose answer it is -------------------------------------------------------------------------------------
+
+
+def cancels(commands: list[SchedulerCommand]) -> list[CancelRequest]:
+    tells = [command.message for command in commands if isinstance(command, TellRank)]
+    return [message for message in tells if isinstance(message, CancelRequest)]
+
+
+def at_work(order: int) -> list[RankStatus]:
+    return ranks(order, order - 1)
+
+
+def test_an_answer_that_nobody_claims_is_cancelled_and_may_be_begun_again() -> None:
+    scheduler = Scheduler(A, 1)
+    found = begin(1 << 20, "r1", origin=NodeId(""))
+    scheduler.take_over([found], found.order, 0.0)
+    assert cancels(scheduler.advance(at_work(found.order), True, CLAIM_S - 0.1)) == []
+    assert len(cancels(scheduler.advance(at_work(found.order), True, CLAIM_S + REPEAT_S))) == 2
+    assert scheduler.submit(submit("r1"), CLAIM_S + 1.0) == [], "too late for this generation"
+    scheduler.advance(ranks(found.order, found.order), True, CLAIM_S + 2.0)
+    assert scheduler.active is None
+    assert scheduler.submit(submit("r1"), CLAIM_S + 2.1) == [TellOrigin(B, Queued("r1"))]
+
+
+def test_an_answer_that_is_claimed_goes_on_whether_the_claim_comes_before_or_after_it_is_found() -> None:
+    found = begin(1 << 20, "r1", origin=NodeId(""))
+    after, before = Scheduler(A, 1), Scheduler(A, 1)
+    after.take_over([found], found.order, 0.0)
+    assert after.submit(submit("r1"), 1.0) == [TellOrigin(B, Queued("r1"))]
+    before.submit(submit("r1"), 0.0)
+    before.adopt(found, 0.1)
+    for scheduler in (after, before):
+        assert scheduler.active is not None
+        assert scheduler.active.origin == B
+        assert cancels(scheduler.advance(at_work(found.order), True, CLAIM_S * 2)) == []
+
+
+def test_an_answer_whose_origin_is_no_member_any_more_must_be_claimed() -> None:
+    scheduler, active = a_busy_scheduler()
+    scheduler.members([A, B], 1.0)
+    assert cancels(scheduler.advance(at_work(active.order), True, CLAIM_S + 2.0)) == []
+    scheduler.members([A, C], 10.0)
+    assert cancels(scheduler.advance(at_work(active.order), True, 10.0 + CLAIM_S))

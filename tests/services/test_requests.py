@@ -245,3 +245,31 @@ async def test_another_model_ends_what_was_begun_and_begins_what_was_not() -> No
     desk.say(0, name="waiting")
     assert await other == TextDelta(0, "t0 ")
     await waiting.aclose()
+
+
+async def test_an_end_before_which_tokens_were_lost_is_not_taken_for_the_end() -> None:
+    desk = Desk()
+    async with aclosing(desk.generate()) as stream:
+        first = await begin(desk, stream)
+        desk.say(0)
+        assert await first == TextDelta(0, "t0 ")
+        desk.desk.output("r", Finished("r", "stop", "", 3, 1, 2, 0.1, 0.2), token_count=3)
+        submitted = len(desk.submitted)
+        desk.desk.handle_timer()
+        assert len(desk.submitted) == submitted + 1, "what is missing is asked for at once"
+        desk.say(1, 2)
+        desk.desk.output("r", Finished("r", "stop", "", 3, 1, 2, 0.1, 0.2), token_count=3)
+        assert [(await read(stream)).text for _ in range(2)] == ["t1 ", "t2 "]  # type: ignore[union-attr]
+        assert isinstance(await read(stream), GenerationEnd)
+
+
+async def test_a_generation_that_others_cancelled_is_asked_for_again() -> None:
+    desk = Desk()
+    async with aclosing(desk.generate()) as stream:
+        first = await begin(desk, stream)
+        desk.say(0)
+        assert await first == TextDelta(0, "t0 ")
+        desk.desk.output("r", Finished("r", "cancelled", "", 3, 1, 2, 0.1, 0.2), token_count=1)
+        submitted = len(desk.submitted)
+        desk.desk.handle_timer()
+        assert len(desk.submitted) == submitted + 1

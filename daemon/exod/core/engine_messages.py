@@ -130,7 +130,16 @@ class CancelRequest(msgspec.Struct, frozen=True, tag="cancel_request"):
 class RelayedOutput(msgspec.Struct, frozen=True, tag="relayed"):
     """What rank 0 says of a request, to an origin that hosts no rank itself."""
 
-    output: TokenOut | Finished | RequestFailed
+    outputs: tuple[TokenOut | Finished | RequestFailed, ...]
+    token_count: int
+    """How many tokens of the answer come before: an origin that lacks one must not take the end for its own."""
+
+
+class RelayAgain(msgspec.Struct, frozen=True, tag="relay_again"):
+    """An origin without a rank, to rank 0: say again what comes after this many tokens."""
+
+    request_id: str
+    token_count: int
 
 
 class ModelWish(msgspec.Struct, frozen=True, tag="model_wish"):
@@ -152,6 +161,7 @@ EngineMessage = (
     | RequestsEnded
     | CancelRequest
     | RelayedOutput
+    | RelayAgain
     | ModelWish
 )
 

@@ -49,6 +49,12 @@ class HeldRequests:
             known.begin = begin
         return False
 
+    def claim(self, request_id: str, origin: NodeId) -> None:
+        """The origin of a generation that outlived its daemon has spoken up."""
+        held = self.of_client(request_id)
+        if held is not None and held.begin.origin == UNKNOWN_ORIGIN:
+            held.begin = msgspec.structs.replace(held.begin, origin=origin)
+
     def adopt(self, me: NodeId, request: ActiveRequest) -> bool:
         """What a process holds that outlived its daemon: it may know of more than this daemon. False where that
         has ended in the cluster meanwhile: at most one is under way, the newest.

@@ -27,7 +27,7 @@ from exod.core.rank_commands import (
 from exod.core.rank_reports import prepare_order
 from exod.core.rank_state import RankState
 from exod.core.worker_life import WorkerState
-from exod.model import MeshPlan
+from exod.model import MeshPlan, NodeId
 from exoengine.protocol import (
     Abort,
     Aborted,
@@ -187,6 +187,9 @@ class Rank(RankState):
         self._loaded = self._asked_load = None
         self._leave_attempt()
         return self._advance(now)
+
+    def claim(self, request_id: str, origin: NodeId) -> None:
+        self._requests.claim(request_id, origin)
 
     def cancel(self, request_id: str) -> list[RankCommand]:
         """Ends a client's request on all ranks. Kept until it has ended: the worker may be replaced before."""

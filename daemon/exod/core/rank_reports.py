@@ -20,6 +20,9 @@ REPORT_INTERVAL_S: Final = 1.0
 
 IDLE_REPORT_INTERVAL_S: Final = 5.0
 
+NEWS_AGAIN_S: Final = 0.5
+"""News is said twice: the whole cluster may wait for a status that was lost, a queue for the end of a request."""
+
 
 class Reporter:
     """Numbers the statuses of one life, and spares the network those that say nothing new."""
@@ -34,9 +37,11 @@ class Reporter:
         """The status to send now, if any. `changed`: it must go out whether it says something new or not."""
         if self._last is not None and not changed and now < self.due_at and _says_the_same(status, self._last):
             return None
+        news = changed or self._last is None or not _says_the_same(status, self._last)
         self._seq += 1
         self._last = msgspec.structs.replace(status, seq=self._seq)
-        self.due_at = now + (IDLE_REPORT_INTERVAL_S if settled else REPORT_INTERVAL_S)
+        pause_s = IDLE_REPORT_INTERVAL_S if settled else REPORT_INTERVAL_S
+        self.due_at = now + (NEWS_AGAIN_S if news else pause_s)
         return self._last
 
 

@@ -11,6 +11,7 @@ Called by the engine host of the coordinator; on other nodes it stays empty.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from typing import Final
 
 import msgspec
@@ -45,6 +46,10 @@ ENDED_GRACE_S: Final = 10.0
 """A submission on its way when the request ended is no wish to have it generated again. One that still comes after
 this is: the answer's end was lost."""
 
+CLAIM_S: Final = 3.0
+"""Of a request that outlived the daemon of its client, or its node. An origin that lives submits again within a
+second of each new coordinator; past this nobody waits for the answer, and others wait for their turn."""
+
 MAX_ENDED: Final = 256
 
 ORDER_TAG_BITS: Final = 16
@@ -78,6 +83,9 @@ class Scheduler:
         self._waiting: deque[SubmitRequest] = deque()
         self._active: BeginRequest | None = None
         self._cancelled = False
+        self._unclaimed_since: float | None = None
+        self._abandoned = False
+        """Was the active request cancelled because no origin claimed it? One that still does may have it again."""
         self._ended_order = 0
         self._ended_at: dict[str, float] = {}
         self._straggling_since: float | None = None
@@ -92,28 +100,48 @@ class Scheduler:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    def take_over(self, begun: list[BeginRequest], last_order: int) -> None:
+    def take_over(self, begun: list[BeginRequest], last_order: int, now: float) -> None:
         """This node became coordinator: what its own rank was given and has not ended is active."""
         self._last_order = max(self._last_order, last_order)
         for begin in begun:
-            self.adopt(begin)
+            self.adopt(begin, now)
 
-    def adopt(self, begin: BeginRequest) -> None:
+    def adopt(self, begin: BeginRequest, now: float) -> None:
         """A rank's word on what it is at, begun by an earlier coordinator. The highest order is the present one."""
         self._last_order = max(self._last_order, begin.order)
         if begin.order > max(self._ended_order, self._active.order if self._active is not None else 0):
-            self._active, self._cancelled = begin, False
-            self._straggling_since = None
-            self._drop_waiting(client_id(begin.request.request_id))
+            request_id = client_id(begin.request.request_id)
+            submitted = [wait.origin for wait in self._waiting if wait.request.request_id == request_id]
+            origin = begin.origin or next(iter(submitted), NodeId(""))
+            self._activate(msgspec.structs.replace(begin, origin=origin))
+            self._drop_waiting(request_id)
+            self._unclaimed_since = None if origin else now
+
+    def members(self, members: Collection[NodeId], now: float) -> None:
+        """Who is in the mesh: the client of an origin that is not may be gone for good."""
+        active = self._active
+        if active is not None and active.origin and active.origin not in members:
+            self._active = msgspec.structs.replace(active, origin=NodeId(""))
+            self._unclaimed_since = now
+
+    def _activate(self, begin: BeginRequest) -> None:
+        self._active, self._cancelled, self._abandoned = begin, False, False
+        self._straggling_since = self._unclaimed_since = None
 
     def give_up(self) -> None:
         """This node is no longer coordinator: origins submit what waits to the next one."""
         self._waiting.clear()
-        self._active = None
+        self._active = self._unclaimed_since = None
 
     def submit(self, submit: SubmitRequest, now: float) -> list[SchedulerCommand]:
         """Queues a request, or refuses it. One that is known already is only confirmed."""
         request_id = submit.request.request_id
+        active = self._active
+        if active is not None and client_id(active.request.request_id) == request_id:
+            if self._abandoned:
+                return []  # too late for this generation: it is begun again when it has ended
+            if self._unclaimed_since is not None:
+                self._active, self._unclaimed_since = msgspec.structs.replace(active, origin=submit.origin), None
         if self._knows(request_id):
             return [TellOrigin(submit.origin, Queued(request_id))]
         ended_at = self._ended_at.get(request_id)
@@ -158,6 +186,9 @@ class Scheduler:
         if not ranks:
             return []
         self._last_order = max(self._last_order, *(rank.begun_order for rank in ranks))
+        if self._unclaimed_since is not None and now - self._unclaimed_since >= CLAIM_S:
+            self._cancelled = self._abandoned = True
+            self._unclaimed_since = None
         commands = self._end(ranks, now)
         unknown = [rank for rank in ranks if self._is_unknown(rank)]
         if self._active is None and not unknown and formed and self._waiting:
@@ -172,9 +203,9 @@ class Scheduler:
         self._last_order = ((self._last_order >> ORDER_TAG_BITS) + 1) << ORDER_TAG_BITS | self._tag
         generation = generation_id(submit.request.request_id, self._last_order)
         request = msgspec.structs.replace(submit.request, request_id=generation)
-        self._active = BeginRequest(self._me, self._last_order, submit.origin, request, submit.tokens)
-        self._cancelled, self._straggling_since = False, None
+        self._activate(BeginRequest(self._me, self._last_order, submit.origin, request, submit.tokens))
         self._repeat_at = now + REPEAT_S
+        assert self._active is not None
         return [TellRank(rank.sender, self._active) for rank in ranks]
 
     def _repeat(self, ranks: list[RankStatus], unknown: list[RankStatus]) -> list[SchedulerCommand]:
@@ -211,9 +242,10 @@ class Scheduler:
                 self._straggling_since = now
             if now - self._straggling_since < STRAGGLER_S:
                 return []
-        self._active, self._straggling_since = None, None
+        if not self._abandoned:
+            self._ended_at[client_id(active.request.request_id)] = now
+        self._active = self._straggling_since = self._unclaimed_since = None
         self._ended_order = active.order
-        self._ended_at[client_id(active.request.request_id)] = now
         while len(self._ended_at) > MAX_ENDED:
             del self._ended_at[next(iter(self._ended_at))]
         return [TellRank(rank.sender, RequestsEnded(self._me, active.order)) for rank in ranks]

@@ -26,6 +26,7 @@ from exod.core.engine_messages import (
     Queued,
     RankPhase,
     RankStatus,
+    RelayAgain,
     RelayedOutput,
     RequestsEnded,
     SubmitRefused,
@@ -51,6 +52,7 @@ from exod.core.ring_ports import RingPorts
 from exod.core.scheduler import Scheduler, SchedulerCommand, TellOrigin, TellRank
 from exod.model import MeshPlan, NodeId
 from exod.services.model_search import search
+from exod.services.relay import Relay
 from exod.services.requests import RequestDesk
 from exod.services.workers import WorkerProcess
 from exoengine.model_folder import ModelFolderError, ModelSummary
@@ -99,6 +101,7 @@ class EngineHost:
         self.formation = Formation(me)
         self.scheduler = Scheduler(me, incarnation)
         self.desk = RequestDesk(me, recovery_deadline_s, self._submit, self.cancel, self.trouble)
+        self._relay = Relay()
         self.worker = WorkerProcess(folder, environment, self._worker_said, self._worker_gone)
         self.plan: MeshPlan | None = None
         self.suspended = ""
@@ -174,7 +177,7 @@ class EngineHost:
         """All members agreed on `plan`."""
         now = time.monotonic()
         was_coordinator = self.plan is not None and self.plan.coordinator == self._me
-        coordinator_changed = self.plan is None or self.plan.coordinator != plan.coordinator
+        coordinator_changed = self.plan is None or _life_of_coordinator(self.plan) != _life_of_coordinator(plan)
         if self.plan is not None and self.plan.model != plan.model:
             self.scheduler.give_up()
             self.desk.model_changed(plan.model)
@@ -182,11 +185,12 @@ class EngineHost:
         self._carry_out(self.rank.commit(plan, reason, now))
         if plan.coordinator == self._me and not was_coordinator:
             begun = self.rank.begun()
-            self.scheduler.take_over([begun] if begun is not None else [], self.rank.begun_order)
+            self.scheduler.take_over([begun] if begun is not None else [], self.rank.begun_order, now)
         elif plan.coordinator != self._me:
             self.scheduler.give_up()
+        self.scheduler.members([member.id for member in plan.members], now)
         self._give_orders(self.formation.follow(plan, now))
-        if coordinator_changed:
+        if coordinator_changed or self._me not in plan.ring:
             self.desk.coordinator_changed()
         self._changed(now)
 
@@ -235,7 +239,7 @@ class EngineHost:
                 if begun is not None:
                     self._to(sender, Begun(begun))
             case Begun(begin=begin) if self._is_coordinator(self._me):
-                self.scheduler.adopt(begin)
+                self.scheduler.adopt(begin, now)
                 self._nudge()
             case RequestsEnded(order=order) if message.sender == sender and self._is_coordinator(sender):
                 self._carry_out(self.rank.ended(order, now))
@@ -248,11 +252,18 @@ class EngineHost:
             case CancelRequest(request_id=request_id):
                 self.scheduler.cancel(request_id)
                 self._carry_out(self.rank.cancel(request_id))
-            case RelayedOutput(output=output):
-                request_id = client_id(output.request_id)
-                self.desk.output(request_id, output)
-                if isinstance(output, TokenOut) and not self.desk.waits_for(request_id):
-                    self._send(sender, CancelRequest(request_id))
+            case RelayAgain(request_id=request_id, token_count=token_count):
+                self.rank.claim(request_id, sender)
+                for relayed in self._relay.after(request_id, token_count):
+                    self._send(sender, relayed)
+            case RelayedOutput(outputs=outputs, token_count=token_count):
+                for output in outputs:
+                    request_id = client_id(output.request_id)
+                    before = output.index if isinstance(output, TokenOut) else token_count
+                    self.desk.output(request_id, output, before)
+                    if isinstance(output, TokenOut) and not self.desk.waits_for(request_id):
+                        self._send(sender, CancelRequest(request_id))
+                        break
             case ModelWish(model=model):
                 self._on_model_wish(model)
             case _:
@@ -288,9 +299,11 @@ class EngineHost:
     # --- requests -------------------------------------------------------------------------------------------
 
     def _submit(self, submit: SubmitRequest) -> bool:
-        """To the present coordinator, which may be this node."""
+        """To the present coordinator, which may be this node. Without a rank here, rank 0 relays the answer."""
         if self.plan is None:
             return False
+        if self.plan.ring and self._me not in self.plan.ring:
+            self._send(self.plan.ring[0], RelayAgain(submit.request.request_id, len(submit.tokens)))
         return self._to(self.plan.coordinator, submit)
 
     def _submitted(self, submit: SubmitRequest, now: float) -> None:
@@ -384,8 +397,13 @@ class EngineHost:
         plan = self.plan
         if request is None or plan is None or not plan.ring or plan.ring[0] != self._me:
             return
-        if request.begin.origin and request.begin.origin not in plan.ring:
-            self._send(request.begin.origin, RelayedOutput(output))
+        origin = request.begin.origin
+        if origin in plan.ring:
+            self._relay.forget(client_id(output.request_id))
+        else:
+            relayed = self._relay.note(output, len(request.tokens))
+            if origin:
+                self._send(origin, relayed)
 
     # --- carrying out ---------------------------------------------------------------------------------------
 
@@ -464,3 +482,8 @@ class EngineHost:
         self._schedule(now)
         self._progress.set()
         self._on_change()
+
+
+def _life_of_coordinator(plan: MeshPlan) -> tuple[NodeId, int]:
+    """A coordinator that started again knows nothing of what waited in its queue before."""
+    return plan.coordinator, plan.epoch.coordinator_incarnation

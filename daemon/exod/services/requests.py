@@ -105,10 +105,15 @@ class RequestDesk:
             pending.confirmed = True
             pending.submit_at = time.monotonic() + CONFIRMED_INTERVAL_S
 
-    def output(self, request_id: str, output: Output | SubmitRefused) -> None:
-        """From this node's rank, from a relay, or the coordinator's refusal."""
+    def output(self, request_id: str, output: Output | SubmitRefused, token_count: int = 0) -> None:
+        """From this node's rank, a relay, or the coordinator's refusal. `token_count` tokens came before it."""
         pending = self._pending.get(request_id)
         if pending is None or pending.overrun:
+            return
+        unasked = isinstance(output, Finished) and output.reason == "cancelled"
+        if unasked or token_count > pending.next_index:
+            # Ended by someone who thought that nobody waits for it; or what came before it was lost.
+            pending.confirmed, pending.submit_at = False, 0.0
             return
         if not pending.put(output):
             self._cancel(request_id)
