@@ -18,7 +18,7 @@ import psutil
 
 from exod.commands import GenerationDelta
 from exod.core.events import DebugFault, DebugPin, RenegotiateRequested
-from exod.core.health import EDGE_FAILED
+from exod.core.health import EDGE_FAILED, severity
 from exod.core.view import LinkView, NodeEntry, PathView
 from exod.errors import ExitCode, RequestError
 from exod.model import EngineState, Event, NodeId, NodeState, PathId, Reason
@@ -255,8 +255,9 @@ class Answers:
     async def doctor(self) -> DoctorReport:
         """Findings that only the daemon sees: what makes it less than healthy, and settings that do harm."""
         daemon = self._daemon
+        named = daemon.situation.named
         findings = [
-            Finding(reason.code, "warning", daemon.situation.named(reason.subject), reason.text, _cure(reason))
+            Finding(reason.code, severity(reason.code), named(reason.subject), reason.text, _cure(reason))
             for reason in daemon.situation.health().reasons
         ]
         if strangers := daemon.control.strangers():

@@ -16,8 +16,9 @@ import msgspec
 import psutil
 
 from exod import VERSION
+from exod.core.alerts import Alerts
 from exod.core.engine_messages import RankPhase, RankStatus
-from exod.core.health import EDGE_FAILED, HealthInput, HealthJudge, HealthSnapshot
+from exod.core.health import EDGE_FAILED, HealthInput, HealthJudge, HealthSnapshot, severity
 from exod.core.view import LinkView, NodeView
 from exod.model import EngineState, Health, MeshPlan, NodeId, NodeState, PathState, Reason
 from exod.reports import (
@@ -66,6 +67,7 @@ class Situation:
         self._daemon = daemon
         self._me = daemon.card.id
         self._judge = HealthJudge()
+        self._alerts = Alerts()
         self._reports: dict[NodeId, NodeReport] = {}
         self._told: tuple[Health, tuple[tuple[str, str], ...]] | None = None
         self._dead: set[tuple[NodeId, str]] = set()
@@ -94,11 +96,18 @@ class Situation:
                 daemon.engine.peer_lost(node.id)
         daemon.engine.link_health(*self._link_health(view))
         health = self.health(view)
+        for event in self._alerts.changes(health, self._told_by_rank(), time.time()):
+            daemon.events.write(event)
         daemon.mqtt.update(self._mqtt_view(view, health))
         told = (health.health, tuple((reason.code, reason.subject) for reason in health.reasons))
         if told != self._told:
             self._told = told
             daemon.control.broadcast(self._report(health))
+
+    def _told_by_rank(self) -> frozenset[str]:
+        """This node's own rank tells its failure by its cause."""
+        own = self._daemon.engine.statuses.get(self._me)
+        return frozenset({"engine_failed"} if own is not None and own.phase is RankPhase.FAILED else ())
 
     def _warm_paths(self, view: NodeView, link: LinkView) -> None:
         """Connections for control messages on every path that works, best first; none on one that died."""
@@ -320,9 +329,9 @@ class Situation:
             return EngineState.LOADING if self._daemon.card.engine and self._daemon.card.model else EngineState.OFF
         if not plan.model or not plan.ring:
             return EngineState.OFF
-        if host.disagreement() or any(s is not None and s.phase is RankPhase.FAILED for s in statuses):
-            return EngineState.FAILED
         current = [status for status in statuses if status is not None and status.plan_hash == plan.hash]
+        if host.disagreement() or any(status.phase is RankPhase.FAILED for status in current):
+            return EngineState.FAILED
         formed = len(current) == len(plan.ring) and all(status.phase is RankPhase.FORMED for status in current)
         if formed and not host.suspended:
             self._served_model = plan.model
@@ -349,7 +358,7 @@ class Situation:
                 mqtt_view.AlertView(
                     code=reason.code,
                     subject=reason.subject,
-                    severity="error" if health.health is Health.DOWN else "warning",
+                    severity=severity(reason.code),
                     text=reason.text,
                     since=reason.since,
                     node=self._me,

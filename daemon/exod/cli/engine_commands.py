@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +116,8 @@ def _engine_code(report: EngineReport) -> ExitCode:
 
 def engine_load(shell: Shell, model: str) -> ExitCode:
     """Loads a model on all nodes, in place of the present one."""
+    if model.startswith(("./", "../")):
+        model = os.path.abspath(model)  # as the shell means it, not where the daemon was started
     return deed(shell, "engine_load", model=model)
 
 

@@ -11,6 +11,7 @@ Decides what is said about health; never acts on it. Called by the shell wheneve
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Literal
 
 import msgspec
 
@@ -49,6 +50,11 @@ away from a slow link about as long."""
 
 DOWN_CODES = frozenset({"engine_failed"})
 """Nothing can be served."""
+
+
+def severity(code: str) -> Literal["warning", "error"]:
+    """Of a reason, as alerts and `exoctl doctor` tell it."""
+    return "error" if code in DOWN_CODES else "warning"
 
 
 EDGE_FAILED = "preflight_failed"

@@ -330,7 +330,7 @@ class EngineHost:
             return "no model is loaded"
         if not self.plan.ring:
             return "no node of the mesh hosts a rank"
-        if text := self.disagreement():
+        if text := self._failures() or self.disagreement():
             return text
         for status in self._ranks():
             if status is None:
@@ -340,6 +340,14 @@ class EngineHost:
                     f": {status.text}" * bool(status.text)
                 )
         return ""
+
+    def _failures(self) -> str:
+        """Why ranks of the plan cannot be, whoever's they are: said once where it is the same on all."""
+        ranks = self._ranks()
+        failed = [status for status in ranks if status is not None and status.phase is RankPhase.FAILED]
+        if len(failed) == len(ranks) and len({status.text for status in failed}) == 1:
+            return failed[0].text
+        return "; ".join(f"{status.sender}: {status.text}" for status in failed)
 
     def disagreement(self) -> str:
         """Why the plan's ranks must not form a group, as every node sees it; empty where they may."""

@@ -1,0 +1,210 @@
+"""A model folder that cannot be hosted ends in one clear line on every node, and costs nothing but that.
+
+One pair of daemons lives through this file, each with a home of its own, so that `~/model` can be a good folder on
+one node and something else on the other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exoengine.embedded import model_folder
+from tests.lab.chat import count_prompt, numbers
+from tests.lab.cluster import Cluster
+from tests.lab.node import Node, wait_for
+from tests.lab.reading import Status, can_serve
+from tests.lab.topology import Lab
+
+pytestmark = pytest.mark.lab
+
+FAILS_WITHIN_S = 30.0
+TOLD_WITHIN_S = 10.0
+SERVES_WITHIN_S = 60.0
+MODEL = "~/model"
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Cluster]:
+    with Lab(2) as lab:
+        cluster = Cluster(lab, config={"mqtt": {"broker": "off"}})
+        for node in cluster.nodes:
+            home(node).mkdir()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("HOME", str(home(node)))
+                node.start()
+        cluster.wait_ready("thunderbolt", SERVES_WITHIN_S)
+        yield cluster
+
+
+def home(node: Node) -> Path:
+    return node.folder / "home"
+
+
+def without_a_file_of_the_index(folder: Path) -> None:
+    index = {"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def truncated(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def with_config(**changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return change
+
+
+def without_a_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def with_a_damaged_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{")
+
+
+CASES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
+    "missing file": (without_a_file_of_the_index, "missing_file", "model-00002-of-00002.safetensors is missing"),
+    "truncated": (truncated, "truncated", "model.safetensors is truncated"),
+    "unknown architecture": (with_config(model_type="quux"), "unknown_architecture", "no architecture 'quux'"),
+    "no tokenizer": (without_a_tokenizer, "no_tokenizer", "has no tokenizer"),
+    "damaged tokenizer": (with_a_damaged_tokenizer, "bad_tokenizer", "the tokenizer cannot be read"),
+    "too many layers": (with_config(num_hidden_layers=12), "layers_differ", "says 12 layers"),
+    "too few layers": (with_config(num_hidden_layers=4), "", "config and weights differ"),
+    "other sizes": (with_config(hidden_size=64), "", "config and weights differ"),
+    "no folder": (shutil.rmtree, "no_folder", "the model folder ~/model does not exist"),
+}
+
+
+def lay_out(node: Node) -> Path:
+    """A good model in the node's home."""
+    folder = home(node) / "model"
+    shutil.rmtree(folder, ignore_errors=True)
+    return Path(shutil.copytree(model_folder("embedded:count"), folder))
+
+
+def failed_with(words: str) -> Callable[[list[Status]], bool]:
+    def is_so(statuses: list[Status]) -> bool:
+        return all(
+            status["engine"]["state"] == "failed" and words in status["engine"]["text"] for status in statuses
+        )
+
+    return is_so
+
+
+def load(pair: Cluster, model: str) -> None:
+    """From whichever node: the coordinator hears of it."""
+    pair.node(2).exoctl("engine", "load", model, check=True)
+
+
+def check_refusal(node: Node, words: str) -> str:
+    """What `/ready`, a chat and the screen say: one line, the same."""
+    ready = node.request("GET", "/ready")
+    chat = node.request("POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}]})
+    assert (ready.status, chat.status) == (503, 503)
+    text: str = ready.json()["reason"]
+    assert words in text
+    assert "\n" not in text
+    assert chat.json()["error"]["message"] == text
+    screen = node.exoctl("status")
+    assert screen.returncode == 4
+    assert "✖ down" in screen.stdout
+    assert words in " ".join(screen.stdout.split())
+    return text
+
+
+def alerts(node: Node, words: str) -> list[str]:
+    """The alerts of the event log that are raised now and say so."""
+    raised: dict[tuple[str, str], str] = {}
+    for event in node.events():
+        if event["type"] == "alert.raised":
+            raised[event["subject"], event["code"]] = event["text"]
+        elif event["type"] == "alert.cleared":
+            raised.pop((event["subject"], event["code"]), None)
+    return [code for (_, code), text in raised.items() if words in text]
+
+
+def check_health(pair: Cluster) -> None:
+    """Nothing but the model was lost: the same daemons, and workers that were not replaced."""
+    load(pair, "embedded:count")
+    statuses = pair.wait_until(lambda found: all(map(can_serve, found)), SERVES_WITHIN_S, "the good model is back")
+    assert [rank["restarts"] for status in statuses for rank in status["engine"]["ranks"]] == [0] * 4
+    for node in pair.nodes:
+        assert numbers(node.chat(count_prompt(3, 9))) == list(range(3, 10))
+        assert not alerts(node, "")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_bad_folder_is_one_clear_line_on_every_node(pair: Cluster, case: str) -> None:
+    spoil, code, words = CASES[case]
+    for node in pair.nodes:
+        spoil(lay_out(node))
+    load(pair, MODEL)
+    pair.wait_until(failed_with(words), FAILS_WITHIN_S, f"all nodes say: {words}")
+    for node in pair.nodes:
+        check_refusal(node, words)
+        told = wait_for(lambda node=node: alerts(node, words), TOLD_WITHIN_S, f"{node.name} tells it in its events")
+        assert len(told) == 1
+        assert code in ("", told[0])
+    check_health(pair)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_folder_that_only_one_node_has_names_the_other(pair: Cluster, number: int) -> None:
+    for node in pair.nodes:
+        folder = lay_out(node)
+        if node.host.number == number:
+            shutil.rmtree(folder)
+    words = f"studio{number}: the model folder ~/model does not exist"
+    load(pair, MODEL)
+    pair.wait_until(failed_with(words), FAILS_WITHIN_S, f"all nodes say: {words}")
+    for node in pair.nodes:
+        assert check_refusal(node, words) == words
+        cause = "no_folder" if node.host.number == number else "engine_failed"
+        wait_for(
+            lambda node=node, cause=cause: alerts(node, "~/model does not exist") == [cause],
+            TOLD_WITHIN_S,
+            f"{node.name} tells it in its events",
+        )
+    check_health(pair)
+
+
+def test_each_node_says_what_is_wrong_with_its_own_folder(pair: Cluster) -> None:
+    without_a_tokenizer(lay_out(pair.node(1)))
+    truncated(lay_out(pair.node(2)))
+    load(pair, MODEL)
+    pair.wait_until(failed_with("has no tokenizer"), FAILS_WITHIN_S, "the first folder is named")
+    pair.wait_until(failed_with("is truncated"), FAILS_WITHIN_S, "the second folder is named")
+    for node in pair.nodes:
+        text = check_refusal(node, "has no tokenizer")
+        assert "studio1: " in text
+        assert "studio2: " in text
+    check_health(pair)
+
+
+def test_folders_with_different_weights_are_named_with_both_nodes(pair: Cluster) -> None:
+    lay_out(pair.node(1))
+    file = lay_out(pair.node(2)) / "model.safetensors"
+    weights = file.read_bytes()
+    half = len(weights) // 2
+    file.write_bytes(weights[:half] + bytes(len(weights) - half))
+    load(pair, MODEL)
+    words = "hold different files of ~/model"
+    pair.wait_until(failed_with(words), FAILS_WITHIN_S, f"all nodes say: {words}")
+    for node in pair.nodes:
+        text = check_refusal(node, words)
+        assert "studio1" in text
+        assert "studio2" in text
+        told = wait_for(lambda node=node: alerts(node, words), TOLD_WITHIN_S, f"{node.name} tells it in its events")
+        assert told == ["engine_failed"]
+    check_health(pair)
