@@ -35,8 +35,8 @@ bench: setup ## benchmarks: ratios measured side by side in one run
 sim: setup ## 10,000 simulated scenarios of the core under virtual time
 	$(BIN)/python -m tests.sim --scenarios 10000
 
-chaos: setup ## (Linux, root) random faults over running answers: make chaos MINUTES=10 SEED=1
-	$(BIN)/python -m tests.lab.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+chaos: setup ## (Linux, root) random faults over running answers: make chaos FAULTS=200 MINUTES=30 SEED=1
+	$(BIN)/python -m tests.lab.chaos $(if $(FAULTS),--faults $(FAULTS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis

@@ -1,241 +1,240 @@
 """Random faults over running streams: every answer must be the one that would have come without them.
 
-`python -m tests.lab.chaos --minutes 10 --seed 1` (= `make chaos`). Two hosts, a client on each that counts without
-a pause, and one fault after another, drawn from a seed. Afterwards everything that could leak is counted:
-processes, descriptors, memory. Decides what is broken when; never what is right: that is the numbers themselves.
+`python -m tests.lab.chaos --faults 200 --minutes 30 --seed 1` (= `make chaos`). Two hosts, two clients on each that
+ask without a pause, and two lanes of faults that overlap. Beforehand and afterwards everything that could leak is
+counted. Exit code 0 where nothing is wrong, 1 where something is; the report says what.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-import signal
+import shutil
 import sys
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.lab.chat import count_prompt, numbers
+from tests.bench.rows import percentile
+from tests.lab.clients import (
+    ANSWER_WITHIN_S,
+    LONG_GAP_S,
+    Client,
+    Story,
+    a_count,
+    flat_model,
+    sampled_answers,
+    undisturbed,
+)
 from tests.lab.cluster import Cluster
-from tests.lab.node import Node
-from tests.lab.reading import can_serve
+from tests.lab.faults import CONFIG, LinkFaults, ProcessFaults, Tally
+from tests.lab.leaks import Life, Watch, Weight, grown, processes_of, weigh
+from tests.lab.node import Node, wait_for
+from tests.lab.oracle import Verdict
+from tests.lab.reading import Status, can_serve
 from tests.lab.topology import Lab
 
-CLIENTS = 2
-"""One on each node: requests queue for each other, so more would only wait longer."""
-LONGEST_COUNT = 300
+CLIENTS_A_NODE = 2
 SERVES_WITHIN_S = 60.0
-ANSWER_WITHIN_S = 240.0
-"""An answer may meet several faults, and wait for another client's answer that meets some too."""
-PAUSE_S = (0.5, 3.0)
-"""Between two faults: some come while the last is still being answered."""
-KILL_SHOWS_S = 1.0
-"""A client sees its stream end before the one who killed the daemon has noted it."""
-GROWTH_MIB = 40
-"""Memory that a daemon or a rank may gain in a run: caches fill, but each fault must not cost anything."""
-GROWTH_DESCRIPTORS = 16
+SETTLES_WITHIN_S = 30.0
+"""From the last stream's end until both nodes hold what they held before: connections close, ranks are adopted."""
+PROGRESS_EVERY_S = 10.0
+LOG_KIB_A_FAULT = 16
+"""What both logs of a node may grow by for each fault: a recovery is some dozen lines."""
 
 
 @dataclass
-class Story:
-    """What happened, for the report."""
+class Report:
+    """What happened in one run. `wrong` is empty where all is well."""
 
-    faults: Counter[str] = field(default_factory=Counter)
-    answers: int = 0
-    refused: int = 0
-    wrong: list[str] = field(default_factory=list)
-    largest_gap_s: float = 0.0
-    report: str = ""
+    seed: int
+    faults: Tally
+    story: Story = field(default_factory=Story)
+    before: dict[str, Weight] = field(default_factory=dict)
+    after: dict[str, Weight] = field(default_factory=dict)
+    lives: list[Life] = field(default_factory=list)
+    leaks: list[str] = field(default_factory=list)
+    took_s: float = 0.0
+    details: str = ""
     """Statuses and log tails, where something went wrong."""
 
+    @property
+    def wrong(self) -> list[str]:
+        return [*self.story.wrong, *self.faults.failed, *self.leaks]
+
     def lines(self) -> list[str]:
+        story, faults = self.story, self.faults
         return [
-            f"{sum(self.faults.values())} faults: {dict(sorted(self.faults.items()))}",
-            f"{self.answers} answers, all whole"
-            if not self.wrong
-            else f"{len(self.wrong)} WRONG of {self.answers}",
-            f"{self.refused} streams ended because their own node's daemon was killed",
-            f"largest gap between two tokens: {self.largest_gap_s:.2f} s",
-            *self.wrong,
+            f"chaos, seed {self.seed}: {faults.count} faults in {self.took_s:.0f} s",
+            *(f"  {count:4d} {kind}" for kind, count in sorted(faults.began.items())),
+            f"answers: {', '.join(f'{story.verdicts[one]} {one}' for one in Verdict)}; "
+            f"{story.sampled} of the whole ones sampled; {story.begun_in_a_fault} of all began during a fault",
+            f"longest wait for a next token in each: {_summed(story.gaps_s)}",
+            f"wait for the first token, with the queue: {_summed(story.waits_s)}",
+            *(f"  over {LONG_GAP_S:g} s: {gap}" for gap in story.long_gaps),
+            *self._table(),
+            *(
+                f"  {life.name}: at most {life.descriptors} descriptors, grew by {life.growth_mib:.1f} MiB in "
+                f"{life.lived_s:.0f} s"
+                for life in self.lives
+            ),
+            *(f"WRONG: {text}" for text in self.wrong),
         ]
 
-
-class Client(threading.Thread):
-    """Counts on one node, answer after answer, until told to stop."""
-
-    def __init__(self, node: Node, seed: int, story: Story, lock: threading.Lock) -> None:
-        super().__init__(name=f"client of {node.name}", daemon=True)
-        self._node, self._random, self._story, self._lock = node, random.Random(seed), story, lock
-        self.stopping = False
-
-    def run(self) -> None:
-        while not self.stopping:
-            life = self._node.process
-            if self._node.poll_status() is None:
-                time.sleep(0.1)  # between a kill and the next life
-                continue
-            first = self._random.randint(1, 600)
-            last = first + self._random.randint(20, LONGEST_COUNT)
-            stream = self._node.stream_chat(count_prompt(first, last))
-            expected = list(range(first, last + 1))
-            try:
-                answer = numbers(stream.result(ANSWER_WITHIN_S))
-            except AssertionError as error:
-                self._broken(stream.numbers, expected, life, str(error))
-                continue
-            with self._lock:
-                self._story.answers += 1
-                self._story.largest_gap_s = max(self._story.largest_gap_s, *stream.gaps_s(), 0.0)
-                if answer != expected:
-                    self._story.wrong.append(f"count from {first} to {last} gave {answer}")
-
-    def _broken(self, got: list[int], expected: list[int], life: object, error: str) -> None:
-        """A stream may only break when its own daemon was killed, and what came before must be right."""
-        time.sleep(KILL_SHOWS_S)
-        prefix = got[:-1] if got else []  # the last number may have been cut in the middle of its digits
-        with self._lock:
-            if self._node.process is life and self._node.running:
-                self._story.wrong.append(f"{self._node.name}: {error}")
-            elif prefix != expected[: len(prefix)]:
-                self._story.wrong.append(f"{self._node.name} gave {got} before its daemon was killed")
-            else:
-                self._story.refused += 1
+    def _table(self) -> list[str]:
+        """Before and after, per node and name."""
+        lines = []
+        for name, after in self.after.items():
+            before = self.before[name]
+            lines.append(f"{name}, before -> after")
+            for process in sorted(before.processes | after.processes):
+                was, now = (
+                    f"{one.processes.get(process, 0)} with {one.descriptors.get(process, 0)} descriptors and "
+                    f"{one.resident_mib.get(process, 0.0):.0f} MiB"
+                    for one in (before, after)
+                )
+                lines.append(f"  {process}: {was} -> {now}")
+            sockets = sorted(before.sockets | after.sockets)
+            shown = (f"{one} {before.sockets.get(one, 0)} -> {after.sockets.get(one, 0)}" for one in sockets)
+            lines.append(f"  sockets: {', '.join(shown)}")
+            lines.append(
+                f"  files {len(before.files)} -> {len(after.files)}, "
+                f"logs {before.log_kib:.0f} -> {after.log_kib:.0f} KiB"
+            )
+        return lines
 
 
-class Chaos:
-    """Draws faults from a seed and undoes each before the next of its kind."""
-
-    def __init__(self, cluster: Cluster, seed: int, story: Story) -> None:
-        self._cluster, self._random, self._story = cluster, random.Random(seed), story
-        self._faults: dict[str, Callable[[], None]] = {
-            "cut cable": lambda: self._cable(cut=True),
-            "slow cable": lambda: self._cable(delay_ms=20),
-            "lossy cable": lambda: self._cable(loss=0.3),
-            "one way": lambda: self._cable(cut=True, source=self._random.choice((1, 2))),
-            "cut both": self._cut_both,
-            "kill rank": lambda: self._rank(signal.SIGKILL),
-            "stop rank": self._stop_rank,
-            "kill daemon": self._kill_daemon,
-            "stop daemon": self._stop_daemon,
-        }
-
-    def run(self, deadline: float, limit: int) -> None:
-        while time.monotonic() < deadline and sum(self._story.faults.values()) < limit:
-            name = self._random.choice(list(self._faults))
-            self._story.faults[name] += 1
-            self._faults[name]()
-            time.sleep(self._random.uniform(*PAUSE_S))
-
-    def _node(self) -> Node:
-        return self._random.choice(self._cluster.nodes)
-
-    def _cable(self, **fault: object) -> None:
-        cable = self._cluster.lab.link("bridge0")
-        cable.set(**fault)  # type: ignore[arg-type]
-        time.sleep(self._random.uniform(0.1, 3.0))
-        cable.restore()
-
-    def _cut_both(self) -> None:
-        self._cluster.lab.link("bridge0").cut()
-        self._cluster.lab.link("en0").cut()
-        time.sleep(self._random.uniform(0.5, 4.0))
-        self._cluster.lab.restore()
-
-    def _rank(self, number: signal.Signals) -> None:
-        node = self._node()
-        if node.running and node.poll_status() is not None:
-            node.kill_workers(number)
-
-    def _stop_rank(self) -> None:
-        """Nobody wakes it: the daemon has to notice."""
-        self._rank(signal.SIGSTOP)
-
-    def _kill_daemon(self) -> None:
-        node = self._node()
-        node.kill9()
-        time.sleep(self._random.uniform(0.0, 1.0))
-        node.start()
-
-    def _stop_daemon(self) -> None:
-        node = self._node()
-        node.freeze()
-        time.sleep(self._random.uniform(0.2, 2.5))
-        node.thaw()
+def _summed(values: Sequence[float]) -> str:
+    if not values:
+        return "none"
+    middle, most = percentile(values, 50), percentile(values, 99)
+    return f"p50 {middle:.2f} s, p99 {most:.2f} s, largest {max(values):.2f} s"
 
 
-def weigh(node: Node) -> tuple[int, int, int]:
-    """(processes in the host, descriptors, resident MiB) of this node's exod and rank."""
-    descriptors = resident = 0
-    pids = node.host.processes()
-    for pid in pids:
-        try:
-            descriptors += len(list(Path(f"/proc/{pid}/fd").iterdir()))
-            resident += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4 // 1024
-        except OSError:
-            continue  # it ended meanwhile
-    return len(pids), descriptors, resident
-
-
-def leaks(before: dict[str, tuple[int, int, int]], after: dict[str, tuple[int, int, int]]) -> list[str]:
-    """What grew, in words."""
-    found = []
-    for name, (processes, descriptors, resident) in after.items():
-        was = before[name]
-        if processes > was[0]:
-            found.append(f"{name}: {processes} processes, {was[0]} before")
-        if descriptors > was[1] + GROWTH_DESCRIPTORS:
-            found.append(f"{name}: {descriptors} descriptors, {was[1]} before")
-        if resident > was[2] + GROWTH_MIB:
-            found.append(f"{name}: {resident} MiB, {was[2]} before")
-    return found
-
-
-def run(seed: int, minutes: float, faults: int) -> Story:
-    """One run; the story's `wrong` is empty where all is well."""
-    story, lock = Story(), threading.Lock()
+def run(seed: int, minutes: float, faults: int, keep_logs: Path | None = None) -> Report:
+    """One run. AssertionError where not even the undisturbed cluster answers."""
     with Lab(2) as lab:
-        cluster = Cluster(lab, (1, 2))
-        cluster.start()
-        serves = lambda found: all(can_serve(status) for status in found)  # noqa: E731 - a predicate in a word
-        cluster.wait_until(serves, SERVES_WITHIN_S, "all can serve")
-        for node in cluster.nodes:
-            node.chat(count_prompt(1, LONGEST_COUNT))  # caches and imports are warm before anything is weighed
-        before = {node.name: weigh(node) for node in cluster.nodes}
-        clients = [Client(cluster.nodes[place % 2], seed + place, story, lock) for place in range(CLIENTS)]
-        for client in clients:
-            client.start()
-        Chaos(cluster, seed, story).run(time.monotonic() + minutes * 60, faults)
-        for client in clients:
-            client.stopping = True
-        cluster.heal()
-        for client in clients:
-            client.join(ANSWER_WITHIN_S)
-            if client.is_alive():
-                story.wrong.append(f"{client.name} never ended")
-        cluster.wait_until(serves, SERVES_WITHIN_S, "all can serve after the faults")
-        story.wrong += leaks(before, {node.name: weigh(node) for node in cluster.nodes})
-        if story.wrong:
-            story.report = cluster.report()
-        for node in cluster.nodes:
-            node.terminate()
-            if left := node.host.processes():
-                story.wrong.append(f"{node.name}: processes {left} were left behind")
-    return story
+        model = flat_model(lab.folder / "count")
+        cluster = Cluster(lab, (1, 2), config=CONFIG | {"engine": {"model": str(model)}})
+        try:
+            return _run(cluster, seed, minutes, faults)
+        finally:
+            if keep_logs is not None:
+                for node in cluster.nodes:
+                    shutil.copytree(node.folder, keep_logs / node.name, dirs_exist_ok=True, ignore=_sockets_in)
+
+
+def _sockets_in(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if (Path(folder) / name).is_socket()]
+
+
+def _run(cluster: Cluster, seed: int, minutes: float, faults: int) -> Report:
+    cluster.start()
+    cluster.wait_until(_all_serve, SERVES_WITHIN_S, "all can serve")
+    sampled = sampled_answers(cluster.nodes[0], seed)
+    for node in cluster.nodes:  # caches and imports are warm before anything is weighed
+        for question, answer in (sampled[0], a_count(random.Random(seed))):
+            assert undisturbed(node, question) == answer
+    began = time.monotonic()
+    report = Report(seed, tally := Tally(faults, began + minutes * 60))
+    report.before = {node.name: weigh(node) for node in cluster.nodes}
+    watch = Watch(cluster.nodes)
+    watch.start()
+    clients = [
+        Client(node, sampled, seed + 10 * node.host.number + place, report.story, tally)
+        for node in cluster.nodes
+        for place in range(CLIENTS_A_NODE)
+    ]
+    lanes = [LinkFaults(cluster, tally, seed), ProcessFaults(cluster, tally, -seed)]
+    for thread in (*clients, *lanes):
+        thread.start()
+    while any(lane.is_alive() for lane in lanes):
+        lanes[0].join(PROGRESS_EVERY_S / 2)
+        lanes[1].join(PROGRESS_EVERY_S / 2)
+        _progress(report, faults, time.monotonic() - began)
+        tally.failed += [text for node in cluster.nodes if (text := _ended_by_itself(node, tally))]
+    for client in clients:
+        client.stopping = True
+    cluster.heal()
+    for client in clients:
+        client.join(ANSWER_WITHIN_S)
+        if client.is_alive():
+            report.leaks.append(f"{client.name} never ended")
+    cluster.wait_until(_all_serve, SERVES_WITHIN_S, "all can serve after the faults")
+    watch.stop()
+    report.lives = watch.longest()
+    report.leaks += watch.grown()
+    report.took_s = time.monotonic() - began
+    _weigh_again(cluster, report)
+    if report.wrong:
+        report.details = cluster.report()
+    _leave(cluster, report)
+    return report
+
+
+def _all_serve(found: list[Status]) -> bool:
+    return all(can_serve(status) for status in found)
+
+
+def _ended_by_itself(node: Node, tally: Tally) -> str:
+    process = node.process
+    if process is None or process in tally.ended or process.poll() is None:
+        return ""
+    return f"the daemon of {node.name} ended by itself, exit code {process.poll()}"
+
+
+def _progress(report: Report, faults: int, since_s: float) -> None:
+    story, tally = report.story, report.faults
+    print(
+        f"{since_s:6.0f} s  {tally.count} of {faults} faults, {story.verdicts[Verdict.WHOLE]} answers whole, "
+        f"{story.verdicts[Verdict.CLOSED]} closed, {story.verdicts[Verdict.REFUSED]} refused, "
+        f"{len(report.wrong)} WRONG, largest gap {max(story.gaps_s, default=0.0):.1f} s",
+        flush=True,
+    )
+
+
+def _weigh_again(cluster: Cluster, report: Report) -> None:
+    """What is still more than before after a while is a leak."""
+
+    def leaks() -> list[str]:
+        report.after = {node.name: weigh(node) for node in cluster.nodes}
+        return [
+            f"{name}: {text}" for name, after in report.after.items() for text in grown(report.before[name], after)
+        ]
+
+    try:
+        wait_for(lambda: not leaks(), SETTLES_WITHIN_S, "nothing has leaked", every_s=1.0)
+    except AssertionError:
+        report.leaks += leaks()
+    for name, after in report.after.items():
+        a_fault = (after.log_kib - report.before[name].log_kib) / max(1, report.faults.count)
+        if a_fault > LOG_KIB_A_FAULT:
+            report.leaks.append(f"{name}: logs grew by {a_fault:.0f} KiB a fault")
+
+
+def _leave(cluster: Cluster, report: Report) -> None:
+    """Both nodes are stopped; what is left of them is a leak."""
+    for node in cluster.nodes:
+        if code := node.terminate():
+            report.leaks.append(f"{node.name} left with exit code {code}")
+        if left := processes_of(node):
+            report.leaks.append(f"{node.name}: {left} were left behind")
+        if sockets := weigh(node).sockets:
+            report.leaks.append(f"{node.name}: sockets {dict(sockets)} were left behind")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.lab.chaos")
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--faults", type=int, default=10_000, help="end after so many")
+    parser.add_argument("--faults", type=int, default=200, help="end after so many (200)")
+    parser.add_argument("--minutes", type=float, default=30.0, help="end after so long all the same (30)")
     parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--keep-logs", type=Path, metavar="FOLDER", help="copy the nodes' folders there at the end")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
-    story = run(arguments.seed, arguments.minutes, arguments.faults)
-    print("\n".join([story.report, *story.lines()]))
-    return 1 if story.wrong else 0
+    report = run(arguments.seed, arguments.minutes, arguments.faults, arguments.keep_logs)
+    print("\n".join([report.details, *report.lines()]))
+    return 1 if report.wrong else 0
 
 
 if __name__ == "__main__":

@@ -106,6 +106,7 @@ class ChatStream:
     usage: dict[str, Any] | None = None
     error: dict[str, Any] | None = None  # OpenAI's error object, or {"client": why} for a broken stream
     ended: bool = False  # the server said [DONE]
+    retry_after: str | None = None  # of a refusal
     _finished: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -137,9 +138,13 @@ class ChatStream:
                 raise AssertionError(f"waited for {count} numbers: {self.story()}")
             time.sleep(0.01)
 
+    def wait(self, deadline_s: float) -> bool:
+        """Whether the stream is over, well or not, by then."""
+        return self._finished.wait(deadline_s)
+
     def result(self, deadline_s: float) -> str:
         """The whole text, once the stream has ended well; AssertionError otherwise."""
-        finished = self._finished.wait(deadline_s)
+        finished = self.wait(deadline_s)
         if not finished or self.error is not None or not self.ended:
             raise AssertionError(f"the chat did not end well in {deadline_s:g} s: {self.story()}")
         return self.text
@@ -158,6 +163,7 @@ class ChatStream:
             connection.request("POST", "/v1/chat/completions", sent, {"content-type": "application/json"})
             response = connection.getresponse()
             self.status = response.status
+            self.retry_after = response.getheader("retry-after")
             if response.status == http.client.OK:
                 for line in response:
                     self._take(line.rstrip(b"\r\n"))

@@ -1,4 +1,4 @@
-"""A share of the chaos in every run: a minute of drawn faults, and each answer is the undisturbed one.
+"""A share of the chaos in every run: some drawn faults, and each answer is the undisturbed one.
 
 `make chaos` is the long run. The seed is fixed, so that what fails here fails again.
 """
@@ -8,19 +8,21 @@ from __future__ import annotations
 import pytest
 
 from tests.lab.chaos import run
+from tests.lab.oracle import Verdict
 
 pytestmark = pytest.mark.lab
 
 SEED = 4
+FAULTS = 15
 MINUTES = 1.0
-ALL_FAULTS = 10_000  # time ends it
 WITHIN_S = 600  # the last answers may wait for one another and for what was broken last
 
 
 @pytest.mark.timeout(WITHIN_S)
-def test_a_minute_of_faults_changes_no_answer_and_leaves_nothing_behind() -> None:
-    story = run(SEED, MINUTES, ALL_FAULTS)
-    print("\n".join(story.lines()))
-    assert not story.wrong, "\n".join([story.report, *story.lines()])
-    assert story.answers > 0
-    assert story.faults
+def test_some_faults_change_no_answer_and_leave_nothing_behind() -> None:
+    report = run(SEED, MINUTES, FAULTS)
+    print("\n".join(report.lines()))
+    assert not report.wrong, "\n".join([report.details, *report.lines()])
+    assert report.story.verdicts[Verdict.WHOLE] > 0
+    assert report.story.sampled > 0
+    assert report.faults.count > FAULTS / 2
