@@ -195,6 +195,9 @@ class Control:
             self._give_up_loading(overdue)
         elif overdue is not None:
             self._abort("deadline", overdue)
+        if self._pause_until is not None and self._board.state == "forming":
+            self._pause_until = None  # no step is under way that could come to its end
+            self._abort("told", "another group is wanted")
         if self._pause_until is not None and now >= self._pause_until:
             self._pause_until = None
             self._abort("deadline", f"the ranks did not come to a step's end within {PAUSE_S:.0f} s")

@@ -20,6 +20,7 @@ from exod.core.rank_commands import (
 from exod.core.rank_reports import IDLE_REPORT_INTERVAL_S, NEWS_AGAIN_S, REPORT_INTERVAL_S
 from exod.core.worker_life import (
     HEARTBEAT_SILENCE_S,
+    LOADING_SILENCE_S,
     RESTART_PAUSE_FIRST_S,
     RESTART_PAUSE_LIMIT_S,
     START_DEADLINE_S,
@@ -330,13 +331,22 @@ def test_a_silent_worker_is_killed_and_one_that_beats_is_not() -> None:
     assert len(kills(rank, 29 + HEARTBEAT_SILENCE_S)) == 1
 
 
-def test_loading_may_take_for_ever_as_long_as_it_makes_progress() -> None:
+def test_a_process_that_is_stopped_while_it_loads_is_replaced_while_clients_still_wait() -> None:
     rank = a_resolved_rank()
     rank.worker_said(hello(), 1.0)
+    assert kills(rank, 1.0 + LOADING_SILENCE_S - 0.1) == []
+    assert len(kills(rank, 1.0 + LOADING_SILENCE_S)) == 1
+    assert LOADING_SILENCE_S < 60 / 2, "the default of engine.recovery_deadline_s"
+
+
+def test_loading_may_take_for_ever_as_long_as_it_makes_progress() -> None:
+    rank = a_resolved_rank()
+    rank.worker_said(hello(), 50.0)
     for minute in range(1, 30):
         assert kills(rank, minute * 60.0) == []
         rank.worker_said(LoadProgress(minute, 100), minute * 60.0)
-        rank.worker_said(beat("loading"), minute * 60.0 + 30)
+        for second in range(0, 60, 10):
+            rank.worker_said(beat("loading"), minute * 60.0 + second)
     assert rank.progress == (29, 100)
     for second in range(29 * 60 + 31, 29 * 60 + 121):
         rank.worker_said(beat("loading"), second)

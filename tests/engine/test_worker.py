@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from exoengine.control import PAUSE_S
 from exoengine.protocol import (
     CLIENT_FAULTS,
     Aborted,
@@ -339,6 +340,20 @@ def test_forming_without_a_neighbour_ends_by_deadline_and_can_be_called_off(trio
     said = trio.ranks[0].expect(Aborted)
     assert said.code == "deadline"
     assert "127.0.0.2" in said.text
+    trio.form()
+
+
+def test_a_rank_that_waits_for_a_neighbour_follows_another_plan_at_once(trio: Cluster, llama: Path) -> None:
+    trio.load(llama, [2, 3])
+    trio.prepare()
+    for rank in trio.ranks[:2]:
+        rank.expect(Prepared)
+    trio.ranks[0].send(Form(*trio.plan, 20.0))
+    trio.ranks[0].expect(Heartbeat, where=lambda said: said.state == "forming")
+    trio.prepare()
+    asked = time.monotonic()
+    trio.ranks[0].expect(Prepared, where=lambda said: (said.plan_hash, said.attempt) == trio.plan)
+    assert time.monotonic() - asked < PAUSE_S / 2
     trio.form()
 
 

@@ -20,7 +20,7 @@ MORE_DESCRIPTORS = 6
 """So many more may be held than before: a control connection for each path and direction comes and goes."""
 MORE_RESIDENT_MIB = 40
 """Caches fill, and the allocator keeps what it had at its peak; but no fault may cost memory each time."""
-SETTLED_AFTER_S = 10.0
+SETTLED_AFTER_S = 20.0
 """A process's memory is compared with what it held so long after it was first seen: imports and weights are in."""
 LOOK_EVERY_S = 2.0
 MIB = 1024 * 1024

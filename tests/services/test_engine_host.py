@@ -15,7 +15,7 @@ from exod.model import NodeId
 from exod.services import model_search
 from exod.services.engine_host import EngineHost
 from exoengine.protocol import Heartbeat, SyncSettings
-from tests.core.engine_samples import A, a_plan
+from tests.core.engine_samples import A, B, a_plan, status
 
 pytestmark = pytest.mark.anyio
 
@@ -66,6 +66,14 @@ async def a_host(folder: Path) -> AsyncIterator[Hosted]:
     finally:
         job.cancel()
         await asyncio.wait([job])
+
+
+async def test_the_rank_that_says_why_is_named_before_the_one_that_waits_for_it(tmp_path: Path) -> None:
+    plan = a_plan(A, B)
+    async with a_host(tmp_path) as hosted:
+        hosted.host.commit(plan, "first plan")
+        hosted.host.handle(B, status(B, RankPhase.ABORTED, plan=plan.hash, text="cannot listen on 10.0.0.2:52420"))
+        assert hosted.host.trouble() == f"the rank of {B} is aborted: cannot listen on 10.0.0.2:52420"
 
 
 async def test_a_model_that_breaks_the_reader_is_that_models_failure(

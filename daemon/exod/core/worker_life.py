@@ -26,8 +26,9 @@ HEARTBEAT_SILENCE_S: Final = 8.0
 """A worker's control thread says something every second. A stopped or wedged process is replaced after this; a
 busy machine is given several beats."""
 
-LOADING_SILENCE_S: Final = 60.0
-"""While it loads: imports hold the interpreter lock, and a cold disk on a busy machine takes its time."""
+LOADING_SILENCE_S: Final = 20.0
+"""While it loads: single calls of its imports and of a tokenizer hold the interpreter lock for a second or two. A
+stopped process must be replaced well within `engine.recovery_deadline_s`."""
 
 RESTART_PAUSE_FIRST_S: Final = 0.2
 RESTART_PAUSE_LIMIT_S: Final = 15.0

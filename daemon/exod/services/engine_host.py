@@ -332,14 +332,15 @@ class EngineHost:
             return "no node of the mesh hosts a rank"
         if text := self._failures() or self.disagreement():
             return text
-        for status in self._ranks():
-            if status is None:
-                return "a rank has not reported under the present plan"
-            if status.phase.value != "formed":
-                return f"the rank of {status.sender} is {status.phase.value}" + (
-                    f": {status.text}" * bool(status.text)
-                )
-        return ""
+        ranks = self._ranks()
+        waited_for = [status for status in ranks if status is None or status.phase is not RankPhase.FORMED]
+        if not waited_for:
+            return ""
+        # One that says why is the cause; the others wait for it, and may look worse.
+        status = next((one for one in waited_for if one is not None and one.text), waited_for[0])
+        if status is None:
+            return "a rank has not reported under the present plan"
+        return f"the rank of {status.sender} is {status.phase}" + f": {status.text}" * bool(status.text)
 
     def _failures(self) -> str:
         """Why ranks of the plan cannot be, whoever's they are: said once where it is the same on all."""
