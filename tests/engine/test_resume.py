@@ -20,7 +20,8 @@ LONG = Course(((PROMPT_END, 512), (END + 1, SINGLY)))
 
 def standing(position: int, **known: Any) -> Standing:
     said: dict[str, Any] = {
-        "order": 1, "request_id": "q", "tokens": (), "likelihoods": (), "cancelled": False, "started": True, "cached_tokens": 0,
+        "order": 1, "request_id": "q", "tokens": (), "likelihoods": (), "cancelled": False, "started": True,
+        "cached_tokens": 0,
         "course": LONG, "can_trim": True, "marks": (), "sent_tokens": position,
     }  # fmt: skip
     return Standing(position=position, **(said | known))
