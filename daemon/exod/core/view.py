@@ -50,7 +50,7 @@ class PathView(msgspec.Struct, frozen=True):
     last_rtt_ms: float | None
     """The newest sample: what `ping` shows."""
     last_heard_s: float | None
-    fault: str
+    fault: str = ""
     """A debug fault that lies on it at this end, in words; empty where none does."""
 
 
@@ -62,13 +62,14 @@ class LinkView(msgspec.Struct, frozen=True):
     selected: PathId | None
     peer_selected: PathId | None
     """What the peer's register shows."""
-    peer_seq: int | None
     seq: int
     """Of the selection; 0 before the first."""
     kind: Kind | None
     """Of the selected path."""
     paths: tuple[PathView, ...]
     """Best first."""
+    peer_seq: int | None = None
+    """Of the peer's register."""
 
 
 class NodeEntry(msgspec.Struct, frozen=True):
