@@ -192,9 +192,9 @@ def test_what_a_member_refuses() -> None:
     assert "incarnation" in refusal(pair, propose(plan, members=older))
     assert refusal(pair, propose(plan, members=plan.members[:1])) == "it does not name me"
     moved = tuple(msgspec.structs.replace(one, path=OTHER_PATH) for one in plan.edges)
-    assert f"is {PATH} here" in refusal(pair, propose(plan, edges=moved))
+    assert "is bridge0 (10.0.0.2) at studio2" in refusal(pair, propose(plan, edges=moved))
     pair.high.update([standing(LOW, agreed=False)], pair.now)
-    assert "is agreed here" in refusal(pair, propose(plan))
+    assert "is agreed at studio2" in refusal(pair, propose(plan))
 
 
 def test_two_plans_of_one_epoch_are_never_both_promised() -> None:
@@ -316,3 +316,67 @@ def test_a_member_that_shows_another_plan_for_long_gets_the_commit_again() -> No
     assert not any(isinstance(one, Commit) for one in pair.sent(LOW))
     pair.wait(2.0)
     assert any(isinstance(one, Commit) for one in pair.sent(LOW))
+
+
+def test_a_join_is_not_given_the_figure_of_the_verdict_that_parted_them() -> None:
+    pair = Pair()
+    pair.agree()
+    pair.now += 3.0
+    lost = {"state": NodeState.DOWN, "agreed": False, "detect_ms": 3001.0, "verdict_at": pair.now}
+    pair.low.update([standing(HIGH, **lost)], pair.now)
+    pair.wait(0.1)
+    (alone,) = [one for one in pair.done(LOW, CommitPlan) if isinstance(one, CommitPlan)][-1:]
+    assert (alone.reason, alone.detect_ms) == ("studio2 is down", 3001.0)
+    verdict = {key: lost[key] for key in ("detect_ms", "verdict_at")}
+    pair.now += 0.2
+    pair.update(**verdict)
+    pair.wait(0.6)
+    pair.deliver()
+    (joined,) = [one for one in pair.done(LOW, CommitPlan) if isinstance(one, CommitPlan)]
+    assert (joined.reason, joined.detect_ms) == ("studio2 joined", None)
+
+
+def test_a_coordinator_that_started_again_has_its_first_plan_and_the_member_a_change() -> None:
+    pair = Pair()
+    pair.agree()
+    pair.now += 3.0
+    again = msgspec.structs.replace(LOW, incarnation=LOW.incarnation + 1)
+    pair.nodes[LOW.id] = Mesh(again, CoreConfig(), pair.journals[LOW.id], 0, pair.now)
+    selection = Selection(again.incarnation, HIGH.incarnation, 1, PATH)
+    for mesh, peer in ((pair.low, HIGH), (pair.high, again)):
+        summary = msgspec.structs.replace(
+            standing(peer).summary, peer_incarnation=peer.incarnation, selection=selection
+        )
+        mesh.update([standing(peer, summary=summary)], pair.now)
+    pair.wait(1.5)
+    pair.deliver()
+    reasons = [
+        [one.reason for one in pair.done(node, CommitPlan) if isinstance(one, CommitPlan)][-1]
+        for node in (LOW, HIGH)
+    ]
+    assert reasons == ["first plan", "studio1 started again"]
+
+
+def test_a_member_that_never_says_yes_is_waited_for_by_name() -> None:
+    pair = Pair()
+    pair.sent(LOW)
+    reports = [one for one in pair.sent(HIGH) if isinstance(one, LinkReport)]
+    pair.low.receive(HIGH.id, reports[-1], pair.now)
+    pair.wait(1.5)
+    assert pair.low.state is MeshState.FORMING
+    assert pair.low.waiting_for == (HIGH.id,), "asked"
+    pair.wait(3.1)
+    pair.wait(0.1)
+    assert pair.low.committed is not None
+    assert len(pair.low.committed.members) == 1
+    assert pair.low.state is MeshState.FORMING
+    assert pair.low.waiting_for == (HIGH.id,), "left out, and asked again later"
+
+
+def test_a_refusal_is_told_by_name() -> None:
+    pair = Pair()
+    plan = pair.agree()
+    pair.low._commit(plan, "again", pair.now)
+    nack = Nack(HIGH.id, HIGH.incarnation, plan.epoch, plan.hash, plan.epoch.number, "no")
+    pair.low.receive(HIGH.id, nack, pair.now)
+    assert pair.low._wishes.reason == "studio2 refused the commit: no"

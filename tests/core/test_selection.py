@@ -32,6 +32,7 @@ def standing(path: PathId, **changes: object) -> Standing:
     slow = path == VPN
     made = Standing(
         path=path,
+        name={CABLE: "bridge0", LAN: "en0", VPN: "utun4"}[path],
         state=PathState.DEGRADED if slow else PathState.UP,
         band=Band.SLOW if slow else Band.FAST,
         kind=kind,
@@ -58,12 +59,11 @@ class Pair:
     def __init__(self) -> None:
         self.selector = PathSelector(CoreConfig())
         self.current: PathId | None = None
-        self.chosen = False
 
     def decide(self, now: float, *standings: Standing) -> Choice | None:
-        choice = self.selector.decide(self.current, self.chosen, standings, now)
+        choice = self.selector.decide(self.current, standings, now)
         if choice is not None:
-            self.current, self.chosen = choice.path, True
+            self.current = choice.path
         return choice
 
 
@@ -109,6 +109,28 @@ def test_of_two_that_went_together_neither_is_taken() -> None:
     choice = pair.decide(5.0, dead(CABLE), standing(LAN, audible=False), standing(VPN))
     assert choice is not None
     assert choice.path == VPN
+
+
+def test_a_peer_that_comes_back_is_waited_for_on_the_path_in_use() -> None:
+    pair = settled_on_cable()
+    assert pair.decide(5.0, dead(CABLE), dead(LAN), dead(VPN)) is None
+    measuring = standing(CABLE, state=PathState.INIT, undecided=True)
+    assert pair.decide(6.0, measuring, standing(LAN), standing(VPN)) is None, "the first that answers does not win"
+    assert pair.decide(6.1, standing(CABLE), standing(LAN), standing(VPN)) is None
+    assert pair.current == CABLE
+    choice = pair.decide(8.0, dead(CABLE), standing(LAN), standing(VPN))
+    assert choice is not None
+    assert (choice.cause, choice.reason) == (Cause.DEATH, "bridge0 is dead"), "from here on as ever"
+
+
+def test_a_peer_that_comes_back_without_its_cable_is_taken_on_the_best_of_the_rest() -> None:
+    pair = settled_on_cable()
+    assert pair.decide(5.0, dead(CABLE), dead(LAN), dead(VPN)) is None
+    measuring = standing(CABLE, state=PathState.INIT, undecided=True)
+    assert pair.decide(6.0, measuring, standing(LAN), standing(VPN)) is None
+    choice = pair.decide(6.0 + FIRST_PATIENCE_S, measuring, standing(LAN), standing(VPN))
+    assert choice is not None
+    assert (choice.path, choice.cause) == (LAN, Cause.FIRST)
 
 
 def test_when_nothing_works_nothing_is_switched() -> None:

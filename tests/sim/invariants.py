@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from exod.core import events, silence
 from exod.core.events import Command, Input
-from exod.core.link import USABLE, Link
+from exod.core.link import Link
 from exod.core.messages import Ack, Propose
+from exod.core.path import USABLE
 from exod.core.selection import BUCKET, BUCKET_WINDOW_S, DWELL_S, VOLUNTARY, Cause
 from exod.core.wire import MAX_PATHS
 from exod.model import MeshPlan, NodeId, PathId, Selection
@@ -45,6 +46,8 @@ class _Pair:
         self.switched_at = -1e9
         self.spent: list[float] = []
         self.left_by_death: set[PathId] = set()
+        self.bare = False
+        """Was nothing usable at some moment since the last switch?"""
 
 
 class Checker:
@@ -150,6 +153,7 @@ class Checker:
         for path in link.paths:
             if path.own in USABLE:
                 self._saw_up[host.id, peer, mine, theirs].add(path.candidate.path)
+        seen.bare |= not any(path.state in USABLE and path.eligible for path in link.paths)
         register = link.agreement.register
         if register is not seen.register and register != seen.register:
             self._check_register(host, peer, link, seen, register, commands)
@@ -230,11 +234,13 @@ class Checker:
                     self._broken(host, f"7: {len(seen.spent)} switches in 10 minutes that no death caused")
         elif cause in (Cause.DEATH, Cause.ROUTE) and old is not None and old.state in USABLE and old.eligible:
             self._broken(host, f"7: called a death, but {before.path} is {old.state}")
-        if cause in (Cause.DEATH, Cause.ROUTE) and before.path is not None:
+        elif cause == Cause.FIRST and not seen.bare and before.path is not None:
+            self._broken(host, "7: chose anew, although something was usable all the time")
+        if cause in (Cause.FIRST, Cause.DEATH, Cause.ROUTE) and before.path is not None:
             seen.left_by_death.add(before.path)
         if register.path is not None:
             seen.left_by_death.discard(register.path)
-        seen.switched_at = now
+        seen.switched_at, seen.bare = now, False
 
     # --- silence: 9 -----------------------------------------------------------------------------------------------
 

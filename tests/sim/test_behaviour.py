@@ -207,6 +207,87 @@ def test_a_daemon_that_is_stopped_for_two_seconds_is_suspect_at_most() -> None:
         assert plans(world) == before, "the plan that ran runs on"
 
 
+def test_a_host_that_slept_is_found_on_its_cable_again() -> None:
+    """It was DOWN, and comes back on all paths within a moment: whichever answers first does not win."""
+    for seed in range(10):
+        world = started(seed)
+        switches = dict(world.checker.switches)
+        world.hosts[seed % 2].freeze(asleep=True)
+        world.run(world.now + 6.0)
+        watcher = world.hosts[1 - seed % 2].core
+        assert watcher is not None
+        (link,) = watcher.links.values()
+        assert link.liveness.state is NodeState.DOWN
+        world.hosts[seed % 2].thaw()
+        assert world.run_while(lambda world=world: agreed(world), 3.0)
+        assert dict(world.checker.switches) == switches, "\n".join(world.story)
+        assert kinds(world) == {Kind.THUNDERBOLT}
+
+
+def test_the_upper_node_tells_why_as_far_as_it_sees_and_names_interfaces() -> None:
+    world = started(5)
+    told: list[tuple[str, str]] = []
+    world.told_event = lambda host, entry: (  # type: ignore[method-assign]
+        told.append((host.name, entry.data["reason"])) if entry.type == "link.selected" else None
+    )
+    for wire in wires(world, CABLE):
+        wire.cut, wire.spoiled_until = True, world.now + 10.0
+    world.run(world.now + 2.0)
+    for wire in wires(world, CABLE):
+        wire.heal()
+    world.run(world.now + 6.0)
+    addresses = [host.addresses[0].address for host in world.hosts]
+    assert sorted(told) == sorted(
+        [
+            ("studio1", f"bridge0 ({addresses[0]}) is dead"),
+            ("studio2", f"studio1 selected it: bridge0 ({addresses[1]}) is dead"),
+            ("studio1", "ethernet comes after thunderbolt"),
+            ("studio2", "studio1 selected it: ethernet comes after thunderbolt"),
+        ]
+    )
+
+
+def apart(world: World, one: int, other: int, cut: bool) -> None:
+    for way in world.ways(world.hosts[one], world.hosts[other]):
+        for wire in world.network.both(*way):
+            wire.cut, wire.spoiled_until = cut, world.now + 2.0
+
+
+def test_a_node_that_does_not_hear_the_coordinator_says_who_leaves_it_out_and_plans_alone() -> None:
+    world = lab(21, 3)
+    apart(world, 0, 2, cut=True)
+    for host in world.hosts:
+        host.start()
+    world.run(world.now + 20.0)
+    outcast = world.hosts[2]
+    assert outcast.core is not None
+    mesh = outcast.core.mesh
+    assert mesh.committed is not None, "it does not wait for ever"
+    assert [member.id for member in mesh.committed.members] == [outcast.id]
+    assert outcast.running == mesh.committed.hash
+    assert mesh.aloof == (world.hosts[1].id,)
+    commits = sum("studio3" in line and "COMMITS" in line for line in world.story)
+    world.run(world.now + 40.0)
+    assert sum("studio3" in line and "COMMITS" in line for line in world.story) == commits == 1, "and keeps to it"
+    apart(world, 0, 2, cut=False)
+    assert world.run_while(lambda: agreed(world), 8.0), "healed, the coordinator asks"
+
+
+def test_an_outcast_is_taken_in_by_the_next_coordinator() -> None:
+    world = lab(22, 3)
+    apart(world, 0, 2, cut=True)
+    for host in world.hosts:
+        host.start()
+    world.run(world.now + 15.0)
+    world.hosts[0].crash()
+    world.run(world.now + 6.0)
+    cores = [host.core for host in world.hosts[1:]]
+    assert {
+        None if core is None or core.mesh.committed is None else len(core.mesh.committed.members) for core in cores
+    } == {2}
+    assert len({host.running for host in world.hosts[1:]}) == 1
+
+
 def test_five_percent_loss_and_jitter_cause_no_switch() -> None:
     """5% at random and 4 ms of jitter on the cable, for ten minutes."""
     world = started(5)

@@ -1,6 +1,7 @@
-"""What a link writes into the event log and the history when a path's state, the selection or the peer changes.
+"""What a link writes into the event log and the history when a path's state, the selection or the peer changes,
+and a mesh when it commits.
 
-Decides nothing. Called by link.py, once a change.
+Decides nothing. Called by link.py and mesh.py, once a change.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from exod.core.journal import Journal
 from exod.core.liveness import PeerLiveness
 from exod.core.path import Path
-from exod.model import NodeCard, PathId, PathState
+from exod.model import MeshPlan, NodeCard, PathId, PathState
 
 
 def path_changed(journal: Journal, peer: NodeCard, path: Path, before: PathState, now: float) -> float | None:
@@ -71,6 +72,23 @@ def selection_changed(
         interface=None if path is None else path.candidate.local.interface,
         kind=None if path is None else path.candidate.kind,
         rtt_ms=None if path is None else path.rtt.floor_ms,
+    )
+
+
+def plan_committed(
+    journal: Journal, plan: MeshPlan, reason: str, detect_ms: float | None, agree_ms: float, now: float
+) -> None:
+    took = {"reason": reason, "detect_ms": detect_ms, "agree_ms": agree_ms}
+    number = plan.epoch.number
+    journal.decide(now, plan.hash, "committed a plan", epoch=number, ring=plan.ring, **took)
+    journal.emit(
+        "mesh.agreed",
+        plan.hash,
+        epoch=number,
+        **took,
+        coordinator=plan.coordinator,
+        members=[member.id for member in plan.members],
+        ring=list(plan.ring),
     )
 
 

@@ -27,6 +27,10 @@ class Gathering:
         self._excluded_until: dict[NodeId, float] = {}
         self._ringless_since: float | None = None
         self.joined: frozenset[NodeId] = frozenset()
+        self.waiting: frozenset[NodeId] = frozenset()
+        """Those that live and have not joined."""
+        self.left_out: frozenset[NodeId] = frozenset()
+        """Those that live and did not answer a proposal."""
         self.grew_at = now
 
     def take(self, report: LinkReport) -> bool:
@@ -57,12 +61,13 @@ class Gathering:
 
     def assess(self, standings: Mapping[NodeId, PairStanding], now: float) -> dict[NodeId, float]:
         """Update who has joined. Returns those who have not although they live, with when the patience ends."""
-        joined, waiting = set(), {}
+        joined, left_out, waiting = set(), set(), {}
         for peer, standing in standings.items():
             if standing.state is NodeState.DOWN or standing.left:
                 self._waiting_since.pop(peer, None)
                 continue
             if self._excluded_until.get(peer, now) > now:
+                left_out.add(peer)
                 continue
             report = self.reports.get(peer)
             reported = report is not None and report.incarnation == standing.incarnation
@@ -73,7 +78,7 @@ class Gathering:
                 waiting[peer] = self._waiting_since.setdefault(peer, now) + PATIENCE_S
         if not joined <= self.joined:
             self.grew_at = now
-        self.joined = frozenset(joined)
+        self.joined, self.waiting, self.left_out = frozenset(joined), frozenset(waiting), frozenset(left_out)
         return waiting
 
     def plan(

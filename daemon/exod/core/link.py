@@ -15,37 +15,27 @@ from __future__ import annotations
 
 from exod.core import announce, silence
 from exod.core.agreement import PairAgreement
+from exod.core.appraisal import SLOW_ALARM, standing
 from exod.core.candidates import candidate_paths
 from exod.core.config import CoreConfig
 from exod.core.events import LogRejected, RaiseIncarnation
 from exod.core.journal import Journal
 from exod.core.liveness import PeerLiveness
-from exod.core.path import Evidence, Path
+from exod.core.lookout import Lookout
+from exod.core.path import USABLE, Evidence, Path
 from exod.core.pathtable import PathTable
 from exod.core.prober import Prober
-from exod.core.scoring import Standing
+from exod.core.scoring import hindsight
 from exod.core.selection import PathSelector
 from exod.core.wire import Datagram, PathReport
-from exod.model import NodeCard, NodeState, PathId, PathState
+from exod.model import NodeCard, NodeState, PathId, PathState, Selection
 
-SLOW_ALARM = 5
-"""Slow samples in a row on the selected path that make both ends look closer: jitter makes three, hardly five."""
-AUDIBLE_BEATS = 1.5
-AUDIBLE_IN_BURST_S = 0.12
-"""In a burst of this length every live path has delivered, one over a 44 ms VPN too."""
-FRESH_S = 1.5
-"""A standby at 4 a second has 6 samples in this time; an alarm's burst makes it fresh at once."""
 POKE_S = 0.1
 """A peer that speaks of an incarnation which is not ours gets an answer, at most so often."""
 WISH_S = 1.0
 """A wish holds for so long after the datagram that carried it."""
-LOOK_S = 1.0
-"""Look at everything this often even where nothing is due: routes to ask, paths to forget."""
 ALARM_S = 0.5
 """A burst that brought nothing in this time brings nothing more: past every verdict on a wire, and on a radio."""
-MISS_REPEAT_S = 0.1
-"""While the selected path stays silent, renew the burst this often."""
-USABLE = (PathState.UP, PathState.DEGRADED)
 
 
 class Link:
@@ -71,6 +61,8 @@ class Link:
         self.selector = PathSelector(config)
         self.agreement = self._new_agreement()
         self.selection_cause = "no path is measured yet"
+        self._followed: Selection | None = None
+        """The peer's selection that was announced last."""
         self.agreed = False
         self.agreed_since = now
         self.detect_ms: float | None = None
@@ -85,7 +77,7 @@ class Link:
         self._raised = 0
         self._poked_at = -POKE_S
         self._overdue = False
-        self._check_at = self._look_at = now
+        self._lookout = Lookout(self.paths, self.liveness, now)
         self._adopt_candidates(now)
 
     @property
@@ -154,10 +146,11 @@ class Link:
         self.selector = PathSelector(self._config)
         self.agreement = self._new_agreement()
         self.selection_cause = "no path is measured yet"
+        self._followed = None
         self._last_reports = None
         self._refresh_agreed(now)
         self.changed = True
-        self._check_at = self._look_at = now
+        self._lookout.at_once(now)
 
     def _poke(self, now: float) -> None:
         """Let the peer see which incarnations are known here."""
@@ -190,29 +183,35 @@ class Link:
         self._hear(path, datagram, min(received_at, now), now)
 
     def _hear(self, path: Path, datagram: Datagram, received_at: float, now: float) -> None:
-        gap = received_at - self.liveness.last_rx
-        if gap >= silence.total_silence_s(self.paths):
-            for one in self.paths:
-                one.forgive(gap, now)
-                one.excuse()
+        gap, gap_s = received_at - self.liveness.last_rx, silence.SHORTEST_GAP_S
+        if gap > gap_s:
+            gap_s = silence.gap_s(self.paths)
+            if gap >= silence.total_silence_s(self.paths):
+                for one in self.paths:
+                    one.forgive(gap, now)
+                    one.excuse()
         before = path.own
         path.hear(datagram, received_at)
         unsettled = path.own is not before or self._overdue
-        if self.liveness.hear(received_at, silence.gap_s(self.paths), now):
+        if self.liveness.hear(received_at, gap_s, now):
             self._peer_changed(now)
             unsettled = True
         unsettled |= self._take_word(datagram, now)
         if datagram.urgent and self.prober.answer_urgent(now):
             self.prober.hasten(self.paths.heard, now)
-        if path is self.selected_path and path.own is PathState.UP:
+        selected = self.selected_path
+        if path is selected and path.own is PathState.UP:
             if path.rtt.slow_streak >= SLOW_ALARM:
                 self._alarm(now)
             elif path.rtt.slow_streak == 0:
                 self.prober.calm_down()
         if unsettled or (self.selector.deadline is not None and now >= self.selector.deadline):
             self._check(now)
-        elif path is self.selected_path:
-            self._put_off_check()
+        elif path is selected and path.own in USABLE:
+            self._lookout.heard(path)
+        if path.next_send <= now or path.ripe_at <= now:
+            # The loop is awake, and the echo is fresh: better now than by a timer of its own a moment later.
+            self._send_with_ripe(path, now)
 
     def _meant_for_another_life(self, known: int, now: float) -> None:
         if known > self.me.incarnation and known > self._raised:
@@ -234,11 +233,8 @@ class Link:
             if datagram.wish is not None and self.selects:
                 self.selector.pin(datagram.wish, now + WISH_S)
                 unsettled |= datagram.wish != self.selected
-        before = self.selected
         if self.agreement.observe(datagram.selection):
             unsettled = True
-            if not self.selects:
-                self._selection_changed(before, "peer", f"{self.peer.name} selected it", now)
         return unsettled
 
     def _take_reports(self, reports: tuple[PathReport, ...]) -> bool:
@@ -297,7 +293,7 @@ class Link:
         self.liveness.forgive(lag_s, now)
         for path in self.paths:
             path.forgive(lag_s, now)
-        self._check_at = self._look_at = now
+        self._lookout.at_once(now)
 
     def fault(self, path_id: PathId, *, drop: bool, delay_ms: float, until: float) -> None:
         path = self.paths.get(path_id)
@@ -313,26 +309,35 @@ class Link:
     # --- time ---------------------------------------------------------------------------------------------------
 
     def next_deadline(self) -> float:
-        sending = self.prober.next_send(self.paths)
-        return self._check_at if sending is None else min(self._check_at, sending)
+        at = self._lookout.at
+        for path in self.paths.present:
+            at = min(at, path.next_send)
+        return at
 
     def handle_timer(self, now: float) -> None:
         """Waking up costs more than a datagram or a look: what is nearly due is done in the same turn, and a look
         is put off where datagrams that came meanwhile have moved all deadlines. One datagram at a time: it says how
         long the last echo was held, up to `now`, and making another takes as long as a round trip on a cable.
         """
-        if now >= self._check_at:
-            self._put_off_check()
-            if self._check_at <= now:
+        lookout = self._lookout
+        if now >= lookout.at:
+            lookout.put_off(self.selected_path, self.selector.deadline)
+            if lookout.at <= now:
                 self._check(now)
         due = next((path for path in self.paths.present if path.next_send <= now), None)
         if due is not None:
-            self._send(due, now)
-            self.prober.hasten((path for path in self.paths.present if path.ripe_at <= now), now)
+            self._send_with_ripe(due, now)
 
     def goodbye(self, now: float) -> None:
         for path in self.paths.heard:
             self._send(path, now, goodbye=True)
+
+    def _send_with_ripe(self, path: Path, now: float) -> None:
+        """One now, and those that could leave with it in the same turn of the loop."""
+        self._send(path, now)
+        for other in self.paths.present:
+            if other.ripe_at <= now < other.next_send:
+                other.next_send = now
 
     def _send(self, path: Path, now: float, goodbye: bool = False) -> None:
         wish = self._wish
@@ -360,7 +365,7 @@ class Link:
         self.paths.bury(self.selected, now)
         if self.liveness.state is not NodeState.DOWN:
             self.paths.ask_due_routes(now)
-        self._check_at = self._next_check(now)
+        self._lookout.looked(self.selected_path, self.selector.deadline, now)
 
     def _peer_changed(self, now: float) -> None:
         announce.peer_changed(self._journal, self.peer, self.liveness, now)
@@ -395,38 +400,26 @@ class Link:
             if path is self.selected_path and path.state is not PathState.UP:
                 self.verdict_at, self.detect_ms = now, detect_ms
         if self.selects and self.liveness.state is NodeState.UP:
-            chosen_before = self.agreement.register is not None
-            standings = [self.standing(path, now) for path in self.paths]
-            choice = self.selector.decide(self.selected, chosen_before, standings, now)
+            standings = [standing(path, self.prober, now) for path in self.paths]
+            choice = self.selector.decide(self.selected, standings, now)
             if choice is not None:
                 before_path = self.selected
                 self.agreement.select(choice.path)
                 self._selection_changed(before_path, choice.cause, choice.reason, now)
+        elif not self.selects and self.agreement.register is not self._followed:
+            self._follow(now)
         self._refresh_agreed(now)
         if moved:
             self.changed = True
             self.prober.hasten(self.paths.heard, now)
 
-    def standing(self, path: Path, now: float) -> Standing:
-        """The path as selection and words compare it."""
-        quiet = now - path.last_rx
-        long_burst = self.prober.bursting(now) and now - self.prober.burst_since >= AUDIBLE_IN_BURST_S
-        age = path.rtt.age_s(now)
-        unmeasured = path.state is PathState.INIT and not path.ineligible
-        unrouted = path.state in USABLE and not path.eligible and not path.ineligible
-        return Standing(
-            path=path.candidate.path,
-            state=path.state,
-            band=path.band,
-            kind=path.candidate.kind,
-            eligible=path.eligible,
-            undecided=unmeasured or unrouted,
-            audible=quiet <= (AUDIBLE_IN_BURST_S if long_burst else AUDIBLE_BEATS * path.peer_interval_s),
-            fresh=age is not None
-            and age <= max(FRESH_S, 2 * path.peer_interval_s)
-            and (path.state is not PathState.UP or path.rtt.slow_streak < SLOW_ALARM),
-            cost_ms=path.rtt.cost_ms or 0.0,
-        )
+    def _follow(self, now: float) -> None:
+        """The peer selected. Why is its own to say; what shows here says as much as can be known."""
+        before, self._followed = self._followed, self.agreement.register
+        left = None if before is None else before.path
+        shown = hindsight(left, self.selected, [standing(path, self.prober, now) for path in self.paths])
+        said = f"{self.peer.name} selected it"
+        self._selection_changed(left, "peer", f"{said}: {shown}" if shown else said, now)
 
     def _selection_changed(self, before: PathId | None, cause: str, reason: str, now: float) -> None:
         """The register grew: say so, and do not wait for the next beat to agree."""
@@ -463,27 +456,6 @@ class Link:
             self.agreed_since = now
             self.changed = True
             self._journal.decide(now, self.peer.id, "agreed" if agreed else "not agreed", path=self.selected)
-
-    def _next_check(self, now: float) -> float:
-        """After a check: the next deadline; what is overdue already waits for a datagram or for the next look."""
-        self._look_at = now + LOOK_S
-        path = self.selected_path
-        missing = path is not None and path.own in USABLE and path.quiet_s(now) >= path.first_miss_s
-        repeat_at = now + MISS_REPEAT_S if missing else self._look_at
-        return min([self._look_at, repeat_at, *(at for at in self._deadlines() if at > now)])
-
-    def _put_off_check(self) -> None:
-        """What was heard since the last check has moved its deadlines."""
-        self._check_at = min([self._look_at, *self._deadlines()])
-
-    def _deadlines(self) -> list[float]:
-        """When silence, the peer's absence or a selection that waits will need a look, if nothing comes."""
-        times = silence.deadlines(self.paths)
-        selected = self.selected_path
-        if selected is not None and selected.own in USABLE:
-            times.append(selected.quiet_since + selected.first_miss_s)
-        peer_at = self.liveness.deadline(silence.suspect_after_s(self.paths), silence.beat_s(self.paths))
-        return times + [at for at in (peer_at, self.selector.deadline) if at is not None]
 
     def validate(self) -> None:
         """The invariants of one pair that a single end can see."""

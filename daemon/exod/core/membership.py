@@ -41,9 +41,11 @@ def _edge_objection(edge: Edge, me: NodeCard, standings: Mapping[NodeId, PairSta
         return None
     standing = standings.get(peer)
     if standing is None or not standing.agreed:
-        return f"no path to {peer} is agreed here"
-    if standing.summary.path != edge.path or standing.summary.address != address:
-        return f"the path to {standing.card.name} is {standing.summary.path} here"
+        name = peer if standing is None else standing.card.name
+        return f"no path to {name} is agreed at {me.name}"
+    summary = standing.summary
+    if summary.path != edge.path or summary.address != address:
+        return f"the path to {standing.card.name} is {summary.interface} ({summary.address}) at {me.name}"
     return None
 
 

@@ -20,8 +20,11 @@ from collections.abc import Iterable
 
 import msgspec
 
+from exod.core import announce
 from exod.core.ballot import RETRY_S, Ballot, Delivery
 from exod.core.config import CoreConfig
+from exod.core.divergence import Divergence
+from exod.core.epochs import Epochs
 from exod.core.events import CommitPlan, PersistEpoch, SendMessage, SuspendPlan
 from exod.core.gathering import PATIENCE_S, Gathering
 from exod.core.journal import Journal
@@ -36,8 +39,8 @@ from exod.core.messages import (
     Propose,
     RenegotiateWish,
 )
-from exod.core.plan import EPOCH_LIMIT, content, hash_prefix, is_sound, plan_hash
-from exod.core.planwords import describe_change
+from exod.core.plan import content, hash_prefix, is_sound, plan_hash
+from exod.core.planwords import FIRST_PLAN, describe_change
 from exod.core.reporting import REPORT_EVERY_S, Reporter
 from exod.core.standing import PairStanding
 from exod.core.timing import LastChange, agreement_ms
@@ -46,8 +49,6 @@ from exod.model import Epoch, MeshPlan, MeshState, NodeCard, NodeId, NodeState
 
 JOIN_SETTLE_S = 0.5
 """Nodes that join together get one plan: wait this long after the last one joined, unless a plan is broken."""
-DISAGREE_S = 1.5
-"""Datagrams that show another plan than ours for longer than any delivery takes: one of us missed a commit."""
 
 
 class Mesh:
@@ -55,34 +56,51 @@ class Mesh:
         self.card = card
         self._config = config
         self._journal = journal
-        self.epoch_seen = epoch_number
         self.committed: MeshPlan | None = None
         self.suspended: str | None = None
         self.last_change: LastChange | None = None
-        self.waiting_for: tuple[NodeId, ...] = ()
-        """Live nodes that have not joined, as the coordinator sees it."""
         self._standings: dict[NodeId, PairStanding] = {}
         self._gathering = Gathering(now)
-        self._promised = Epoch(0, 0)
-        self._promised_hash = ""
+        self._epochs = Epochs(epoch_number)
         self._ballot: Ballot | None = None
         self._delivery: Delivery | None = None
         self._wishes = Wishes()
         self._trigger_at: float | None = None
         self._started_at = now
         self._reporter = Reporter(now)
-        self._apart_since: dict[NodeId, float] = {}
+        self._divergence = Divergence()
         self.deadline = now
 
     # --- what others ask ----------------------------------------------------------------------------------------
 
     @property
+    def epoch_seen(self) -> int:
+        return self._epochs.seen
+
+    @property
     def coordinator(self) -> NodeId:
-        return min([self.card.id, *(peer for peer, one in self._standings.items() if self._lives(one))])
+        return min(peer for peer in self._present if peer not in self._divergence.aloof)
+
+    @property
+    def _present(self) -> list[NodeId]:
+        """This node and those that live."""
+        return [self.card.id, *(peer for peer, one in self._standings.items() if self._lives(one))]
 
     @property
     def coordinates(self) -> bool:
         return self.coordinator == self.card.id
+
+    @property
+    def waiting_for(self) -> tuple[NodeId, ...]:
+        """Live nodes that have not joined or not said yes, as the coordinator sees it."""
+        if not self.coordinates:
+            return ()
+        asked = set() if self._ballot is None else self._ballot.missing
+        return tuple(sorted(asked | self._gathering.waiting | self._gathering.left_out))
+
+    @property
+    def aloof(self) -> tuple[NodeId, ...]:
+        return tuple(sorted(self._divergence.aloof))
 
     @property
     def state(self) -> MeshState:
@@ -130,7 +148,7 @@ class Mesh:
     def forget(self, peer: NodeId) -> None:
         self._standings.pop(peer, None)
         self._gathering.forget(peer)
-        self._apart_since.pop(peer, None)
+        self._divergence.forget(peer)
 
     def connected(self, peer: NodeId, now: float) -> None:
         """There is a way for messages again: say again what may have been lost."""
@@ -143,8 +161,7 @@ class Mesh:
         self.evaluate(now)
 
     def saw_epoch(self, number: int) -> None:
-        if number < EPOCH_LIMIT:
-            self.epoch_seen = max(self.epoch_seen, number)
+        self._epochs.saw(number)
 
     def renegotiate(self, reason: str, now: float) -> None:
         """A person asks for a new plan: the running order need not be kept."""
@@ -153,7 +170,7 @@ class Mesh:
 
     def lagged(self, lag_s: float) -> None:
         self._gathering.shift(lag_s)
-        self._apart_since = {peer: since + lag_s for peer, since in self._apart_since.items()}
+        self._divergence.shift(lag_s)
         if self._ballot is not None:
             self._ballot.started_at += lag_s
 
@@ -174,9 +191,7 @@ class Mesh:
             case Committed():
                 self._take_receipt(peer, message)
             case RenegotiateWish():
-                if self.coordinates and message.plan_hash == (
-                    "" if self.committed is None else self.committed.hash
-                ):
+                if self.coordinates and message.plan_hash == self.plan_hash:
                     self._want(message.reason, by_hand=message.by_hand, now=now)
         self.evaluate(now)
 
@@ -185,13 +200,14 @@ class Mesh:
     def _consider(self, peer: NodeId, message: Propose, now: float) -> None:
         plan = message.plan
         self.saw_epoch(plan.epoch.number)
+        self._divergence.forget(peer)
         refusal = self._refusal(peer, plan)
         me = self.card
         if refusal is not None:
             self._journal.decide(now, plan.hash, "refused a proposal", epoch=plan.epoch.number, reason=refusal)
             self._send(peer, Nack(me.id, me.incarnation, plan.epoch, plan.hash, self.epoch_seen, refusal))
             return
-        if plan.epoch != self._promised:
+        if plan.epoch != self._epochs.promised:
             self._journal.decide(
                 now, plan.hash, "said yes to a proposal", epoch=plan.epoch.number, coordinator=peer
             )
@@ -204,9 +220,8 @@ class Mesh:
         if plan.coordinator != peer or not is_sound(plan):
             return "not the plan of its sender"
         if self.coordinator != peer:
-            return f"{self.coordinator} coordinates here"
-        if plan.epoch < self._promised or (plan.epoch == self._promised and plan.hash != self._promised_hash):
-            # Two nodes that started in the same millisecond can number alike: only one of them is believed.
+            return f"{self._name(self.coordinator)} coordinates at {self.card.name}"
+        if self._epochs.taken(plan):
             self.saw_epoch(plan.epoch.number + 1)
             return f"epoch {plan.epoch.number} is taken"
         return objection(plan, self.card, self._standings)
@@ -219,30 +234,29 @@ class Mesh:
             self._send(peer, receipt)
             return
         mine = any(member.id == me.id and member.incarnation == me.incarnation for member in plan.members)
-        promised = (plan.epoch, plan.hash) == (self._promised, self._promised_hash)
-        superseded = not promised and plan.epoch <= self._promised
-        if superseded or not mine or not is_sound(plan):
+        if self._epochs.superseded(plan) or not mine or not is_sound(plan):
             text = "a newer plan is under way" if mine else "not a plan of this incarnation"
             self._send(peer, Nack(me.id, me.incarnation, plan.epoch, plan.hash, self.epoch_seen, text))
             return
-        self._commit(plan, message.reason, now)
+        reason = message.reason
+        if reason == FIRST_PLAN and self.committed is not None:
+            # The coordinator began a new life: what is its first plan is a change here.
+            reason = describe_change(self.committed, plan, self._names())
+        self._commit(plan, reason, now)
         self._send(peer, receipt)
 
     def _promise(self, plan: MeshPlan) -> None:
         """Never say yes to less from here on."""
-        if plan.epoch > self._promised:
-            self._promised, self._promised_hash = plan.epoch, plan.hash
-        self.saw_epoch(plan.epoch.number)
+        self._epochs.promise(plan)
         self._journal.command(PersistEpoch(self.epoch_seen))
 
     def _report(self, now: float) -> None:
         links = [one.summary for _, one in sorted(self._standings.items()) if self._lives(one)]
         calm = self.state is MeshState.AGREED
-        report = self._reporter.due(
-            self.card, self.coordinator, links, epoch_seen=self.epoch_seen, calm=calm, now=now
-        )
+        to = min(self._present)  # an aloof one too: should it lose its coordinator it must know of us
+        report = self._reporter.due(self.card, to, links, epoch_seen=self.epoch_seen, calm=calm, now=now)
         if report is not None:
-            self._send(self.coordinator, report)
+            self._send(to, report)
 
     # --- the coordinator's side ---------------------------------------------------------------------------------
 
@@ -270,7 +284,7 @@ class Mesh:
                 self._ballot = None  # numbered too low: propose again above it
         elif plan is not None and self._delivery is not None and self._answers(peer, message, plan):
             self._delivery.missing.discard(peer)
-            self._want(f"{peer} refused the commit: {message.text}", by_hand=False, now=now)
+            self._want(f"{self._name(peer)} refused the commit: {message.text}", by_hand=False, now=now)
 
     def _take_receipt(self, peer: NodeId, message: Committed) -> None:
         if self._delivery is not None and self._answers(peer, message, self._delivery.plan):
@@ -282,7 +296,6 @@ class Mesh:
 
     def _coordinate(self, now: float) -> None:
         waiting = self._gathering.assess(self._standings, now)
-        self.waiting_for = tuple(sorted(waiting))
         self._send_again_to_strays(now)
         desired = self._desired(waiting, now)
         if desired is None:
@@ -387,12 +400,15 @@ class Mesh:
     def evaluate(self, now: float) -> None:
         """Work out what follows from what is known. Safe to call at any time, any number of times."""
         self._watch_plan(now)
+        lower = [one for peer, one in self._standings.items() if peer < self.card.id and self._lives(one)]
+        self._divergence.judge(lower, self.plan_prefix, self.committed is None or self.suspended is not None, now)
         if self.coordinates:
             self._wishes.stop_asking()
             self._coordinate(now)
+            if self._divergence.aloof:
+                self._report(now)
         else:
             self._ballot = None
-            self.waiting_for = ()
             if self.suspended is None and self._trigger_at is not None and now - self._trigger_at > PATIENCE_S:
                 self._trigger_at = None  # that proposal came to nothing
             self._report(now)
@@ -417,10 +433,10 @@ class Mesh:
     def _apart(self, peer: NodeId, now: float) -> bool:
         """Has this peer shown another plan than ours for too long?"""
         standing = self._standings.get(peer)
-        if standing is None or standing.plan_prefix in ("", self.plan_prefix) or not self._lives(standing):
-            self._apart_since.pop(peer, None)
+        if standing is None or not self._lives(standing):
+            self._divergence.forget(peer)
             return False
-        return now - self._apart_since.setdefault(peer, now) >= DISAGREE_S
+        return self._divergence.apart(standing, self.plan_prefix, now)
 
     def _suspend(self, reason: str, now: float) -> None:
         assert self.committed is not None
@@ -447,41 +463,24 @@ class Mesh:
 
     def _commit(self, plan: MeshPlan, reason: str, now: float) -> None:
         """The one setter of the plan in force."""
-        detect_ms, agree_ms = agreement_ms(self._standings.values(), self._trigger_at, now)
+        detect_ms, agree_ms = agreement_ms(self.committed, self.last_change, self._standings, self._trigger_at, now)
         self._promise(plan)
         self.committed, self.suspended = plan, None
         self._ballot = None
         self._wishes.clear()
         self._trigger_at = None
-        self._apart_since.clear()
+        self._divergence.committed()
         self.last_change = LastChange(now, reason, detect_ms, agree_ms)
         if plan.coordinator == self.card.id:
             others = {member.id for member in plan.members if member.id != self.card.id}
             self._delivery = Delivery(plan, reason, others, now)
         else:
             self._delivery = None
-        self._journal.decide(
-            now,
-            plan.hash,
-            "committed a plan",
-            epoch=plan.epoch.number,
-            ring=plan.ring,
-            reason=reason,
-            detect_ms=detect_ms,
-            agree_ms=agree_ms,
-        )
         self._journal.command(CommitPlan(plan, reason, detect_ms, agree_ms))
-        self._journal.emit(
-            "mesh.agreed",
-            plan.hash,
-            epoch=plan.epoch.number,
-            reason=reason,
-            detect_ms=detect_ms,
-            agree_ms=agree_ms,
-            coordinator=plan.coordinator,
-            members=[member.id for member in plan.members],
-            ring=list(plan.ring),
-        )
+        announce.plan_committed(self._journal, plan, reason, detect_ms, agree_ms, now)
+
+    def _name(self, node: NodeId) -> str:
+        return self._names().get(node, node)
 
     def _names(self) -> dict[NodeId, str]:
         return {self.card.id: self.card.name, **{peer: one.card.name for peer, one in self._standings.items()}}
@@ -494,7 +493,7 @@ class Mesh:
         plan = self.committed
         if plan is not None:
             assert plan.hash == plan_hash(plan)
-            assert plan.epoch <= self._promised, "in force without a promise"
-            assert self._promised.number <= self.epoch_seen
+            assert plan.epoch <= self._epochs.promised, "in force without a promise"
+            assert self._epochs.promised.number <= self.epoch_seen
         if self._ballot is not None:
             assert self.coordinates, "a proposal of one who does not coordinate"

@@ -8,6 +8,7 @@ probing and control-plane services, through app.py, and by the simulator.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ from exod.core.mesh import Mesh
 from exod.core.standing import pair_standing
 from exod.core.view import NodeView, link_view, mesh_view, node_entry, self_entry
 from exod.core.wire import decode
-from exod.model import NodeCard, NodeId, NodeState
+from exod.model import MeshPlan, NodeCard, NodeId, NodeState
 
 MAX_PEERS = 64
 """Beyond this the peer that has been down for longest is forgotten: a bound on memory and on probing."""
@@ -54,8 +55,11 @@ class NodeCore:
         self._journal = Journal()
         self.links: dict[NodeId, Link] = {}
         self.mesh = Mesh(card, config, self._journal, epoch_number, now)
-        self._announced = (-1, "")
+        self._announced: int | None = None
+        self._announced_plan: MeshPlan | None = None
+        """The epoch and plan that the links' datagrams show; None where one must be told anew."""
         self._deadlines: dict[NodeId, float] = {}
+        self._next_link_at = math.inf
         self._touched: set[NodeId] = set()
         """Peers whose link's deadline must be asked for again."""
         self._handlers: dict[type[Any], Callable[[Any, float], None]] = {
@@ -83,12 +87,13 @@ class NodeCore:
         if handler is None:
             raise IllegalMoveError("not an input of the core", event=event)
         handler(event, now)
-        self._propagate(now)
+        if type(event) is not events.DatagramSent:  # every other input, and a stamp is news to nobody
+            self._propagate(now)
         return self._journal.drain()
 
     def handle_timer(self, now: float) -> list[Command]:
         """Do what is due. Sockets are drained first (the late-loop rule), and a lag is told with LoopLagged."""
-        self.next_deadline()
+        self._ask_deadlines()
         for peer, deadline in self._deadlines.items():
             if deadline <= now:
                 self.links[peer].handle_timer(now)
@@ -101,6 +106,11 @@ class NodeCore:
 
     def next_deadline(self) -> float | None:
         """When handle_timer has something to do, if nothing else happens."""
+        if self._touched:
+            self._ask_deadlines()
+        return min(self.mesh.deadline, self._next_link_at)
+
+    def _ask_deadlines(self) -> None:
         for peer in self._touched:
             link = self.links.get(peer)
             if link is None:
@@ -108,7 +118,7 @@ class NodeCore:
             else:
                 self._deadlines[peer] = link.next_deadline()
         self._touched.clear()
-        return min(self.mesh.deadline, min(self._deadlines.values(), default=self.mesh.deadline))
+        self._next_link_at = min(self._deadlines.values(), default=math.inf)
 
     def goodbye(self, now: float) -> list[Command]:
         """This node is leaving: one last datagram on each living path."""
@@ -196,7 +206,7 @@ class NodeCore:
             self.links[card.id] = Link(
                 self.card, card, key=self._key, config=self._config, journal=self._journal, seed=self._seed, now=now
             )
-            self._announced = (-1, "")
+            self._announced = None
 
     def _has_room(self, now: float) -> bool:
         if len(self.links) < MAX_PEERS:
@@ -259,22 +269,23 @@ class NodeCore:
     # --- what follows -------------------------------------------------------------------------------------------
 
     def _tell_mesh(self, now: float) -> None:
-        changed = [link for link in self.links.values() if link.changed]
+        changed = [peer for peer in self._touched if peer in self.links and self.links[peer].changed]
         if not changed:
             return
-        for link in changed:
+        links = [self.links[peer] for peer in sorted(changed)]
+        for link in links:
             link.changed = False
-        self.mesh.update([pair_standing(link) for link in changed], now)
+        self.mesh.update([pair_standing(link) for link in links], now)
 
     def _propagate(self, now: float) -> None:
         """Links tell the mesh what changed; the mesh's plan tells the links whom to watch closely."""
         self._tell_mesh(now)
-        announced = (self.mesh.epoch_seen, self.mesh.plan_prefix)
-        if announced == self._announced:
+        mesh = self.mesh
+        if self._announced == mesh.epoch_seen and self._announced_plan is mesh.committed:
             return
-        self._announced = announced
+        self._announced, self._announced_plan = mesh.epoch_seen, mesh.committed
         for link in self.links.values():
-            link.prober.epoch_number, link.prober.plan_prefix = announced
+            link.prober.epoch_number, link.prober.plan_prefix = mesh.epoch_seen, mesh.plan_prefix
             link.prober.edge = self._watched_closely(link.peer.id)
 
     def _watched_closely(self, peer: NodeId) -> bool:

@@ -47,6 +47,9 @@ RADIO_MISSES, RADIO_BEAT_S = 5, 0.100
 _WIRED = frozenset({Kind.THUNDERBOLT, Kind.ETHERNET, Kind.LOOPBACK})
 
 
+USABLE = (PathState.UP, PathState.DEGRADED)
+
+
 class Evidence(StrEnum):
     HEARD = "heard"
     MEASURED_FAST = "measured within the limit"
@@ -104,6 +107,7 @@ class Path:
         self.peer_route = RouteVerdict.UNKNOWN
 
         self.route = RouteVerdict.UNKNOWN
+        self._report = PathReport(candidate.path, self.own, self.route, 0)
         self.leaves_from: str | None = None
         self.route_checked_at: float | None = None
         self.route_asked_at: float | None = None
@@ -134,6 +138,12 @@ class Path:
         self.fault_delay_s = 0.0
 
     # --- what it is ---------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """For people: `bridge0 (10.0.1.1)`, by this end's interface and address."""
+        local = self.candidate.local
+        return f"{local.interface} ({local.address})"
 
     @property
     def wired(self) -> bool:
@@ -198,7 +208,11 @@ class Path:
         return max(0, int((now - self._echo_at) * 1e9)) if self.echo_seq else 0
 
     def report(self) -> PathReport:
-        return PathReport(self.candidate.path, self.own, self.route, round(self.window.loss * 100))
+        own, route, loss_percent = self.own, self.route, round(self.window.loss * 100)
+        said = self._report
+        if said.state is not own or said.route is not route or said.loss_percent != loss_percent:
+            said = self._report = PathReport(self.candidate.path, own, route, loss_percent)
+        return said
 
     # --- evidence -----------------------------------------------------------------------------------------------
 

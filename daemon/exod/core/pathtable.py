@@ -35,6 +35,8 @@ class PathTable:
         self._by_address: dict[tuple[str, str], Path] = {}
         self._windows: dict[PathId, SequenceWindow] = {}
         self._refused_to = 0
+        self.present: tuple[Path, ...] = ()
+        """Those that can be sent on."""
 
     def __iter__(self) -> Iterator[Path]:
         return iter(self._paths.values())
@@ -51,11 +53,6 @@ class PathTable:
     def at(self, local: str, remote: str) -> Path | None:
         """The path between two addresses, this end's first."""
         return self._by_address.get((local, remote))
-
-    @property
-    def present(self) -> list[Path]:
-        """Those that can be sent on."""
-        return [path for path in self if not path.gone]
 
     @property
     def heard(self) -> list[Path]:
@@ -121,6 +118,7 @@ class PathTable:
             self._index()
 
     def _index(self) -> None:
+        self.present = tuple(path for path in self if not path.gone)
         self._by_address = {
             (path.candidate.local.address, path.candidate.remote.address): path for path in self._paths.values()
         }

@@ -9,10 +9,12 @@ from collections.abc import Mapping
 
 from exod.model import MeshPlan, NodeId
 
+FIRST_PLAN = "first plan"
+
 
 def describe_change(before: MeshPlan | None, after: MeshPlan, names: Mapping[NodeId, str]) -> str:
     if before is None:
-        return "first plan"
+        return FIRST_PLAN
     old = {member.id: member.incarnation for member in before.members}
     new = {member.id: member.incarnation for member in after.members}
     parts = [f"{_name(one, names)} joined" for one in new if one not in old]

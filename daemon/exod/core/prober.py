@@ -73,9 +73,6 @@ class Prober:
         for path in paths:
             path.next_send = min(path.next_send, now + within_s)
 
-    def next_send(self, paths: Iterable[Path]) -> float | None:
-        return min((path.next_send for path in paths if not path.gone), default=None)
-
     # --- datagrams ----------------------------------------------------------------------------------------------
 
     def send(

@@ -11,6 +11,7 @@ Decides no switch (selection.py does). Called by selection.py and, for `why`, by
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
 import msgspec
@@ -29,6 +30,8 @@ class Standing(msgspec.Struct, frozen=True):
     """One path as its pair sees it: both ends' states combined."""
 
     path: PathId
+    name: str
+    """For people."""
     state: PathState
     band: Band
     kind: Kind
@@ -62,6 +65,26 @@ def grade(standing: Standing) -> Grade:
 def order(standing: Standing) -> tuple[Grade, float, PathId]:
     """A total order, best first."""
     return (grade(standing), standing.cost_ms, standing.path)
+
+
+def praise(ranked: Sequence[Standing]) -> str:
+    """Why the first of these is the one to begin with, in words."""
+    return "the only path" if len(ranked) == 1 else f"best of {len(ranked)}: {comparison(ranked[0], ranked[1])}"
+
+
+def hindsight(left: PathId | None, taken: PathId | None, standings: Iterable[Standing]) -> str | None:
+    """Why the other end left one path for another, in words, as far as it shows at this end."""
+    ranked = sorted((one for one in standings if one.usable or one.path == left), key=order)
+    old = next((one for one in ranked if one.path == left), None)
+    new = next((one for one in ranked if one.path == taken), None)
+    if old is not None and not old.usable:
+        works = old.state in (PathState.UP, PathState.DEGRADED)
+        return f"the route of {old.name} leaves another interface" if works else f"{old.name} is {old.state}"
+    if new is None:
+        return None
+    if old is None:
+        return praise(ranked) if ranked[0] is new else None
+    return comparison(new, old) if order(new) < order(old) else None
 
 
 def comparison(better: Standing, worse: Standing) -> str:

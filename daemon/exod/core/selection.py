@@ -1,8 +1,9 @@
 """Which path a pair uses: when to choose, when to leave, when to return, and when to keep still.
 
 The theory. Four things move a selection, each with its own patience:
-- FIRST: fresh incarnations. Wait until every candidate is measured, at most FIRST_PATIENCE_S after the first usable
-  one: the first responder is often the slow one.
+- FIRST: fresh incarnations, or a pair of which nothing was usable (the peer was away, and comes back on all paths
+  within a moment). Wait until every candidate is measured, at most FIRST_PATIENCE_S after the first usable one: the
+  first responder is often the slow one.
 - DEATH (and a route that turned wrong): at once, to the best of those that are heard.
 - DEGRADED: after the dwell, only to a path in a better state or band that was already good, measured afresh.
 - UPGRADE: a path of a better grade that stayed so for its hold-up, which doubles each time the path relapses.
@@ -23,7 +24,7 @@ from enum import StrEnum
 import msgspec
 
 from exod.core.config import CoreConfig
-from exod.core.scoring import Grade, Standing, comparison, grade, order
+from exod.core.scoring import Grade, Standing, comparison, grade, order, praise
 from exod.model import PathId, PathState
 
 FIRST_PATIENCE_S = 1.0
@@ -77,6 +78,8 @@ class PathSelector:
         self._config = config
         self._records: dict[PathId, _Record] = {}
         self._first_usable_at: float | None = None
+        self._anew = True
+        """Nothing was usable since the last selection: the next one is as patient as the first."""
         self._switched_at: float | None = None
         self._spent: deque[float] = deque(maxlen=BUCKET)
         self._pin: tuple[PathId, float] | None = None
@@ -95,17 +98,15 @@ class PathSelector:
         """Are the voluntary switches of the last ten minutes used up?"""
         return len(self._spent) == BUCKET and now < self._spent[0] + BUCKET_WINDOW_S
 
-    def decide(
-        self, current: PathId | None, chosen_before: bool, standings: Sequence[Standing], now: float
-    ) -> Choice | None:
-        """The new choice, or None to stay. `chosen_before`: is there a selection of these incarnations?"""
+    def decide(self, current: PathId | None, standings: Sequence[Standing], now: float) -> Choice | None:
+        """The new choice, or None to stay."""
         self.deadline = None
         self._remember(standings, current, now)
         ranked = sorted((one for one in standings if one.usable), key=order)
         present = next((one for one in standings if one.path == current), None)
         choice = self._pinned(current, ranked, now)
-        if choice is None and not chosen_before:
-            choice = self._first(ranked, standings, now)
+        if choice is None and self._anew:
+            choice = self._first(current, ranked, standings, now)
         elif choice is None and (present is None or not present.usable):
             choice = self._forced(current, present, ranked, standings)
         elif choice is None and present is not None and not self._is_pinned(present.path, now):
@@ -116,18 +117,21 @@ class PathSelector:
 
     # --- the four movers ----------------------------------------------------------------------------------------
 
-    def _first(self, ranked: list[Standing], standings: Sequence[Standing], now: float) -> Choice | None:
+    def _first(
+        self, current: PathId | None, ranked: list[Standing], standings: Sequence[Standing], now: float
+    ) -> Choice | None:
         if not ranked:
+            self._first_usable_at = None
             return None
         if self._first_usable_at is None:
             self._first_usable_at = now
         if any(one.undecided for one in standings) and now < self._first_usable_at + FIRST_PATIENCE_S:
             self._ask_again(self._first_usable_at + FIRST_PATIENCE_S)
             return None
-        reason = (
-            "the only path" if len(ranked) == 1 else f"best of {len(ranked)}: {comparison(ranked[0], ranked[1])}"
-        )
-        return Choice(ranked[0].path, Cause.FIRST, reason)
+        self._anew, self._first_usable_at = False, None
+        if ranked[0].path == current:
+            return None  # the peer is back, and so is the path in use
+        return Choice(ranked[0].path, Cause.FIRST, praise(ranked))
 
     def _forced(
         self,
@@ -138,11 +142,11 @@ class PathSelector:
     ) -> Choice | None:
         if ranked:
             best = min(ranked, key=lambda one: (not one.audible, order(one)))
-            if current is None:
-                return Choice(best.path, Cause.FIRST, "a path is usable again")
+            left = current if present is None else present.name
             if present is not None and not present.eligible and present.state in (PathState.UP, PathState.DEGRADED):
-                return Choice(best.path, Cause.ROUTE, f"the route to {current} leaves another interface")
-            return Choice(best.path, Cause.DEATH, f"{current} is dead")
+                return Choice(best.path, Cause.ROUTE, f"the route of {left} leaves another interface")
+            return Choice(best.path, Cause.DEATH, f"{left} is dead")
+        self._anew = True
         if current is not None and any(one.state in (PathState.UP, PathState.DEGRADED) for one in standings):
             return Choice(None, Cause.ROUTE, "no path that the ring's connections would take")
         return None  # silence on all paths switches nothing
@@ -203,10 +207,11 @@ class PathSelector:
             record.since = now
 
     def _note(self, choice: Choice, current: PathId | None, now: float) -> None:
+        self._anew = choice.path is None
         if choice.cause in VOLUNTARY and not choice.free:
             self._spent.append(now)
         self._switched_at = now
-        if current is not None and choice.cause in (Cause.DEATH, Cause.ROUTE):
+        if current is not None and choice.cause in (Cause.FIRST, Cause.DEATH, Cause.ROUTE):
             self._records.setdefault(current, _Record(now)).left_by_death = True
         if choice.path is not None:
             self._records.setdefault(choice.path, _Record(now)).left_by_death = False

@@ -22,17 +22,20 @@ _WINDOW_MASK = (1 << WINDOW) - 1
 class SequenceWindow:
     """Bit k of `_bits` says whether `newest - k` was seen. A window that begins at a number refuses all below."""
 
-    __slots__ = ("_base", "_bits", "newest")
+    __slots__ = ("_base", "_bits", "_loss", "newest")
 
     def __init__(self, newest: int = 0) -> None:
         self.newest = newest
         self._bits = _WINDOW_MASK if newest else 0
         self._base: int | None = None
         """Where loss counts from: set by the next number that comes."""
+        self._loss: float | None = None
+        """What `loss` last came to; None where a number came since."""
 
     def accept(self, seq: int) -> bool:
         """True the first time a number comes, if it is not too old to tell."""
         ahead = seq - self.newest
+        self._loss = None
         if ahead > 0:
             if self._base is None:
                 self._base = seq
@@ -48,16 +51,20 @@ class SequenceWindow:
     def measure_from_here(self) -> None:
         """Loss counts from the newest number on: a path came back, and what it lost while dead is history."""
         self._base = self.newest
+        self._loss = None
 
     def measure_anew(self) -> None:
         """Loss counts from the next number on: an end has a new incarnation."""
         self._base = None
+        self._loss = None
 
     @property
     def loss(self) -> float:
         """The share of the newest numbers that never came; 0.0 until there are enough to judge."""
-        expected = self._expected
-        return self._missing(min(LOSS_WINDOW, expected)) if expected >= LOSS_MINIMUM else 0.0
+        if self._loss is None:
+            expected = self._expected
+            self._loss = self._missing(min(LOSS_WINDOW, expected)) if expected >= LOSS_MINIMUM else 0.0
+        return self._loss
 
     @property
     def recent_loss(self) -> float:

@@ -18,6 +18,8 @@ ALIBI_SHARE = 0.7
 delay (22 ms and one lost beat) cannot fake one."""
 GAP_BEATS = 1.5
 """A pair is audible without a break while no gap in everything is longer than this."""
+SHORTEST_GAP_S = GAP_BEATS * WIRED_BEAT_S
+"""What is shorter is none, whatever pace the peer announced."""
 ALIBI_BEATS = 1.2
 """The alibi must have been speaking for this long: a peer that comes back from a stall is heard on one path first,
 and on the others a moment later. In a burst that is three datagrams: one lost on the accused path is no proof."""
@@ -73,8 +75,3 @@ def gap_s(paths: PathTable) -> float:
 def total_silence_s(paths: PathTable) -> float:
     """A gap in everything that is longer than this says nothing about one path."""
     return WIRED_MISSES * beat_s(paths)
-
-
-def deadlines(paths: PathTable) -> list[float]:
-    """When each living path's silence is long enough."""
-    return [path.quiet_since + path.silence_limit_s for path in paths.alive]

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import msgspec
 
-from exod.core.link import USABLE, Link
+from exod.core.link import Link
 from exod.core.messages import LinkSummary
+from exod.core.path import USABLE
 from exod.core.scoring import Band
 from exod.model import Kind, NodeCard, NodeId, NodeState, PathId
 

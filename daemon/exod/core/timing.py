@@ -5,11 +5,13 @@ Decides nothing. Called by mesh.py when it commits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Mapping
 
 import msgspec
 
 from exod.core.standing import PairStanding
+from exod.model import MeshPlan, NodeId
 
 BELONGS_S = 1.0
 """A verdict this much older than the moment that a plan was found wanting still led to it."""
@@ -25,14 +27,27 @@ class LastChange(msgspec.Struct, frozen=True):
 
 
 def agreement_ms(
-    standings: Iterable[PairStanding], trigger_at: float | None, now: float
+    before: MeshPlan | None,
+    last: LastChange | None,
+    standings: Mapping[NodeId, PairStanding],
+    trigger_at: float | None,
+    now: float,
 ) -> tuple[float | None, float]:
     """(detect_ms, agree_ms): how long the newest verdict against a path in use took, where there was one, and how
     long ago it fell. Without one, since this node knew that another plan is needed.
+
+    Only a verdict on a member's link led here, and only one that the commit before did not answer already.
     """
     if trigger_at is None:
         return None, 0.0
-    verdicts = [(one.verdict_at, one.detect_ms) for one in standings if one.verdict_at is not None]
+    members = () if before is None or last is None else before.members
+    judged = [standings[one.id] for one in members if one.id in standings]
+    answered_at = -math.inf if last is None else last.at
+    verdicts = [
+        (one.verdict_at, one.detect_ms)
+        for one in judged
+        if one.verdict_at is not None and one.verdict_at > answered_at
+    ]
     recent = [verdict for verdict in verdicts if verdict[0] >= trigger_at - BELONGS_S]
     if not recent:
         return None, (now - trigger_at) * 1e3

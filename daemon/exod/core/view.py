@@ -94,6 +94,8 @@ class MeshView(msgspec.Struct, frozen=True):
     """Why the plan in force cannot be used just now."""
     waiting_for: tuple[NodeId, ...]
     last_change: LastChange | None
+    aloof: tuple[NodeId, ...] = ()
+    """Live nodes that would coordinate this one but keep to a plan without it."""
 
 
 class NodeView(msgspec.Struct, frozen=True):
@@ -199,4 +201,5 @@ def mesh_view(mesh: Mesh) -> MeshView:
         suspended=mesh.suspended,
         waiting_for=mesh.waiting_for,
         last_change=mesh.last_change,
+        aloof=mesh.aloof,
     )

@@ -5,8 +5,9 @@ Decides nothing. Called by view.py.
 
 from __future__ import annotations
 
-from exod.core.link import USABLE, Link
-from exod.core.path import INIT_SAMPLES, Path
+from exod.core.appraisal import standing
+from exod.core.link import Link
+from exod.core.path import INIT_SAMPLES, USABLE, Path
 from exod.core.scoring import comparison, grade
 from exod.core.wire import RouteVerdict
 from exod.model import NodeCard, NodeState, PathState
@@ -55,7 +56,7 @@ def _passed_over(path: Path, link: Link, now: float) -> str:
         return f"{link.peer.name} is down"
     if present is None or present.state not in USABLE:
         return "usable; the next selection may take it"
-    mine, its = link.standing(path, now), link.standing(present, now)
+    mine, its = standing(path, link.prober, now), standing(present, link.prober, now)
     if grade(mine) >= grade(its):
         return comparison(its, mine)
     if not link.selects:

@@ -134,8 +134,21 @@ def _path_from_bytes(raw: bytes) -> PathId:
     return PathId(f"{_address_text(raw[:4])}-{_address_text(raw[4:])}")
 
 
+@lru_cache(maxsize=4096)
+def _node_text(raw: bytes) -> NodeId:
+    return NodeId(raw.hex())
+
+
+@lru_cache(maxsize=8)
+def _keyed(key: bytes) -> hashlib.blake2b:
+    """The hash after the key: half of the work on a datagram, and the same for all."""
+    return hashlib.blake2b(digest_size=MAC_BYTES, key=key, person=_PERSON)
+
+
 def authentication_code(body: bytes, key: bytes) -> bytes:
-    return hashlib.blake2b(body, digest_size=MAC_BYTES, key=key, person=_PERSON).digest()
+    code = _keyed(key).copy()
+    code.update(body)
+    return code.digest()
 
 
 def encode(datagram: Datagram, key: bytes) -> bytes:
@@ -164,38 +177,41 @@ def encode(datagram: Datagram, key: bytes) -> bytes:
         wish = _path_bytes(datagram.wish)
     prefix = bytes.fromhex(datagram.plan_prefix) if datagram.plan_prefix else _NO_PLAN
     try:
-        parts = [
-            _HEAD.pack(
-                VERSION,
-                flags,
-                _node_bytes(datagram.sender),
-                _node_bytes(datagram.destination),
-                datagram.sender_incarnation,
-                datagram.destination_incarnation,
-                datagram.seq,
-                datagram.order,
-                datagram.echo_seq,
-                datagram.hold_ns,
-                _address_bytes(datagram.source_address),
-                _address_bytes(datagram.target_address),
-                datagram.interval_ms,
-                datagram.epoch_number,
-                prefix,
-                incarnation_low,
-                incarnation_high,
-                selection_seq,
-                selected,
-                wish,
-                len(reports),
-            )
-        ]
-        for report in reports:
-            code = _STATE_CODES[report.state] | report.route << 2
-            parts.append(_REPORT.pack(_path_bytes(report.path), code, report.loss_percent))
+        body = _HEAD.pack(
+            VERSION,
+            flags,
+            _node_bytes(datagram.sender),
+            _node_bytes(datagram.destination),
+            datagram.sender_incarnation,
+            datagram.destination_incarnation,
+            datagram.seq,
+            datagram.order,
+            datagram.echo_seq,
+            datagram.hold_ns,
+            _address_bytes(datagram.source_address),
+            _address_bytes(datagram.target_address),
+            datagram.interval_ms,
+            datagram.epoch_number,
+            prefix,
+            incarnation_low,
+            incarnation_high,
+            selection_seq,
+            selected,
+            wish,
+            len(reports),
+        ) + _report_bytes(reports)
     except struct.error as error:
         raise IllegalMoveError("a field does not fit the datagram", error=str(error)) from error
-    body = b"".join(parts)
     return body + authentication_code(body, key)
+
+
+@lru_cache(maxsize=256)
+def _report_bytes(reports: tuple[PathReport, ...]) -> bytes:
+    """What both ends report stays the same for minutes, in every datagram."""
+    return b"".join(
+        _REPORT.pack(_path_bytes(one.path), _STATE_CODES[one.state] | one.route << 2, one.loss_percent)
+        for one in reports
+    )
 
 
 def decode(data: bytes, key: bytes) -> Datagram:
@@ -239,8 +255,8 @@ def decode(data: bytes, key: bytes) -> Datagram:
     if flags & ~_ALL_FLAGS or not sender_incarnation or not seq or not order:
         raise WireError("malformed", "unknown flags or a missing counter")
     return Datagram(
-        sender=NodeId(sender.hex()),
-        destination=NodeId(destination.hex()),
+        sender=_node_text(sender),
+        destination=_node_text(destination),
         sender_incarnation=sender_incarnation,
         destination_incarnation=destination_incarnation,
         seq=seq,
@@ -254,12 +270,13 @@ def decode(data: bytes, key: bytes) -> Datagram:
         plan_prefix="" if prefix == _NO_PLAN else prefix.hex(),
         selection=_selection(flags, incarnation_low, incarnation_high, selection_seq, selected),
         wish=_path_from_bytes(wish) if flags & _WISH else None,
-        reports=_reports(body, count),
+        reports=_reports(body[_HEAD.size :], count),
         goodbye=bool(flags & _GOODBYE),
         urgent=bool(flags & _URGENT),
     )
 
 
+@lru_cache(maxsize=1024)
 def _selection(
     flags: int, incarnation_low: int, incarnation_high: int, seq: int, selected: bytes
 ) -> Selection | None:
@@ -271,10 +288,11 @@ def _selection(
     return Selection(incarnation_low, incarnation_high, seq, path)
 
 
-def _reports(body: bytes, count: int) -> tuple[PathReport, ...]:
+@lru_cache(maxsize=1024)
+def _reports(packed: bytes, count: int) -> tuple[PathReport, ...]:
     reports = []
     for place in range(count):
-        raw, code, loss_percent = _REPORT.unpack_from(body, _HEAD.size + place * _REPORT.size)
+        raw, code, loss_percent = _REPORT.unpack_from(packed, place * _REPORT.size)
         route = code >> 2
         if route > RouteVerdict.WRONG or loss_percent > 100:
             raise WireError("malformed", "a path report out of its bounds")
