@@ -61,6 +61,7 @@ def given(
         agreed_since=0.0,
         selected=None if selected is None else selected.id,
         peer_selected=None,
+        peer_seq=1,
         seq=1,
         kind=None,
         paths=paths,

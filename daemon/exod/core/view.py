@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from exod.core.appraisal import standing
 from exod.core.link import Link
 from exod.core.mesh import Mesh
 from exod.core.path import Path
@@ -130,8 +131,8 @@ def link_view(link: Link, platform: str, now: float) -> LinkView:
 
 def _place(path: Path, link: Link, now: float) -> tuple[bool, int, tuple[Grade, float, PathId]]:
     """The selection's own order, and behind it what cannot be used."""
-    standing = link.standing(path, now)
-    return (not standing.usable, _STATE_PLACE[path.state], order(standing))
+    found = standing(path, link.prober, now)
+    return (not found.usable, _STATE_PLACE[path.state], order(found))
 
 
 def _path_view(path: Path, link: Link, platform: str, now: float) -> PathView:
