@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import socket
 import ssl
+import struct
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 import pytest
@@ -17,7 +21,9 @@ import structlog
 from exod.core.engine_messages import ModelWish
 from exod.errors import StartError
 from exod.model import Kind, LocalAddress, NodeCard, NodeId
+from exod.platform import current
 from exod.services import control_connection, control_plane
+from exod.services.control_connection import Connection
 from exod.services.control_messages import MAX_FRAME_BYTES, Goodbye, PeerMessage, StillThere, frame
 from exod.services.control_plane import ControlPlane, Target
 from exod.trust import tls_contexts
@@ -25,12 +31,16 @@ from exod.trust import tls_contexts
 KEY, OTHER_KEY = bytes(32), b"\1" * 32
 A, B = NodeId("000000000000000a"), NodeId("000000000000000b")
 PATIENCE_S = 20.0
+SO_ATTACH_FILTER = 26
 
 pytestmark = pytest.mark.anyio
 
 
 class Unbound:
-    """Of a platform the control plane only uses this; binding to an interface is tested with the platforms."""
+    """Of a platform the control plane only uses these; binding to an interface is tested with the platforms."""
+
+    def give_up_unacknowledged(self, sock: socket.socket, after_s: float) -> None:
+        current().give_up_unacknowledged(sock, after_s)
 
     def bind_to_interface(self, sock: socket.socket, interface: str) -> None:
         pass
@@ -220,6 +230,50 @@ async def test_a_dead_path_closes_its_connection_and_messages_take_another() -> 
         await until(lambda: b.wishes() == ["still here"], "it came over the other path")
         await until(lambda: not a.plane.connection_on(B, "127.0.0.2", "127.0.0.1"), "the dead one is gone")
         assert a.connected == ["+b"]
+
+
+def make_deaf(connection: Connection) -> int:
+    """This end's kernel drops whatever comes, unacknowledged: the other end cannot know. Returns its port."""
+    assert connection._transport is not None
+    sock = connection._transport.get_extra_info("socket")
+    instructions = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))  # BPF: return 0 bytes
+    program = struct.pack("HL", 1, ctypes.addressof(instructions))
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+    return int(sock.getpeername()[1])
+
+
+def local_tcp_ports() -> set[int]:
+    """Of all connections of this host, those included that no process holds any more."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return {int(line.split()[1].rpartition(":")[2], 16) for line in lines}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a socket drop what comes")
+async def test_a_connection_that_died_while_its_path_lives_is_given_up_within_two_seconds() -> None:
+    async with a_pair() as (a, b):
+        best = Target("127.0.0.1", b.port, local="127.0.0.2")
+        a.plane.set_paths(B, (best,))
+        await until(lambda: b.plane.connection_on(A, "127.0.0.1", "127.0.0.2"), "the best path is warm")
+        deaf = b.plane.connection_on(A, "127.0.0.1", "127.0.0.2")
+        assert deaf is not None
+        make_deaf(deaf)
+        a.plane.set_paths(B, (best,))
+        begun = asyncio.get_running_loop().time()
+        while not b.wishes():
+            assert asyncio.get_running_loop().time() - begun < 4.0, "what is repeated never took another connection"
+            a.plane.send(B, ModelWish(A, "repeated"))
+            await asyncio.sleep(0.1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a socket drop what comes")
+async def test_nothing_is_left_of_a_connection_over_a_dead_path() -> None:
+    async with a_pair() as (a, b):
+        (deaf,) = b.plane._connections[A]
+        port = make_deaf(deaf)
+        a.plane.send(B, ModelWish(A, "never sent again"))
+        a.plane.path_died(B, "127.0.0.1", "127.0.0.1")
+        await until(lambda: not a.plane.peers(), "it is gone")
+        assert port not in local_tcp_ports(), "the kernel still sends"
 
 
 async def test_messages_take_the_best_path_that_has_a_connection() -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 import time
 from typing import Final, Protocol, cast
 
@@ -26,6 +28,10 @@ MAX_BACKLOG_BYTES: Final = 32 * 1024 * 1024
 GREETING_S: Final = 5.0
 """The greeting follows the handshake at once. A connection that lost its peer in between would never be noticed:
 nothing is asked of it yet."""
+
+
+_AT_ONCE: Final = struct.pack("ii", 1, 0)
+"""struct linger: closing resets the connection."""
 
 
 class Plane(Protocol):
@@ -112,8 +118,8 @@ class Connection(asyncio.Protocol):
         """Over this very connection: preflight measures one path."""
         return self.send(frame(message))
 
-    def doubt(self, platform: Platform, after_s: float) -> None:
-        """Ends this connection where the peer's kernel acknowledges nothing for so long; 0: no longer."""
+    def give_up_after(self, platform: Platform, after_s: float) -> None:
+        """Ends this connection where the peer's kernel acknowledges nothing for so long."""
         if self._transport is not None and self.is_open:
             with contextlib.suppress(OSError):
                 platform.give_up_unacknowledged(self._transport.get_extra_info("socket"), after_s)
@@ -123,9 +129,18 @@ class Connection(asyncio.Protocol):
         self.abort()
 
     def abort(self) -> None:
-        """At once, with what waits to be sent."""
+        """At once."""
         if self._transport is not None:
             self._transport.abort()
+
+    def reset(self) -> None:
+        """At once, and the kernel drops what waits to be sent: once the path is back it would come late and stale,
+        and until then the kernel would try.
+        """
+        if self._transport is not None:
+            with contextlib.suppress(OSError):
+                self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+        self.abort()
 
     def close(self) -> None:
         """After what waits was sent."""

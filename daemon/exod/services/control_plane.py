@@ -32,6 +32,7 @@ from exod.services.control_messages import (
     StillThere,
     frame,
 )
+from exod.services.strangers import Strangers
 
 log = structlog.get_logger()
 
@@ -49,7 +50,12 @@ SILENCE_S: Final = 10.0
 """Probes notice a dead path in a fraction of a second and its connections are closed then; this is for a
 connection that died while its path lives (a restarted peer behind a lost reset)."""
 
-UNACKNOWLEDGED_S: Final = 0.7
+UNACKNOWLEDGED_S: Final = 1.5
+"""A connection can be dead while its path lives (one end gave it up, and its word of that was lost): what is sent
+over it waits for retransmissions that grow to many seconds. Kernels acknowledge in milliseconds, over a VPN in
+fifty, so this is some retransmissions in vain: the connection ends, and what is repeated takes another."""
+
+DOUBTED_UNACKNOWLEDGED_S: Final = 0.7
 """Of a peer that is silent on all paths. A power cut shows within 2 s (contract, MQTT): 0.3 s until the silence is
 noticed, this, and some for telling it."""
 
@@ -61,11 +67,6 @@ RETRY_LIMIT_S: Final = 3.0
 """A daemon that was restarted is found again within the limit; a peer that is off costs 20 dials a minute."""
 
 MAX_CONNECTIONS_PER_PEER: Final = 8
-STRANGER_LOG_INTERVAL_S: Final = 60.0
-STRANGER_SHOWN_S: Final = 150.0
-"""One that still tries is noted again within two intervals; one that gave up is history."""
-
-MAX_STRANGERS: Final = 64
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -114,7 +115,7 @@ class ControlPlane:
         """Set, and replaced, whenever a connection came or went: dials that wait for that look again."""
         self._tasks: asyncio.TaskGroup | None = None
         self._accepting: asyncio.Task[None] | None = None
-        self._strangers: dict[str, tuple[float, str]] = {}
+        self._strangers = Strangers()
         self.messages_sent = 0
         self.messages_received = 0
 
@@ -197,15 +198,19 @@ class ControlPlane:
             return
         self._doubted ^= {peer}
         for connection in list(self._connections.get(peer, ())):
-            connection.doubt(self._platform, UNACKNOWLEDGED_S if silent else 0.0)
+            self._set_patience(connection)
             if silent:
                 connection.send(frame(StillThere()))
+
+    def _set_patience(self, connection: Connection) -> None:
+        doubted = connection.peer in self._doubted
+        connection.give_up_after(self._platform, DOUBTED_UNACKNOWLEDGED_S if doubted else UNACKNOWLEDGED_S)
 
     def path_died(self, peer: NodeId, local: str, remote: str) -> None:
         """Closes the connections that run over a dead path: what is sent from now on takes another."""
         for connection in list(self._connections.get(peer, ())):
             if (connection.local, connection.remote) == (local, remote):
-                connection.abort()
+                connection.reset()
 
     def _reconcile(self) -> None:
         """Starts the dials that are wanted and ends those that are not."""
@@ -253,8 +258,7 @@ class ControlPlane:
 
     def strangers(self) -> tuple[str, ...]:
         """Who was refused for another key lately, in words."""
-        since = time.monotonic() - STRANGER_SHOWN_S
-        return tuple(text for noted_at, text in self._strangers.values() if noted_at > since)
+        return self._strangers.texts()
 
     def _all(self) -> list[Connection]:
         return [connection for pool in self._connections.values() for connection in pool]
@@ -317,7 +321,7 @@ class ControlPlane:
                 )
                 return connection
         except ssl.SSLError as error:
-            self._note_stranger(target.address, self._contacts.get(target, ""), error)
+            self._strangers.note(target.address, self._contacts.get(target, ""), error)
         except (OSError, TimeoutError) as error:
             log.debug("dial_failed", address=f"{target.address}:{target.port}", error=str(error))
         except asyncio.CancelledError:
@@ -369,25 +373,12 @@ class ControlPlane:
             )
         except ssl.SSLError as error:
             sock.close()
-            self._note_stranger(address, "", error)
+            self._strangers.note(address, "", error)
         except (OSError, TimeoutError):
             sock.close()
         except asyncio.CancelledError:
             sock.close()
             raise
-
-    def _note_stranger(self, address: str, name: str, error: ssl.SSLError) -> None:
-        """Logs a peer whose key is not ours, once a minute for each."""
-        now = time.monotonic()
-        who = f"{name} ({address})" if name else address
-        last, _ = self._strangers.get(who, (-STRANGER_LOG_INTERVAL_S, ""))
-        if now - last < STRANGER_LOG_INTERVAL_S:
-            return
-        self._strangers.pop(who, None)
-        self._strangers[who] = (now, f"{who} was refused: it has another cluster key, or none")
-        while len(self._strangers) > MAX_STRANGERS:
-            self._strangers.pop(next(iter(self._strangers)))
-        log.warning("stranger_refused", who=who, text="it has another cluster key, or none", error=error.reason)
 
     # --- what connections report ----------------------------------------------------------------------------
 
@@ -397,6 +388,7 @@ class ControlPlane:
         if self._card is None or connection.peer == self._node_id:
             connection.abort()  # not ready yet, or one of our own addresses
             return
+        self._set_patience(connection)
         connection.send(frame(Greeting(CONTROL_PROTOCOL, self._card)))
 
     def received(self, connection: Connection, message: ControlMessage) -> None:
@@ -441,7 +433,7 @@ class ControlPlane:
         """The peer's daemon is a new one: whatever connections of the one before seem to stand are dead."""
         for connection in list(self._connections.get(peer, ())):
             if connection.card is not None and connection.card.incarnation < incarnation:
-                connection.abort()
+                connection.reset()
                 self.lost(connection)
 
     def _prune(self, pool: list[Connection]) -> None:
