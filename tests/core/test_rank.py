@@ -20,6 +20,7 @@ from exod.core.rank_commands import (
 from exod.core.rank_reports import IDLE_REPORT_INTERVAL_S, NEWS_AGAIN_S, REPORT_INTERVAL_S
 from exod.core.worker_life import (
     HEARTBEAT_SILENCE_S,
+    LIVED_S,
     LOADING_SILENCE_S,
     RESTART_PAUSE_FIRST_S,
     RESTART_PAUSE_LIMIT_S,
@@ -337,6 +338,36 @@ def test_a_process_that_is_stopped_while_it_loads_is_replaced_while_clients_stil
     assert kills(rank, 1.0 + LOADING_SILENCE_S - 0.1) == []
     assert len(kills(rank, 1.0 + LOADING_SILENCE_S)) == 1
     assert LOADING_SILENCE_S < 60 / 2, "the default of engine.recovery_deadline_s"
+
+
+def test_a_process_that_has_loaded_before_is_given_no_more_time_when_it_loads_again() -> None:
+    rank = a_formed_rank(now=3.0)
+    other = a_plan(A, B, split=(3, 9), number=2)
+    assert only(told(rank.commit(other, "why", 4.0)), Load)
+    assert kills(rank, 3.0 + HEARTBEAT_SILENCE_S - 0.1) == []
+    assert len(kills(rank, 3.0 + HEARTBEAT_SILENCE_S)) == 1
+
+
+def test_a_sound_process_is_replaced_at_once_however_often_its_group_was_formed_again() -> None:
+    rank, now, attempt = a_formed_rank(now=3.0), 3.0, 1
+
+    def form_again(at: float) -> None:
+        nonlocal attempt
+        attempt += 1
+        prepare(rank, attempt, at)
+        rank.order(order(PLAN, attempt, "form"), at)
+        rank.worker_said(Formed(PLAN.hash, attempt, 0.1, -1), at)
+
+    for _ in range(3):
+        now += LIVED_S
+        rank.worker_said(Aborted(PLAN.hash, attempt, "peer_lost", "", -1), now - 1)
+        form_again(now - 1)
+        rank.worker_gone("it was killed", now)
+        now += RESTART_PAUSE_FIRST_S
+        assert only(rank.handle_timer(now), StartWorker) == [StartWorker()]
+        rank.worker_said(hello(), now)
+        rank.worker_said(loaded(6, 12), now)
+        form_again(now)
 
 
 def test_loading_may_take_for_ever_as_long_as_it_makes_progress() -> None:

@@ -387,8 +387,7 @@ class Rank(RankState):
         if (loaded.folder, loaded.layers) != self._asked_load:
             return []
         self._loaded = loaded
-        self._worker.loading = False
-        self._worker.answered()
+        self._worker.loaded()
         commands: list[RankCommand] = [*self._alarm.cleared()]
         commands += [TellWorker(message) for message in self._requests.retell()]
         if self._link_health is not None:

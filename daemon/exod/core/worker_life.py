@@ -27,7 +27,7 @@ HEARTBEAT_SILENCE_S: Final = 8.0
 busy machine is given several beats."""
 
 LOADING_SILENCE_S: Final = 20.0
-"""While it loads: single calls of its imports and of a tokenizer hold the interpreter lock for a second or two. A
+"""While a new process loads: its imports hold the interpreter lock for a second or two, and wait for a cold disk. A
 stopped process must be replaced well within `engine.recovery_deadline_s`."""
 
 RESTART_PAUSE_FIRST_S: Final = 0.2
@@ -53,7 +53,8 @@ class WorkerLife:
         self.heartbeat: Heartbeat | None = None
         self.restarts = 0
         self.loading = False
-        """Is it busy with what may silence it for longer?"""
+        self._has_imported = False
+        """Has this process loaded before? Then nothing may silence it for long."""
         self.killed_for = ""
         self.group_used = False
         """Has this process stood in a group, or tried to?"""
@@ -77,6 +78,7 @@ class WorkerLife:
     def greeted(self, hello: Hello, now: float) -> None:
         self.state, self.hello = WorkerState.CONNECTED, hello
         self.group_used = hello.formed
+        self._has_imported = hello.folder is not None
         self.heard(now)
         self.answered()
 
@@ -90,8 +92,14 @@ class WorkerLife:
     def answered(self) -> None:
         self._deadline = None
 
+    def loaded(self) -> None:
+        self.loading, self._has_imported = False, True
+        self.answered()
+
     def formed(self, now: float) -> None:
-        self._formed_at = now
+        """The first group counts: faults of others that make it form again say nothing about this process."""
+        if self._formed_at is None:
+            self._formed_at = now
 
     def killed(self, text: str, now: float) -> None:
         self.state, self.killed_for = WorkerState.KILLED, text
@@ -114,7 +122,8 @@ class WorkerLife:
             )
             self._restart_at = now + self._pause_s
         self.state, self.hello, self.heartbeat = WorkerState.NONE, None, None
-        self.loading, self.group_used, self.killed_for, self._formed_at = False, False, "", None
+        self.loading, self._has_imported = False, False
+        self.group_used, self.killed_for, self._formed_at = False, "", None
         self.answered()
         return asked
 
@@ -144,4 +153,5 @@ class WorkerLife:
         return min(candidates, default=None)
 
     def _silent_at(self) -> float:
-        return self._heard_at + (LOADING_SILENCE_S if self.loading else HEARTBEAT_SILENCE_S)
+        importing = self.loading and not self._has_imported
+        return self._heard_at + (LOADING_SILENCE_S if importing else HEARTBEAT_SILENCE_S)
