@@ -288,6 +288,23 @@ def test_an_outcast_is_taken_in_by_the_next_coordinator() -> None:
     assert len({host.running for host in world.hosts[1:]}) == 1
 
 
+def test_outcasts_plan_together() -> None:
+    world = lab(23, 4)
+    for outcast in (2, 3):
+        apart(world, 0, outcast, cut=True)
+    for host in world.hosts:
+        host.start()
+    world.run(world.now + 30.0)
+    plans = []
+    for host in world.hosts:
+        assert host.core is not None
+        assert host.core.mesh.committed is not None
+        plans.append(host.core.mesh.committed)
+    assert plans[0] == plans[1]
+    assert plans[2] == plans[3]
+    assert [len(plan.members) for plan in plans] == [2, 2, 2, 2]
+
+
 def test_five_percent_loss_and_jitter_cause_no_switch() -> None:
     """5% at random and 4 ms of jitter on the cable, for ten minutes."""
     world = started(5)

@@ -40,7 +40,7 @@ from exod.core.messages import (
     RenegotiateWish,
 )
 from exod.core.plan import content, hash_prefix, is_sound, plan_hash
-from exod.core.planwords import FIRST_PLAN, describe_change
+from exod.core.planwords import as_seen_here, describe_change
 from exod.core.reporting import REPORT_EVERY_S, Reporter
 from exod.core.standing import PairStanding
 from exod.core.timing import LastChange, agreement_ms
@@ -67,7 +67,7 @@ class Mesh:
         self._wishes = Wishes()
         self._trigger_at: float | None = None
         self._started_at = now
-        self._reporter = Reporter(now)
+        self._reporter = Reporter()
         self._divergence = Divergence()
         self.deadline = now
 
@@ -79,12 +79,12 @@ class Mesh:
 
     @property
     def coordinator(self) -> NodeId:
-        return min(peer for peer in self._present if peer not in self._divergence.aloof)
+        return self._lowest(but=self._divergence.aloof)
 
-    @property
-    def _present(self) -> list[NodeId]:
-        """This node and those that live."""
-        return [self.card.id, *(peer for peer, one in self._standings.items() if self._lives(one))]
+    def _lowest(self, but: frozenset[NodeId] = frozenset()) -> NodeId:
+        """Of this node and those that live."""
+        living = (peer for peer, one in self._standings.items() if self._lives(one))
+        return min([self.card.id, *(peer for peer in living if peer not in but)])
 
     @property
     def coordinates(self) -> bool:
@@ -137,7 +137,7 @@ class Mesh:
                 self._suspend("this node started a new incarnation", now)
             self.committed, self.suspended = None, None
             self._ballot = self._delivery = None
-            self._reporter = Reporter(now)
+            self._reporter = Reporter()
         self.evaluate(now)
 
     def update(self, standings: Iterable[PairStanding], now: float) -> None:
@@ -200,7 +200,6 @@ class Mesh:
     def _consider(self, peer: NodeId, message: Propose, now: float) -> None:
         plan = message.plan
         self.saw_epoch(plan.epoch.number)
-        self._divergence.forget(peer)
         refusal = self._refusal(peer, plan)
         me = self.card
         if refusal is not None:
@@ -211,6 +210,7 @@ class Mesh:
             self._journal.decide(
                 now, plan.hash, "said yes to a proposal", epoch=plan.epoch.number, coordinator=peer
             )
+        self._divergence.forget(peer)
         self._promise(plan)
         if self._trigger_at is None:
             self._trigger_at = now
@@ -219,7 +219,7 @@ class Mesh:
     def _refusal(self, peer: NodeId, plan: MeshPlan) -> str | None:
         if plan.coordinator != peer or not is_sound(plan):
             return "not the plan of its sender"
-        if self.coordinator != peer:
+        if self._lowest(but=self._divergence.aloof - {peer}) != peer:
             return f"{self._name(self.coordinator)} coordinates at {self.card.name}"
         if self._epochs.taken(plan):
             self.saw_epoch(plan.epoch.number + 1)
@@ -238,11 +238,7 @@ class Mesh:
             text = "a newer plan is under way" if mine else "not a plan of this incarnation"
             self._send(peer, Nack(me.id, me.incarnation, plan.epoch, plan.hash, self.epoch_seen, text))
             return
-        reason = message.reason
-        if reason == FIRST_PLAN and self.committed is not None:
-            # The coordinator began a new life: what is its first plan is a change here.
-            reason = describe_change(self.committed, plan, self._names())
-        self._commit(plan, reason, now)
+        self._commit(plan, as_seen_here(message.reason, self.committed, plan, self._names()), now)
         self._send(peer, receipt)
 
     def _promise(self, plan: MeshPlan) -> None:
@@ -251,12 +247,16 @@ class Mesh:
         self._journal.command(PersistEpoch(self.epoch_seen))
 
     def _report(self, now: float) -> None:
+        # To an aloof one too: should it lose its own coordinator it must know of us.
+        targets = {self.coordinator, self._lowest()} - {self.card.id}
+        if not targets:
+            return
         links = [one.summary for _, one in sorted(self._standings.items()) if self._lives(one)]
-        calm = self.state is MeshState.AGREED
-        to = min(self._present)  # an aloof one too: should it lose its coordinator it must know of us
-        report = self._reporter.due(self.card, to, links, epoch_seen=self.epoch_seen, calm=calm, now=now)
-        if report is not None:
-            self._send(to, report)
+        calm = self.state is MeshState.AGREED or bool(self.aloof)
+        for to in sorted(targets):
+            report = self._reporter.due(self.card, to, links, epoch_seen=self.epoch_seen, calm=calm, now=now)
+            if report is not None:
+                self._send(to, report)
 
     # --- the coordinator's side ---------------------------------------------------------------------------------
 
@@ -405,14 +405,12 @@ class Mesh:
         if self.coordinates:
             self._wishes.stop_asking()
             self._coordinate(now)
-            if self._divergence.aloof:
-                self._report(now)
         else:
             self._ballot = None
             if self.suspended is None and self._trigger_at is not None and now - self._trigger_at > PATIENCE_S:
                 self._trigger_at = None  # that proposal came to nothing
-            self._report(now)
             self._ask(now)
+        self._report(now)
         self._deliver(now)
         settled = self.state in (MeshState.AGREED, MeshState.ALONE) and self._trigger_at is None
         calm = settled and self._delivery is None and not self._wishes.asking

@@ -12,6 +12,11 @@ from exod.model import MeshPlan, NodeId
 FIRST_PLAN = "first plan"
 
 
+def as_seen_here(reason: str, before: MeshPlan | None, after: MeshPlan, names: Mapping[NodeId, str]) -> str:
+    """The coordinator's reason, but what is the first plan of its new life is a change to one that had a plan."""
+    return describe_change(before, after, names) if reason == FIRST_PLAN else reason
+
+
 def describe_change(before: MeshPlan | None, after: MeshPlan, names: Mapping[NodeId, str]) -> str:
     if before is None:
         return FIRST_PLAN

@@ -19,19 +19,19 @@ REPORT_BUSY_S = 0.2
 
 
 class Reporter:
-    def __init__(self, now: float) -> None:
+    def __init__(self) -> None:
         self._seq = 0
-        self._said: tuple[NodeId, tuple[LinkSummary, ...]] | None = None
-        self._said_at = now
+        self._said: dict[NodeId, tuple[tuple[LinkSummary, ...], float]] = {}
+        """To whom what, and when."""
 
     def say_again(self) -> None:
         """There is a way for messages again."""
-        self._said = None
+        self._said.clear()
 
     def due(
         self,
         me: NodeCard,
-        coordinator: NodeId,
+        to: NodeId,
         links: Iterable[LinkSummary],
         *,
         epoch_seen: int,
@@ -43,9 +43,9 @@ class Reporter:
         # Cost orders paths and is no news by itself.
         essence = tuple(msgspec.structs.replace(one, cost_ms=0.0) for one in links)
         every = REPORT_EVERY_S if calm else REPORT_BUSY_S
-        if self._said == (coordinator, essence) and now < self._said_at + every:
+        said = self._said.get(to)
+        if said is not None and said[0] == essence and now < said[1] + every:
             return None
-        self._said = (coordinator, essence)
-        self._said_at = now
+        self._said[to] = (essence, now)
         self._seq += 1
         return LinkReport(me.id, me.incarnation, self._seq, epoch_seen, links)
