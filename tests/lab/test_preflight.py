@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import pytest
 from exoengine.embedded import model_folder
 from tests.lab.chat import count_prompt, numbers
 from tests.lab.cluster import Cluster
+from tests.lab.conftest import skip_or_fail
 from tests.lab.node import RING_PORT, Node, wait_for
 from tests.lab.reading import agreed_on, can_serve
 from tests.lab.topology import Lab
@@ -37,8 +38,11 @@ MODEL = "~/count"
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Cluster]:
+    for program in ("mosquitto", "mosquitto_sub"):
+        if shutil.which(program) is None:
+            skip_or_fail(f"this test needs {program}: install the packages mosquitto and mosquitto-clients")
     with Lab(2) as lab:
-        cluster = Cluster(lab, (1, 2), config={"mqtt": {"broker": "off"}})
+        cluster = Cluster(lab, (1, 2))
         for node in cluster.nodes:
             start(node)
         yield cluster
@@ -94,14 +98,30 @@ def refusal(node: Node) -> str:
     return text
 
 
+def on_mqtt(node: Node) -> str:
+    """Why this node says on its own broker that it is not healthy."""
+    me = node.status()["node"]["id"]
+    argv = ["mosquitto_sub", "-h", "127.0.0.1", "-t", f"exo/1/lab/node/{me}/state", "-C", "1", "-W", "5"]
+    state = json.loads(node.host.run(argv, check=True).stdout)
+    return "; ".join(reason["text"] for reason in state["reasons"])
+
+
+def in_status(node: Node) -> str:
+    return "; ".join(reason["text"] for reason in node.status()["reasons"])
+
+
+def wait_told(node: Node, words: tuple[str, ...], says: Callable[[Node], str]) -> None:
+    try:
+        wait_for(lambda: all(word in says(node) for word in words), FOUND_WITHIN_S, f"{node.name} says {words}")
+    except AssertionError as error:
+        raise AssertionError(f"{error}, but {says(node)!r}") from None
+
+
 def wait_refused(pair: Cluster, *words: str) -> None:
-    """Every node says why nothing is served: in `/ready` and in the status."""
+    """Every node says why nothing is served: in `/ready`, in the status and on MQTT."""
     for node in pair.nodes:
-        wait_for(
-            lambda node=node: all(word in refusal(node) for word in words), FOUND_WITHIN_S, f"/ready says {words}"
-        )
-        status = node.status()
-        assert all(word in status["engine"]["text"] for word in words), status["engine"]
+        for says in (refusal, in_status, on_mqtt):
+            wait_told(node, words, says)
 
 
 @contextlib.contextmanager
@@ -131,6 +151,8 @@ def test_paths_that_are_all_slow_fail_the_rtt_check(pair: Cluster) -> None:
     found = wait_for_failure(pair.node(1), "rtt")
     assert "over the limit of 5 ms" in found["text"]
     assert "cable" in found["cure"]
+    for says in (in_status, on_mqtt):
+        wait_told(pair.node(1), ("studio1–studio2 runs over", " ms"), says)
 
 
 def test_a_path_that_loses_datagrams_fails_the_loss_check(pair: Cluster) -> None:
@@ -144,7 +166,7 @@ def test_a_path_that_lets_only_small_frames_through_fails_the_transfer_check(pai
     node = pair.node(1)
     pair.lab.link("bridge0").set(drop_over_bytes=1000)
     node.exoctl("mesh", "renegotiate", check=True)  # each new plan's edges are checked, unasked
-    wait_for(lambda: "192.168.4." in refusal(node), FOUND_WITHIN_S, "/ready says why")
+    wait_refused(pair, "192.168.4.", "large frames do not pass")
     assert any(reason["code"] == "preflight_failed" for reason in node.status()["reasons"])
     assert "192.168.4." in wait_for_failure(node, "transfer")["subject"]
     pair.lab.restore()

@@ -180,8 +180,11 @@ class Preflight:
         subject = self._subject(edge)
         connection = self._control.connection_on(edge.target, edge.source_address, edge.target_address)
         if connection is None:
-            text = "no control connection runs over this path: TCP may be blocked on it"
-            return PreflightCheck("transfer", subject, False, "none", text, "check firewalls on both hosts")
+            text = (
+                "no control connection runs over this path: TCP may be blocked on it, or large frames do not pass"
+            )
+            cure = "check firewalls on both hosts, set the same MTU on both ends, check the cable"
+            return PreflightCheck("transfer", subject, False, "none", text, cure)
         self._serial += 1
         serial = self._serial
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
