@@ -45,10 +45,19 @@ DOWNLOAD_PATTERNS: Final = (
     "*.jinja",
 )  # fmt: skip
 
-FINGERPRINT_SAMPLES: Final = 32
-FINGERPRINT_SAMPLE_BYTES: Final = 4096
-"""Two fine-tunes of one model differ in their weights alone: 32 pages of each file tell them apart in
-milliseconds, where reading all of a large model would take minutes."""
+WHOLE_FILES: Final = (
+    "config.json", "generation_config.json", "model.safetensors.index.json", *TOKENIZER_FILES,
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt",
+    "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+"""What decides how the weights are used and what a prompt becomes: hashed whole, some megabytes at most."""
+
+SAMPLE_BYTES: Final = 4096
+SAMPLE_EVERY_BYTES: Final = 64 * 1024 * 1024
+MAX_SAMPLES: Final = 32_768
+"""Of the weights a page of each tensor is hashed, and of large ones a page for every 64 MiB. Training changes all
+of a tensor, so a fine-tune of a single one shows, for some thousand small reads where reading a large model would
+take minutes on every rank. What it cannot see is damage between the pages."""
 
 EMBEDDED_PREFIX: Final = "embedded:"
 
@@ -93,7 +102,7 @@ def inspect(folder: Path) -> ModelSummary:
         kv_windows=_kv_windows(text, total_layers),
         vocab_size=_whole(text.get("vocab_size")) or _whole(config.get("vocab_size")) or 0,
         max_context_tokens=_max_context_tokens(text),
-        fingerprint=_fingerprint(folder, files),
+        fingerprint=_fingerprint(folder, headers),
     )
 
 
@@ -311,18 +320,34 @@ def _max_context_tokens(config: dict[str, Any]) -> int:
     return DEFAULT_CONTEXT_TOKENS
 
 
-def _fingerprint(folder: Path, files: list[Path]) -> str:
-    """Names the content without reading it all: config, tokenizer, each weight file's header, size and samples."""
+def _fingerprint(folder: Path, headers: Mapping[Path, dict[str, Any]]) -> str:
+    """Names the content without reading it all: small files whole, each weight file's size, header and samples."""
     digest = hashlib.sha256()
-    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+    for name in WHOLE_FILES:
         path = folder / name
-        digest.update(name.encode() + b"\0" + (path.read_bytes() if path.is_file() else b"") + b"\0")
-    for file in files:
-        size = file.stat().st_size
+        content = path.read_bytes() if path.is_file() else b""
+        digest.update(f"{name} {path.is_file()} {len(content)} ".encode() + content)
+    spots = [(file, offset) for file, header in sorted(headers.items()) for offset in _spots(header)]
+    wanted = set(spots[:: 1 + len(spots) // MAX_SAMPLES])
+    for file in sorted(headers):
         with file.open("rb") as stream:
-            header = stream.read(struct.unpack("<Q", stream.read(8))[0])
-            digest.update(f"{file.name} {size} ".encode() + header)
-            for sample in range(FINGERPRINT_SAMPLES):
-                stream.seek(size * sample // FINGERPRINT_SAMPLES)
-                digest.update(stream.read(FINGERPRINT_SAMPLE_BYTES))
+            start = stream.read(8)
+            header = stream.read(struct.unpack("<Q", start)[0])
+            digest.update(f"{file.name} {file.stat().st_size} ".encode() + header)
+            for offset in _spots(headers[file]):
+                if (file, offset) in wanted:
+                    stream.seek(len(start) + len(header) + offset)
+                    digest.update(stream.read(SAMPLE_BYTES))
     return digest.hexdigest()[:32]
+
+
+def _spots(header: dict[str, Any]) -> list[int]:
+    """Where the samples of a file begin, counted from the end of its header: in the middle of equal parts of each
+    tensor.
+    """
+    spots = []
+    for begin, end in sorted(tuple(entry["data_offsets"]) for entry in header.values()):
+        parts = 1 + (end - begin) // SAMPLE_EVERY_BYTES
+        length = (end - begin) // parts
+        spots += [begin + part * length + max(0, length - SAMPLE_BYTES) // 2 for part in range(parts)]
+    return spots

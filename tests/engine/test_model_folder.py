@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from exoengine import model_folder
 from exoengine.model_folder import ModelFolderError, inspect, resolve
 from tests.engine.architectures import ALL
 from tests.engine.models import LLAMA, write_model
@@ -33,6 +36,42 @@ def test_the_fingerprint_tells_weights_apart(tmp_path: Path, llama: Path) -> Non
     same = write_model(tmp_path / "same", LLAMA)
     other = write_model(tmp_path / "other", LLAMA, seed=1)
     assert inspect(same).fingerprint == inspect(llama).fingerprint != inspect(other).fingerprint
+
+
+def test_the_fingerprint_tells_a_single_retrained_tensor(tmp_path: Path, llama: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(llama, folder)
+    (file,) = folder.glob("model*.safetensors")
+    content = bytearray(file.read_bytes())
+    length = int.from_bytes(content[:8], "little")
+    entries = json.loads(content[8 : 8 + length]).items()
+    tensors = {name: entry["data_offsets"] for name, entry in entries if name != "__metadata__"}
+    for name, (begin, end) in tensors.items():
+        changed = content.copy()
+        data = slice(8 + length + begin, 8 + length + end)
+        changed[data] = bytes(byte ^ 1 for byte in changed[data])
+        file.write_bytes(changed)
+        assert inspect(folder).fingerprint != inspect(llama).fingerprint, name
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json"])
+def test_the_fingerprint_tells_every_small_file_that_matters(tmp_path: Path, llama: Path, name: str) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(llama, folder)
+    with (folder / name).open("a") as stream:
+        stream.write("\n")
+    assert inspect(folder).fingerprint != inspect(llama).fingerprint
+
+
+def test_a_large_tensor_is_sampled_all_over_and_a_model_of_many_in_bounds(
+    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_folder, "SAMPLE_EVERY_BYTES", 1000)
+    spots = model_folder._spots({"a": {"data_offsets": [0, 3500]}, "b": {"data_offsets": [3500, 3600]}})
+    assert spots == [0, 875, 1750, 2625, 3500]
+    plain = inspect(llama).fingerprint
+    monkeypatch.setattr(model_folder, "MAX_SAMPLES", 4)
+    assert inspect(llama).fingerprint != plain, "fewer pages were read"
 
 
 def test_a_folder_is_resolved_to_itself(llama: Path) -> None:
