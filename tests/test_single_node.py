@@ -140,6 +140,27 @@ def test_a_port_in_use_is_one_line_that_names_it(node: tuple[Path, subprocess.Po
     assert f"port {port}" in said
 
 
+def test_a_worker_that_crashes_is_told_with_its_signal_and_replaced(
+    node: tuple[Path, subprocess.Popen[str]],
+) -> None:
+    config = node[0]
+    (rank,) = json.loads(exoctl(config, "status", "--json").stdout)["engine"]["ranks"]
+    os.kill(rank["pid"], signal.SIGABRT)
+    end = time.monotonic() + 30
+    while not (crashes := json.loads(exoctl(config, "status", "--json").stdout)["crashes"]):
+        assert time.monotonic() < end, "the status never tells of the crash"
+        time.sleep(0.2)
+    text = f"worker (pid {rank['pid']}) crashed with SIGABRT"
+    assert crashes[0]["text"].startswith(text)
+    assert text in " ".join(exoctl(config, "status").stdout.split())
+    events = [json.loads(line) for line in exoctl(config, "events", "--json").stdout.splitlines()]
+    (seen,) = [event for event in events if event["type"] == "crash.seen"]
+    assert (seen["pid"], seen["gpu_watchdog"]) == (rank["pid"], False)
+    doctor = json.loads(exoctl(config, "doctor", "--json").stdout)
+    assert [finding for finding in doctor["findings"] if finding["code"] == "crash_seen" and finding["cure"]]
+    assert exoctl(config, "wait", "--timeout", READY_WITHIN_S).returncode == 0
+
+
 def test_ctrl_c_ends_it_and_leaves_nothing_behind(node: tuple[Path, subprocess.Popen[str]]) -> None:
     config, process = node
     family = psutil.Process(process.pid).children(recursive=True)

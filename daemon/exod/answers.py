@@ -260,6 +260,8 @@ class Answers:
             Finding(reason.code, severity(reason.code), named(reason.subject), reason.text, _cure(reason))
             for reason in daemon.situation.health().reasons
         ]
+        for crash in daemon.situation.crashes():
+            findings.append(Finding("crash_seen", "warning", "crash", crash.text, crash.cure))
         if strangers := daemon.control.strangers():
             findings.append(
                 Finding("stranger_refused", "warning", "cluster key", "; ".join(strangers), STRANGER_CURE)
@@ -268,7 +270,7 @@ class Answers:
         if "MLX_METAL_FAST_SYNCH" in environment:
             findings.append(_fast_synch())
         return DoctorReport(
-            tuple(findings), ("health", "links", "engine", "refused nodes", "the worker's environment")
+            tuple(findings), ("health", "links", "engine", "refused nodes", "crashes", "the worker's environment")
         )
 
     async def renegotiate(self, reason: str) -> Done:

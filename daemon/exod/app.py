@@ -57,6 +57,7 @@ from exod.services.control_messages import (
 )
 from exod.services.control_plane import ControlPlane
 from exod.services.control_socket import ControlSocket
+from exod.services.crashes import Crash, CrashReports, from_exit
 from exod.services.discovery import Announcement, Discovery, Found, Lost
 from exod.services.edge_watch import EdgeWatch
 from exod.services.engine_host import EngineHost
@@ -187,6 +188,12 @@ class Daemon:
             on_ring_port=self._ring_port_moved,
             ring_key=ring_key(key),
         )
+        self.pids = {os.getpid()}
+        """Of this daemon and the workers that it started: whose crashes are ours."""
+        self.engine.worker.on_exit = self._worker_exited
+        seen = self.events.recent("crash.seen", since=0.0)
+        told = (str(event.data.get("incident") or event.data.get("file")) for event in seen)
+        self.crash_reports = CrashReports(platform.crash_folders(), self.pids, told)
         self.interfaces = InterfaceWatcher(platform, config.mesh.include, config.mesh.exclude, config.mesh.kinds)
         announcement = Announcement(
             identity.id, card.name, identity.incarnation, VERSION, config.cluster.name, config.mesh.port
@@ -239,6 +246,7 @@ class Daemon:
                 "control socket": self.socket.run(),
                 "http": self.http.run(),
                 "figures": self._refresh_for_ever(),
+                "crash reports": self.crash_reports.run(self._crashed, time.time),
             }
             if self.discovery is not None:
                 running["discovery"] = self.discovery.run()
@@ -415,6 +423,16 @@ class Daemon:
         if plan.model != self.card.model:
             # The next coordinator must wish for what is hosted now, not for what its own file once said.
             self._set_card(msgspec.structs.replace(self.card, model=plan.model))
+
+    def _worker_exited(self, pid: int, code: int, written: str) -> None:
+        self.pids.add(pid)  # its report comes later
+        crash = from_exit(pid, code, written, time.time())
+        if crash is not None:
+            self._crashed(crash)
+
+    def _crashed(self, crash: Crash) -> None:
+        self.events.write(Event(0.0, "crash.seen", self.card.id, msgspec.to_builtins(crash)))
+        self.refresh_soon()
 
     def _edges_checked(self, failed: tuple[PreflightCheck, ...]) -> None:
         for check in failed:

@@ -156,6 +156,14 @@ class MqttSummary(msgspec.Struct, frozen=True):
     """Why it is not connected, in words."""
 
 
+class CrashLine(msgspec.Struct, frozen=True):
+    """A process of exod's on this host that crashed, from the event `crash.seen`."""
+
+    at: float
+    text: str
+    cure: str
+
+
 class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     """`exoctl status --json` and `GET /api/status`."""
 
@@ -169,6 +177,8 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     mesh: MeshSummary
     engine: EngineSummary
     mqtt: MqttSummary
+    crashes: tuple[CrashLine, ...] = ()
+    """Of the last hours, newest first."""
     api: str = ""
     """The base URL of this node's HTTP API; empty where it does not listen."""
 

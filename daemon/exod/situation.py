@@ -23,6 +23,7 @@ from exod.core.view import LinkView, NodeView
 from exod.model import EngineState, Health, MeshPlan, NodeId, NodeState, PathState, Reason
 from exod.reports import (
     ClusterSummary,
+    CrashLine,
     EdgeLine,
     EngineSummary,
     LinkLine,
@@ -45,6 +46,11 @@ if TYPE_CHECKING:
 
 MAX_MESH_HISTORY: Final = 128
 """Plans that are remembered for `exoctl mesh`: a day of a cluster whose cable is played with."""
+
+CRASHES_SHOWN_S: Final = 3600.0
+"""How long the status tells of a crash; the events keep it."""
+
+MAX_CRASHES_SHOWN: Final = 3
 
 _USABLE: Final = (PathState.UP, PathState.DEGRADED, PathState.INIT)
 _STATE_ORDER: Final = {PathState.UP: 0, PathState.DEGRADED: 1, PathState.INIT: 2, PathState.DEAD: 3}
@@ -218,7 +224,15 @@ class Situation:
             mesh=self.mesh(),
             engine=self.engine(),
             mqtt=daemon.mqtt.status,
+            crashes=self.crashes(),
             api=daemon.http.url,
+        )
+
+    def crashes(self) -> tuple[CrashLine, ...]:
+        recent = self._daemon.events.recent("crash.seen", since=time.time() - CRASHES_SHOWN_S)
+        return tuple(
+            CrashLine(event.ts, str(event.data.get("text")), str(event.data.get("cure")))
+            for event in reversed(recent[-MAX_CRASHES_SHOWN:])
         )
 
     def node_lines(self, view: NodeView) -> tuple[NodeLine, ...]:

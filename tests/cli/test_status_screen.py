@@ -14,7 +14,7 @@ import pytest
 from exod.cli.paint import Cell, Paint, cells_of, duration, fit, mib, ms, percent, wrap
 from exod.cli.screen import status_screen, widest
 from exod.model import EngineState, NodeState, Reason
-from exod.reports import RankLine, StatusReport
+from exod.reports import CrashLine, RankLine, StatusReport
 from tests.fake_daemon import STARTED_AT, alone_status, pair_status, peer_gone_status, vpn_only_status
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -163,3 +163,10 @@ def test_figures_carry_their_unit(shown: str, expected: str) -> None:
 def test_words_are_wrapped_between_words() -> None:
     assert wrap("one two three four five six", 20) == ["one two three four", "five six"]
     assert wrap("", 20) == [""]
+
+
+def test_a_crash_says_when_what_and_what_to_do() -> None:
+    crash = CrashLine(STARTED_AT - 130.0, "worker (pid 812) crashed with SIGABRT", "report it")
+    lines = screen(msgspec.structs.replace(pair_status(), crashes=(crash,)))
+    assert "crash    ▲ 2 min 10 s ago worker (pid 812) crashed with SIGABRT" in lines
+    assert " " * 11 + "report it" in lines

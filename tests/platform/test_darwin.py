@@ -130,3 +130,13 @@ def test_workers_ask_metal_not_to_time_out() -> None:
         "MTL_DISABLE_TIMEOUT": "1",
         "MTL_COMMAND_BUFFER_TIMEOUT": "0",
     }
+
+
+def test_crash_reports_lie_in_the_users_and_the_systems_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/Users/me")
+    assert [str(folder) for folder in Darwin().crash_folders()] == [
+        "/Users/me/Library/Logs/DiagnosticReports",
+        "/Users/me/Library/Logs/DiagnosticReports/Retired",
+        "/Library/Logs/DiagnosticReports",
+        "/Library/Logs/DiagnosticReports/Retired",
+    ]

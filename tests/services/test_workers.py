@@ -46,6 +46,8 @@ class Daemon:
 
     def __post_init__(self) -> None:
         self.worker = WorkerProcess(self.folder, {}, self.heard.append, self.ended.append, self.command)
+        self.exits: list[tuple[int, int, str]] = []
+        self.worker.on_exit = lambda *told: self.exits.append(told)
 
     async def start(self) -> int:
         """The pid that greeted."""
@@ -96,12 +98,18 @@ async def test_a_worker_starts_greets_and_leaves(tmp_path: Path) -> None:
 
 
 async def test_a_crash_is_told_with_its_exit_code_and_where_to_read(tmp_path: Path) -> None:
+    (tmp_path / LOG_FILE).write_text("")
     async with a_daemon(tmp_path) as daemon:
-        await daemon.start()
+        pid = await daemon.start()
         daemon.wish("crash")
         await until(lambda: daemon.ended, "the end is told")
         assert daemon.ended == [f"it ended with exit code 3; {LOG_FILE} in the data folder says why"]
         assert (tmp_path / LOG_FILE).read_text() == "the worker's last words\n"
+        assert daemon.exits == [(pid, 3, "the worker's last words\n")]
+        await daemon.start()
+        daemon.worker.kill("it hangs")
+        await until(lambda: daemon.ended, "the end is told")
+        assert daemon.exits[1][1:] == (-9, ""), "what an earlier worker wrote is not this one's last word"
 
 
 async def test_a_killed_worker_is_told_by_its_signal_and_another_can_be_started(tmp_path: Path) -> None:

@@ -80,6 +80,9 @@ def status_screen(status: StatusReport, paint: Paint, width: int, now: float) ->
     lines += _ranks(engine, names, paint)
     broker = ": ".join(part for part in (mqtt.broker, mqtt.text) if part)
     lines += _statement("mqtt", _MQTT[mqtt.state], mqtt.state, broker, paint, width)
+    for crash in status.crashes:
+        ago = f"{duration(now - crash.at)} ago"
+        lines += _statement("crash", "warn", ago, crash.text, paint, width) + _words(crash.cure, paint, width)
     if status.api:
         lines.append(paint.line([Cell("api".ljust(LABEL_COLUMNS), "dim"), Cell(f"{status.api}/v1")]))
     return lines

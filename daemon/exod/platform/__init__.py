@@ -13,6 +13,7 @@ import functools
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -101,6 +102,9 @@ class Platform(Protocol):
 
     def worker_environment(self) -> dict[str, str]:
         """Variables for an engine worker's environment, beside the inherited ones."""
+
+    def crash_folders(self) -> tuple[Path, ...]:
+        """Where the system keeps reports of crashed processes; empty where it keeps none."""
 
     def local_network_privacy_suspected(self, errno: int) -> bool:
         """Does this error of a send or connect look like macOS's Local Network privacy?"""

@@ -13,6 +13,7 @@ import socket
 import struct
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import psutil
 
@@ -54,6 +55,8 @@ FUTURE_S = 0.001
 """A stamp after the read is impossible; this much is rounding."""
 
 _MIB = 1024 * 1024
+
+_REPORTS = "Library/Logs/DiagnosticReports"
 
 _GPU_SHARE = 3, 4
 """Of memory, what the GPU may wire where `iogpu.wired_limit_mb` is 0, its default: about three quarters."""
@@ -156,6 +159,11 @@ class Darwin:
         because it costs nothing, relied on by nothing. Safe sync is what keeps the GPU from waiting.
         """
         return {"MTL_DISABLE_TIMEOUT": "1", "MTL_COMMAND_BUFFER_TIMEOUT": "0"}
+
+    def crash_folders(self) -> tuple[Path, ...]:
+        """The user's and the system's; each moves what it has sent to Apple to `Retired`."""
+        reports = (Path.home() / _REPORTS, Path("/") / _REPORTS)
+        return tuple(folder for report in reports for folder in (report, report / "Retired"))
 
     def local_network_privacy_suspected(self, errno: int) -> bool:
         return errno in {EHOSTUNREACH, errnos.EHOSTUNREACH}

@@ -130,6 +130,10 @@ class Linux:
     def worker_environment(self) -> dict[str, str]:
         return {}
 
+    def crash_folders(self) -> tuple[Path, ...]:
+        """None that every distribution shares: how a worker ended has to do."""
+        return ()
+
     def local_network_privacy_suspected(self, errno: int) -> bool:
         return False
 

@@ -92,6 +92,10 @@ class EventLog:
         for hook in self.on_event:
             hook(event)
 
+    def recent(self, kind: str, since: float) -> list[Event]:
+        """Those of one type that are later than `since` (Unix seconds), oldest first."""
+        return [event for event in self._events if event.type == kind and event.ts > since]
+
     async def read(self, since: float | None, follow: bool) -> AsyncGenerator[Event, None]:
         """Events later than `since` (Unix seconds; None: all that are kept), then new ones while `follow`."""
         queue: asyncio.Queue[Event] = asyncio.Queue(MAX_FOLLOWER_BACKLOG)

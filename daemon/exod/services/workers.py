@@ -35,6 +35,9 @@ LOG_FILE: Final = "worker.log"
 MAX_LOG_BYTES: Final = 4 * 1024 * 1024
 """A worker writes a few lines in its life; the log is moved aside once when a worker starts and it is larger."""
 
+MAX_WORDS_BYTES: Final = 16 * 1024
+"""Of a crash: Python prints the stacks of all threads after the line that says why."""
+
 MAX_SOCKET_PATH_BYTES: Final = 100
 """sockaddr_un holds 104 bytes on macOS and 108 on Linux."""
 
@@ -78,6 +81,9 @@ class WorkerProcess:
         self._folder = folder
         self._environment = environment
         self._on_message, self._on_gone = on_message, on_gone
+        self.on_exit: Callable[[int, int, str], None] = lambda pid, code, written: None
+        """Takes how a worker that this daemon started has ended: its pid, exit code, and what it wrote last."""
+        self._log_start = 0
         self._life: asyncio.Task[None] | None = None
         self._process: psutil.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -151,6 +157,7 @@ class WorkerProcess:
         if log_file.exists() and log_file.stat().st_size > MAX_LOG_BYTES:
             log_file.replace(log_file.with_suffix(".log.1"))
         with log_file.open("ab") as output:
+            self._log_start = output.tell()
             child = await asyncio.create_subprocess_exec(
                 *self._command,
                 "--socket",
@@ -202,6 +209,7 @@ class WorkerProcess:
                 child.kill()
                 code = await child.wait()
             text = _ending(code)
+            self.on_exit(child.pid, code, self._last_written())
         else:
             text = "its connection was lost"
             if process is not None and not await _is_gone(process, GRACE_S):
@@ -213,6 +221,15 @@ class WorkerProcess:
             os.unlink(self._socket_path())
         log.info("worker_ended", text=text)
         return text
+
+    def _last_written(self) -> str:
+        """The end of what this worker has written to its log."""
+        try:
+            with (self._folder / LOG_FILE).open("rb") as stream:
+                stream.seek(max(self._log_start, stream.seek(0, os.SEEK_END) - MAX_WORDS_BYTES))
+                return stream.read(MAX_WORDS_BYTES).decode("utf-8", "replace")
+        except OSError:
+            return ""
 
     # --- what an earlier life left --------------------------------------------------------------------------
 
