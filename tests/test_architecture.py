@@ -39,9 +39,9 @@ PURE_STDLIB = {
 }
 """What computes and neither reads a clock, draws a number, nor touches the world."""
 CORE_MAY = PURE_STDLIB | {"msgspec"}
-SHARED = ("exod.core", "exod.model", "exod.errors", "exoengine.protocol")
+SHARED = ("exod.core", "exod.model", "exod.errors", "exoengine.protocol", "exoengine.fit")
 """What the core may know beside itself: values. `exoengine.protocol` is the daemon's half of a conversation."""
-OF_THE_ENGINE = ("exoengine.protocol", "exoengine.model_folder", "exoengine.embedded")
+OF_THE_ENGINE = ("exoengine.protocol", "exoengine.fit", "exoengine.model_folder", "exoengine.embedded")
 """What the daemon may import of the engine: none of it imports MLX."""
 MLX = ("mlx", "mlx_lm")
 

@@ -27,6 +27,7 @@ def test_an_empty_file_has_the_contracts_defaults(tmp_path: Path) -> None:
     assert (engine.enabled, engine.model, engine.ring_port) == (True, "embedded:count", 52420)
     assert (engine.sync, engine.safe_context, engine.watchdog_s, engine.split) == ("dynamic", 50_000, 2.0, "memory")
     assert engine.recovery_deadline_s == 60.0
+    assert (engine.max_context, engine.kv_bits, engine.kv_group_size) == (0, 0, 64)
     assert (config.api.host, config.api.port, config.api.key_file) == ("127.0.0.1", 52415, None)
     assert (config.mqtt.broker, config.mqtt.prefix) == ("auto", "exo/1")
     assert (config.log.level, config.log.format, config.debug.enabled) == ("info", "auto", False)
@@ -62,6 +63,9 @@ def test_every_key_can_be_set(tmp_path: Path) -> None:
         watchdog_s = 5
         split = [20, 12]
         recovery_deadline_s = 5
+        max_context = 32768
+        kv_bits = 4
+        kv_group_size = 32
         [api]
         host = "0.0.0.0"
         port = 8080
@@ -80,6 +84,7 @@ def test_every_key_can_be_set(tmp_path: Path) -> None:
     assert config.cluster.peers == ("10.0.0.2:52410", "studio2.local:1")
     assert config.mesh.kinds == {"bridge0": Kind.THUNDERBOLT}
     assert config.engine.split == (20, 12)
+    assert (config.engine.max_context, config.engine.kv_bits, config.engine.kv_group_size) == (32_768, 4, 32)
     assert config.api.key_file == Path("/etc/keys")
     assert config.debug.enabled
 
@@ -115,6 +120,10 @@ def test_every_key_can_be_set(tmp_path: Path) -> None:
         ("engine", "watchdog_s = inf", "inf", "a number from 0.05 to 3600 (s)"),
         ("engine", "split = [1, 0]", "[1, 0]", "layer counts such as [20, 12]"),
         ("engine", "split = []", "[]", '"memory", "even"'),
+        ("engine", "max_context = -1", "-1", "a whole number from 0 to 100000000"),
+        ("engine", "kv_bits = 3", "3", "one of 0, 4, 8"),
+        ("engine", "kv_bits = true", "true", "one of 0, 4, 8"),
+        ("engine", 'kv_group_size = "64"', '"64"', "one of 32, 64, 128"),
         ("engine", "recovery_deadline_s = 0", "0", "a number from 1 to 3600 (s)"),
         ("api", 'host = "example.com"', '"example.com"', "an address to listen on"),
         ("api", 'host = "a:b"', '"a:b"', "an address to listen on"),

@@ -216,6 +216,8 @@ class Answers:
                 engine_recoveries=daemon.counts["engine.reformed"],
                 engine_recovery_s=daemon.recovery_s,
                 engine_restarts=daemon.engine.rank.restarts,
+                sync_changes=daemon.counts["engine.sync"],
+                gpu_wait_violations=daemon.engine.rank.gpu_wait_violations,
                 prompt_tokens=daemon.engine.prompt_tokens,
                 cached_tokens=daemon.engine.cached_tokens,
                 completion_tokens=daemon.engine.completion_tokens,
@@ -381,6 +383,8 @@ def _reply(seq: int, peer: NodeId, name: str, path: PathView, rtt_us: float | No
 
 def _cure(reason: Reason) -> str:
     """What a person does first about a reason of the health."""
+    if reason.code == "gpu_wait":
+        return 'set engine.sync = "dynamic" in the configuration; exoctl links shows which path is slow'
     if reason.code.startswith("engine_"):
         return "exoctl engine status shows each rank; exoctl engine load MODEL tries another"
     if reason.code.startswith("node_"):

@@ -41,7 +41,7 @@ from exod.core.events import (
 from exod.core.messages import MeshMessage
 from exod.core.node import NodeCore
 from exod.identity import claim
-from exod.model import Event, LocalAddress, MeshPlan, NodeCard, NodeId
+from exod.model import ContextSettings, Event, LocalAddress, MeshPlan, NodeCard, NodeId
 from exod.peerbook import PeerBook
 from exod.platform import current
 from exod.platform.routes import route_source
@@ -146,6 +146,7 @@ class Daemon:
             memory_mib=platform.memory_mib(),
             model=_model_name(config.engine.model, config.source),
             split=config.engine.split,
+            context=ContextSettings(config.engine.max_context, config.engine.kv_bits, config.engine.kv_group_size),
         )
         self.started_at = time.time()
         self.key_fingerprint = key_fingerprint(key)

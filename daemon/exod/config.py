@@ -6,19 +6,17 @@ key, what was found and what is allowed. Called by `exod`, and by `exoctl` to fi
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import re
 import socket
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import msgspec
 
+from exod import config_checks as checks
 from exod.errors import ConfigError
 from exod.model import Kind
 
@@ -63,6 +61,9 @@ class EngineConfig(msgspec.Struct, frozen=True):
     safe_context: int
     watchdog_s: float
     split: str | tuple[int, ...]
+    max_context: int
+    kv_bits: int
+    kv_group_size: int
     recovery_deadline_s: float
 
 
@@ -104,201 +105,72 @@ class Config(msgspec.Struct, frozen=True):
         return self.node.data_dir / "exod.sock"
 
 
-class RejectedError(Exception):
-    """A value's check failed; the text says what is allowed."""
-
-
-Check = Callable[[Any], Any]
-
-
 class Key(msgspec.Struct, frozen=True):
     """One key: its default and the check that turns a TOML value into the configured one."""
 
     default: Any
-    check: Check
+    check: checks.Check
 
 
-# --- checks: each returns the value or raises RejectedError with what is allowed ---------------------------
-
-
-def _text(pattern: str, allowed: str) -> Check:
-    expression = re.compile(pattern)
-
-    def check(value: Any) -> str:
-        if not isinstance(value, str) or not expression.fullmatch(value):
-            raise RejectedError(allowed)
-        return value
-
-    return check
-
-
-def _boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise RejectedError("true or false")
-    return value
-
-
-def _integer(low: int, high: int) -> Check:
-    def check(value: Any) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise RejectedError(f"a whole number from {low} to {high}")
-        return value
-
-    return check
-
-
-def _number(low: float, high: float, unit: str) -> Check:
-    def check(value: Any) -> float:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-            raise RejectedError(f"a number from {low:g} to {high:g} ({unit})")
-        return float(value)
-
-    return check
-
-
-def _choice(*names: str) -> Check:
-    def check(value: Any) -> str:
-        if value not in names:
-            raise RejectedError("one of " + ", ".join(f'"{name}"' for name in names))
-        return str(value)
-
-    return check
-
-
-def _list(item: Check, allowed: str) -> Check:
-    def check(value: Any) -> tuple[Any, ...]:
-        if not isinstance(value, list | tuple):
-            raise RejectedError(allowed)
-        try:
-            return tuple(item(entry) for entry in value)
-        except RejectedError as error:
-            raise RejectedError(f"{allowed}; each entry {error}") from None
-
-    return check
-
-
-def _path(value: Any) -> Path | None:
-    if not isinstance(value, str) or "\0" in value:
-        raise RejectedError("a path")
-    try:
-        return Path(value).expanduser() if value else None
-    except RuntimeError:
-        raise RejectedError("a path; there is no such user") from None
-
-
-def _peer(value: Any) -> str:
-    allowed = '"host:port" with a port from 1 to 65535'
-    if not isinstance(value, str) or value.count(":") != 1:
-        raise RejectedError(allowed)
-    host, port = value.split(":")
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", host) or not re.fullmatch(r"[0-9]{1,5}", port):
-        raise RejectedError(allowed)
-    if not 1 <= int(port) <= 65535:
-        raise RejectedError(allowed)
-    return value
-
-
-def _kinds(value: Any) -> dict[str, Kind]:
-    allowed = "a table of interface names or globs to one of " + ", ".join(f'"{kind}"' for kind in Kind)
-    if not isinstance(value, Mapping):
-        raise RejectedError(allowed)
-    try:
-        return {str(name): Kind(kind) for name, kind in value.items()}
-    except ValueError:
-        raise RejectedError(allowed) from None
-
-
-def _split(value: Any) -> str | tuple[int, ...]:
-    if value in ("memory", "even"):
-        return str(value)
-    counts_allowed = isinstance(value, list | tuple) and 1 <= len(value) <= 8
-    if counts_allowed and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in value):
-        return tuple(value)
-    raise RejectedError('"memory", "even", or a list of 1 to 8 layer counts such as [20, 12]')
-
-
-def _broker(value: Any) -> str:
-    allowed = '"auto", "embedded", "off", or "mqtt[s]://user:pass@host:port"'
-    if value in ("auto", "embedded", "off"):
-        return str(value)
-    if not isinstance(value, str):
-        raise RejectedError(allowed)
-    try:
-        url = urlsplit(value)
-        valid = url.scheme in ("mqtt", "mqtts") and bool(url.hostname) and url.port != 0 and not url.path.strip("/")
-    except ValueError:
-        valid = False
-    if not valid:
-        raise RejectedError(allowed)
-    return value
-
-
-def _api_host(value: Any) -> str:
-    if not isinstance(value, str) or not (value == "localhost" or _is_address(value)):
-        raise RejectedError('an address to listen on, such as "127.0.0.1" or "0.0.0.0"')
-    return value
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
-_GLOBS = _list(_text(r"[A-Za-z0-9._:*?\[\]!-]{1,64}", "an interface name or glob"), "a list of names or globs")
-_NAME = r"[^\x00-\x1f\x7f/+#]{1,63}"
+_GLOBS = checks.entries(
+    checks.text(r"[A-Za-z0-9._:*?\[\]!-]{1,64}", "an interface name or glob"), "a list of names or globs"
+)
+_NAME = checks.text(r"[^\x00-\x1f\x7f/+#]{1,63}", "1 to 63 characters without / + # or control characters")
 
 
 def _keys(data_dir: Path, host_name: str) -> dict[str, dict[str, Key]]:
     """Every section and key of the configuration, with the defaults for this host."""
     return {
         "node": {
-            "name": Key(host_name, _text(_NAME, "1 to 63 characters without / + # or control characters")),
-            "data_dir": Key(str(data_dir), _path),
+            "name": Key(host_name, _NAME),
+            "data_dir": Key(str(data_dir), checks.path),
         },
         "cluster": {
-            "name": Key("home", _text(r"[A-Za-z0-9._-]{1,63}", "1 to 63 letters, digits, '.', '_' or '-'")),
-            "key_file": Key("", _path),
-            "peers": Key([], _list(_peer, 'a list of "host:port"')),
-            "mdns": Key(True, _boolean),
+            "name": Key("home", checks.text(r"[A-Za-z0-9._-]{1,63}", "1 to 63 letters, digits, '.', '_' or '-'")),
+            "key_file": Key("", checks.path),
+            "peers": Key([], checks.entries(checks.peer, 'a list of "host:port"')),
+            "mdns": Key(True, checks.boolean),
         },
         "mesh": {
-            "port": Key(52410, _integer(1, 65535)),
+            "port": Key(52410, checks.whole(1, 65535)),
             "include": Key([], _GLOBS),
             "exclude": Key([], _GLOBS),
-            "kinds": Key({}, _kinds),
-            "degraded_ms": Key(5.0, _number(0.1, 10_000, "ms")),
-            "recover_ms": Key(3.5, _number(0.1, 10_000, "ms")),
-            "hold_up_s": Key(3.0, _number(0, 300, "s")),
+            "kinds": Key({}, checks.kinds),
+            "degraded_ms": Key(5.0, checks.number(0.1, 10_000, "ms")),
+            "recover_ms": Key(3.5, checks.number(0.1, 10_000, "ms")),
+            "hold_up_s": Key(3.0, checks.number(0, 300, "s")),
         },
         "engine": {
-            "enabled": Key(True, _boolean),
+            "enabled": Key(True, checks.boolean),
             "model": Key(
-                "embedded:count", _text(r"[^\x00-\x1f]{1,1024}", "a folder, a repo id, or embedded:count")
+                "embedded:count", checks.text(r"[^\x00-\x1f]{1,1024}", "a folder, a repo id, or embedded:count")
             ),
-            "ring_port": Key(52420, _integer(1, 65535)),
-            "sync": Key("dynamic", _choice("dynamic", "safe", "fast")),
-            "safe_context": Key(50_000, _integer(0, 100_000_000)),
-            "watchdog_s": Key(2.0, _number(0.05, 3600, "s")),
-            "split": Key("memory", _split),
-            "recovery_deadline_s": Key(60.0, _number(1, 3600, "s")),
+            "ring_port": Key(52420, checks.whole(1, 65535)),
+            "sync": Key("dynamic", checks.choice("dynamic", "safe", "fast")),
+            "safe_context": Key(50_000, checks.whole(0, 100_000_000)),
+            "watchdog_s": Key(2.0, checks.number(0.05, 3600, "s")),
+            "split": Key("memory", checks.split),
+            "max_context": Key(0, checks.whole(0, 100_000_000)),
+            "kv_bits": Key(0, checks.one_of(0, 4, 8)),
+            "kv_group_size": Key(64, checks.one_of(32, 64, 128)),
+            "recovery_deadline_s": Key(60.0, checks.number(1, 3600, "s")),
         },
         "api": {
-            "host": Key("127.0.0.1", _api_host),
-            "port": Key(52415, _integer(0, 65535)),
-            "key_file": Key("", _path),
+            "host": Key("127.0.0.1", checks.api_host),
+            "port": Key(52415, checks.whole(0, 65535)),
+            "key_file": Key("", checks.path),
         },
         "mqtt": {
-            "broker": Key("auto", _broker),
-            "prefix": Key("exo/1", _text(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*", "topic levels such as exo/1")),
+            "broker": Key("auto", checks.broker),
+            "prefix": Key(
+                "exo/1", checks.text(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*", "topic levels such as exo/1")
+            ),
         },
         "log": {
-            "level": Key("info", _choice("debug", "info", "warning", "error")),
-            "format": Key("auto", _choice("auto", "console", "json")),
+            "level": Key("info", checks.choice("debug", "info", "warning", "error")),
+            "format": Key("auto", checks.choice("auto", "console", "json")),
         },
-        "debug": {"enabled": Key(False, _boolean)},
+        "debug": {"enabled": Key(False, checks.boolean)},
     }
 
 
@@ -358,7 +230,7 @@ def build(table: dict[str, Any] | None, environment: Mapping[str, str], source: 
             raise ConfigError(f"{where}: {section} = {_show(entries)}: it is a section, write [{section}]")
         for key, value in entries.items():
             _known(keys, section, key, where)
-            if keys[section][key].check is _path and source is not None:
+            if keys[section][key].check is checks.path and source is not None:
                 value = _beside(source, value)
             found[section][key] = (where, value)
     for variable, text in environment.items():
@@ -425,7 +297,7 @@ def _check(key: Key, value: Any) -> Any:
         return key.check(value)
     try:
         return key.check(value.parsed)
-    except RejectedError:
+    except checks.RejectedError:
         return key.check(value.text)
 
 
@@ -435,7 +307,7 @@ def _checked(section: str, keys: dict[str, Key], found: dict[str, tuple[str, Any
         source, value = found.get(name, (where, key.default))
         try:
             values[name] = _check(key, value)
-        except RejectedError as error:
+        except checks.RejectedError as error:
             shown = "…" if (section, name) in SECRET_KEYS else _show(value)
             raise ConfigError(f"{source}: {section}.{name} = {shown}: allowed is {error}") from None
     return values

@@ -81,6 +81,21 @@ class LocalAddress(msgspec.Struct, frozen=True, order=True):
         return ipaddress.IPv4Network((self.address, self.prefix), strict=False)
 
 
+class ContextSettings(msgspec.Struct, frozen=True):
+    """How much context a model is hosted with, and how its KV cache is kept: alike on all ranks."""
+
+    max_tokens: int = 0
+    """0: what the model itself allows, and no memory is set aside for it."""
+    kv_bits: int = 0
+    """0: keys and values are not quantised."""
+    kv_group_size: int = 64
+
+    def __str__(self) -> str:
+        tokens = f"at most {self.max_tokens} tokens" if self.max_tokens else "as long as the model allows"
+        cache = f"{self.kv_bits} bits in groups of {self.kv_group_size}" if self.kv_bits else "not quantised"
+        return f"{tokens}, KV cache {cache}"
+
+
 class NodeCard(msgspec.Struct, frozen=True):
     """What a node tells the others about itself: in the control plane's greeting and at each change."""
 
@@ -100,6 +115,8 @@ class NodeCard(msgspec.Struct, frozen=True):
     """The model it is asked to host: the coordinator's wish counts."""
     split: str | tuple[int, ...] = "memory"
     """`memory`, `even`, or a layer count for each rank: the coordinator's wish counts."""
+    context: ContextSettings = ContextSettings()
+    """The coordinator's wish counts."""
     pair_routes: tuple[str, ...] = ()
     """Remote addresses it reaches through a router (its static peers): candidates beside shared subnets."""
 
@@ -159,8 +176,9 @@ class MeshPlan(msgspec.Struct, frozen=True):
     model: str
     split: str | tuple[int, ...]
     memory_mib: tuple[int, ...]
-    """For each rank, its node's weight for `split = "memory"`."""
+    """For each rank, what its node can give to a model."""
     hash: str
+    context: ContextSettings = ContextSettings()
 
 
 class Reason(msgspec.Struct, frozen=True):

@@ -364,7 +364,7 @@ class EngineReport(msgspec.Struct, frozen=True):
 
 class PreflightCheck(msgspec.Struct, frozen=True):
     name: str
-    """Stable: `rtt`, `loss`, `route`, `port`, `transfer`, `versions`, `model`, `memory`."""
+    """Stable: `rtt`, `loss`, `route`, `port`, `transfer`, `versions`, `model`, `context`, `memory`."""
     subject: str
     """The edge, node or path that was checked."""
     ok: bool
@@ -441,6 +441,10 @@ class DaemonCounters(msgspec.Struct, frozen=True):
     engine_recovery_s: float = 0.0
     """How long, in all of them, the rank stood in no group."""
     engine_restarts: int = 0
+    sync_changes: int = 0
+    """Of this node's rank, between fast and safe steps."""
+    gpu_wait_violations: int = 0
+    """Fast steps of this node's rank that waited longer for another rank than a GPU's watchdog allows."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0

@@ -19,6 +19,7 @@ from exod import VERSION
 from exod.core.alerts import Alerts
 from exod.core.engine_messages import RankPhase, RankStatus
 from exod.core.health import EDGE_FAILED, HealthInput, HealthJudge, HealthSnapshot, severity
+from exod.core.sync_watch import wait_text
 from exod.core.view import LinkView, NodeView
 from exod.model import EngineState, Health, MeshPlan, NodeId, NodeState, PathState, Reason
 from exod.reports import (
@@ -189,6 +190,7 @@ class Situation:
                 engine_enabled=config.engine.enabled,
                 engine_state=engine.state,
                 engine_text=engine.text,
+                gpu_waits=self._gpu_waits(),
                 edge_text="; ".join(f"{check.subject}: {check.text}" for check in self._daemon.edge_watch.failed),
                 mqtt_text=mqtt.text if configured_broker and mqtt.state != "connected" else "",
             ),
@@ -335,6 +337,13 @@ class Situation:
         """The newest status of each rank, under whichever plan: layers and pids outlive plans."""
         host = self._daemon.engine
         return [host.statuses.get(node) for node in host.plan.ring] if host.plan is not None else []
+
+    def _gpu_waits(self) -> tuple[tuple[NodeId, str], ...]:
+        """Each node tells of its own rank."""
+        own, limit_s = self._daemon.engine.statuses.get(self._me), self._daemon.config.engine.watchdog_s
+        if own is None or not own.gpu_waited_s:
+            return ()
+        return ((self._me, wait_text(own.gpu_waited_s, limit_s)),)
 
     def _engine_state(self, statuses: list[RankStatus | None]) -> EngineState:
         host = self._daemon.engine

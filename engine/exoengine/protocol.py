@@ -166,8 +166,6 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     protocol: int
     pid: int
     versions: dict[str, str]
-    folder: str | None
-    layers: tuple[int, int] | None
     fingerprint: str | None
     plan_hash: str | None
     attempt: int
@@ -176,7 +174,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     can_reform: bool
     """Can this process abort and form groups again? Where not, a fault means a new process."""
     load: Load | None = None
-    """What it was told to load, settings included: another daemon may want others."""
+    """What it has loaded, settings included: its next daemon may want another."""
 
 
 class LoadProgress(msgspec.Struct, frozen=True, tag="load_progress"):

@@ -98,8 +98,6 @@ class Worker:
             protocol=PROTOCOL_VERSION,
             pid=os.getpid(),
             versions={name: metadata.version(name) for name in ("mlx", "mlx-lm")},
-            folder=str(model.folder) if model else None,
-            layers=(model.stage.first, model.stage.last) if model else None,
             fingerprint=model.summary.fingerprint if model else None,
             plan_hash=plan.plan_hash if plan else None,
             attempt=plan.attempt if plan else 0,

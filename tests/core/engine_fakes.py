@@ -218,7 +218,7 @@ class FakeWorker:
         self.finished: dict[int, Generation] = {}
         self._orders: dict[str, int] = {}
         self._newest = 0
-        self._model: tuple[str, tuple[int, int]] | None = None
+        self._model: Load | None = None
         self._group: Group | None = None
         self._plan: tuple[str, int] | None = None
         self._leaving = False
@@ -241,8 +241,6 @@ class FakeWorker:
                 protocol=1,
                 pid=self.pid,
                 versions={"mlx": "1"},
-                folder=self._model[0] if self._model else None,
-                layers=self._model[1] if self._model else None,
                 fingerprint="f" if self._model else None,
                 plan_hash=plan[0],
                 attempt=plan[1],
@@ -256,6 +254,7 @@ class FakeWorker:
                     for key, begin in self._begins.items()
                 ),
                 can_reform=True,
+                load=self._model,
             )
         )
         for key in list(self._logs):
@@ -340,14 +339,12 @@ class FakeWorker:
 
     def _act(self, message: ToWorker) -> None:
         match message:
-            case Load(folder=folder, first_layer=first, last_layer=last):
+            case Load():
                 self._part("replaced", "another model is loaded")
                 self._model = None
                 self.waiting, self.finished, self._orders, self._newest = {}, {}, {}, 0
                 self._logs, self._begins = {}, {}
-                self.hall.loop.call_later(
-                    self.hall.random.uniform(0.3, 3.0), self._has_loaded, folder, (first, last)
-                )
+                self.hall.loop.call_later(self.hall.random.uniform(0.3, 3.0), self._has_loaded, message)
             case Prepare():
                 self.prepared = message
                 self.hall.depart(self)
@@ -407,12 +404,13 @@ class FakeWorker:
         else:
             self.waiting[begin.order] = generation
 
-    def _has_loaded(self, folder: str, layers: tuple[int, int]) -> None:
+    def _has_loaded(self, load: Load) -> None:
         if self.is_stopped:
-            self.hall.loop.call_later(0.5, self._has_loaded, folder, layers)
+            self.hall.loop.call_later(0.5, self._has_loaded, load)
         elif self.alive:
-            self._model = (folder, layers)
-            self._say(Loaded(folder, layers, TOTAL_LAYERS, "f", 1, 0.1, 4096))
+            self._model = load
+            layers = (load.first_layer, load.last_layer)
+            self._say(Loaded(load.folder, layers, TOTAL_LAYERS, "f", 1, 0.1, 4096))
 
     def _answer_prepare(self) -> None:
         assert self.prepared is not None

@@ -8,12 +8,14 @@ from typing import TypeVar
 from exod.core.engine_messages import BeginRequest, RankPhase, RankStatus, SubmitRequest, generation_id
 from exod.core.rank_commands import RankCommand, Report, TellWorker
 from exod.model import Edge, Epoch, Kind, Member, MeshPlan, NodeId, path_id
+from exoengine.fit import WHOLE_CONTEXT, ModelSizes
 from exoengine.protocol import (
     ActiveRequest,
     Finished,
     GenerationRequest,
     Heartbeat,
     Hello,
+    Load,
     Loaded,
     TokenOut,
     ToWorker,
@@ -47,6 +49,15 @@ def a_plan(*ring: NodeId, number: int = 1, model: str = "m", split: str | tuple[
     return MeshPlan(Epoch(number, 1), A, members, ring, edges, model, split, weights, f"plan{number}")
 
 
+def sizes(layers: int = LAYERS, layer_bytes: int = 0) -> ModelSizes:
+    return ModelSizes(
+        layer_bytes=(layer_bytes,) * layers,
+        other_bytes=0,
+        kv_bytes_per_token=0,
+        kv_windows=(WHOLE_CONTEXT,) * layers,
+    )
+
+
 def address(node: NodeId) -> str:
     return f"10.0.0.{int(node, 16)}"
 
@@ -56,8 +67,7 @@ def hello(requests: Sequence[ActiveRequest] = (), layers: tuple[int, int] | None
         "protocol": 1,
         "pid": 7,
         "versions": {"mlx": "1"},
-        "folder": FOLDER if layers else None,
-        "layers": layers,
+        "load": Load(FOLDER, *layers) if layers else None,
         "fingerprint": "f" if layers else None,
         "plan_hash": None,
         "attempt": 0,

@@ -23,6 +23,7 @@ from exod.services import engine_host, requests
 from exod.services.engine_host import EngineHost
 from exoengine.protocol import GenerationRequest, Leave, SyncSettings, ToWorker
 from tests.core.engine_fakes import TOTAL_LAYERS, FakeWorker, Hall, token_at
+from tests.core.engine_samples import sizes
 from tests.core.virtual_time import VirtualLoop
 
 STORY_LINES = 120
@@ -100,7 +101,8 @@ class SimulatedHost(EngineHost):
 
     async def _resolve(self, model: str) -> None:
         await asyncio.sleep(self.world.random.uniform(0.01, 0.3))
-        self._carry_out(self.rank.model_found(ModelFacts(model, f"/models/{model}", TOTAL_LAYERS), self.world.now))
+        facts = ModelFacts(model, f"/models/{model}", sizes(TOTAL_LAYERS))
+        self._carry_out(self.rank.model_found(facts, self.world.now))
         self._nudge()
 
 

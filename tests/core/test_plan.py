@@ -1,4 +1,4 @@
-"""Ring order, edges, hash and layer spans, held against brute force."""
+"""Ring order, edges and hash, held against brute force."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from exod.core.plan import (
     PairEdge,
     build_plan,
     content,
-    layer_spans,
     pair_of,
     plan_hash,
     ring_order,
     ring_pairs,
 )
-from exod.model import Edge, Epoch, Kind, MeshPlan, NodeId, path_id
+from exod.model import ContextSettings, Edge, Epoch, Kind, MeshPlan, NodeId, path_id
 from tests.core.cards import card
 
 EPOCH = Epoch(3, 1_000)
@@ -145,50 +144,7 @@ def test_the_hash_covers_everything_and_nothing_by_accident() -> None:
         {"edges": plan.edges[::-1]},
         {"memory_mib": (1, 2)},
         {"split": "even"},
+        {"context": ContextSettings(kv_bits=4)},
     ):
         assert plan_hash(msgspec.structs.replace(plan, **changed)) != plan.hash
     assert content(msgspec.structs.replace(plan, epoch=Epoch(9, 9), hash="x")) == content(plan)
-
-
-@given(
-    st.lists(st.integers(0, 1_000_000), min_size=1, max_size=8),
-    st.integers(1, 200),
-    st.sampled_from(["memory", "even"]),
-)
-def test_spans_cover_each_layer_once(memory: list[int], layers: int, split: str) -> None:
-    if layers < len(memory):
-        with pytest.raises(ValueError, match="too few"):
-            layer_spans(split, memory, layers)
-        return
-    spans = layer_spans(split, memory, layers)
-    assert [layer for first, last in spans for layer in range(first, last)] == list(range(layers))
-    assert all(first < last for first, last in spans)
-    if split == "even":
-        sizes = [last - first for first, last in spans]
-        assert max(sizes) - min(sizes) <= 1
-
-
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=8))
-def test_a_list_is_taken_as_it_is(counts: list[int]) -> None:
-    spans = layer_spans(counts, [1] * len(counts), sum(counts))
-    assert [last - first for first, last in spans] == counts
-
-
-def test_memory_shares_by_weight() -> None:
-    assert layer_spans("memory", [512, 256], 48) == ((0, 32), (32, 48))
-    assert layer_spans("memory", [1_000_000, 1], 8) == ((0, 7), (7, 8))
-
-
-@pytest.mark.parametrize(
-    ("split", "memory", "layers", "words"),
-    [
-        ("memory", [], 8, "no node hosts a rank"),
-        ("fastest", [1], 8, "allowed are"),
-        ([4, 5], [1, 1], 8, "sum 8"),
-        ([8], [1, 1], 8, "2 counts"),
-        ([8, 0], [1, 1], 8, "at least 1"),
-    ],
-)
-def test_an_impossible_split_says_why(split: str | list[int], memory: list[int], layers: int, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        layer_spans(split, memory, layers)

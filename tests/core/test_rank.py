@@ -18,6 +18,7 @@ from exod.core.rank_commands import (
     Story,
 )
 from exod.core.rank_reports import IDLE_REPORT_INTERVAL_S, NEWS_AGAIN_S, REPORT_INTERVAL_S
+from exod.core.sync_watch import COUNTS_FOR_S, TOLD_EVERY_S, SyncWatch
 from exod.core.worker_life import (
     HEARTBEAT_SILENCE_S,
     LIVED_S,
@@ -26,7 +27,7 @@ from exod.core.worker_life import (
     RESTART_PAUSE_LIMIT_S,
     START_DEADLINE_S,
 )
-from exod.model import MeshPlan
+from exod.model import ContextSettings, MeshPlan
 from exoengine.protocol import (
     Abort,
     Aborted,
@@ -45,7 +46,6 @@ from exoengine.protocol import (
 )
 from tests.core.engine_samples import (
     FOLDER,
-    LAYERS,
     A,
     B,
     C,
@@ -57,12 +57,13 @@ from tests.core.engine_samples import (
     loaded,
     only,
     phases,
+    sizes,
     token,
     told,
 )
 
 PLAN = a_plan(A, B)
-FACTS = ModelFacts("m", FOLDER, LAYERS)
+FACTS = ModelFacts("m", FOLDER, sizes())
 
 
 def a_rank() -> Rank:
@@ -258,7 +259,7 @@ def test_a_restarted_daemon_tells_the_recovery_of_the_rank_that_it_found() -> No
 def test_a_group_after_another_model_is_no_recovery() -> None:
     rank, plan = a_formed_rank(), a_plan(A, B, number=2, model="other")
     rank.commit(plan, "another model is wanted", 4.0)
-    rank.model_found(ModelFacts("other", FOLDER, LAYERS), 4.0)
+    rank.model_found(ModelFacts("other", FOLDER, sizes()), 4.0)
     prepare(rank, now=4.5, plan=plan)
     assert only(form(rank, plan, 1, -1, 4.75), Story) == []
 
@@ -814,6 +815,54 @@ def test_a_rank_that_waits_for_its_model_does_not_wake_for_nothing() -> None:
     assert rank.next_deadline() >= 100.0 + NEWS_AGAIN_S + REPORT_INTERVAL_S
 
 
+def test_another_context_is_another_load_and_a_worker_that_has_the_old_one_loads_again() -> None:
+    wanted = ContextSettings(max_tokens=8192, kv_bits=4, kv_group_size=32)
+    plan = msgspec.structs.replace(a_plan(A, B, number=2), context=wanted)
+    load = Load(FOLDER, 6, 12, SyncSettings(), 8192, 4, 32)
+    rank = a_formed_rank()
+    assert told(rank.commit(plan, "why", 4.0)) == [load]
+    adopting = a_resolved_rank(plan)
+    assert told(adopting.worker_said(hello(layers=(6, 12)), 1.0)) == [load]
+    again = a_resolved_rank(plan)
+    assert told(again.worker_said(hello(layers=(6, 12), load=load), 1.0)) == []
+
+
+def test_a_model_that_the_nodes_cannot_hold_is_refused_before_a_worker_is_started() -> None:
+    rank = a_rank()
+    plan = msgspec.structs.replace(PLAN, memory_mib=(6, 5))
+    commands = rank.commit(plan, "why", 0.0)
+    commands += rank.model_found(ModelFacts("m", FOLDER, sizes(layer_bytes=1 << 20)), 0.1)
+    assert not only(commands, StartWorker)
+    assert rank.phase is RankPhase.FAILED
+    assert rank.failure is not None
+    assert rank.failure[0] == "does_not_fit"
+    assert "It needs 0.01 GiB in all" in rank.failure[1]
+    (alert,) = [story for story in only(commands, Story) if story.type == "alert.raised"]
+    assert alert.data["code"] == "does_not_fit"
+
+
+def test_waits_beyond_the_watchdog_are_told_now_and_then_and_count_for_a_while() -> None:
+    watch = SyncWatch(watchdog_s=2.0)
+
+    def heard(violations: int, now: float) -> list[dict[str, object]]:
+        said = msgspec.structs.replace(beat(), gpu_wait_violations=violations, longest_gpu_wait_s=3.1)
+        return [story.data for story in watch.heard(said, now) if story.type == "engine.watchdog"]
+
+    assert heard(0, 0.0) == []
+    assert watch.waited_s == 0.0
+    (first,) = heard(1, 3.0)
+    assert (first["steps"], first["waited_s"], first["limit_s"]) == (1, 3.1, 2.0)
+    assert watch.waited_s == 3.1
+    assert [heard(2, 6.0), heard(3, 9.0)] == [[], []]
+    (later,) = heard(3, 3.0 + TOLD_EVERY_S)
+    assert later["steps"] == 2
+    watch.gone()
+    assert heard(0, 100.0) == []
+    assert watch.waited_s == 3.1
+    heard(0, 9.0 + COUNTS_FOR_S + 1)
+    assert watch.waited_s == 0.0
+
+
 def test_a_change_of_the_sync_mode_is_told_once_with_its_reason() -> None:
     rank = a_formed_rank()
     fast = msgspec.structs.replace(beat(), sync_mode="fast", sync_reason="the predicted wait is short")
@@ -821,7 +870,7 @@ def test_a_change_of_the_sync_mode_is_told_once_with_its_reason() -> None:
     rank.worker_said(fast, 4.0)
     assert not [story for story in only(rank.worker_said(fast, 5.0), Story) if story.type == "engine.sync"]
     told_of = [story for story in only(rank.worker_said(safe, 6.0), Story) if story.type == "engine.sync"]
-    assert [story.data for story in told_of] == [{"mode": "safe", "reason": "the context is long"}]
+    assert [story.data for story in told_of] == [{"mode": "safe", "reason": "the context is long", "kv_tokens": 0}]
 
 
 def test_a_port_that_someone_else_has_is_told_with_its_cure() -> None:

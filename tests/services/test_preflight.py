@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from exod.core.engine_messages import RankPhase
+from exod.model import ContextSettings, NodeId
 from exod.platform import current
 from exod.reports import PreflightCheck
 from exod.services import preflight as module
 from exod.services.preflight import Preflight
-from tests.core.engine_samples import A, B, a_plan, address
+from tests.core.engine_samples import A, B, a_plan, address, sizes
 
 PLAN = a_plan(A, B)
 GIB = 2**30
@@ -22,13 +23,19 @@ GIB = 2**30
 def engine(**changes: Any) -> Any:
     """What preflight reads of the engine host: a plan of two, nothing loaded yet, ten layers of 1 GiB."""
     rank = types.SimpleNamespace(phase=RankPhase.LOADING, loaded=None, hello=None, span=lambda: (0, 10))
-    summary = types.SimpleNamespace(layer_bytes=(GIB,) * 20, other_bytes=GIB)
+    summary = sizes(20, layer_bytes=GIB)
     return types.SimpleNamespace(**({"plan": PLAN, "rank": rank, "summary": summary, "ranks": list} | changes))
+
+
+def a_card(node: NodeId, name: str, bits: int = 0) -> Any:
+    return types.SimpleNamespace(id=node, name=name, context=ContextSettings(kv_bits=bits))
 
 
 def a_preflight(*, leaves_from: str | None = address(A), paths: tuple[Any, ...] = (), **changes: Any) -> Preflight:
     link = types.SimpleNamespace(peer=B, paths=paths)
-    core: Any = types.SimpleNamespace(view=lambda _: types.SimpleNamespace(links=(link,)))
+    core: Any = types.SimpleNamespace(
+        view=lambda _: types.SimpleNamespace(links=(link,)), card=a_card(A, "studio1"), links={}
+    )
     control: Any = types.SimpleNamespace(connection_on=lambda *_: None, send=lambda *_: False)
     return Preflight(A, control, engine(**changes), core, 5.0, lambda _: leaves_from, current())
 
@@ -70,7 +77,7 @@ def test_a_share_that_does_not_fit_into_free_memory_is_refused(monkeypatch: pyte
     monkeypatch.setattr(module.psutil, "virtual_memory", lambda: free)
     check = failed(checks(), "memory")
     assert check.figure == "8.0 GiB free"
-    assert "11.0 GiB are needed for layers 0 to 9" in check.text
+    assert "layers 0 to 9 need 10.00 GiB" in check.text
     assert "fewer layers" in check.cure
 
 
@@ -90,3 +97,16 @@ def test_without_a_plan_the_reason_is_the_plan() -> None:
     report = asyncio.run(a_preflight(plan=None).run())
     assert [check.name for check in report.checks] == ["plan"]
     assert not report.ok
+
+
+def test_a_node_whose_context_is_configured_otherwise_is_named() -> None:
+    status = types.SimpleNamespace(phase=RankPhase.LOADED, versions="1", fingerprint="f")
+    preflight = a_preflight(ranks=lambda: [status, status])
+    for bits, ok in ((0, True), (8, False)):
+        peer: Any = types.SimpleNamespace(peer=a_card(B, "studio2", bits))
+        preflight._core.links[B] = peer
+        found = next(check for check in preflight._common_checks() if check.name == "context")
+        assert found.ok is ok
+        assert found.figure == "as long as the model allows, KV cache not quantised"
+        assert ("studio2" in found.text) is not ok
+        assert ("kv_group_size alike" in found.cure) is not ok

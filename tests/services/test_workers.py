@@ -270,7 +270,7 @@ async def test_the_real_worker_greets_and_leaves(tmp_path: Path) -> None:
         pid = await daemon.start()
         hello = daemon.heard[0]
         assert isinstance(hello, Hello)
-        assert hello.folder is None
+        assert hello.load is None
         await daemon.worker.leave()
         assert daemon.ended == ["it ended"]
         assert not is_alive(pid)

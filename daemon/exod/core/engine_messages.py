@@ -54,6 +54,8 @@ class RankStatus(msgspec.Struct, frozen=True, tag="rank"):
     generating: bool = False
     sync_mode: Literal["fast", "safe"] = "safe"
     sync_reason: str = ""
+    gpu_waited_s: float = 0.0
+    """The longest that a fast step waited of late, where that is beyond a GPU's watchdog; else 0."""
     tokens_per_s: float = 0.0
     baseline_tokens_per_s: float = 0.0
     last_gap_ms: float = 0.0

@@ -66,6 +66,8 @@ class HealthInput(msgspec.Struct, frozen=True):
     engine_enabled: bool = False
     engine_state: EngineState = EngineState.OFF
     engine_text: str = ""
+    gpu_waits: tuple[tuple[NodeId, str], ...] = ()
+    """Ranks whose fast steps waited too long of late, with the text."""
     edge_text: str = ""
     """What the check of this node's edges found; empty where nothing is wrong."""
     mqtt_text: str = ""
@@ -115,6 +117,8 @@ def _facts(given: HealthInput) -> Iterator[_Fact]:
         yield _Fact("engine_failed", view.me.id, given.engine_text or "the engine failed")
     if given.engine_enabled and given.engine_state is EngineState.RECOVERING:
         yield _Fact("engine_recovering", view.me.id, given.engine_text or "the engine is recovering")
+    for node, text in given.gpu_waits:
+        yield _Fact("gpu_wait", node, f"{_name(view, node)}: {text}")
     if given.edge_text:
         yield _Fact(EDGE_FAILED, view.me.id, given.edge_text)
     if given.mqtt_text:

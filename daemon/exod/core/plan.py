@@ -1,12 +1,12 @@
-"""The ring and the shares: which order, over which edges, with which layers. Pure functions.
+"""The ring: which order, over which edges. Pure functions.
 
 The theory. A ring's step waits for its slowest edge, so orders are compared by their worst band first, then by how
 many edges are not Thunderbolt, then by cost. The order that is running is kept while every edge of it exists: a new
 order moves layers between nodes, which costs far more than a better edge gains, and a person can ask for it
 (`exoctl mesh renegotiate`). Two ranks use one path both ways.
 
-Decides the content of a plan; never when to propose one (mesh.py). Called by mesh.py and, for layer_spans, by the
-engine's side of the daemon.
+Decides the content of a plan; never when to propose one (mesh.py), nor which rank holds which layers
+(layer_split.py). Called by mesh.py.
 """
 
 from __future__ import annotations
@@ -135,6 +135,7 @@ def build_plan(
         model=coordinator.model,
         split=coordinator.split,
         memory_mib=tuple(cards[one].memory_mib for one in ring),
+        context=coordinator.context,
         hash="",
     )
     return msgspec.structs.replace(plan, hash=plan_hash(plan))
@@ -189,45 +190,3 @@ def hash_prefix(plan: MeshPlan) -> str:
 def content(plan: MeshPlan) -> MeshPlan:
     """The plan without its epoch: two plans of one content need no change of the engine."""
     return msgspec.structs.replace(plan, epoch=Epoch(0, 0), hash="")
-
-
-def layer_spans(
-    split: str | Sequence[int], memory_mib: Sequence[int], total_layers: int
-) -> tuple[tuple[int, int], ...]:
-    """For each rank its layers [first, last_exclusive): every layer once, in rank order, at least one a rank.
-
-    `memory` shares by weight with the largest remainders (Hamilton's method), `even` alike, a list as it says.
-    ValueError, in words for a person, where that cannot be.
-    """
-    ranks = len(memory_mib)
-    if ranks == 0:
-        raise ValueError("no node hosts a rank: set engine.enabled = true on at least one")
-    if total_layers < ranks:
-        raise ValueError(f"the model has {total_layers} layers, too few for {ranks} ranks with at least one each")
-    if isinstance(split, str):
-        if split not in ("memory", "even"):
-            raise ValueError(f'engine.split is "{split}"; allowed are "memory", "even" or a list of layer counts')
-        weights = [max(0, weight) for weight in memory_mib] if split == "memory" else [1] * ranks
-        counts = _shares(weights if any(weights) else [1] * ranks, total_layers)
-    else:
-        counts = list(split)
-        if len(counts) != ranks or sum(counts) != total_layers or min(counts) < 1:
-            raise ValueError(
-                f"engine.split = {counts} does not fit: it needs {ranks} counts of at least 1 with the sum "
-                f"{total_layers}, one for each rank"
-            )
-    bounds = list(itertools.accumulate(counts, initial=0))
-    return tuple(itertools.pairwise(bounds))
-
-
-def _shares(weights: Sequence[int], total: int) -> list[int]:
-    """Whole shares of at least 1 each: one for every rank first, then the rest by weight."""
-    ranks, whole = len(weights), sum(weights)
-    ideal = [total * weight / whole for weight in weights]
-    counts = [max(1, int(one)) for one in ideal]
-    while sum(counts) < total:
-        counts[max(range(ranks), key=lambda rank: (ideal[rank] - counts[rank], -rank))] += 1
-    while sum(counts) > total:
-        givers = [rank for rank in range(ranks) if counts[rank] > 1]
-        counts[min(givers, key=lambda rank: (ideal[rank] - counts[rank], rank))] -= 1
-    return counts

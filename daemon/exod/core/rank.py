@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Final, assert_never
 
 from exod.core.engine_messages import BeginRequest, FormOrder, RankPhase
+from exod.core.layer_split import DoesNotFitError
 from exod.core.rank_commands import (
     KillWorker,
     LeaveWorker,
@@ -230,14 +231,14 @@ class Rank(RankState):
         if self._facts is None:
             return self._resolve(plan.model, now)
         try:
-            span = self.span()
+            wanted = self._wanted()
         except ValueError as error:
-            return self._fail("cannot_split", str(error), now) + self._set_phase(RankPhase.FAILED, now)
-        assert span is not None
+            code = "does_not_fit" if isinstance(error, DoesNotFitError) else "cannot_split"
+            return self._fail(code, str(error), now) + self._set_phase(RankPhase.FAILED, now)
+        assert wanted is not None
         if not self._worker.is_connected:
             return self._start(now)
-        wanted = (self._facts.folder, span)
-        if self._loaded is None or (self._loaded.folder, self._loaded.layers) != wanted:
+        if self._loaded is None or self._asked_load != wanted:
             return self._load(wanted, now)
         if self._phase in _UNLOADED:
             return self._set_phase(RankPhase.LOADED, now)
@@ -268,15 +269,14 @@ class Rank(RankState):
             commands.append(StartWorker())
         return commands + self._set_phase(RankPhase.LOADING, now)
 
-    def _load(self, wanted: tuple[str, tuple[int, int]], now: float) -> list[RankCommand]:
+    def _load(self, wanted: Load, now: float) -> list[RankCommand]:
         commands: list[RankCommand] = []
         if self._asked_load != wanted:
             self._asked_load, self._loaded, self._to_retell = wanted, None, False
             self._group.left(self._plan.hash if self._plan is not None else "", self._plan_reason, now)
             self._worker.loading = True
             self._worker.expect(LOAD_SILENCE_S, "loading made no progress", now)
-            folder, (first, last) = wanted
-            commands.append(TellWorker(Load(folder, first, last, self._sync)))
+            commands.append(TellWorker(wanted))
         return commands + self._set_phase(RankPhase.LOADING, now)
 
     def _prepare(self, plan: MeshPlan, attempt: int, now: float) -> list[RankCommand]:
@@ -299,6 +299,7 @@ class Rank(RankState):
         asked = self._worker.gone(now)
         self._group.lost("fault", text, now)
         self._loaded = self._asked_load = None
+        self._sync_watch.gone()
         self._barren, self._to_retell = 0, False
         self._leave_attempt()
         commands: list[RankCommand] = []
@@ -363,11 +364,12 @@ class Rank(RankState):
         stale = [request for request in newest_first if not self._requests.adopt(self._me, request)]
         commands: list[RankCommand] = []
         # With stale requests it must load again, as in `ended`: that makes it forget them.
-        if not stale and hello.folder is not None and hello.layers is not None and hello.fingerprint is not None:
+        if not stale and hello.load is not None and hello.fingerprint is not None:
+            held = self._asked_load = hello.load
             self._loaded = Loaded(
-                folder=hello.folder,
-                layers=hello.layers,
-                total_layers=self._facts.total_layers if self._facts is not None else hello.layers[1],
+                folder=held.folder,
+                layers=(held.first_layer, held.last_layer),
+                total_layers=self._facts.sizes.total_layers if self._facts is not None else held.last_layer,
                 fingerprint=hello.fingerprint,
                 weight_bytes=0,
                 load_s=0.0,
@@ -384,7 +386,8 @@ class Rank(RankState):
             self._loaded = self._asked_load = None
             self._leave_attempt()
             return self._advance(now)
-        if (loaded.folder, loaded.layers) != self._asked_load:
+        asked = self._asked_load
+        if asked is None or (loaded.folder, loaded.layers) != (asked.folder, (asked.first_layer, asked.last_layer)):
             return []
         self._loaded = loaded
         self._worker.loaded()
@@ -404,7 +407,7 @@ class Rank(RankState):
         return [*commands, story, *self._advance(now)]
 
     def _has_not_loaded(self, failed: LoadFailed, now: float) -> list[RankCommand]:
-        if self._asked_load is None or failed.folder != self._asked_load[0] or self._loaded is not None:
+        if self._asked_load is None or failed.folder != self._asked_load.folder or self._loaded is not None:
             return []
         self._asked_load = None
         self._worker.loading = False
@@ -453,13 +456,9 @@ class Rank(RankState):
         return [RingPortTaken(edge.target_port) for edge in self._plan.edges if edge.target == self._me]
 
     def _has_beaten(self, beat: Heartbeat, now: float) -> list[RankCommand]:
-        before = self._worker.heartbeat
         self._worker.heartbeat = beat
         self._group.beat(beat)
-        stories: list[RankCommand] = []
-        if before is not None and before.sync_mode != beat.sync_mode:
-            stories.append(Story("engine.sync", {"mode": beat.sync_mode, "reason": beat.sync_reason}))
-        return stories + self._judge_beat(beat, now)
+        return [*self._sync_watch.heard(beat, now), *self._judge_beat(beat, now)]
 
     def _judge_beat(self, beat: Heartbeat, now: float) -> list[RankCommand]:
         """The first beat of an adopted worker comes after all that its last daemon missed: what is still under way

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from exod.core.engine_messages import RankStatus
+from exoengine.fit import ModelSizes
 from exoengine.protocol import ToWorker
 
 
@@ -57,4 +58,4 @@ class ModelFacts(msgspec.Struct, frozen=True):
 
     model: str
     folder: str
-    total_layers: int
+    sizes: ModelSizes

@@ -7,12 +7,13 @@ import msgspec
 from exod.core.engine_messages import BeginRequest, RankPhase, RankStatus
 from exod.core.group_life import GroupLife
 from exod.core.held_requests import HeldRequest, HeldRequests
-from exod.core.plan import layer_spans
+from exod.core.layer_split import DoesNotFitError, layer_spans, shortage
 from exod.core.rank_commands import ModelFacts, RankCommand, Report
 from exod.core.rank_reports import Alarm, Reporter
+from exod.core.sync_watch import SyncWatch
 from exod.core.worker_life import WorkerLife
 from exod.model import MeshPlan, NodeId
-from exoengine.protocol import Heartbeat, Hello, LinkHealth, Loaded, SyncSettings
+from exoengine.protocol import Heartbeat, Hello, LinkHealth, Load, Loaded, SyncSettings
 
 
 class RankState:
@@ -32,7 +33,7 @@ class RankState:
         self._retry_at: float | None = None
         # the worker
         self._worker = WorkerLife()
-        self._asked_load: tuple[str, tuple[int, int]] | None = None
+        self._asked_load: Load | None = None
         self._loaded: Loaded | None = None
         self._forgave = False
         # the group
@@ -50,6 +51,7 @@ class RankState:
         self._link_health: LinkHealth | None = None
         self._requests = HeldRequests()
         self._reporter = Reporter()
+        self._sync_watch = SyncWatch(sync.watchdog_s)
         self.progress = (0, 0)
 
     # --- what others read -----------------------------------------------------------------------------------
@@ -69,6 +71,11 @@ class RankState:
     @property
     def hello(self) -> Hello | None:
         return self._worker.hello
+
+    @property
+    def gpu_wait_violations(self) -> int:
+        """Fast steps that waited beyond a GPU's watchdog, as far as is known, in this daemon's life."""
+        return self._sync_watch.violations
 
     @property
     def restarts(self) -> int:
@@ -92,12 +99,22 @@ class RankState:
         held = self._requests.newest()
         return msgspec.structs.replace(held.begin, tokens=tuple(held.tokens[:-1])) if held is not None else None
 
+    def _wanted(self) -> Load | None:
+        """What the plan asks this rank's worker to hold; None while the model is unknown. ValueError as `span`."""
+        span, plan, facts = self.span(), self._plan, self._facts
+        if span is None or plan is None or facts is None:
+            return None
+        if text := shortage(plan, facts.sizes):
+            raise DoesNotFitError(text)
+        context = plan.context
+        return Load(facts.folder, *span, self._sync, context.max_tokens, context.kv_bits, context.kv_group_size)
+
     def span(self) -> tuple[int, int] | None:
         """The layers that the plan gives this rank; None while unknown. ValueError where they cannot be shared."""
         plan, facts = self._plan, self._facts
         if plan is None or facts is None or self._me not in plan.ring:
             return None
-        return layer_spans(plan.split, plan.memory_mib, facts.total_layers)[plan.ring.index(self._me)]
+        return layer_spans(plan, facts.sizes)[plan.ring.index(self._me)]
 
     # --- reports --------------------------------------------------------------------------------------------
 
@@ -141,6 +158,7 @@ class RankState:
             generating=bool(self.active),
             sync_mode=beat.sync_mode if beat is not None else "safe",
             sync_reason=beat.sync_reason if beat is not None else "",
+            gpu_waited_s=self._sync_watch.waited_s,
             tokens_per_s=beat.tokens_per_s if beat is not None else 0.0,
             baseline_tokens_per_s=beat.baseline_tokens_per_s if beat is not None else 0.0,
             last_gap_ms=self._group.last_gap_ms,

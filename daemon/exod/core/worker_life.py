@@ -78,7 +78,7 @@ class WorkerLife:
     def greeted(self, hello: Hello, now: float) -> None:
         self.state, self.hello = WorkerState.CONNECTED, hello
         self.group_used = hello.formed
-        self._has_imported = hello.folder is not None
+        self._has_imported = hello.load is not None
         self.heard(now)
         self.answered()
 

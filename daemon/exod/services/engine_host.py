@@ -461,7 +461,7 @@ class EngineHost:
             self._carry_out(self.rank.model_failed(model, error.code, str(error), time.monotonic()))
         else:
             self.summary = summary
-            facts = ModelFacts(model, str(folder), summary.total_layers)
+            facts = ModelFacts(model, str(folder), summary)
             self._carry_out(self.rank.model_found(facts, time.monotonic()))
         self._nudge()
 

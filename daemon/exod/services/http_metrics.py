@@ -177,6 +177,8 @@ def _counters(counters: DaemonCounters) -> Iterator[Metric]:
         ("exod_engine_recoveries", "Groups formed anew, after a fault or for a move", counters.engine_recoveries),
         ("exod_engine_recovery_seconds", "The sum of the times without a group", counters.engine_recovery_s),
         ("exod_engine_restarts", "Worker processes that were replaced", counters.engine_restarts),
+        ("exod_engine_sync_changes", "Changes between fast and safe steps", counters.sync_changes),
+        ("exod_engine_gpu_wait_violations", "Fast steps that waited too long", counters.gpu_wait_violations),
         ("exod_prompt_tokens", "Tokens of prompts", counters.prompt_tokens),
         ("exod_cached_prompt_tokens", "Of these, found in the KV cache", counters.cached_tokens),
         ("exod_completion_tokens", "Generated tokens", counters.completion_tokens),

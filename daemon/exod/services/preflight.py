@@ -17,7 +17,7 @@ import psutil
 
 from exod.core.engine_messages import RankPhase
 from exod.core.node import NodeCore
-from exod.model import Edge, NodeId
+from exod.model import ContextSettings, Edge, MeshPlan, NodeId
 from exod.platform import Platform
 from exod.reports import PreflightCheck, PreflightReport
 from exod.services.control_messages import (
@@ -29,6 +29,7 @@ from exod.services.control_messages import (
 )
 from exod.services.control_plane import ControlPlane
 from exod.services.engine_host import EngineHost
+from exoengine.fit import kv_bytes, needs_text, span_bytes
 
 TRANSFER_BYTES: Final = 1024 * 1024
 """Long enough to leave slow start behind on a LAN, 8 s at 1 Mbit/s on the worst VPN: within the deadline."""
@@ -218,9 +219,11 @@ class Preflight:
             return PreflightCheck("memory", self._me, True, figure, "the rank's layers are loaded")
         if span is None or summary is None:
             return PreflightCheck("memory", self._me, True, figure, "the model is not known yet")
-        needed = sum(summary.layer_bytes[span[0] : span[1]]) + summary.other_bytes
-        enough = needed < available
-        text = f"{needed / 2**30:.1f} GiB are needed for layers {span[0]} to {span[1] - 1}"
+        context = self._engine.plan.context if self._engine.plan is not None else ContextSettings()
+        cache = kv_bytes(summary, *span, context.max_tokens, context.kv_bits, context.kv_group_size)
+        weights = span_bytes(summary, *span)
+        enough = weights + cache < available
+        text = needs_text(*span, weights, cache, context.max_tokens)
         return PreflightCheck(
             "memory",
             self._me,
@@ -256,7 +259,17 @@ class Preflight:
             text = "the same on all ranks" if same else "ranks differ" if known else "not all ranks are loaded"
             figure = next(iter(values)) if same else f"{len(ranks)} of {len(plan.ring)} ranks"
             checks.append(PreflightCheck(name, plan.model, same, figure, text, FINE if same else cure))
-        return tuple(checks)
+        return (*checks, self._context_check(plan))
+
+    def _context_check(self, plan: MeshPlan) -> PreflightCheck:
+        """The plan's settings are every rank's. A node that is configured otherwise would host the model otherwise,
+        once it coordinates.
+        """
+        cards = (self._core.card, *(link.peer for link in self._core.links.values()))
+        others = [card.name for card in cards if card.id in plan.ring and card.context != plan.context]
+        text = f"{', '.join(others)} would have it otherwise" if others else "the same on all ranks"
+        cure = "set engine.max_context, kv_bits and kv_group_size alike on all nodes"
+        return PreflightCheck("context", plan.model, not others, str(plan.context), text, cure if others else FINE)
 
     def _subject(self, edge: Edge) -> str:
         return f"{edge.source_interface} {edge.source_address} → {edge.target_address}"
