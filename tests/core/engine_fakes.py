@@ -212,6 +212,8 @@ class FakeWorker:
         self.hall, self.name, self.pid = hall, name, pid
         self.alive = True
         self.is_stopped = False
+        self.hangs = False
+        """Stopped by a fault of its own: nobody can wake it."""
         self.pause_wanted = False
         self.prepared: Prepare | None = None
         self.waiting: dict[int, Generation] = {}
@@ -282,8 +284,8 @@ class FakeWorker:
         if self._gone is not None:
             self.hall.loop.call_later(0.01, self._gone, text)
 
-    def stop(self) -> None:
-        self.is_stopped = True
+    def stop(self, hangs: bool) -> None:
+        self.is_stopped, self.hangs = True, hangs
 
     def resume(self) -> None:
         if self.alive and self.is_stopped:

@@ -73,6 +73,11 @@ class FakeProcess:
             self._ended.set()
             self._host._worker_gone(text)
 
+    def wake(self) -> None:
+        worker = self._node.worker
+        if worker is not None and not worker.hangs:
+            worker.resume()
+
     def tell(self, message: ToWorker) -> None:
         worker = self._node.worker
         if self._connected and worker is not None:

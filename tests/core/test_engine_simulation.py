@@ -77,8 +77,9 @@ def faults(world: World) -> list[object]:
     def stop() -> None:
         worker = a_node().worker
         if worker is not None and worker.alive:
-            world.note(f"{worker.name}'s worker is stopped")
-            worker.stop()
+            hangs = random.random() < 0.5
+            world.note(f"{worker.name}'s worker {'hangs' if hangs else 'is stopped'}")
+            worker.stop(hangs)
             world.loop.call_later(random.choice([0.5, 3.0, 7.0, 20.0]), worker.resume)
 
     def cut() -> None:

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from exoengine.protocol import (
@@ -151,6 +152,36 @@ def test_log_probabilities_come_through_a_replaced_rank(ranks: Cluster, llama: P
             first = answer.outs[0].index
             assert figures == [(out.token, out.logprob, out.top_logprobs) for out in whole.outs[first:]]
 
+
+def test_nothing_grows_with_the_faults(ranks: Cluster, llama: Path) -> None:
+    ranks.load(llama, [2, 3])
+    ranks.form()
+    processes = [psutil.Process(rank.process.pid) for rank in ranks.ranks[:2]]
+
+    def held() -> list[tuple[int, int, int]]:
+        ranks.generate(request(PROMPT, 20))
+        return [(one.num_fds(), one.num_threads(), one.memory_info().rss) for one in processes]
+
+    def abort(times: int) -> None:
+        for number in range(times):
+            asked = request(PROMPT, 3, temperature=1.0, seed=number)
+            ranks.begin(asked)
+            ranks.ranks[number % 2].send(Abort("the test cuts a link"))
+            ranks.form()
+            ranks.finish(asked.request_id)
+
+    abort(20)  # what is allocated once is there
+    before = held()
+    abort(ABORTS)
+    for (fds, threads, rss), (fds_then, threads_then, rss_then) in zip(held(), before, strict=True):
+        assert fds <= fds_then + 2  # one may be open for a moment
+        assert threads <= threads_then
+        assert rss - rss_then < ABORTS * GROWTH_BYTES
+
+
+ABORTS = 200
+GROWTH_BYTES = 16 * 1024
+"""For one fault, with all that the allocators keep. A ring's buffers or a copy of the caches would be more."""
 
 LOSES_THE_LAST_OUTCOME = """
 from exoengine.generation import Generations

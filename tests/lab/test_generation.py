@@ -111,13 +111,13 @@ def test_a_killed_rank_beside_the_client_costs_no_token(pair: Cluster) -> None:
     assert_whole(stream)
 
 
-def test_a_stopped_rank_is_replaced_and_costs_no_token(pair: Cluster) -> None:
+def test_a_stopped_rank_is_continued_and_costs_no_token(pair: Cluster) -> None:
     client = coordinator(pair)
     stream = counting(client)
     stopped = other(pair, client)
     pids = stopped.kill_workers(signal.SIGSTOP)
     assert_whole(stream)
-    assert stopped.worker_pids() != pids, "the stopped process was replaced; nobody woke it"
+    assert stopped.worker_pids() == pids, "its daemon continued it: its weights and caches are kept"
 
 
 def test_the_other_daemon_killed_and_restarted_costs_no_token(pair: Cluster) -> None:

@@ -130,6 +130,17 @@ async def test_a_stopped_worker_is_killed_too(tmp_path: Path) -> None:
         assert not is_alive(pid)
 
 
+async def test_a_stopped_worker_is_continued(tmp_path: Path) -> None:
+    async with a_daemon(tmp_path) as daemon:
+        pid = await daemon.start()
+        os.kill(pid, signal.SIGSTOP)
+        await until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, "it is stopped")
+        daemon.worker.wake()
+        await until(lambda: psutil.Process(pid).status() != psutil.STATUS_STOPPED, "it goes on")
+        await daemon.worker.leave()
+        assert daemon.ended == ["it ended"]
+
+
 async def test_a_worker_that_does_not_leave_is_asked_harder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ from exod.core.rank_commands import (
     StartWorker,
     Story,
     TellWorker,
+    WakeWorker,
 )
 from exod.core.rank_reports import prepare_order
 from exod.core.rank_state import RankState
@@ -210,6 +211,8 @@ class Rank(RankState):
             self._worker.forgive(late_s)
         elif text := self._worker.overdue(now):
             commands += self._kill(text, now)
+        elif self._worker.wants_waking(now):
+            commands.append(WakeWorker())
         if self._retry_at is not None and now >= self._retry_at:
             self._retry_at, self._failure, self._facts = None, None, None
         return commands + self._advance(now) + self._report(now)

@@ -23,6 +23,10 @@ class KillWorker(msgspec.Struct, frozen=True):
     text: str
 
 
+class WakeWorker(msgspec.Struct, frozen=True):
+    """Command: continue the process, if it was stopped."""
+
+
 class LeaveWorker(msgspec.Struct, frozen=True):
     """Command: nothing is asked of the worker any more: let it leave, then end."""
 
@@ -50,7 +54,9 @@ class Story(msgspec.Struct, frozen=True):
     data: dict[str, object]
 
 
-RankCommand = ResolveModel | StartWorker | KillWorker | LeaveWorker | TellWorker | Report | RingPortTaken | Story
+RankCommand = (
+    ResolveModel | StartWorker | KillWorker | WakeWorker | LeaveWorker | TellWorker | Report | RingPortTaken | Story
+)
 
 
 class ModelFacts(msgspec.Struct, frozen=True):

@@ -22,9 +22,14 @@ START_DEADLINE_S: Final = 60.0
 KILL_AGAIN_S: Final = 10.0
 """A kill can miss a process that was just being started; it is said again."""
 
+WAKE_SILENCE_S: Final = 2.5
+"""A worker's control thread says something every second. One that is silent for two beats may have been stopped
+from outside: it is told to continue, within the 5 s that its neighbours give a step. One that is only slow does not
+notice.
+"""
+
 HEARTBEAT_SILENCE_S: Final = 8.0
-"""A worker's control thread says something every second. A stopped or wedged process is replaced after this; a
-busy machine is given several beats."""
+"""A process that did not come back from that hangs, and is replaced; a busy machine is given several beats."""
 
 LOADING_SILENCE_S: Final = 20.0
 """While a new process loads: its imports hold the interpreter lock for a second or two, and wait for a cold disk. A
@@ -59,6 +64,7 @@ class WorkerLife:
         self.group_used = False
         """Has this process stood in a group, or tried to?"""
         self._heard_at = 0.0
+        self._wake_at: float | None = None
         self._deadline: tuple[float, str] | None = None
         self._restart_at = 0.0
         self._pause_s = 0.0
@@ -84,6 +90,7 @@ class WorkerLife:
 
     def heard(self, now: float) -> None:
         self._heard_at = now
+        self._wake_at = now + WAKE_SILENCE_S
 
     def expect(self, within_s: float, text: str, now: float) -> None:
         """`text` says what did not happen, where it does not."""
@@ -127,6 +134,13 @@ class WorkerLife:
         self.answered()
         return asked
 
+    def wants_waking(self, now: float) -> bool:
+        """Is it time to have a silent process continued? Said once in a silence."""
+        if not self.is_connected or self._wake_at is None or now < self._wake_at:
+            return False
+        self._wake_at = None
+        return True
+
     def overdue(self, now: float) -> str:
         """What did not happen in time, in words; empty while all is well."""
         if self._deadline is not None and now >= self._deadline[0]:
@@ -138,6 +152,8 @@ class WorkerLife:
     def forgive(self, late_s: float) -> None:
         """The daemon itself stalled: what the worker said meanwhile is not read yet."""
         self._heard_at += late_s
+        if self._wake_at is not None:
+            self._wake_at += late_s
         if self._deadline is not None:
             self._deadline = (self._deadline[0] + late_s, self._deadline[1])
 
@@ -147,7 +163,7 @@ class WorkerLife:
         if self._deadline is not None:
             candidates.append(self._deadline[0])
         if self.is_connected:
-            candidates.append(self._silent_at())
+            candidates.append(self._silent_at() if self._wake_at is None else self._wake_at)
         if wanted and self.state is WorkerState.NONE:
             candidates.append(self._restart_at)
         return min(candidates, default=None)

@@ -47,6 +47,7 @@ from exod.core.rank_commands import (
     StartWorker,
     Story,
     TellWorker,
+    WakeWorker,
 )
 from exod.core.ring_ports import RingPorts
 from exod.core.scheduler import Scheduler, SchedulerCommand, TellOrigin, TellRank
@@ -438,6 +439,8 @@ class EngineHost:
                     self.worker.start(self._tasks)
                 case KillWorker(text=text):
                     self.worker.kill(text)
+                case WakeWorker():
+                    self.worker.wake()
                 case LeaveWorker():
                     self._spawn(self.worker.leave(), "worker leaves")
                 case StartWorker():

@@ -106,6 +106,14 @@ class WorkerProcess:
             log.warning("worker_killed", pid=self._process.pid, text=text)
             _signal(self._process, signal.SIGKILL)
 
+    def wake(self) -> None:
+        """Continues a process that was stopped from outside; to any other this does nothing."""
+        if self._process is not None:
+            with contextlib.suppress(psutil.Error):
+                if self._process.status() == psutil.STATUS_STOPPED:
+                    log.warning("worker_continued", pid=self._process.pid, text="it had been stopped from outside")
+                    _signal(self._process, signal.SIGCONT)
+
     async def leave(self, deadline_s: float = LEAVE_DEADLINE_S) -> None:
         """Asks the worker to leave its group and end; escalates past the deadline. Returns when it is gone."""
         process, life = self._process, self._life
