@@ -78,8 +78,8 @@ log = structlog.get_logger()
 PRIVATE_UMASK: Final = 0o077
 """What the daemon writes (events, logs, sockets) is its user's alone."""
 
-API_GRACE_S: Final = 2.0
-"""For answers that are nearly done: all of the daemon's leaving is bounded by launchd's 30 s (ExitTimeOut)."""
+API_GRACE_S: Final = 0.5
+"""For answers that are nearly done. The others are told only then, and must be within a second."""
 
 MQTT_FAREWELL_S: Final = 2.0
 

@@ -7,6 +7,7 @@ of it, and reads the answer to its end: exactly 1 … 900, nothing lost, doubled
 from __future__ import annotations
 
 import signal
+import socket
 import time
 from collections.abc import Iterator
 
@@ -16,6 +17,7 @@ from tests.lab.chat import ChatStream, count_prompt, numbers
 from tests.lab.cluster import Cluster
 from tests.lab.node import API_PORT, MESH_PORT, RING_PORTS, Node, wait_for
 from tests.lab.reading import can_serve
+from tests.lab.told import events_since, of_type
 from tests.lab.topology import Lab
 
 pytestmark = pytest.mark.lab
@@ -25,6 +27,8 @@ STARTED_AT = 100
 """The fault comes when so many numbers are here: in the middle, whatever the machine's speed."""
 STARTS_WITHIN_S = 60.0
 ENDS_WITHIN_S = 180.0
+LEAVES_WITHIN_S = 30.0
+SAYS_WHY_WITHIN_S = 1.0
 FLAPPING_FOR_S = 20.0
 FLAP_EVERY_S = 4.0
 
@@ -152,24 +156,46 @@ def test_a_client_whose_own_daemon_dies_gets_a_closed_stream_and_never_a_wrong_o
     assert stream.numbers[:-1] == list(range(1, len(stream.numbers))), stream.story()
 
 
-def test_a_node_that_is_stopped_in_mid_generation_leaves_nothing_and_its_peer_says_why(pair: Cluster) -> None:
+@pytest.mark.parametrize("client_stays", [True, False])
+def test_a_node_that_is_stopped_in_mid_generation_leaves_nothing_and_its_peer_says_why(
+    pair: Cluster, client_stays: bool
+) -> None:
     staying = coordinator(pair)
     leaving = other(pair, staying)
-    stream = counting(staying)
-    began = time.monotonic()
-    code = leaving.terminate()
-    assert code == 0
-    assert time.monotonic() - began < 30.0
-
-    def says_why() -> bool:
-        status = staying.poll_status()
-        change = status["mesh"]["last_change"] if status else None
-        return bool(change) and leaving.name in change["reason"] and "left" in change["reason"]
-
-    wait_for(says_why, 5.0, "the peer says why")
+    stream = counting(staying if client_stays else leaving)
+    told, began = time.time(), time.monotonic()
+    assert leaving.terminate() == 0
+    assert time.monotonic() - began < LEAVES_WITHIN_S
+    ports = [range(MESH_PORT, MESH_PORT + 1), RING_PORTS, range(API_PORT, API_PORT + 1)]
     wait_for(lambda: not leaving.host.processes(), 5.0, "no process is left behind")
-    assert not leaving.host.connections(range(MESH_PORT, MESH_PORT + 1)), "a control connection was left behind"
-    assert not leaving.host.connections(RING_PORTS), "a connection of the ring was left behind"
-    assert not leaving.host.connections(range(API_PORT, API_PORT + 1)), "a client's connection was left behind"
-    leaving.start()
-    assert_whole(stream)
+    for one in ports:
+        assert leaving.host.leftovers(one) == [], "a socket was left on the host that was left"
+    assert list(leaving.data_dir.rglob("*.sock")) == []
+    theirs = hex_addresses(leaving)
+    left = [line for one in ports for line in staying.host.leftovers(one) if line.split()[1][:8] in theirs]
+    assert left == [], "a connection to the node that left stands on the other"
+
+    def why() -> dict[str, object] | None:
+        found = of_type(events_since(staying, told), "mesh.agreed")
+        return found[0] if found else None
+
+    change = wait_for(why, 5.0, "the peer has another plan")
+    assert leaving.name in change["reason"]
+    assert "left" in change["reason"]
+    assert change["ts"] - told < SAYS_WHY_WITHIN_S
+    if client_stays:
+        leaving.start()
+        assert_whole(stream)
+    else:
+        wait_for(lambda: stream.finished, 5.0, "the stream is closed")
+        assert stream.error is not None
+        assert stream.numbers[:-1] == list(range(1, len(stream.numbers))), stream.story()
+
+
+def hex_addresses(node: Node) -> set[str]:
+    """Of all its interfaces, as /proc/net/tcp writes them."""
+    addresses = [
+        line.split()[3].partition("/")[0]
+        for line in node.host.run(["ip", "-4", "-o", "address"], check=True).stdout.splitlines()
+    ]
+    return {socket.inet_aton(address)[::-1].hex().upper() for address in addresses if address != "127.0.0.1"}

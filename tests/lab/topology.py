@@ -34,6 +34,7 @@ VPN_MTU = 1280
 RUN_WITHIN_S = 60.0
 # A socket that is connected and not closing, in /proc/net/tcp (include/net/tcp_states.h).
 TCP_ESTABLISHED = "01"
+TCP_TIME_WAIT = "06"
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,19 @@ class Host:
         rows = [line.split() for line in lines]
         found = [Connection(*_endpoint(row[1]), *_endpoint(row[2])) for row in rows if row[3] == TCP_ESTABLISHED]
         return [one for one in found if one.local_port in ports or one.remote_port in ports]
+
+    def leftovers(self, ports: range) -> list[str]:
+        """TCP sockets in any state with either end's port in `ports`: `local remote state`, as the kernel writes
+        them. All but those that only remember an orderly end.
+        """
+        with self.entered():
+            lines = Path("/proc/thread-self/net/tcp").read_text().splitlines()[1:]
+        rows = [line.split() for line in lines]
+        return [
+            " ".join(row[1:4])
+            for row in rows
+            if row[3] != TCP_TIME_WAIT and {_endpoint(row[1])[1], _endpoint(row[2])[1]} & set(ports)
+        ]
 
     def processes(self) -> list[int]:
         return netns.processes_in(self.namespace)

@@ -113,3 +113,16 @@ async def test_a_bug_in_a_timer_a_message_or_a_workers_word_is_told_and_outlived
         host.handle(NodeId("b" * 16), FormOrder(A, "plan1", 1, "prepare"))
         await asyncio.sleep(0.05)
         assert len(hosted.errors()) == told
+
+
+@pytest.mark.parametrize("hosts_a_rank", [True, False])
+async def test_a_node_without_a_rank_sweeps_what_an_earlier_life_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hosts_a_rank: bool
+) -> None:
+    async with a_host(tmp_path) as hosted:
+        swept: list[bool] = []
+        monkeypatch.setattr(hosted.host.worker, "sweep", lambda: swept.append(True))
+        for number in (1, 2):
+            hosted.host.commit(a_plan(A if hosts_a_rank else B, number=number), "a plan")
+        await asyncio.sleep(0.2)
+        assert len(swept) == (0 if hosts_a_rank else 1)

@@ -182,6 +182,8 @@ class EngineHost:
         if self.plan is not None and self.plan.model != plan.model:
             self.scheduler.give_up()
             self.desk.model_changed(plan.model)
+        if self.plan is None and (self._me not in plan.ring or not plan.model):
+            self._spawn(asyncio.to_thread(self.worker.sweep), "sweep")
         self.plan, self.suspended = plan, ""
         self._carry_out(self.rank.commit(plan, reason, now))
         if plan.coordinator == self._me and not was_coordinator:
@@ -407,13 +409,12 @@ class EngineHost:
         plan = self.plan
         if request is None or plan is None or not plan.ring or plan.ring[0] != self._me:
             return
-        origin = request.begin.origin
-        if origin in plan.ring:
+        if request.begin.origin in plan.ring:
             self._relay.forget(client_id(output.request_id))
-        else:
-            relayed = self._relay.note(output, len(request.tokens))
-            if origin:
-                self._send(origin, relayed)
+            return
+        relayed = self._relay.note(output, len(request.tokens))
+        if request.begin.origin:
+            self._send(request.begin.origin, relayed)
 
     # --- carrying out ---------------------------------------------------------------------------------------
 
@@ -435,16 +436,15 @@ class EngineHost:
                     self._on_story(kind, data)
                 case ResolveModel(model=model):
                     self._spawn(self._resolve(model), "resolve model")
-                case StartWorker() if self._tasks is not None and not self._closing:
-                    self.worker.start(self._tasks)
+                case StartWorker():
+                    if self._tasks is not None and not self._closing:
+                        self.worker.start(self._tasks)
                 case KillWorker(text=text):
                     self.worker.kill(text)
                 case WakeWorker():
                     self.worker.wake()
                 case LeaveWorker():
                     self._spawn(self.worker.leave(), "worker leaves")
-                case StartWorker():
-                    pass
 
     async def _outliving(self, work: Coroutine[object, object, None], name: str) -> None:
         with self._surviving(name):
