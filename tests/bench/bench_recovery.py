@@ -38,6 +38,8 @@ CONFIG: dict[str, dict[str, Any]] = {"mqtt": {"broker": "off"}}
 SERVES_WITHIN_S = 90.0
 LOOKED_AT_S = 2.0
 """How long after a fault a wait counts as its: twice what a recovery from a cut may take."""
+CALM_AFTER_S = 1.0
+"""From serving over the cable again until a wait counts as one with nothing broken; it must begin after that."""
 POLL_EVERY_S = 0.25
 
 CUT_TARGET_S = 1.0
@@ -127,20 +129,28 @@ def _cut_round(cluster: Cluster, samples: Samples) -> None:
         cut = time.monotonic()
         cable.cut()
         time.sleep(LOOKED_AT_S)
-        _note_cut(cluster, client, cut, samples)
         cable.restore()
         restored = time.monotonic()
         _wait(cluster, "thunderbolt")
+        time.sleep(CALM_AFTER_S)
+        calm = time.monotonic()
         time.sleep(LOOKED_AT_S)
-        returned = [of_type(_events(node, restored), "mesh.agreed")[-1]["ts"] - _offset() for node in cluster.nodes]
-        _note(
-            samples, "back to the cable: longest wait for a token", client.gap_s(min(returned), max(returned) + 0.5)
-        )
-        quiet = max(returned) + 0.5, max(returned) + 0.5 + LOOKED_AT_S
-        time.sleep(0.5)
-    _note(samples, "nothing broken: longest wait for a token in 2 s", client.gap_s(*quiet))
-    if (client.gap_s(cut, quiet[1]) or 0.0) > CUT_TARGET_S:
+    _note_cut(cluster, client, cut, restored, samples)
+    _note(samples, "back to the cable: longest wait for a token", client.gap_s(*_move(cluster, restored, calm)))
+    _note(samples, "nothing broken: longest wait for a token in 2 s", client.gap_begun_s(calm, calm + LOOKED_AT_S))
+    if (client.gap_s(cut, calm + LOOKED_AT_S) or 0.0) > CUT_TARGET_S:
         _tell(cluster, cut)
+
+
+def _move(cluster: Cluster, since: float, until: float) -> tuple[float, float]:
+    """From the first word of the plan that leads back until all ranks stood in its group: a wait that touches this
+    is the move's, and no other.
+    """
+    told = [[event for event in _events(node, since) if event["ts"] - _offset() < until] for node in cluster.nodes]
+    agreed = min(of_type(events, "mesh.agreed")[-1]["ts"] for events in told)
+    formed = max(of_type(events, "engine.reformed")[-1]["ts"] for events in told)
+    assert formed > agreed, f"no group was formed after the move was agreed: {told}"
+    return agreed - _offset(), formed - _offset()
 
 
 def _tell(cluster: Cluster, since: float) -> None:
@@ -152,9 +162,9 @@ def _tell(cluster: Cluster, since: float) -> None:
     print(file=sys.stderr)
 
 
-def _note_cut(cluster: Cluster, client: Counting, cut: float, samples: Samples) -> None:
+def _note_cut(cluster: Cluster, client: Counting, cut: float, restored: float, samples: Samples) -> None:
     """The wait, and what it was spent on."""
-    _note(samples, "cut cable: longest wait for a token", client.gap_s(cut, cut + LOOKED_AT_S))
+    _note(samples, "cut cable: longest wait for a token", client.gap_s(cut, restored))
     told = [_events(node, cut) for node in cluster.nodes]
     noticed = min(event["ts"] for events in told for event in of_type(events, "path.dead"))
     agreed = max(of_type(events, "mesh.agreed")[0]["ts"] for events in told)
@@ -179,14 +189,14 @@ def _killed_rank(cluster: Cluster, samples: Samples) -> None:
         time.sleep(1.0)
         _wait(cluster, "thunderbolt")
         time.sleep(LOOKED_AT_S / 2)
-        events = _events(victim, killed)
-        loaded = of_type(events, "engine.loaded")[0]
-        ready = loaded["ts"] - _offset()
-        _note(samples, "killed rank: longest wait for a token", client.gap_s(killed, ready))
+    loaded = of_type(_events(victim, killed), "engine.loaded")[0]
+    ready = loaded["ts"] - _offset()
+    gap = client.gap_s(killed, ready)
+    if gap is not None:
+        samples["killed rank: longest wait for a token"].append(gap)
         samples["  until its process had started again"].append(ready - loaded["load_s"] - killed)
         samples["  loading its layers"].append(loaded["load_s"])
-        gap = client.gap_s(killed, ready) or 0.0
-        _note(samples, "  forming the group, prefilling them and a token", gap - (ready - killed))
+        samples["  forming the group, prefilling them and a token"].append(gap - (ready - killed))
 
 
 def _killed_daemon(cluster: Cluster, samples: Samples) -> None:
@@ -200,7 +210,7 @@ def _killed_daemon(cluster: Cluster, samples: Samples) -> None:
         _wait(cluster, "thunderbolt")
         served = time.monotonic()
         time.sleep(LOOKED_AT_S / 2)
-        _note(samples, "killed daemon of the other rank: longest wait for a token", client.gap_s(killed, served))
+    _note(samples, "killed daemon of the other rank: longest wait for a token", client.gap_s(killed, served))
 
 
 def _note(samples: Samples, name: str, value: float | None) -> None:

@@ -66,6 +66,16 @@ class Counting(threading.Thread):
         ]
         return max(gaps, default=None)
 
+    def gap_begun_s(self, begin: float, end: float) -> float | None:
+        """The longest wait within an answer that began in [begin, end]; None where no answer was under way."""
+        gaps = [
+            gap
+            for stream in list(self._streams)
+            for gap, arrival in zip(stream.gaps_s(), list(stream.arrivals), strict=False)
+            if begin <= arrival.at <= end
+        ]
+        return max(gaps, default=None)
+
     def resumed_at(self, after: float) -> float:
         """When the longest wait ended that touches the second after `after`."""
         found = max(
