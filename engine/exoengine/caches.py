@@ -82,6 +82,17 @@ class StageCaches:
         """Every array that a step must have evaluated before it counts as completed."""
         return [array for leaf in self._leaves for array in _arrays(vars(leaf))]
 
+    def references(self) -> list[dict[str, Any]]:
+        """How things are; while this is held, MLX copies what it would write in place otherwise."""
+        return [_copied(vars(leaf)) for leaf in self._leaves]
+
+    def put_back(self, references: list[dict[str, Any]], position: int) -> None:
+        """As `references` and the position were, before anything built since was evaluated."""
+        for leaf, state in zip(self._leaves, references, strict=True):
+            vars(leaf).clear()
+            vars(leaf).update(state)
+        self.position = position
+
     def mark(self) -> None:
         """Before a step: remember how things are, so that `roll_back` can return here."""
         if self._by_reference:
@@ -173,12 +184,23 @@ def _copied(state: dict[str, Any]) -> dict[str, Any]:
     return {key: copy.copy(value) if isinstance(value, list) else value for key, value in state.items()}
 
 
+def is_pending(arrays: list[Any]) -> bool:
+    """Is any of these not evaluated yet? MLX shows it in no other way than in the picture of the graph, in which
+    operations are boxes.
+    """
+    return "shape=rectangle" in _picture(arrays)
+
+
 def _is_tainted(arrays: list[Any]) -> bool:
     """Would evaluating these run a communication of a group that is gone? True for what an aborted evaluation
-    had not come to; MLX shows it in no other way than in the picture of the graph.
+    had not come to.
     """
+    return any(name in _picture(arrays) for name in COMMUNICATION)
+
+
+def _picture(arrays: list[Any]) -> str:
     if not arrays:
-        return False
+        return ""
     picture = io.StringIO()
     mx.export_to_dot(picture, *arrays)
-    return any(name in picture.getvalue() for name in COMMUNICATION)
+    return picture.getvalue()

@@ -65,12 +65,8 @@ class Pipeline:
             self._switch.set_gpu_may_wait(not step.safe)
         begun = time.monotonic()
         hidden = self._receive(len(tokens))
-        if hidden is not None:
-            # A fast receive is under way before the caches' graph is built from it: where the neighbour is gone
-            # already, it fails here, and the caches have never seen it.
-            (mx.eval if step.safe else mx.async_eval)(hidden)
+        out = self._built(step, mx.array([list(tokens)]), hidden, caches)
         received = time.monotonic()
-        out = self._run_stage(mx.array([list(tokens)]), hidden, caches, step.singly)
         if self._stage.is_last:
             drawn, out = self._draw(out, step, caches, sampler, history, top_logprobs), None
         else:
@@ -92,6 +88,26 @@ class Pipeline:
         if takes is None:
             return None
         return mx.distributed.recv(takes.shape(count), takes.dtype, self._rank - 1, group=self._group.handle)
+
+    def _built(self, step: Step, tokens: Any, hidden: Any, caches: StageCaches) -> Any:
+        """The stage's graph, its input received in a safe step, on its way in a fast one.
+
+        It is built before anyone waits: that takes Python a while, and the neighbour is at work meanwhile. If the
+        neighbour is gone already, it shows here, and the caches go back to not having seen it.
+        """
+        if hidden is None:
+            return self._run_stage(tokens, None, caches, step.singly)
+        receive = mx.eval if step.safe else mx.async_eval
+        if self._stage.looks_at_values:
+            receive(hidden)  # first: it must not be a graph that waits for it
+        before, position = caches.references(), caches.position
+        try:
+            out = self._run_stage(tokens, hidden, caches, step.singly)
+            receive(hidden)
+        except BaseException:
+            caches.put_back(before, position)
+            raise
+        return out
 
     def _run_stage(self, tokens: Any, hidden: Any, caches: StageCaches, singly: bool) -> Any:
         if not singly or tokens.shape[1] == 1:
