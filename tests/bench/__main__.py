@@ -38,18 +38,23 @@ def _section(module: str, *options: str) -> Section:
 SECTIONS: dict[str, Section] = {
     "status": _section("tests.bench.bench_status"),
     "context": _section("tests.bench.bench_context", "tokens"),
+    "engine": _section("tests.bench.bench_engine", "rounds"),
     "floor": _section("tests.bench.bench_floor"),
     "idle": _section("tests.bench.bench_idle", "minutes", "model"),
     "links": _section("tests.bench.bench_links", "rounds"),
     "recovery": _section("tests.bench.bench_recovery", "rounds"),
 }
-NEEDS_A_LAB = {"floor", "idle", "links", "recovery"}
+NEEDS_A_LAB = {"engine", "floor", "idle", "links", "recovery"}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
-    parser.add_argument("--rounds", type=int, help="faults of each sort in `links` (30), cuts in `recovery` (20)")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        help="faults of each sort in `links` (30), cuts in `recovery` (20), rounds of `engine` (6)",
+    )
     parser.add_argument("--minutes", type=float, help="how long `idle` watches (5)")
     parser.add_argument("--tokens", type=int, help="the longer context in `context` (200,000)")
     parser.add_argument("--model", help="what the engine holds in `idle` (the embedded demo model)")

@@ -51,13 +51,17 @@ _ports = itertools.count(12000 + os.getpid() % 160 * 128)
 class Rank:
     """One worker process and the daemon's connection to it."""
 
-    def __init__(self, folder: Path, name: str, orphan_deadline_s: float = 30.0, prelude: str = "") -> None:
+    def __init__(
+        self, folder: Path, name: str, orphan_deadline_s: float = 30.0, prelude: str = "",
+        within: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """`within` is what runs a command on the rank's host, where that is not this one."""
         self.path = folder / f"{name}.sock"
         self.log = (folder / f"{name}.log").open("ab")
         run = "from exoengine.worker import main; main()"
         self.process = subprocess.Popen(
             [
-                sys.executable, "-c", f"{prelude}\n{run}", "--socket", str(self.path),
+                *within, sys.executable, "-c", f"{prelude}\n{run}", "--socket", str(self.path),
                 "--orphan-deadline-s", str(orphan_deadline_s),
             ],
             stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, start_new_session=True,
@@ -147,19 +151,25 @@ class Answer:
 
 
 class Cluster:
-    """Ranks of one plan on loopback addresses of this machine."""
+    """Ranks of one plan, on loopback addresses of this machine or on `hosts`: how each runs a command, and its
+    address.
+    """
 
-    def __init__(self, folder: Path, size: int, **options: Any) -> None:
+    def __init__(
+        self, folder: Path, size: int, hosts: Sequence[tuple[Sequence[str], str]] = (), **options: Any
+    ) -> None:
         self.folder, self.options = folder, options
+        self.withins = [within for within, _ in hosts] or [()] * size
+        self.addresses = [address for _, address in hosts] or [f"127.0.0.{rank + 1}" for rank in range(size)]
         self.names = itertools.count()
-        self.ranks = [self.start() for _ in range(size)]
+        self.ranks = [self.start(rank) for rank in range(size)]
         self.plans = itertools.count()
         self.orders = itertools.count()
         self.plan: tuple[str, int] = ("", 0)
         self.loads: list[Load] = []
 
-    def start(self) -> Rank:
-        return Rank(self.folder, f"r{next(self.names)}", **self.options)
+    def start(self, rank: int = 0) -> Rank:
+        return Rank(self.folder, f"r{next(self.names)}", within=self.withins[rank], **self.options)
 
     @property
     def size(self) -> int:
@@ -182,7 +192,7 @@ class Cluster:
         count = len(self.loads) if size is None else size
         self.plan = (f"plan{next(self.plans)}", 1)
         port = next(_ports)
-        hosts = tuple(f"127.0.0.{rank + 1}:{port}" for rank in range(count)) if count > 1 else ()
+        hosts = tuple(f"{address}:{port}" for address in self.addresses[:count]) if count > 1 else ()
         self.prepared_hosts = hosts
         for index, rank in enumerate(self.ranks[:count]):
             rank.send(Prepare(*self.plan, index, count, hosts, key=b"k" * 32))

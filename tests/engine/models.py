@@ -54,12 +54,15 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def write_model(folder: Path, config: dict[str, Any], seed: int = 0, bits: int = 0) -> Path:
+def write_model(
+    folder: Path, config: dict[str, Any], seed: int = 0, bits: int = 0, dtype: Any = mx.float32
+) -> Path:
     """Random weights for `config`. Nothing ends an answer where `config` names no `eos_token_id`."""
     folder.mkdir(parents=True)
     mx.random.seed(seed)
     kind, arguments = _get_classes(config)
     model = kind(arguments.from_dict(config))
+    model.set_dtype(dtype)
     if bits:
         nn.quantize(model, group_size=32, bits=bits)
         config = {**config, "quantization": {"group_size": 32, "bits": bits}}

@@ -1,0 +1,208 @@
+"""The engine against mlx-lm by itself, on two ranks: decode, prefill, time to first token, changes of mode, load.
+
+A model of 32 million parameters with random weights, on the lab's two hosts: over `en0`, which the kernel carries,
+and decode also over the emulated cable, whose emulator needs a processor of its own. Each round runs every
+contestant once, one after the other, so that what else the machine does meets all of them; a ratio is taken within
+each round, and of the rounds' ratios the median. MLX's products on a CPU run on one thread whatever the process,
+so two ranks have twice what one process has. Weights are of two bytes, which MLX multiplies fastest here.
+Called by `python -m tests.bench engine`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import mlx.core as mx
+
+from exoengine.protocol import Loaded, SyncSettings
+from tests.bench.engine_peer import prompt
+from tests.bench.rows import Row
+from tests.engine.driver import Answer, Cluster, cluster, request
+from tests.engine.models import QWEN2, write_model
+from tests.lab.topology import Lab
+
+MODEL = {
+    **QWEN2, "hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 2048, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "max_position_embeddings": 32768,
+}  # fmt: skip
+SPLIT = [4, 4]
+ROUNDS = 6
+SHORT, LONG = 40, 2048
+STEPS = 64
+PORTS = {"en0": 11900, "bridge0": 11901}  # mlx-lm's; below those of the tests' clusters
+ALTERNATING = SyncSettings(safe_context_tokens=1)
+"""With this the workers of this benchmark change the mode at every step, whatever they measure."""
+
+CHANGES_AT_EVERY_STEP = """
+from exoengine.sync import SyncChoice, SyncPolicy
+choose = SyncPolicy.choose
+def chosen(self, kv_tokens):
+    usual = choose(self, kv_tokens)
+    return SyncChoice(kv_tokens % 2 == 0, "the benchmark") if self.settings.safe_context_tokens == 1 else usual
+SyncPolicy.choose = chosen
+"""
+
+MODES = {
+    "fast": SyncSettings(sync="fast"), "safe": SyncSettings(sync="safe"), "dynamic": SyncSettings(),
+    "alternating": ALTERNATING,
+}  # fmt: skip
+
+LOAD_ALONE = """
+import sys, time
+import mlx.core as mx
+from exoengine.loading import load
+from exoengine.protocol import Load, SyncSettings
+mx.reset_peak_memory()
+begun = time.perf_counter()
+model = load(Load(sys.argv[1], 0, 4, SyncSettings()), lambda *_: None)
+print(time.perf_counter() - begun, mx.get_peak_memory() / model.weight_bytes)
+"""
+
+Times = dict[str, list[float]]
+
+
+def run(rounds: int = ROUNDS) -> list[Row]:
+    times: Times = defaultdict(list)
+    with tempfile.TemporaryDirectory() as place, Lab(2) as lab, ExitStack() as stack:
+        folder = write_model(Path(place) / "model", MODEL, dtype=mx.bfloat16)
+        alone = stack.enter_context(_peers(folder, lab, "en0", 1))
+        theirs = {link: stack.enter_context(_peers(folder, lab, link, 2)) for link in PORTS}
+        hosts = [(lab.host(number).argv([]), "") for number in (1, 2)]
+        ours = stack.enter_context(cluster(Path(place), 2, hosts=hosts, prelude=CHANGES_AT_EVERY_STEP))
+        for seed in range(rounds + 1):
+            lengths = (SHORT, LONG) if seed > 0 else (SHORT,)  # the first round warms up
+            found = _theirs("alone", alone, lengths, seed) | _theirs("mlx-lm", theirs["en0"], lengths, seed)
+            for mode in MODES:
+                found |= _ours(
+                    mode, mode, ours, _addresses(lab, "en0"), folder, lengths[: 1 + (mode == "fast")], seed
+                )
+            found |= _theirs("mlx-lm, cable", theirs["bridge0"], (SHORT,), seed)
+            for mode in ("fast", "safe"):
+                found |= _ours(f"{mode}, cable", mode, ours, _addresses(lab, "bridge0"), folder, (SHORT,), seed)
+            if seed > 0:
+                for name, value in found.items():
+                    times[name].append(value)
+        load_s, peak = _load(folder)
+    return _rows(times, load_s, peak)
+
+
+def _rows(times: Times, load_s: float, peak: float) -> list[Row]:
+    return [
+        *(
+            Row(f"{name}, median of {len(values)}", statistics.median(values) * 1000, "ms", samples=tuple(values))
+            for name, values in sorted(times.items())
+        ),
+        _ratio("fast / mlx-lm's pipeline", times, "fast: a token", "mlx-lm: a token", 1.0),
+        _ratio("safe / mlx-lm's pipeline", times, "safe: a token", "mlx-lm: a token", 1 / 0.97),
+        _ratio("the same over the cable, fast", times, "fast, cable: a token", "mlx-lm, cable: a token", 1.0),
+        _ratio("the same over the cable, safe", times, "safe, cable: a token", "mlx-lm, cable: a token", 1 / 0.97),
+        _ratio("dynamic / fast", times, "dynamic: a token", "fast: a token"),
+        _ratio("another mode at every step / safe", times, "alternating: a token", "safe: a token"),
+        _ratio(
+            "prefill of 2,048, two ranks / one process",
+            times,
+            f"fast: first of {LONG}",
+            f"alone: first of {LONG}",
+            0.58,
+        ),
+        _ratio(
+            "the same, mlx-lm's pipeline / one process",
+            times,
+            f"mlx-lm: first of {LONG}",
+            f"alone: first of {LONG}",
+        ),
+        Row("load of half the model", load_s, "s"),
+        Row("peak memory while loading / bytes held", peak, "", 1.1),
+    ]
+
+
+def _ratio(name: str, times: Times, of: str, to: str, target: float | None = None) -> Row:
+    ratios = tuple(one / other for one, other in zip(times[of], times[to], strict=True))
+    return Row(name, statistics.median(ratios), "", target, ratios)
+
+
+def _addresses(lab: Lab, link: str) -> list[str]:
+    return [lab.host(number).address(link) for number in (1, 2)]
+
+
+@contextmanager
+def _peers(folder: Path, lab: Lab, link: str, size: int) -> Iterator[list[subprocess.Popen[str]]]:
+    hostfile = folder.parent / f"{link}{size}.json"
+    hostfile.write_text(json.dumps([[f"{address}:{PORTS[link]}"] for address in _addresses(lab, link)]))
+    processes = [
+        lab.host(rank + 1).popen(
+            [sys.executable, "-m", "tests.bench.engine_peer", folder, str(size)],
+            env=os.environ | {"MLX_HOSTFILE": str(hostfile), "MLX_RANK": str(rank)},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )
+        for rank in range(size)
+    ]  # fmt: skip
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n", "mlx-lm's pipeline could not be started"
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def _theirs(name: str, peers: list[subprocess.Popen[str]], lengths: Sequence[int], seed: int) -> dict[str, float]:
+    found = {}
+    for tokens in lengths:
+        steps = STEPS if tokens == SHORT else 1
+        for peer in peers:
+            assert peer.stdin is not None
+            peer.stdin.write(f"{tokens} {steps} {seed}\n")
+            peer.stdin.flush()
+        slowest_s = [0.0, 0.0]
+        for peer in peers:
+            assert peer.stdout is not None
+            said = map(float, peer.stdout.readline().split())
+            slowest_s = [max(pair) for pair in zip(slowest_s, said, strict=True)]
+        found[f"{name}: first of {tokens}"] = slowest_s[0]
+        if steps > 1:
+            found[f"{name}: a token"] = slowest_s[1] / (steps - 1)
+    return found
+
+
+def _ours(
+    name: str, mode: str, ranks: Cluster, addresses: list[str], folder: Path, lengths: Sequence[int], seed: int
+) -> dict[str, float]:  # fmt: skip
+    ranks.addresses = addresses
+    assert all(isinstance(said, Loaded) for said in ranks.load(folder, SPLIT, MODES[mode]))
+    ranks.form()
+    found = {}
+    for tokens in lengths:
+        steps = STEPS if tokens == SHORT else 1
+        asked = request(prompt(tokens, seed), steps)
+        ranks.begin(asked)
+        slowest_s = [0.0, 0.0]
+        for answer in ranks.finish(asked.request_id):
+            assert isinstance(answer, Answer), answer
+            done = answer.finished
+            assert done is not None
+            assert done.cached_tokens == 0
+            slowest_s = [max(slowest_s[0], done.prefill_s), max(slowest_s[1], done.decode_s)]
+        found[f"{name}: first of {tokens}"] = slowest_s[0]
+        if steps > 1:
+            found[f"{name}: a token"] = slowest_s[1] / (steps - 1)
+    return found
+
+
+def _load(folder: Path) -> tuple[float, float]:
+    run = subprocess.run(
+        [sys.executable, "-c", LOAD_ALONE, str(folder)], capture_output=True, text=True, check=True
+    )
+    load_s, peak = map(float, run.stdout.split())
+    return load_s, peak
