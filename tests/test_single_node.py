@@ -158,6 +158,8 @@ def test_a_worker_that_crashes_is_told_with_its_signal_and_replaced(
     assert (seen["pid"], seen["gpu_watchdog"]) == (rank["pid"], False)
     doctor = json.loads(exoctl(config, "doctor", "--json").stdout)
     assert [finding for finding in doctor["findings"] if finding["code"] == "crash_seen" and finding["cure"]]
+    assert doctor["facts"][0].startswith("mlx ")
+    assert doctor["facts"][1] == "the switch of mlx_patches is not in this MLX"
     assert exoctl(config, "wait", "--timeout", READY_WITHIN_S).returncode == 0
 
 
@@ -214,6 +216,23 @@ def test_a_key_that_others_can_read_is_refused_with_the_cure(tmp_path: Path) -> 
     code, said = refused(config)
     assert (code, said.count("\n")) == (2, 1), said
     assert f"chmod 600 {key}" in said
+
+
+def test_doctor_warns_of_the_environment_that_the_daemon_really_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(tmp_path, engine={"enabled": False, "ring_port": free_port()})
+    monkeypatch.setenv("MLX_METAL_FAST_SYNCH", "1")
+    process = start(config)
+    monkeypatch.delenv("MLX_METAL_FAST_SYNCH")
+    try:
+        assert exoctl(config, "wait", "--for", "healthy", "--timeout", "60").returncode == 0
+        found = json.loads(exoctl(config, "doctor", "--json").stdout)["findings"]
+    finally:
+        process.kill()
+        process.communicate()
+    (finding,) = [one for one in found if one["code"] == "fast_synch"]
+    assert "the running daemon's environment" in finding["text"]
 
 
 def test_a_missing_model_folder_leaves_the_node_up_and_says_why_in_one_line(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ the HTTP API.
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
-import sys
 import time
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Final
@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import psutil
 
+from exod import findings
 from exod.commands import GenerationDelta
 from exod.core.events import DebugFault, DebugPin, RenegotiateRequested
-from exod.core.health import EDGE_FAILED, severity
+from exod.core.health import EDGE_FAILED
 from exod.core.view import LinkView, NodeEntry, PathView
 from exod.errors import ExitCode, RequestError
-from exod.model import EngineState, Event, NodeId, NodeState, PathId, Reason
+from exod.model import EngineState, Event, NodeId, NodeState, PathId
 from exod.reports import (
     ClusterReport,
     DaemonCounters,
     DoctorReport,
     Done,
     EngineReport,
-    Finding,
     LinkDecision,
     LinkDetail,
     LinkHistoryReport,
@@ -54,11 +54,6 @@ if TYPE_CHECKING:
 PING_INTERVAL_S: Final = 0.2
 PING_DEADLINE_S: Final = 2.0
 """The slowest pair is probed once a second: an answer comes within two, or the path does not answer."""
-
-STRANGER_CURE: Final = (
-    "if it belongs to this cluster, print the key with: exoctl cluster invite, on the node that has the right one, "
-    "and take it over on the other with: exoctl cluster join --replace TOKEN"
-)
 
 
 class Answers:
@@ -256,24 +251,32 @@ class Answers:
 
     async def doctor(self) -> DoctorReport:
         """Findings that only the daemon sees: what makes it less than healthy, and settings that do harm."""
-        daemon = self._daemon
-        named = daemon.situation.named
-        findings = [
-            Finding(reason.code, severity(reason.code), named(reason.subject), reason.text, _cure(reason))
-            for reason in daemon.situation.health().reasons
+        daemon, situation = self._daemon, self._daemon.situation
+        refused = [
+            link.peer.name
+            for link in daemon.driver.core.links.values()
+            for path in link.paths
+            if path.refused_errno is not None
+            and daemon.platform.local_network_privacy_suspected(path.refused_errno)
         ]
-        for crash in daemon.situation.crashes():
-            findings.append(Finding("crash_seen", "warning", "crash", crash.text, crash.cure))
-        if strangers := daemon.control.strangers():
-            findings.append(
-                Finding("stranger_refused", "warning", "cluster key", "; ".join(strangers), STRANGER_CURE)
-            )
-        environment = daemon.platform.worker_environment()
-        if "MLX_METAL_FAST_SYNCH" in environment:
-            findings.append(_fast_synch())
-        return DoctorReport(
-            tuple(findings), ("health", "links", "engine", "refused nodes", "crashes", "the worker's environment")
-        )
+        state = daemon.discovery.state() if daemon.discovery is not None else None
+        network = await netcheck(daemon.platform, daemon.interfaces.lines(), state, peers=())
+        environment_cure = f"unset {findings.FAST_SYNCH} where exod is started (launchctl unsetenv), and restart it"
+        found = [
+            *(findings.of_reason(one, situation.named(one.subject)) for one in situation.health().reasons),
+            *findings.of_refused_sends(refused),
+            *findings.of_network(network.checks),
+            *findings.of_strangers(daemon.control.strangers()),
+            *findings.of_crashes(situation.crashes()),
+            *findings.of_environment(os.environ, "the running daemon's environment", environment_cure),
+        ]
+        facts: list[str] = []
+        hello = daemon.engine.rank.hello
+        if hello is not None:
+            wrong, facts = findings.of_worker(hello.versions, hello.can_reform, hello.has_switch)
+            found += wrong
+        checked = ("health", "links", "network", "refused nodes", "crashes", "the daemon's environment", "engine")
+        return DoctorReport(tuple(found), checked, tuple(facts))
 
     async def renegotiate(self, reason: str) -> Done:
         self._daemon.driver.feed(RenegotiateRequested(reason))
@@ -381,31 +384,8 @@ def _reply(seq: int, peer: NodeId, name: str, path: PathView, rtt_us: float | No
     return PingReply(seq, peer, name, path.id, path.interface, path.kind, path.local, path.remote, rtt_us, text)
 
 
-def _cure(reason: Reason) -> str:
-    """What a person does first about a reason of the health."""
-    if reason.code == "gpu_wait":
-        return 'set engine.sync = "dynamic" in the configuration; exoctl links shows which path is slow'
-    if reason.code.startswith("engine_"):
-        return "exoctl engine status shows each rank; exoctl engine load MODEL tries another"
-    if reason.code.startswith("node_"):
-        return "look at that host: its power, its network, exoctl status there"
-    if reason.code.startswith("mqtt_"):
-        return "start the broker that mqtt.broker names, or set it to auto"
-    return "exoctl links shows every path, why it is not used, and the command that mends its route"
-
-
 def _figure(value: object) -> str:
     """One input of a decision, for people."""
     if isinstance(value, float):
         return f"{value:.3f}".rstrip("0").rstrip(".")
     return ", ".join(str(item) for item in value) if isinstance(value, tuple | list) else str(value)
-
-
-def _fast_synch() -> Finding:
-    return Finding(
-        "fast_synch",
-        "warning",
-        "MLX_METAL_FAST_SYNCH",
-        "it is set: a GPU that waits for a peer then spins in a kernel and can wedge until a reboot",
-        "unset it where exod is started" + (" (launchctl unsetenv)" if sys.platform == "darwin" else ""),
-    )

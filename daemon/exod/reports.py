@@ -408,6 +408,8 @@ class DoctorReport(msgspec.Struct, frozen=True):
     findings: tuple[Finding, ...]
     checked: tuple[str, ...]
     """What was looked at, in words, so that "nothing found" says something."""
+    facts: tuple[str, ...] = ()
+    """What is good to know and not wrong: the versions, what this MLX can do."""
 
 
 class Readiness(msgspec.Struct, frozen=True):

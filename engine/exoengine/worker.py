@@ -93,6 +93,8 @@ class Worker:
 
     def hello(self) -> Hello:
         """Without the requests: the control thread knows them better."""
+        from mlx_patches.switch import find_switch
+
         model, plan = self._model, self._formed or self._prepared
         return Hello(
             protocol=PROTOCOL_VERSION,
@@ -105,6 +107,7 @@ class Worker:
             requests=(),
             can_reform=self._group.can_reform,
             load=self._asked,
+            has_switch=find_switch() is not None,
         )
 
     def _emit(self, message: FromWorker) -> None:

@@ -61,6 +61,23 @@ async def test_doctor_names_a_broken_configuration_and_a_key_that_others_can_rea
     assert f"chmod 600 {key}" in ended.out
 
 
+async def test_doctor_warns_of_fast_synch_in_the_shell_and_in_an_installed_job(exoctl: Exoctl) -> None:
+    async with served(exoctl):
+        job = exoctl.folder / "Library" / "LaunchAgents" / "com.exod.agent.plist"
+        job.parent.mkdir(parents=True)
+        job.write_bytes(plistlib.dumps({"EnvironmentVariables": {"MLX_METAL_FAST_SYNCH": "1"}}))
+        (finding,) = json.loads((await exoctl.run("doctor", "--json")).out)["findings"]
+        assert str(job) in finding["text"]
+        assert finding["cure"] == "write the job anew: exoctl service install"
+        for harmless in (b"not a plist", plistlib.dumps({"EnvironmentVariables": {"PATH": "/bin"}})):
+            job.write_bytes(harmless)
+            assert (await exoctl.run("doctor")).code == 0
+        exoctl.environment["MLX_METAL_FAST_SYNCH"] = "1"
+        ended = await exoctl.run("doctor")
+    assert ended.code == ExitCode.DEGRADED
+    assert "▲ MLX_METAL_FAST_SYNCH is set in this shell's environment" in ended.out
+
+
 # --- cluster ------------------------------------------------------------------------------------------------
 
 

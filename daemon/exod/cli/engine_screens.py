@@ -147,5 +147,6 @@ def doctor_screen(report: DoctorReport, paint: Paint, width: int) -> list[str]:
         lines += [f"    {paint.plain(text)}" for text in wrap(finding.cure, width - 4) if text]
     if not report.findings:
         lines.append(paint.line([paint.mark("good"), Cell(" nothing is wrong")]))
+    lines += [paint.styled(text, "dim") for fact in report.facts for text in wrap(fact, width)]
     looked = wrap(f"looked at: {', '.join(report.checked)}", width)
     return [*lines, *(paint.styled(text, "dim") for text in looked)]

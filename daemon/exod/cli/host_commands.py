@@ -7,6 +7,8 @@ runs. `service` hands over to `service.py`. Called by `main.py`.
 from __future__ import annotations
 
 import os
+import plistlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exod.cli.options import Commands, Shell
@@ -60,8 +62,9 @@ def examine(shell: Shell) -> DoctorReport:
         return DoctorReport(
             (Finding("config.invalid", "error", "configuration", str(error), mend),), ("configuration",)
         )
-    findings = [*_folder(config), *_key(config)]
-    checked = ["configuration", "data folder", "cluster key", "daemon"]
+    findings = [*_folder(config), *_key(config), *_environment(), *_model()]
+    checked = ["configuration", "data folder", "cluster key", "environment", "embedded model", "daemon"]
+    facts: tuple[str, ...] = ()
     try:
         from exod.cli.client import DEED_DEADLINE_S, NoDaemonError
 
@@ -69,13 +72,55 @@ def examine(shell: Shell) -> DoctorReport:
             inner = daemon.ask("doctor", DoctorReport, deadline_s=DEED_DEADLINE_S)
         findings += inner.findings
         checked += inner.checked
+        facts = inner.facts
     except NoDaemonError as error:
         cure = "to have it started with each login: exoctl service install"
         findings.append(Finding("daemon.absent", "error", "daemon", str(error), cure))
     except ExodError as error:
         cure = "exoctl service status says whether it runs; end it and start it again"
         findings.append(Finding("daemon.silent", "error", "daemon", str(error), cure))
-    return DoctorReport(tuple(findings), tuple(checked))
+    return DoctorReport(tuple(findings), tuple(checked), facts)
+
+
+def _environment() -> list[Finding]:
+    """Of this shell, for what is started from it, and of the installed jobs."""
+    from exod.findings import FAST_SYNCH, of_environment
+
+    findings = of_environment(
+        os.environ, "this shell's environment", f"unset {FAST_SYNCH}, also in your shell's profile"
+    )
+    for file in _plists():
+        try:
+            job = plistlib.loads(file.read_bytes())
+        except (OSError, ValueError, plistlib.InvalidFileException):
+            continue  # not installed, or not this user's to read: launchd itself says what is wrong with it
+        variables = job.get("EnvironmentVariables") if isinstance(job, dict) else None
+        if isinstance(variables, dict):
+            given = {str(name): str(value) for name, value in variables.items()}
+            findings += of_environment(given, str(file), "write the job anew: exoctl service install")
+    return findings
+
+
+def _plists() -> tuple[Path, Path]:
+    from launchd import AGENT_LABEL, DAEMON_LABEL
+
+    return (
+        Path.home() / "Library" / "LaunchAgents" / f"{AGENT_LABEL}.plist",
+        Path("/Library/LaunchDaemons") / f"{DAEMON_LABEL}.plist",
+    )
+
+
+def _model() -> list[Finding]:
+    from exod.reports import Finding
+    from exoengine.embedded import MODELS, model_folder
+
+    missing = [name for name in MODELS if not (model_folder(name) / "model.safetensors").is_file()]
+    text = f"{', '.join(missing)} is not in the package: the installation is not whole"
+    return (
+        [Finding("model.absent", "error", "embedded model", text, "pip install --force-reinstall exod")]
+        if missing
+        else []
+    )
 
 
 def _folder(config: Config) -> list[Finding]:
