@@ -29,7 +29,7 @@ from tests.lab.clients import (
 )
 from tests.lab.cluster import Cluster
 from tests.lab.faults import CONFIG, LinkFaults, ProcessFaults, Tally
-from tests.lab.leaks import Life, Watch, Weight, grown, processes_of, weigh
+from tests.lab.leaks import Life, Watch, Weight, grown, outgrown, processes_of, weigh
 from tests.lab.node import Node, wait_for
 from tests.lab.oracle import Verdict
 from tests.lab.reading import Status, can_serve
@@ -75,8 +75,8 @@ class Report:
             *(f"  over {LONG_GAP_S:g} s: {gap}" for gap in story.long_gaps),
             *self._table(),
             *(
-                f"  {life.name}: at most {life.descriptors} descriptors, grew by {life.growth_mib:.1f} MiB in "
-                f"{life.lived_s:.0f} s"
+                f"  largest {life.role} of {life.node}: {life.descriptors} descriptors, {life.resident_mib:.0f} MiB, "
+                f"lived {life.lived_s:.0f} s"
                 for life in self.lives
             ),
             *(f"WRONG: {text}" for text in self.wrong),
@@ -163,8 +163,8 @@ def _run(cluster: Cluster, seed: int, minutes: float, faults: int) -> Report:
             report.leaks.append(f"{client.name} never ended")
     cluster.wait_until(_all_serve, SERVES_WITHIN_S, "all can serve after the faults")
     watch.stop()
-    report.lives = watch.longest()
-    report.leaks += watch.grown()
+    report.lives = watch.largest()
+    report.leaks += outgrown(report.lives, report.before)
     report.took_s = time.monotonic() - began
     _weigh_again(cluster, report)
     if report.wrong:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.lab.node import API_PORT, MESH_PORT, RING_PORTS, Node
@@ -20,8 +20,6 @@ MORE_DESCRIPTORS = 6
 """So many more may be held than before: a control connection for each path and direction comes and goes."""
 MORE_RESIDENT_MIB = 40
 """Caches fill, and the allocator keeps what it had at its peak; but no fault may cost memory each time."""
-SETTLED_AFTER_S = 20.0
-"""A process's memory is compared with what it held so long after it was first seen: imports and weights are in."""
 LOOK_EVERY_S = 2.0
 MIB = 1024 * 1024
 PAGE_MIB = 4096 / MIB
@@ -134,68 +132,58 @@ def grown(before: Weight, after: Weight) -> list[str]:
 
 @dataclass
 class Life:
-    """One process over its time in the run."""
+    """One process over its time in the run, at its largest."""
 
-    name: str
+    role: str
+    node: str
     began: float
-    resident_mib: float
-    """After it had settled; its last figure until then."""
-    last_mib: float = 0.0
     lived_s: float = 0.0
+    resident_mib: float = 0.0
     descriptors: int = 0
-    """The most that it held."""
-
-    @property
-    def growth_mib(self) -> float:
-        return self.last_mib - self.resident_mib
 
 
-@dataclass
 class Watch(threading.Thread):
-    """Notes every process of the nodes all the time: one that is killed takes its growth along."""
+    """Notes every process of the nodes all the time: one that is killed takes what it held along."""
 
-    nodes: list[Node]
-    lives: dict[int, Life] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
+    def __init__(self, nodes: list[Node]) -> None:
         super().__init__(name="watch", daemon=True)
+        self._nodes = nodes
+        self._lives: dict[int, Life] = {}
         self._stopping = threading.Event()
-
-    __hash__ = threading.Thread.__hash__
 
     def run(self) -> None:
         while not self._stopping.wait(LOOK_EVERY_S):
-            for node in self.nodes:
+            for node in self._nodes:
                 for pid in node.host.processes():
-                    self._look(node, pid, time.monotonic())
+                    with contextlib.suppress(OSError):  # it ended meanwhile
+                        self._look(node, pid, time.monotonic())
 
     def stop(self) -> None:
         self._stopping.set()
         self.join()
 
     def _look(self, node: Node, pid: int, now: float) -> None:
-        try:
-            name, held, mib = _process(pid)
-        except OSError:
-            return
-        life = self.lives.setdefault(pid, Life(f"{name} of {node.name}", now, mib))
+        role, held, mib = _process(pid)
+        life = self._lives.setdefault(pid, Life(role, node.name, now))
         life.lived_s = now - life.began
-        if life.lived_s <= SETTLED_AFTER_S:
-            life.resident_mib = mib
-        life.last_mib = mib
+        life.resident_mib = max(life.resident_mib, mib)
         life.descriptors = max(life.descriptors, held)
 
-    def longest(self) -> list[Life]:
-        """Of each name the life that grew most."""
-        most: dict[str, Life] = {}
-        for life in self.lives.values():
-            if life.name not in most or life.growth_mib > most[life.name].growth_mib:
-                most[life.name] = life
-        return sorted(most.values(), key=lambda life: life.name)
+    def largest(self) -> list[Life]:
+        """Of each node and role the life that held the most memory."""
+        most: dict[tuple[str, str], Life] = {}
+        for life in self._lives.values():
+            known = most.setdefault((life.node, life.role), life)
+            if life.resident_mib > known.resident_mib:
+                most[life.node, life.role] = life
+        return [most[key] for key in sorted(most)]
 
-    def grown(self) -> list[str]:
-        return [
-            f"{life.name} grew from {life.resident_mib:.0f} to {life.last_mib:.0f} MiB in {life.lived_s:.0f} s"
-            for life in self.lives.values()
-            if life.growth_mib > MORE_RESIDENT_MIB
-        ]
+
+def outgrown(lives: list[Life], before: Mapping[str, Weight]) -> list[str]:
+    """Which of them held more than a warm process of their role had held before the first fault."""
+    return [
+        f"{life.node}: {life.role} came to {life.resident_mib:.0f} MiB in {life.lived_s:.0f} s, {warm:.0f} before"
+        for life in lives
+        if (warm := before[life.node].resident_mib.get(life.role)) is not None
+        and life.resident_mib > warm + MORE_RESIDENT_MIB
+    ]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.lab.leaks import Weight, grown
+from tests.lab.leaks import Life, Weight, grown, outgrown
 from tests.lab.oracle import Answer, Heard, Verdict, judge
 
 ANSWER = Answer("7 8 9 10 11", 6, "stop")
@@ -103,3 +103,9 @@ def test_what_did_not_grow_is_no_leak() -> None:
 def test_what_grew_is_named(after: Weight, name: str) -> None:
     (leak,) = grown(BEFORE, after)
     assert name in leak
+
+
+def test_a_process_that_was_killed_does_not_take_its_growth_along() -> None:
+    lives = [Life("rank", "studio1", 0.0, 60.0, 220.0), Life("exod", "studio1", 0.0, 60.0, 62.0)]
+    (leak,) = outgrown(lives, {"studio1": BEFORE})
+    assert "rank came to 220 MiB" in leak
