@@ -75,8 +75,8 @@ class Report:
             *(f"  over {LONG_GAP_S:g} s: {gap}" for gap in story.long_gaps),
             *self._table(),
             *(
-                f"  largest {life.role} of {life.node}: {life.descriptors} descriptors, {life.resident_mib:.0f} MiB, "
-                f"lived {life.lived_s:.0f} s"
+                f"  largest {life.role} of {life.node}: {life.resident_mib:.0f} MiB, {life.descriptors} "
+                f"descriptors, lived {life.lived_s:.0f} s"
                 for life in self.lives
             ),
             *(f"WRONG: {text}" for text in self.wrong),
@@ -161,7 +161,10 @@ def _run(cluster: Cluster, seed: int, minutes: float, faults: int) -> Report:
         client.join(ANSWER_WITHIN_S)
         if client.is_alive():
             report.leaks.append(f"{client.name} never ended")
-    cluster.wait_until(_all_serve, SERVES_WITHIN_S, "all can serve after the faults")
+    try:
+        cluster.wait_until(_all_serve, SERVES_WITHIN_S, "all can serve after the faults")
+    except AssertionError as error:
+        report.leaks.append(str(error).partition("\n")[0])
     watch.stop()
     report.lives = watch.largest()
     report.leaks += outgrown(report.lives, report.before)
@@ -216,8 +219,11 @@ def _weigh_again(cluster: Cluster, report: Report) -> None:
 def _leave(cluster: Cluster, report: Report) -> None:
     """Both nodes are stopped; what is left of them is a leak."""
     for node in cluster.nodes:
-        if code := node.terminate():
-            report.leaks.append(f"{node.name} left with exit code {code}")
+        try:
+            if code := node.terminate():
+                report.leaks.append(f"{node.name} left with exit code {code}")
+        except AssertionError as error:
+            report.leaks.append(str(error).partition("\n")[0])
         if left := processes_of(node):
             report.leaks.append(f"{node.name}: {left} were left behind")
         if sockets := weigh(node).sockets:
@@ -229,11 +235,19 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=200, help="end after so many (200)")
     parser.add_argument("--minutes", type=float, default=30.0, help="end after so long all the same (30)")
     parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--keep-logs", type=Path, metavar="FOLDER", help="copy the nodes' folders there at the end")
+    parser.add_argument(
+        "--keep-logs",
+        type=Path,
+        metavar="FOLDER",
+        help="copy the nodes' folders there at the end, and what was broken when",
+    )
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
     report = run(arguments.seed, arguments.minutes, arguments.faults, arguments.keep_logs)
     print("\n".join([report.details, *report.lines()]))
+    if arguments.keep_logs is not None:
+        told = (f"{at + time.time() - time.monotonic():.3f} {what}" for at, what in report.faults.log)
+        (arguments.keep_logs / "faults.log").write_text("\n".join(told) + "\n")
     return 1 if report.wrong else 0
 
 
