@@ -209,9 +209,9 @@ class Link:
             self._check(now)
         elif path is selected and path.own in USABLE:
             self._lookout.heard(path)
-        if path.next_send <= now or path.ripe_at <= now:
-            # The loop is awake, and the echo is fresh: better now than by a timer of its own a moment later.
-            self._send_with_ripe(path, now)
+        if path.ripe_at <= now:
+            # The loop is awake and the echo is fresh: better now than by a timer of its own a moment later.
+            self.prober.hasten((path,), now)
 
     def _meant_for_another_life(self, known: int, now: float) -> None:
         if known > self.me.incarnation and known > self._raised:
@@ -326,18 +326,12 @@ class Link:
                 self._check(now)
         due = next((path for path in self.paths.present if path.next_send <= now), None)
         if due is not None:
-            self._send_with_ripe(due, now)
+            self._send(due, now)
+            self.prober.hasten((path for path in self.paths.present if path.ripe_at <= now), now)
 
     def goodbye(self, now: float) -> None:
         for path in self.paths.heard:
             self._send(path, now, goodbye=True)
-
-    def _send_with_ripe(self, path: Path, now: float) -> None:
-        """One now, and those that could leave with it in the same turn of the loop."""
-        self._send(path, now)
-        for other in self.paths.present:
-            if other.ripe_at <= now < other.next_send:
-                other.next_send = now
 
     def _send(self, path: Path, now: float, goodbye: bool = False) -> None:
         wish = self._wish

@@ -104,18 +104,35 @@ class MeshDriver:
         self._work()
 
     def _work(self) -> None:
-        """Handles the inputs that wait; what carrying out a command adds comes after them."""
+        """Handles the inputs that wait, and what they made due."""
         if self._working or self._closed:
             return
+        self._turn(woken=False)
+
+    def _turn(self, *, woken: bool, drain: bool = False) -> None:
+        """Inputs first, with what carrying out a command adds to them; then what is due, each at its own `now`, because
+        a datagram says how long its echo was held. What is overdue is left to `_wake`: it drains the sockets first.
+        """
         self._working = True
         try:
-            while self._inputs:
-                now = time.monotonic()
-                self._judge_lag(now)
-                self._execute(self.core.handle(self._inputs.popleft(), now))
+            if drain and self._prober is not None:
+                self._prober.drain()
+            for _ in range(TURN_LIMIT):
+                self._take_inputs()
+                now, due = time.monotonic(), self.core.next_deadline()
+                if due is None or due > now or (now - due > DRAIN_AFTER_S and not woken):
+                    break
+                self._execute(self.core.handle_timer(now))
+            self._take_inputs()
         finally:
             self._working = False
         self._schedule(time.monotonic())
+
+    def _take_inputs(self) -> None:
+        while self._inputs:
+            now = time.monotonic()
+            self._judge_lag(now)
+            self._execute(self.core.handle(self._inputs.popleft(), now))
 
     def _judge_lag(self, now: float) -> None:
         """Tells the core of a stall, once for each: what is still overdue afterwards is no second one, and would
@@ -136,20 +153,8 @@ class MeshDriver:
         now = time.monotonic()
         late_s = now - self._due if self._due is not None else 0.0
         self._judge_lag(now)
-        if late_s > DRAIN_AFTER_S:
-            self._prober.drain()
-        self._working = True
-        try:
-            for _ in range(TURN_LIMIT):
-                now = time.monotonic()
-                self._execute(self.core.handle_timer(now))
-                due = self.core.next_deadline()
-                if due is None or due > now:
-                    break
-        finally:
-            self._working = False
         self._due = None
-        self._work()
+        self._turn(woken=True, drain=late_s > DRAIN_AFTER_S)
 
     def _schedule(self, now: float) -> None:
         due = self.core.next_deadline()
