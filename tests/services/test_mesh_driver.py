@@ -89,6 +89,19 @@ async def test_it_wakes_the_core_at_its_deadline_and_never_before() -> None:
     assert min(core.late_s) >= 0.0, "a timer that is early turns the loop until it is due"
 
 
+async def test_what_an_input_makes_due_is_done_in_its_turn_and_what_is_overdue_after_the_sockets() -> None:
+    core = RecordingCore(PATIENCE_S)
+    with driven(core) as (driver, _port, _carried):
+        core.due = time.monotonic()
+        driver.feed(LoopLagged(0.0))
+        assert core.told[-1] == "timer", "no other turn of the loop for it"
+        assert core.told.count("timer") == 1
+        core.due = time.monotonic() - 0.02
+        driver.feed(LoopLagged(0.0))
+        assert core.told[-1] != "timer"
+        await until(lambda: core.told[-1] == "timer")
+
+
 async def test_after_a_stall_the_core_hears_of_it_then_gets_what_waited_and_only_then_judges() -> None:
     core = RecordingCore(BEAT_S)
     with driven(core) as (driver, port, _):

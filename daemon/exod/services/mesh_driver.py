@@ -110,8 +110,8 @@ class MeshDriver:
         self._turn(woken=False)
 
     def _turn(self, *, woken: bool, drain: bool = False) -> None:
-        """Inputs first, with what carrying out a command adds to them; then what is due, each at its own `now`, because
-        a datagram says how long its echo was held. What is overdue is left to `_wake`: it drains the sockets first.
+        """Inputs first, with what carrying out a command adds to them; then what is due, each at its own `now`: a
+        datagram says how long its echo was held. What is overdue is left to `_wake`: it drains the sockets first.
         """
         self._working = True
         try:
