@@ -15,6 +15,7 @@ import msgspec
 
 from exod.commands import GenerationDelta, GenerationEnd, KeepAlive, TextDelta, Usage
 from exod.errors import ExitCode, RequestError
+from exod.jaccl import JacclHost, JacclHostfile
 from exod.model import (
     EngineState,
     Event,
@@ -328,6 +329,12 @@ class FakeDaemon:
             STARTED_AT, 7, "3fa9c1d2e5b60718", HERE, (HERE, PEER), "bridge0 is better", 184.2, 41.7
         )
         return MeshReport(self.status_now.mesh, None, (history,), {HERE: "studio1", PEER: "studio2"})
+
+    def jaccl(self) -> JacclHostfile:
+        if len(self.status_now.nodes) < 2:
+            raise RequestError("not_cabled", "JACCL joins two nodes or more", ExitCode.NO_PATH)
+        hosts = (JacclHost("studio1", ("10.0.0.1",), (None, "rdma_en2")),)
+        return JacclHostfile("jaccl", (), hosts)
 
     def engine(self) -> EngineReport:
         engine = self.status_now.engine

@@ -22,6 +22,7 @@ from exod.core.events import DebugFault, DebugPin, RenegotiateRequested
 from exod.core.health import EDGE_FAILED
 from exod.core.view import LinkView, NodeEntry, PathView
 from exod.errors import ExitCode, RequestError
+from exod.jaccl import JacclHostfile, NotCabledError, hostfile
 from exod.model import EngineState, Event, NodeId, NodeState, PathId
 from exod.reports import (
     ClusterReport,
@@ -132,6 +133,12 @@ class Answers:
             history=situation.mesh_history(),
             names=situation.names(),
         )
+
+    def jaccl(self) -> JacclHostfile:
+        try:
+            return hostfile(self._daemon.situation.cabled_nodes())
+        except NotCabledError as error:
+            raise RequestError("not_cabled", str(error), ExitCode.NO_PATH) from None
 
     def engine(self) -> EngineReport:
         host, situation = self._daemon.engine, self._daemon.situation

@@ -101,6 +101,7 @@ class Daemon:
         self._announce = announce
         self._stop = asyncio.Event()
         self._refresh_wanted = False
+        self._cabling_changed = asyncio.Event()
         self.counts: Counter[str] = Counter()
         """Events of this life by type."""
         self.recovery_s = 0.0
@@ -247,6 +248,7 @@ class Daemon:
                 "control socket": self.socket.run(),
                 "http": self.http.run(),
                 "figures": self._refresh_for_ever(),
+                "thunderbolt": self._follow_thunderbolt(),
                 "crash reports": self.crash_reports.run(self._crashed, time.time),
             }
             if self.discovery is not None:
@@ -307,6 +309,7 @@ class Daemon:
         log.info(
             "addresses_changed", addresses=[f"{one.interface} {one.address}/{one.prefix}" for one in addresses]
         )
+        self._cabling_changed.set()
         self.prober.follow(addresses)
         if self.discovery is not None:
             self.discovery.follow(addresses)
@@ -316,6 +319,13 @@ class Daemon:
         self._set_card(
             msgspec.structs.replace(self.card, addresses=addresses, pair_routes=routed, memory_mib=memory_mib)
         )
+
+    async def _follow_thunderbolt(self) -> None:
+        """Asks anew when interfaces change, as they do when a cable is plugged: the question costs a second."""
+        while True:
+            self._cabling_changed.clear()
+            self.situation.thunderbolt = await self.platform.thunderbolt()
+            await self._cabling_changed.wait()
 
     def _routed(self, addresses: tuple[LocalAddress, ...]) -> tuple[str, ...]:
         """Static peers that lie in no subnet of this host: reached through a router."""

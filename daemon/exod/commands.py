@@ -16,6 +16,7 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 
+from exod.jaccl import JacclHostfile
 from exod.model import Event, NodeId, PathId
 from exod.reports import (
     ClusterReport,
@@ -104,6 +105,10 @@ class DaemonCommands(Protocol):
         ...
 
     def mesh(self) -> MeshReport: ...
+
+    def jaccl(self) -> JacclHostfile:
+        """MLX's hostfile for JACCL over the plan's ranks. RequestError `not_cabled` where there is none."""
+        ...
 
     def engine(self) -> EngineReport: ...
 

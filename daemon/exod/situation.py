@@ -21,7 +21,9 @@ from exod.core.engine_messages import RankPhase, RankStatus
 from exod.core.health import EDGE_FAILED, HealthInput, HealthJudge, HealthSnapshot, severity
 from exod.core.sync_watch import wait_text
 from exod.core.view import LinkView, NodeView
+from exod.jaccl import CabledNode, meeting_address
 from exod.model import EngineState, Health, MeshPlan, NodeId, NodeState, PathState, Reason
+from exod.platform import ThunderboltPort
 from exod.reports import (
     ClusterSummary,
     CrashLine,
@@ -78,6 +80,8 @@ class Situation:
         self._reports: dict[NodeId, NodeReport] = {}
         self._told: tuple[Health, tuple[tuple[str, str], ...]] | None = None
         self._dead: set[tuple[NodeId, str]] = set()
+        self.thunderbolt: tuple[ThunderboltPort, ...] = ()
+        """This host's receptacles; set by the app when interfaces change."""
         self.history: deque[PlanChange] = deque(maxlen=MAX_MESH_HISTORY)
         self._served_model = ""
         """The model that was served last: what follows is a recovery, not a first load."""
@@ -161,7 +165,19 @@ class Situation:
             reasons=tuple((reason.code, reason.subject, reason.text, reason.since) for reason in health.reasons),
             uptime_s=round(time.time() - self._daemon.started_at, 1),
             memory_mib=psutil.virtual_memory().used >> 20,
+            thunderbolt=self.thunderbolt,
         )
+
+    def cabled_nodes(self) -> tuple[CabledNode, ...]:
+        """The ranks of the plan, in its order, with their Thunderbolt ports as each last told them."""
+        links, plan = self._daemon.driver.core.links, self.view().mesh.plan
+        found = []
+        for node in plan.ring if plan is not None else ():
+            card = links[node].peer if node in links else self._daemon.card
+            report = self._reports.get(node)
+            ports = self.thunderbolt if node == self._me else report.thunderbolt if report is not None else ()
+            found.append(CabledNode(card.name, meeting_address(card), ports))
+        return tuple(found)
 
     # --- the parts of the status ----------------------------------------------------------------------------
 

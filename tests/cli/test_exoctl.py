@@ -346,6 +346,19 @@ async def test_mesh_and_engine_are_shown_and_steered(exoctl: Exoctl) -> None:
     assert "there is no such folder" in broken.out
 
 
+async def test_mesh_jaccl_prints_the_hostfile_or_why_there_is_none(exoctl: Exoctl) -> None:
+    async with served(exoctl) as daemon:
+        ended = await exoctl.run("mesh", "jaccl")
+        daemon.status_now = alone_status()
+        alone = await exoctl.run("mesh", "jaccl")
+    assert json.loads(ended.out) == {
+        "backend": "jaccl",
+        "envs": [],
+        "hosts": [{"ssh": "studio1", "ips": ["10.0.0.1"], "rdma": [None, "rdma_en2"]}],
+    }
+    assert (alone.code, alone.err) == (ExitCode.NO_PATH, "exoctl: JACCL joins two nodes or more\n")
+
+
 def test_a_plan_without_ranks_or_of_one_node_leaves_out_what_there_is_not() -> None:
     mesh = alone_status().mesh
     line = MeshHistoryLine(STARTED_AT, 1, "029ba27b", HERE, (), "first plan", None, None)

@@ -20,6 +20,7 @@ def register(commands: Commands) -> None:
     mesh = commands.group("mesh", "the agreed plan and its history; ask for a new one", mesh_show)
     mesh.add("show", mesh_show)
     mesh.add("renegotiate", mesh_renegotiate)
+    mesh.add("jaccl", mesh_jaccl)
 
     engine = commands.group("engine", "the hosted engine", engine_status)
     engine.add("status", engine_status)
@@ -72,6 +73,13 @@ def _mesh_code(report: MeshReport) -> ExitCode:
 def mesh_renegotiate(shell: Shell) -> ExitCode:
     """Asks the coordinator for a new plan."""
     return deed(shell, "renegotiate", reason="asked for with exoctl mesh renegotiate")
+
+
+def mesh_jaccl(shell: Shell) -> ExitCode:
+    """MLX's hostfile for RDMA over these cables. 5 where no cable joins each two nodes."""
+    with shell.daemon() as daemon:
+        shell.show_json(daemon.raw("jaccl"))
+    return ExitCode.OK
 
 
 def deed(shell: Shell, verb: str, **args: Any) -> ExitCode:

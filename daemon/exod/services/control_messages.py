@@ -13,6 +13,7 @@ import msgspec
 from exod.core.engine_messages import EngineMessage
 from exod.core.messages import MeshMessage
 from exod.model import NodeCard, NodeId
+from exod.platform import ThunderboltPort
 from exod.reports import PreflightCheck
 
 CONTROL_PROTOCOL: Final = 1
@@ -52,6 +53,8 @@ class NodeReport(msgspec.Struct, frozen=True, tag="node_report"):
     """(code, subject, text, since) each."""
     uptime_s: float
     memory_mib: int
+    thunderbolt: tuple[ThunderboltPort, ...] = ()
+    """Its receptacles, and what each is cabled to."""
 
 
 class TransferProbe(msgspec.Struct, frozen=True, tag="transfer_probe"):

@@ -98,6 +98,7 @@ class Verbs:
         self._results: dict[str, Callable[[ControlRequest], Awaitable[Any]]] = {
             "status": self._snapshot(commands.status),
             "mesh": self._snapshot(commands.mesh),
+            "jaccl": self._snapshot(commands.jaccl),
             "engine": self._snapshot(commands.engine),
             "cluster": self._snapshot(commands.cluster),
             "ready": self._snapshot(commands.ready),
