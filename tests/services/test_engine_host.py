@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from exod.core.engine_messages import FormOrder, RankPhase
-from exod.model import NodeId
+from exod.model import MeshPlan, NodeId
 from exod.services import model_search
 from exod.services.engine_host import EngineHost
 from exoengine.protocol import Heartbeat, SyncSettings
@@ -42,7 +42,8 @@ class Hosted:
 
 
 @asynccontextmanager
-async def a_host(folder: Path) -> AsyncIterator[Hosted]:
+async def a_host(folder: Path, first_plan: MeshPlan | None = None) -> AsyncIterator[Hosted]:
+    """`first_plan` is committed before the host runs."""
     stories: list[tuple[str, dict[str, object]]] = []
     host = EngineHost(
         A,
@@ -59,6 +60,8 @@ async def a_host(folder: Path) -> AsyncIterator[Hosted]:
         ring_port=52420,
         on_ring_port=lambda port: None,
     )
+    if first_plan is not None:
+        host.commit(first_plan, "first plan")
     job = asyncio.create_task(host.run())
     await asyncio.sleep(0)
     try:
@@ -126,3 +129,10 @@ async def test_a_node_without_a_rank_sweeps_what_an_earlier_life_left(
             hosted.host.commit(a_plan(A if hosts_a_rank else B, number=number), "a plan")
         await asyncio.sleep(0.2)
         assert len(swept) == (0 if hosts_a_rank else 1)
+
+
+async def test_a_plan_that_comes_before_the_host_runs_is_followed_all_the_same(tmp_path: Path) -> None:
+    async with a_host(tmp_path, a_plan(A, model=str(tmp_path))) as hosted:
+        await hosted.until(lambda: hosted.host.rank.phase is RankPhase.FAILED, "the model is looked for")
+        assert hosted.host.rank.failure is not None
+        assert hosted.host.rank.failure[0] == "no_config"

@@ -113,6 +113,8 @@ class EngineHost:
         self.prompt_tokens = self.cached_tokens = self.completion_tokens = 0
         self._progress = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
+        self._early: list[tuple[Coroutine[object, object, None], str]] = []
+        """What a plan asked for before `run`: a start that took long finds its first plan due at once."""
         self._timer: asyncio.Handle | None = None
         self._closing = False
 
@@ -122,6 +124,8 @@ class EngineHost:
         """Carries out commands until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
+            while self._early:
+                self._spawn(*self._early.pop(0))
             self._tick()
             await asyncio.get_running_loop().create_future()
 
@@ -130,18 +134,15 @@ class EngineHost:
         pause_s = PAUSE_AFTER_ERROR_S
         with self._surviving("a timer"):
             now = time.monotonic()
-            self._handle_timers(now)
+            if now >= self.rank.next_deadline():
+                self._carry_out(self.rank.handle_timer(now))
+            self._give_orders(self.formation.handle_timer(now))
+            self._schedule(now)
+            if len(self.desk):
+                self.desk.handle_timer()
             pause_s = self._pause_s(now)
         if not self._closing:
             self._timer = asyncio.get_running_loop().call_later(pause_s, self._tick)
-
-    def _handle_timers(self, now: float) -> None:
-        if now >= self.rank.next_deadline():
-            self._carry_out(self.rank.handle_timer(now))
-        self._give_orders(self.formation.handle_timer(now))
-        self._schedule(now)
-        if len(self.desk):
-            self.desk.handle_timer()
 
     @contextmanager
     def _surviving(self, what: str) -> Iterator[None]:
@@ -178,7 +179,10 @@ class EngineHost:
         """All members agreed on `plan`."""
         now = time.monotonic()
         was_coordinator = self.plan is not None and self.plan.coordinator == self._me
-        coordinator_changed = self.plan is None or _life_of_coordinator(self.plan) != _life_of_coordinator(plan)
+        lives = [
+            (one.coordinator, one.epoch.coordinator_incarnation) for one in (self.plan, plan) if one is not None
+        ]
+        coordinator_changed = self.plan is None or lives[0] != lives[1]
         if self.plan is not None and self.plan.model != plan.model:
             self.scheduler.give_up()
             self.desk.model_changed(plan.model)
@@ -451,8 +455,10 @@ class EngineHost:
             await work
 
     def _spawn(self, work: Coroutine[object, object, None], name: str) -> None:
-        if self._tasks is None or self._closing:
+        if self._closing:
             work.close()
+        elif self._tasks is None:
+            self._early.append((work, name))
         else:
             self._tasks.create_task(self._outliving(work, name), name=name)
 
@@ -478,10 +484,8 @@ class EngineHost:
     def _tell(self, commands: Iterable[SchedulerCommand]) -> None:
         for command in commands:
             match command:
-                case TellRank(to=node, message=word):
+                case TellRank(to=node, message=word) | TellOrigin(to=node, message=word):
                     self._to(node, word)
-                case TellOrigin(to=node, message=answer):
-                    self._to(node, answer)
 
     def _to(self, node: NodeId, message: EngineMessage) -> bool:
         """This node hears itself too, after what it does now."""
@@ -494,8 +498,3 @@ class EngineHost:
         self._schedule(now)
         self._progress.set()
         self._on_change()
-
-
-def _life_of_coordinator(plan: MeshPlan) -> tuple[NodeId, int]:
-    """A coordinator that started again knows nothing of what waited in its queue before."""
-    return plan.coordinator, plan.epoch.coordinator_incarnation
