@@ -24,10 +24,16 @@ class ModelSizes(msgspec.Struct, frozen=True, kw_only=True):
     """For one layer that attends to the token, unquantised."""
     kv_windows: tuple[int, ...]
     """For each layer how many tokens it keeps keys and values of at most; WHOLE_CONTEXT: of all."""
+    max_context_tokens: int
+    """The model's own limit."""
 
     @property
     def total_layers(self) -> int:
         return len(self.layer_bytes)
+
+    def context(self, asked_tokens: int) -> int:
+        """What a context of `asked_tokens` comes to with this model; 0 where none was asked for in particular."""
+        return min(asked_tokens, self.max_context_tokens)
 
 
 def span_bytes(sizes: ModelSizes, first: int, last: int) -> int:

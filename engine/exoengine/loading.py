@@ -71,7 +71,7 @@ def check_fit(asked: Load, summary: ModelSummary, available: int) -> None:
     particular: a model's own limit is often far beyond what anybody uses.
     """
     first, last = asked.first_layer, asked.last_layer
-    tokens = min(asked.max_context_tokens, summary.max_context_tokens)
+    tokens = summary.context(asked.max_context_tokens)
     weights = span_bytes(summary, first, last)
     context = kv_bytes(summary, first, last, tokens, asked.kv_bits, asked.kv_group_size)
     if weights + context > available:

@@ -76,7 +76,6 @@ class ModelSummary(ModelSizes, frozen=True, kw_only=True):
     model_type: str
     weight_bytes: int
     vocab_size: int
-    max_context_tokens: int
     fingerprint: str
 
 

@@ -55,6 +55,7 @@ def sizes(layers: int = LAYERS, layer_bytes: int = 0) -> ModelSizes:
         other_bytes=0,
         kv_bytes_per_token=0,
         kv_windows=(WHOLE_CONTEXT,) * layers,
+        max_context_tokens=4096,
     )
 
 

@@ -34,6 +34,7 @@ def model(
         other_bytes=other_mib * MIB,
         kv_bytes_per_token=kv_per_token,
         kv_windows=tuple(windows or [WHOLE_CONTEXT] * len(layers)),
+        max_context_tokens=1_000_000,
     )
 
 
@@ -123,6 +124,8 @@ def test_what_does_not_fit_is_said_with_the_sum() -> None:
     assert "It needs 18.00 GiB in all, the nodes can give 18.00 GiB: share the layers otherwise" in uneven
     assert "add a node" in shortage(plan_of([4096, 4096]), sizes)
     assert shortage(plan_of([9216, 9216], context=ContextSettings(8192, kv_bits=4)), sizes) == ""
+    short = msgspec.structs.replace(sizes, max_context_tokens=1024)
+    assert shortage(plan_of([6144, 6144], context=context), short) == "", "the model itself allows no more"
 
 
 @pytest.mark.parametrize(

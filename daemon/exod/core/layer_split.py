@@ -59,7 +59,7 @@ def shortage(plan: MeshPlan, sizes: ModelSizes) -> str:
         weights, context = span_bytes(sizes, first, last), _kv_bytes(sizes, first, last, plan.context)
         total += weights + context
         if weights + context > memory_mib << 20:
-            needs = needs_text(first, last, weights, context, plan.context.max_tokens)
+            needs = needs_text(first, last, weights, context, sizes.context(plan.context.max_tokens))
             short.append(f"{needs} and {node} can give {gib(memory_mib << 20)}")
     if not short:
         return ""
@@ -98,7 +98,7 @@ def _by_memory(memory_mib: tuple[int, ...], context: ContextSettings, sizes: Mod
 
 
 def _kv_bytes(sizes: ModelSizes, first: int, last: int, context: ContextSettings) -> int:
-    return kv_bytes(sizes, first, last, context.max_tokens, context.kv_bits, context.kv_group_size)
+    return kv_bytes(sizes, first, last, sizes.context(context.max_tokens), context.kv_bits, context.kv_group_size)
 
 
 def _spans(counts: Sequence[int]) -> Spans:

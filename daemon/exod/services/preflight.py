@@ -220,10 +220,11 @@ class Preflight:
         if span is None or summary is None:
             return PreflightCheck("memory", self._me, True, figure, "the model is not known yet")
         context = self._engine.plan.context if self._engine.plan is not None else ContextSettings()
-        cache = kv_bytes(summary, *span, context.max_tokens, context.kv_bits, context.kv_group_size)
+        tokens = summary.context(context.max_tokens)
+        cache = kv_bytes(summary, *span, tokens, context.kv_bits, context.kv_group_size)
         weights = span_bytes(summary, *span)
         enough = weights + cache < available
-        text = needs_text(*span, weights, cache, context.max_tokens)
+        text = needs_text(*span, weights, cache, tokens)
         return PreflightCheck(
             "memory",
             self._me,
