@@ -99,7 +99,7 @@ def test_an_end_that_does_not_know_its_peer_is_found_by_the_other() -> None:
         (cabled(2, []), "between studio1 and studio2: JACCL needs one between each two"),
         (cabled(3, [(0, 1), (1, 2)]), "between studio1 and studio3"),
         (cabled(4, [(0, 1), (1, 2), (2, 3), (3, 0)]), "between studio1 and studio3, studio2 and studio4"),
-        ([*cabled(2, [(0, 1)]), CabledNode("linux", "10.0.0.3", ())], "linux names no Thunderbolt port"),
+        ([*cabled(2, [(0, 1)]), CabledNode("linux", "10.0.0.3", ())], "no Thunderbolt port is known on linux"),
         ([CabledNode("a", "", (port("", "x", "y"),)), CabledNode("b", "", (port("en2", "y", "x"),))], "a and b"),
     ],
 )

@@ -57,10 +57,8 @@ def hostfile(nodes: Sequence[CabledNode]) -> JacclHostfile:
     """
     if len(nodes) < 2:
         raise NotCabledError("JACCL joins two nodes or more, and this one is alone")
-    if silent := [node.name for node in nodes if not node.ports]:
-        raise NotCabledError(
-            f"{', '.join(silent)} names no Thunderbolt port: its system has none, or does not tell"
-        )
+    if silent := ", ".join(node.name for node in nodes if not node.ports):
+        raise NotCabledError(f"no Thunderbolt port is known on {silent}: the system has none, or does not tell")
     cables = {(i, j): _cables(nodes[i], nodes[j]) for i, j in combinations(range(len(nodes)), 2)}
     if missing := [f"{nodes[i].name} and {nodes[j].name}" for (i, j), found in cables.items() if not found]:
         raise NotCabledError(

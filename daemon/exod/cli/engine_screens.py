@@ -100,8 +100,7 @@ def preflight_screen(report: PreflightReport, paint: Paint, width: int) -> list[
             paint.mark("good" if check.ok else "bad"),
             Cell(check.name, "bold"),
             Cell(check.subject),
-            Cell(check.figure, right=True),
-            Cell(check.text, "dim" if check.ok else "bad"),
+            Cell("  ".join(part for part in (check.figure, check.text) if part), "" if check.ok else "bad"),
         ]
         for check in report.checks
     ]

@@ -50,7 +50,6 @@ WATCHDOG_CURE: Final = (
     'the GPU waited too long: set engine.sync = "safe", or lower engine.safe_context; exoctl events shows what was '
     "slow"
 )
-CURE: Final = "if it comes again, report it with this file, worker.log and: exoctl events --since 1h --json"
 
 
 class Crash(msgspec.Struct, frozen=True):
@@ -87,7 +86,7 @@ def _crash(report: CrashReport, file: str) -> Crash:
     return Crash(
         text=f"{words}: {report.text}" if report.text else words,
         gpu_watchdog=report.gpu_watchdog,
-        cure=WATCHDOG_CURE if report.gpu_watchdog else CURE,
+        cure=WATCHDOG_CURE if report.gpu_watchdog else _cure(file),
         process=report.process,
         pid=report.pid,
         exception=report.exception,
@@ -96,6 +95,11 @@ def _crash(report: CrashReport, file: str) -> Crash:
         incident=report.incident,
         file=file,
     )
+
+
+def _cure(file: str) -> str:
+    files = f"{file}, worker.log" if file else "worker.log of the data folder"
+    return f"if it comes again, report it with {files} and the output of: exoctl events --since 1h --json"
 
 
 class CrashReports:
