@@ -19,13 +19,14 @@ from typing import Any
 
 from tests.lab.cluster import Cluster
 from tests.lab.leaks import processes_of
-from tests.lab.node import Node
+from tests.lab.node import Node, wait_for
 from tests.lab.reading import link_to
 
 LINK_PAUSE_S = (0.2, 4.0)
 PROCESS_PAUSE_S = (0.5, 9.0)
 """A killed rank takes seconds to be replaced: most of the time something works, and never for long."""
 FLAPS = 4
+STARTS_WITHIN_S = 30.0
 CONFIG: dict[str, dict[str, Any]] = {"debug": {"enabled": True}}
 """What the nodes need for a planned move on demand."""
 
@@ -213,6 +214,7 @@ class ProcessFaults(Lane):
 
     def _leave(self) -> str:
         node = self.node()
+        wait_for(node.poll_status, STARTS_WITHIN_S, f"{node.name} answers, and so hears a SIGTERM")
         self._ends(node)
         began = time.monotonic()
         code = node.terminate()

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.lab.chaos import run
@@ -19,8 +21,8 @@ WITHIN_S = 600  # the last answers may wait for one another and for what was bro
 
 
 @pytest.mark.timeout(WITHIN_S)
-def test_some_faults_change_no_answer_and_leave_nothing_behind() -> None:
-    report = run(SEED, MINUTES, FAULTS)
+def test_some_faults_change_no_answer_and_leave_nothing_behind(tmp_path: Path) -> None:
+    report = run(SEED, MINUTES, FAULTS, keep_logs=tmp_path)
     print("\n".join(report.lines()))
     assert not report.wrong, "\n".join([report.details, *report.lines()])
     assert report.story.verdicts[Verdict.WHOLE] > 0
