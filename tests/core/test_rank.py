@@ -22,6 +22,7 @@ from exod.core.rank_reports import IDLE_REPORT_INTERVAL_S, NEWS_AGAIN_S, REPORT_
 from exod.core.sync_watch import COUNTS_FOR_S, TOLD_EVERY_S, SyncWatch
 from exod.core.worker_life import (
     HEARTBEAT_SILENCE_S,
+    KEEP_S,
     LIVED_S,
     LOADING_SILENCE_S,
     RESTART_PAUSE_FIRST_S,
@@ -750,6 +751,26 @@ def test_an_adopted_worker_is_told_what_its_last_daemon_may_not_have_told_it() -
     assert told(rank.worker_said(hello(layers=(6, 12)), 1.0)) == []
     assert told(rank.worker_said(beat(), 1.0)) == [Begin(10, first.request)]
     assert told(rank.worker_said(beat(), 2.0)) == []
+
+
+def test_a_daemon_that_is_alone_at_first_does_not_drop_what_the_worker_that_it_found_holds() -> None:
+    alone = a_plan(B)
+    rank = a_resolved_rank(alone)
+    commands = rank.worker_said(hello(layers=(6, 12)), 1.0)
+    assert told(commands) == []
+    assert rank.phase is RankPhase.LOADING
+    assert told(rank.commit(a_plan(A, B, number=2), "studio1 joined", 2.0)) == []
+    assert rank.phase is RankPhase.LOADED
+
+
+def test_a_daemon_that_stays_alone_loads_what_its_plan_says() -> None:
+    rank = a_resolved_rank(a_plan(B))
+    rank.worker_said(hello(layers=(6, 12)), 1.0)
+    commands: list[RankCommand] = []
+    while (due := rank.next_deadline()) <= 1.0 + KEEP_S + REPORT_INTERVAL_S:
+        commands += rank.handle_timer(due)
+        commands += rank.worker_said(beat(), due)
+    assert [message for message in told(commands) if isinstance(message, Load)] == [Load(FOLDER, 0, 12)]
 
 
 def test_an_adopted_worker_with_another_span_loads() -> None:

@@ -242,6 +242,8 @@ class Rank(RankState):
         if not self._worker.is_connected:
             return self._start(now)
         if self._loaded is None or self._asked_load != wanted:
+            if self._loaded is not None and self._worker.keeps(wanted, now):
+                return self._set_phase(RankPhase.LOADING, now)
             return self._load(wanted, now)
         if self._phase in _UNLOADED:
             return self._set_phase(RankPhase.LOADED, now)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
-from exoengine.protocol import Heartbeat, Hello
+from exoengine.protocol import Heartbeat, Hello, Load
 
 START_DEADLINE_S: Final = 60.0
 """Importing MLX and transformers takes a second or two; a cold disk on a busy machine many more."""
@@ -34,6 +34,10 @@ HEARTBEAT_SILENCE_S: Final = 8.0
 LOADING_SILENCE_S: Final = 20.0
 """While a new process loads: its imports hold the interpreter lock for a second or two, and wait for a cold disk. A
 stopped process must be replaced well within `engine.recovery_deadline_s`."""
+
+KEEP_S: Final = 5.0
+"""A daemon that started again knows nobody at first, and its first plan may give it all layers. What a worker holds
+that it found is not dropped for that: the others are heard within a second or two, loading can take minutes."""
 
 RESTART_PAUSE_FIRST_S: Final = 0.2
 RESTART_PAUSE_LIMIT_S: Final = 15.0
@@ -67,6 +71,7 @@ class WorkerLife:
         self._wake_at: float | None = None
         self._deadline: tuple[float, str] | None = None
         self._restart_at = 0.0
+        self._keep_until = 0.0
         self._pause_s = 0.0
         self._formed_at: float | None = None
 
@@ -83,10 +88,19 @@ class WorkerLife:
 
     def greeted(self, hello: Hello, now: float) -> None:
         self.state, self.hello = WorkerState.CONNECTED, hello
+        self._keep_until = now + KEEP_S if hello.load is not None else 0.0
         self.group_used = hello.formed
         self._has_imported = hello.load is not None
         self.heard(now)
         self.answered()
+
+    def keeps(self, wanted: Load, now: float) -> bool:
+        """Is it too early to drop the layers that this worker held when it was found, for more of them?"""
+        held = self.hello.load if self.hello is not None else None
+        if held is None or held.folder != wanted.folder or now >= self._keep_until:
+            return False
+        held_count, wanted_count = (one.last_layer - one.first_layer for one in (held, wanted))
+        return wanted_count > held_count
 
     def heard(self, now: float) -> None:
         self._heard_at = now
