@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from exoengine.embedded import model_folder
 from tests.conftest import missing
 
 BIN = Path(sys.executable).parent
@@ -252,3 +253,35 @@ def test_a_missing_model_folder_leaves_the_node_up_and_says_why_in_one_line(tmp_
     assert process.returncode == 0
     assert "Traceback" not in said
     assert len([line for line in said.splitlines() if "does not exist" in line]) == 1, said
+
+
+def test_a_model_that_no_memory_holds_is_refused_with_the_sum_wherever_it_is_asked_for(tmp_path: Path) -> None:
+    """A weight file of 1 TiB that holds nothing: it would be read only after it was found to fit."""
+    folder, size = tmp_path / "vast", 1 << 39
+    shutil.copytree(model_folder("embedded:count"), folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "num_hidden_layers": 2}))
+    tensors = {
+        f"model.layers.{index}.weight": {
+            "dtype": "U8",
+            "shape": [size],
+            "data_offsets": [index * size, (index + 1) * size],
+        }
+        for index in range(2)
+    }
+    header = json.dumps(tensors).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + 2 * size)
+    config = write_config(tmp_path, engine={"model": str(folder)})
+    process = start(config)
+    try:
+        assert exoctl(config, "wait", "--for", "ready", "--timeout", "5").returncode == 6
+        said = " ".join(exoctl(config, "status").stdout.split())
+        assert "layers 0 to 1 need 1024.00 GiB (1024.00 GiB of weights)" in said
+        refused_chat = exoctl(config, "chat", "count from 1 to 3")
+        assert refused_chat.returncode != 0
+        assert "1024.00 GiB in all" in refused_chat.stderr
+    finally:
+        process.terminate()
+        process.wait(ENDS_WITHIN_S)
