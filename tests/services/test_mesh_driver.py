@@ -37,6 +37,8 @@ class RecordingCore:
 
     def handle(self, event: Input, now: float) -> list[Command]:
         self.told.append(event)
+        if isinstance(event, LoopLagged) and event.lag_s > 0.0:
+            self.due = now  # as the core does: after a stall it looks at everything at once
         return self._answer()
 
     def handle_timer(self, now: float) -> list[Command]:

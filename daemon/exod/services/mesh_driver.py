@@ -107,6 +107,8 @@ class MeshDriver:
         """Handles the inputs that wait, and what they made due."""
         if self._working or self._closed:
             return
+        if self._due is not None and time.monotonic() - self._due > DRAIN_AFTER_S:
+            return  # this loop ran late: `_wake` comes now, says so, drains the sockets, and only then judges
         self._turn(woken=False)
 
     def _turn(self, *, woken: bool, drain: bool = False) -> None:
