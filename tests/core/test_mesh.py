@@ -357,6 +357,40 @@ def test_a_coordinator_that_started_again_has_its_first_plan_and_the_member_a_ch
     assert reasons == ["first plan", "studio1 started again"]
 
 
+def test_a_member_whose_daemon_started_again_suspends_nothing_because_its_rank_may_live() -> None:
+    pair = Pair()
+    plan = pair.agree()
+    pair.done(LOW, CommitPlan)
+    pair.now += 3.0
+    again = msgspec.structs.replace(HIGH, incarnation=HIGH.incarnation + 1)
+    measuring = standing(again, heard=False, agreed=False, usable=frozenset())
+    pair.low.update([measuring], pair.now)
+    assert pair.low.committed == plan
+    assert pair.low.suspended is None
+    pair.nodes[HIGH.id] = Mesh(again, CoreConfig(), pair.journals[HIGH.id], 0, pair.now)
+    selection = Selection(LOW.incarnation, again.incarnation, 1, PATH)
+    for mesh, peer in ((pair.low, again), (pair.high, LOW)):
+        summary = msgspec.structs.replace(
+            standing(peer).summary, peer_incarnation=peer.incarnation, selection=selection
+        )
+        mesh.update([standing(peer, summary=summary)], pair.now)
+    pair.wait(1.5)
+    pair.deliver()
+    commands = pair.journals[LOW.id].drain()
+    assert [one.reason for one in commands if isinstance(one, CommitPlan)] == ["studio2 started again"]
+    assert not [one for one in commands if isinstance(one, SuspendPlan)]
+    assert pair.low.committed == pair.high.committed != plan
+
+
+def test_a_member_whose_daemon_started_again_and_falls_silent_is_a_fault() -> None:
+    pair = Pair()
+    pair.agree()
+    again = msgspec.structs.replace(HIGH, incarnation=HIGH.incarnation + 1)
+    pair.low.update([standing(again, heard=False, agreed=False, state=NodeState.DOWN)], pair.now)
+    suspended = [one.reason for one in pair.done(LOW, SuspendPlan) if isinstance(one, SuspendPlan)]
+    assert suspended == ["studio2 is down"]
+
+
 def test_a_member_that_never_says_yes_is_waited_for_by_name() -> None:
     pair = Pair()
     pair.sent(LOW)

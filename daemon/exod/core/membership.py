@@ -52,10 +52,13 @@ def _edge_objection(edge: Edge, me: NodeCard, standings: Mapping[NodeId, PairSta
 def find_fault(plan: MeshPlan, me: NodeCard, standings: Mapping[NodeId, PairStanding]) -> str | None:
     """What broke in the plan in force, in words; None while it can run.
 
-    Only what stops the ring: a rank that went or lives another life, and an edge of this node on a path that no
-    longer carries. A slow edge runs on until the next plan.
+    Only what stops the ring: a rank that went, and an edge of this node on a path that no longer carries. A slow
+    edge runs on until the next plan. So does a rank whose daemon started again: processes of ranks outlive their
+    daemons, and one that did not closed its connections, which the other ranks notice at once. Its paths are
+    measured anew: they are neither dead nor usable until the next plan comes, which names the new life.
     """
     ranks = set(plan.ring)
+    reborn = set()
     for member in plan.members:
         standing = standings.get(member.id)
         if member.id == me.id or member.id not in ranks or standing is None:
@@ -65,13 +68,13 @@ def find_fault(plan: MeshPlan, me: NodeCard, standings: Mapping[NodeId, PairStan
         if standing.state is NodeState.DOWN:
             return f"{standing.card.name} is down"
         if standing.incarnation != member.incarnation:
-            return f"{standing.card.name} started again"
+            reborn.add(member.id)
     for edge in plan.edges:
         if me.id not in (edge.source, edge.target):
             continue
         peer = edge.target if edge.source == me.id else edge.source
         standing = standings.get(peer)
-        if standing is not None and edge.path not in standing.usable:
+        if standing is not None and peer not in reborn and edge.path not in standing.usable:
             interface = edge.source_interface if edge.source == me.id else edge.target_interface
             return f"{interface} to {standing.card.name} is dead"
     return None
