@@ -4,8 +4,8 @@ A model of 32 million parameters with random weights, on the lab's two hosts: ov
 and decode also over the emulated cable, whose emulator needs a processor of its own. Each round runs every
 contestant once, one after the other, so that what else the machine does meets all of them; a ratio is taken within
 each round, and of the rounds' ratios the median. MLX's products on a CPU run on one thread whatever the process,
-so two ranks have twice what one process has. Weights are bfloat16, of which MLX multiplies many tokens fastest here.
-Called by `python -m tests.bench engine`.
+so two ranks have twice what one process has. Weights are bfloat16, in which MLX multiplies many tokens fastest
+here. Called by `python -m tests.bench engine`.
 """
 
 from __future__ import annotations
