@@ -26,7 +26,7 @@ from tests.engine.models import LLAMA, undisturbed, write_model
 
 CHUNK = 128
 PROMPT = [7 * index % 250 for index in range(1900)]
-STEPS = 60
+STEPS = 40
 SAMPLED = Sampling(temperature=1.0, seed=9)
 
 STEPS_TAKE_A_WHILE = """
@@ -44,7 +44,7 @@ KEEPS_LITTLE = "from exoengine import sent; sent.MAX_SENT_BYTES = 1500 * 256"
 """The llama's hidden state has 256 bytes."""
 
 KINDS: dict[str, dict[str, Any]] = {
-    "llama": LLAMA, "sliding": SLIDING[0], "gated": HYBRID[0], "recurrent": HYBRID[6],
+    "llama": LLAMA, "sliding": SLIDING[0], "gated": HYBRID[0],
 }  # fmt: skip
 
 
@@ -107,9 +107,8 @@ def counted(ranks: Cluster) -> list[int]:
 
 @pytest.mark.parametrize(
     ("kind", "victim", "sync"),
-    [("llama", 0, "fast"), ("llama", 1, "safe"), ("llama", 2, "fast"), ("sliding", 1, "fast"), ("gated", 2, "safe"),
-     ("recurrent", 1, "fast")],
-)  # fmt: skip
+    [("llama", 0, "fast"), ("sliding", 1, "safe"), ("gated", 2, "fast")],
+)
 def test_in_mid_decode_only_the_replaced_rank_runs_again(
     ranks: Cluster, folders: dict[str, Path], kind: str, victim: int, sync: str
 ) -> None:
@@ -125,7 +124,7 @@ def test_in_mid_decode_only_the_replaced_rank_runs_again(
             assert after[rank] - before[rank] <= 2  # the step that failed
 
 
-@pytest.mark.parametrize(("kind", "victim"), [("llama", 0), ("llama", 2), ("gated", 1)])
+@pytest.mark.parametrize(("kind", "victim"), [("llama", 0), ("gated", 1)])
 def test_in_mid_prefill_only_the_replaced_rank_runs_again(
     ranks: Cluster, folders: dict[str, Path], kind: str, victim: int
 ) -> None:
@@ -183,13 +182,10 @@ def test_a_follow_up_turn_is_run_again_as_it_was_run(ranks: Cluster, folders: di
         assert answer.finished.cached_tokens == len(turn) - 4
 
 
-@pytest.mark.parametrize("kind", ["llama", "gated"])
-def test_what_was_not_kept_is_run_again_by_the_ranks_before(
-    tmp_path: Path, folders: dict[str, Path], kind: str
-) -> None:
+def test_what_was_not_kept_is_run_again_by_the_ranks_before(tmp_path: Path, folders: dict[str, Path]) -> None:
     with cluster(tmp_path, 3, prelude=STEPS_TAKE_A_WHILE.replace("0.06", "0.0") + KEEPS_LITTLE) as ranks:
-        begin = started(ranks, folders[kind])
+        begin = started(ranks, folders["llama"])
         ranks.ranks[0].expect(TokenOut, where=lambda said: said.index >= 20)
         replace(ranks, 2, begin)
-        after = finished(ranks, begin, folders[kind])
-    assert min(after) >= (300 if kind == "llama" else len(PROMPT))
+        after = finished(ranks, begin, folders["llama"])
+    assert min(after) >= 300
