@@ -191,7 +191,7 @@ def test_faults_at_any_moment_change_nothing(ranks: Cluster, tmp_path: Path, kin
     split = [1, config["num_hidden_layers"] - 1] if size == 2 else [1, 2, config["num_hidden_layers"] - 3]
     assert all(isinstance(said, Loaded) for said in ranks.load(folder, split, settings, kv_bits=kv_bits))
     chance, keeper = random.Random(f"{kind} {size}"), Keeper(ranks)
-    first, second, third = (request(PROMPT, STEPS, temperature=1.0, seed=seed) for seed in (1, 2, 3))
+    first, second, third = (request(PROMPT, STEPS, temperature=1.0, seed=seed, logprobs=0) for seed in (1, 2, 3))
     keeper.form()
     keeper.begin(first)
     for fault in chance.sample(["abort", "abort twice", "kill", "stop", "move", "abort and begin"], 6):
@@ -227,3 +227,4 @@ def test_faults_at_any_moment_change_nothing(ranks: Cluster, tmp_path: Path, kin
         assert tokens == expected[: len(tokens)]
         for answer in told:
             assert answer.tokens == tokens[len(tokens) - len(answer.tokens) :]
+            assert all(out.logprob is not None for out in answer.outs)
