@@ -48,8 +48,9 @@ GOODBYE_S: Final = 1.0
 RESOLVE_MS: Final = 3000
 """For the records that a first answer did not bring along."""
 
-FLUSH_S: Final = 1.2
-"""RFC 6762, 10.2: a record that an announcement replaced stays for 1 s. Reading again after that drops it."""
+READ_AGAIN_S: Final = (1.2, 1.2, 2.4)
+"""RFC 6762, 10.2: a record that an announcement replaced stays for 1 s, which the announcement's repetitions begin
+anew, and nobody is told when it runs out. So each change is followed by readings until after the last repetition."""
 
 _LONGEST_TEXT: Final = 64
 """For texts of strangers: names of people's machines are shorter."""
@@ -247,10 +248,15 @@ class Discovery:
             task = asyncio.create_task(self._resolve(self._mdns, name), name=f"discovery: resolve {name}")
             self._resolving[name] = task
 
-    def _read_again_later(self, name: str) -> None:
+    def _read_again_later(self, name: str, pauses_s: tuple[float, ...] = READ_AGAIN_S) -> None:
         if name in self._again:
             self._again[name].cancel()
-        self._again[name] = asyncio.get_running_loop().call_later(FLUSH_S, self._read, name)
+        self._again[name] = asyncio.get_running_loop().call_later(pauses_s[0], self._reread, name, pauses_s[1:])
+
+    def _reread(self, name: str, pauses_s: tuple[float, ...]) -> None:
+        self._read(name)
+        if pauses_s:
+            self._read_again_later(name, pauses_s)
 
     async def _resolve(self, mdns: AsyncZeroconf, name: str) -> None:
         try:
