@@ -35,6 +35,7 @@ from exoengine.standing import gather, history, standing_of, unfinished_anywhere
 from exoengine.steps import Message, Open, Outcome, Standing, Step, Stop, Vote, joined
 from exoengine.sync import SyncPolicy, WatchdogModel
 from exoengine.tokenring import RingLostError, TokenRing, decode, encode
+from exoengine.words import Words
 from exoengine.work import Work
 from mlx_patches.switch import find_switch
 
@@ -57,12 +58,12 @@ class Generations:
         self, model: LoadedModel, group: RingGroup, board: Board, emit: Callable[[FromWorker], None],
         settings: SyncSettings,
     ) -> None:  # fmt: skip
-        self._model, self._group, self._board, self._emit = model, group, board, emit
+        self._model, self._group, self._board, self._words = model, group, board, Words(emit)
         self.policy = SyncPolicy(settings, fast_hangs=mx.cuda.is_available())
         self._watchdog = WatchdogModel(settings.watchdog_s)
         board.longest_gpu_wait_s, board.gpu_wait_violations = 0.0, 0
         self._pace = Pace(settings)
-        self._backlog = Backlog(model, emit)
+        self._backlog = Backlog(model, self._words.say)
         self._holding: Holding | None = None
         self._work: Work | None = None
         self._opening: int | None = None
@@ -78,6 +79,7 @@ class Generations:
     def begin(self, message: Begin) -> None:
         """Takes a request; one that is known already is left alone, so that it can be sent again."""
         self._backlog.begin(message)
+        self._words.let_out()
 
     def cancel(self, request_id: str) -> None:
         """Marks it; all ranks end it after the same step."""
@@ -94,7 +96,7 @@ class Generations:
     def joined(self, rank: int, size: int) -> None:
         """A group was formed: every request is opened again in it."""
         self._rank, self._size = rank, size
-        self._pipeline = Pipeline(self._model.stage, self._group, rank, self._switch)
+        self._pipeline = Pipeline(self._model.stage, self._group, rank, self._switch, self._words.let_out)
         self._work = self._opening = None
         self._roll_called = size == 1
         self.pause_wanted = False
@@ -102,6 +104,7 @@ class Generations:
 
     def parted(self) -> None:
         """The group is gone; caches and requests stay."""
+        self._words.let_out()
         self._pipeline = self._work = self._opening = None
         self._pace.interrupted(self._backlog.first is not None)
         self._board.end()
@@ -117,7 +120,7 @@ class Generations:
         if self._size == 1:
             self._backlog.drop(generation)
             self._holding = None
-            self._emit(RequestFailed(generation.request.request_id, "engine", text))
+            self._words.say(RequestFailed(generation.request.request_id, "engine", text))
         elif count > 1:
             generation.cancelled = True
 
@@ -162,6 +165,7 @@ class Generations:
 
     def _lead_or_wait(self, wake: socket.socket) -> None:
         if not self.has_work:
+            self._words.let_out()
             if self.pause_wanted:
                 self._say(Stop(-1, Vote.PAUSE))
                 raise Paused
@@ -175,6 +179,7 @@ class Generations:
         if work is None:
             first = self._backlog.first
             assert first is not None
+            self._words.let_out()
             self._board.begin("opening a request", self._pace.step_deadline_s)
             self._say(Open(first.order))
             self._open(first)
@@ -208,6 +213,7 @@ class Generations:
         return Step(generation.order, start, 1, SINGLY, len(generation.tokens), work.next_safe, votes)
 
     def _follow(self, wake: socket.socket) -> None:
+        self._words.let_out()
         if self._opening is not None:
             generation = self._backlog.get(self._opening)
             if generation is not None:
@@ -414,7 +420,7 @@ class Generations:
         self._backlog.drop(generation)
         self._board.end()
         text = "the ranks were given different beginnings of this answer"
-        self._emit(RequestFailed(generation.request.request_id, "histories_differ", text))
+        self._words.say(RequestFailed(generation.request.request_id, "histories_differ", text))
 
     def _standing(self, generation: Generation) -> Standing:
         """Of this rank. Drops caches that a fault has left unusable."""

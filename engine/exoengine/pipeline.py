@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -47,12 +47,17 @@ class Result:
 class Pipeline:
     """Runs steps on the group that exists."""
 
-    def __init__(self, stage: Stage, group: RingGroup, rank: int, switch: Switch | None) -> None:
-        """`switch` is that of a patched MLX: with it no wait of a safe step can reach the GPU by any way."""
+    def __init__(
+        self, stage: Stage, group: RingGroup, rank: int, switch: Switch | None, meanwhile: Callable[[], None]
+    ) -> None:  # fmt: skip
+        """`switch` is that of a patched MLX: with it no wait of a safe step can reach the GPU by any way.
+        `meanwhile` is called once in each step, when it is built and its evaluation is next.
+        """
         self._stage = stage
         self._group = group
         self._rank = rank
         self._switch = switch
+        self._meanwhile = meanwhile
 
     def run(
         self, step: Step, tokens: Sequence[int], caches: StageCaches, sampler: Sampler, history: Sequence[int],
@@ -67,6 +72,7 @@ class Pipeline:
         hidden = self._receive(len(tokens))
         out = self._built(step, mx.array([list(tokens)]), hidden, caches)
         received = time.monotonic()
+        self._meanwhile()
         if self._stage.is_last:
             drawn, out = self._draw(out, step, caches, sampler, history, top_logprobs), None
         else:

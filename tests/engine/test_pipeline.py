@@ -40,7 +40,7 @@ def stepped(pipeline: Pipeline, caches: StageCaches) -> None:
 def test_caches_have_not_seen_an_input_that_failed_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = stage_of(write_model(tmp_path / "model", LLAMA), 3, 5)
     caches = stage.new_caches()
-    pipeline = Pipeline(stage, RingGroup.__new__(RingGroup), 1, None)
+    pipeline = Pipeline(stage, RingGroup.__new__(RingGroup), 1, None, lambda: None)
     monkeypatch.setattr(Pipeline, "_receive", lambda *_: mx.ones((1, 1, 64)))
     stepped(pipeline, caches)
     before = caches.arrays()
@@ -95,5 +95,5 @@ def test_a_model_that_reads_its_own_values_gets_its_input_first(
 
         with monkeypatch.context() as patched:
             patched.setattr(Stage, "run", seen)
-            stepped(Pipeline(stage, RingGroup.__new__(RingGroup), 1, None), stage.new_caches())
+            stepped(Pipeline(stage, RingGroup.__new__(RingGroup), 1, None, lambda: None), stage.new_caches())
     assert order == ["llama built before its input came", "dbrx built after its input came"]
