@@ -6,6 +6,7 @@ of it, and reads the answer to its end: exactly 1 … 900, nothing lost, doubled
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import time
@@ -29,7 +30,8 @@ STARTS_WITHIN_S = 60.0
 ENDS_WITHIN_S = 180.0
 LEAVES_WITHIN_S = 30.0
 SAYS_WHY_WITHIN_S = 1.0
-FLAPPING_FOR_S = 20.0
+FLAPPING_FOR_S = float(os.environ.get("EXOD_FLAPPING_S", "20"))
+"""A minute and more by hand."""
 FLAP_EVERY_S = 4.0
 
 

@@ -50,7 +50,7 @@ RESOLVE_MS: Final = 3000
 
 READ_AGAIN_S: Final = (1.2, 1.2, 2.4)
 """RFC 6762, 10.2: a record that an announcement replaced stays for 1 s, which the announcement's repetitions begin
-anew, and nobody is told when it runs out. So each change is followed by readings until after the last repetition."""
+anew, and nobody is told when it runs out. So each change is followed by readings until after the last of them."""
 
 _LONGEST_TEXT: Final = 64
 """For texts of strangers: names of people's machines are shorter."""
