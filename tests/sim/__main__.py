@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 
+from tests.sim.crowd import gather
 from tests.sim.invariants import InvariantBrokenError
 from tests.sim.planted import PLANTED, planted
 from tests.sim.scenarios import Outcome, calm, run
@@ -34,7 +35,11 @@ def main() -> int:
     parser.add_argument(
         "--calm", type=float, metavar="HOURS", help="1%% loss and 4 ms of jitter for so long: no switch"
     )
+    parser.add_argument("--lan", type=int, metavar="NODES", help="so many nodes on one LAN: what it costs each")
     arguments = parser.parse_args()
+    if arguments.lan is not None:
+        print(gather(arguments.lan, arguments.seed).text())
+        return 0
     if arguments.calm is not None:
         switches = calm(arguments.calm * 3_600, arguments.seed)
         print(f"{arguments.calm:g} simulated hours, switches by cause: {switches}")

@@ -12,6 +12,7 @@ import pytest
 
 from exod.core import events
 from exod.model import Kind, MeshState, NodeState, PathState
+from tests.sim.crowd import gather
 from tests.sim.maps import lab
 from tests.sim.network import CABLE, LAN, MEDIA, VPN, Wire
 from tests.sim.scenarios import agreed, calm
@@ -461,3 +462,9 @@ def test_the_datagrams_of_an_idle_pair_are_as_few_as_promised() -> None:
     assert 25 <= per_node <= 36, "20 a second on the selected path, 4 on each standby, jittered to 75-100%"
     assert len(MEDIA) == 3
     assert VPN in MEDIA
+
+
+def test_a_crowd_on_one_lan_agrees_as_fast_as_a_pair_and_talks_in_proportion() -> None:
+    crowd = gather(16)
+    assert crowd.plan_after_s <= 3.0
+    assert crowd.steady_datagrams_per_s <= 1.5 * (40 + 16), "two ring edges at 20 a second, one for each other peer"
