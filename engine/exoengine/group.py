@@ -27,7 +27,6 @@ import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,8 +96,11 @@ class AbortReason:
 class RingGroup:
     """At most one group at a time. All methods but `abort` belong to the MLX thread."""
 
-    def __init__(self, connector: Connector) -> None:
-        self._connector = connector
+    def __init__(self, connector: Connector, hostfile: Path) -> None:
+        """`hostfile` is where MLX is told its hosts, for the milliseconds of its `init`: always the same one, so
+        that processes that are killed meanwhile leave no more than that.
+        """
+        self._connector, self._hostfile = connector, hostfile
         self._clear = clear_backends_function()
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
@@ -198,7 +200,7 @@ class RingGroup:
             try:
                 left, right = self._init(plan)
                 break
-            except (RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 if attempt + 1 == INIT_ATTEMPTS:
                     raise FormError("mlx_init", f"MLX could not set up its ring: {error}") from error
         for number, connection in ((left, edges.data_left), (right, edges.data_right)):
@@ -210,15 +212,14 @@ class RingGroup:
     def _init(self, plan: RingPlan) -> tuple[int, int]:
         """Runs MLX's `init` against this machine; gives the descriptors of its left and right connections."""
         accepts_at = _free_port()
-        with socket.socket() as listener, tempfile.NamedTemporaryFile("w", suffix=".json") as hostfile:
+        with socket.socket() as listener:
             listener.bind((LOOPBACK, 0))
             listener.listen(1)
             connects_to = listener.getsockname()[1]
             hosts = [[f"{LOOPBACK}:{connects_to}"] for _ in range(plan.size)]
             hosts[plan.rank] = [f"{LOOPBACK}:{accepts_at}"]
-            json.dump(hosts, hostfile)
-            hostfile.flush()
-            os.environ["MLX_HOSTFILE"], os.environ["MLX_RANK"] = hostfile.name, str(plan.rank)
+            self._hostfile.write_text(json.dumps(hosts))
+            os.environ["MLX_HOSTFILE"], os.environ["MLX_RANK"] = str(self._hostfile), str(plan.rank)
             self._connector.connect(accepts_at)
             self._used = True
             try:
@@ -226,6 +227,7 @@ class RingGroup:
                     self.handle = mx.distributed.init(strict=True, backend="ring")
             finally:
                 del os.environ["MLX_HOSTFILE"], os.environ["MLX_RANK"]
+                self._hostfile.unlink(missing_ok=True)
             return _find_descriptors(accepts_at, connects_to)
 
 

@@ -62,7 +62,7 @@ class Worker:
         from exoengine.group import RingGroup
 
         self.board = Board()
-        self._group = RingGroup(connector)
+        self._group = RingGroup(connector, socket_path.with_suffix(".hosts"))
         self._mailbox = Mailbox(self._group.wake_up)
         self._control = Control(
             socket_path, self.board, self._mailbox, self._group.abort, self.hello, orphan_deadline_s
