@@ -7,10 +7,11 @@ import socket
 from collections.abc import Sequence
 
 import pytest
-from zeroconf import DNSAddress, DNSIncoming
+from zeroconf import DNSAddress, DNSIncoming, ServiceStateChange
 from zeroconf.asyncio import AsyncZeroconf
 
 from exod.model import Kind, LocalAddress, NodeId
+from exod.services import discovery as discovery_module
 from exod.services import static_peers
 from exod.services.discovery import (
     SERVICE,
@@ -130,6 +131,36 @@ async def test_an_address_that_went_is_said_goodbye_to_beside_those_that_stay(
     assert sorted(seconds) == ["10.0.0.3", "10.0.0.4"]
     assert all(ttl > 0 for ttl in seconds.values())
     assert all(one.ttl > 0 for one in answers if not isinstance(one, DNSAddress))
+
+
+@pytest.mark.anyio
+async def test_a_record_that_runs_out_after_the_last_word_of_it_is_still_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each repetition of an announcement lets what it replaced live for another second, and nobody is told."""
+    cached = [("10.0.0.2", "10.0.0.3"), ("10.0.0.2", "10.0.0.3"), ("10.0.0.3",)]
+
+    class Cached:
+        def __init__(self, kind: str, name: str) -> None:
+            self.info = service_info(ME, cached.pop(0) if len(cached) > 1 else cached[0])
+            self.decoded_properties, self.port = self.info.decoded_properties, self.info.port
+            self.parsed_addresses = self.info.parsed_addresses
+
+        def load_from_cache(self, zeroconf: object) -> bool:
+            return True
+
+    monkeypatch.setattr(discovery_module, "AsyncServiceInfo", Cached)
+    heard: asyncio.Queue[Found | Lost] = asyncio.Queue()
+    other = Announcement(NodeId("00000000000000bb"), "studio2", 1, "0.1.0", "home", 52410)
+    discovery = Discovery(other, heard.put_nowait)
+    discovery._mdns = AsyncZeroconf(interfaces=["127.0.0.1"])
+    try:
+        discovery._on_service(discovery._mdns.zeroconf, SERVICE, NAME, ServiceStateChange.Updated)
+        async with asyncio.timeout(DEADLINE_S):
+            found = [await heard.get() for _ in range(2)]
+    finally:
+        await discovery._close()
+    assert [one.addresses for one in found if isinstance(one, Found)] == [("10.0.0.2", "10.0.0.3"), ("10.0.0.3",)]
 
 
 class Resolver:
