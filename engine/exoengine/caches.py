@@ -21,9 +21,13 @@ from typing import Any, Final
 import mlx.core as mx
 from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, QuantizedKVCache
 
-STEPS_KEPT: Final = 6
-"""How many steps back a cache of references can go. Two are needed in decode (the step under way and the one that
-another rank may lack); a prefill runs ahead by as many chunks as there are stages, at most this many."""
+CHUNKS_KEPT: Final = 6
+"""How many chunks back a cache of references can go: a prefill runs ahead by as many as there are stages, at most
+this many."""
+
+STEPS_KEPT: Final = 3
+"""How many single tokens back: the step under way, the one that another rank may lack, and the one that the first
+rank has begun ahead. Each costs a copy of what a rotating cache holds, in memory as well."""
 
 COMMUNICATION: Final = ("Send", "Recv", "AllReduce", "AllGather")
 """Names of MLX's primitives that must never run again once their group is gone."""
@@ -65,7 +69,7 @@ class StageCaches:
         self._leaves = [leaf for cache in self._owned for leaf in _leaves(cache)]
         self._appending = [leaf for leaf in self._leaves if type(leaf) in (KVCache, QuantizedKVCache)]
         self._by_reference = [leaf for leaf in self._leaves if type(leaf) not in (KVCache, QuantizedKVCache)]
-        self._marks: deque[tuple[int, list[dict[str, Any]]]] = deque(maxlen=STEPS_KEPT)
+        self._marks: deque[tuple[int, list[dict[str, Any]]]] = deque(maxlen=CHUNKS_KEPT)
 
     def for_model(self, _tokens: int) -> list[Any]:
         """The list to hand to the model for its next tokens."""
@@ -93,10 +97,13 @@ class StageCaches:
             vars(leaf).update(state)
         self.position = position
 
-    def mark(self) -> None:
-        """Before a step: remember how things are, so that `roll_back` can return here."""
-        if self._by_reference:
-            self._marks.append((self.position, [_copied(vars(leaf)) for leaf in self._by_reference]))
+    def mark(self, tokens: int) -> None:
+        """Before a step of so many tokens: remember how things are, so that `roll_back` can return here."""
+        if not self._by_reference:
+            return
+        self._marks.append((self.position, [_copied(vars(leaf)) for leaf in self._by_reference]))
+        while tokens == 1 and len(self._marks) > STEPS_KEPT:
+            self._marks.popleft()
 
     @property
     def can_trim(self) -> bool:
@@ -180,8 +187,16 @@ def _arrays(value: Any) -> Iterator[Any]:
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    """Lists are copied because caches assign into them; the arrays are shared."""
-    return {key: copy.copy(value) if isinstance(value, list) else value for key, value in state.items()}
+    """Lists and arrays are copied because caches assign into them: an array's copy shares its memory, but is not
+    seen to change when the original is assigned into.
+    """
+    return {key: _copy(value) for key, value in state.items()}
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copy(inner) for inner in value)
+    return copy.copy(value) if isinstance(value, mx.array) else value
 
 
 def is_pending(arrays: list[Any]) -> bool:

@@ -7,6 +7,9 @@ is opened again: the ranks take the longest history that any of them has, and wh
 (see resume.py). Steps that are run again give the same tokens to the last bit: they are cut alike (course.py), and
 draws are keyed by (seed, step).
 
+Rank 0 does not wait for a step's outcome before it begins the next: it runs ahead into its own layers (see
+pipeline.py), and when the outcome is here it says the step to the others, who never know, or gives it up.
+
 Decides: what is run next. Called by worker.py on the MLX thread: `turn` does one piece of work and returns, so that
 commands are seen between steps.
 """
@@ -33,7 +36,7 @@ from exoengine.resume import resume
 from exoengine.sampling import PENALTY_CONTEXT_TOKENS, Sampler
 from exoengine.standing import gather, history, standing_of, unfinished_anywhere
 from exoengine.steps import Message, Open, Outcome, Standing, Step, Stop, Vote, joined
-from exoengine.sync import SyncPolicy, WatchdogModel
+from exoengine.sync import NOTHING_MEASURED, SyncPolicy, WatchdogModel
 from exoengine.tokenring import RingLostError, TokenRing, decode, encode
 from exoengine.words import Words
 from exoengine.work import Work
@@ -41,7 +44,7 @@ from mlx_patches.switch import find_switch
 
 CHUNKS_AHEAD: Final = 4
 """How many chunks the first stage may be ahead of the last one's answer, whatever the number of stages: fewer
-than caches.STEPS_KEPT, so that every rank can go back to where the slowest is."""
+than caches.CHUNKS_KEPT, so that every rank can go back to where the slowest is."""
 
 CLEAR_CACHE_STEPS: Final = 256
 """How often MLX's pool of free buffers is given back, as mlx-lm does."""
@@ -62,6 +65,7 @@ class Generations:
         self.policy = SyncPolicy(settings, fast_hangs=mx.cuda.is_available())
         self._watchdog = WatchdogModel(settings.watchdog_s)
         board.longest_gpu_wait_s, board.gpu_wait_violations = 0.0, 0
+        board.safe, board.sync_reason = NOTHING_MEASURED.safe, NOTHING_MEASURED.reason
         self._pace = Pace(settings)
         self._backlog = Backlog(model, self._words.say)
         self._holding: Holding | None = None
@@ -96,7 +100,8 @@ class Generations:
     def joined(self, rank: int, size: int) -> None:
         """A group was formed: every request is opened again in it."""
         self._rank, self._size = rank, size
-        self._pipeline = Pipeline(self._model.stage, self._group, rank, self._switch, self._words.let_out)
+        vocab_size = self._model.summary.vocab_size
+        self._pipeline = Pipeline(self._model.stage, self._group, rank, size, vocab_size, self._switch)
         self._work = self._opening = None
         self._roll_called = size == 1
         self.pause_wanted = False
@@ -105,6 +110,8 @@ class Generations:
     def parted(self) -> None:
         """The group is gone; caches and requests stay."""
         self._words.let_out()
+        if self._work is not None:
+            self._give_up_ahead(self._work)
         self._pipeline = self._work = self._opening = None
         self._pace.interrupted(self._backlog.first is not None)
         self._board.end()
@@ -197,6 +204,8 @@ class Generations:
                 self._take(outcome)
             if step.draw < 0 and work.outstanding < CHUNKS_AHEAD:
                 return
+            if step.ahead and ring is not None:
+                self._run_ahead(work)
         if ring is not None:
             self._take(decode(ring.receive(), Message))
 
@@ -204,13 +213,18 @@ class Generations:
         """What to send out next; None where the outcome of what is under way must come first."""
         generation, start = work.generation, work.issued
         end = generation.length - 1
-        votes = self._votes(work, deciding=start == end)
+        votes = self._votes(work, start, deciding=start == end)
         if start < end:
             count, grain = work.next_pass(self._size, self._pace.chunk_token_s, self.policy.limit_s)
             return Step(generation.order, start, count, grain, -1, True, votes)
         if work.outstanding or start > end:
             return None
-        return Step(generation.order, start, 1, SINGLY, len(generation.tokens), work.next_safe, votes)
+        safe = work.next_safe if work.ahead is None else work.ahead.safe
+        index = len(generation.tokens)
+        goes_on = index + 1 < generation.max_tokens and not votes & (Vote.CANCEL | Vote.PAUSE)
+        assert self._pipeline is not None
+        ahead = goes_on and self._pipeline.can_run_ahead
+        return Step(generation.order, start, 1, SINGLY, index, safe, votes, ahead)
 
     def _follow(self, wake: socket.socket) -> None:
         self._words.let_out()
@@ -244,7 +258,7 @@ class Generations:
         work = self._work
         if work is None or work.generation.order != step.order:
             raise RingLostError("rank 0 asks for a step of another request")
-        outcome = self._run_and_tell(joined(step, self._votes(work, deciding=step.draw >= 0)), work)
+        outcome = self._run_and_tell(joined(step, self._votes(work, step.start, deciding=step.draw >= 0)), work)
         if self._rank == self._size - 1:
             self._say(outcome)
             self._take(outcome)
@@ -276,15 +290,24 @@ class Generations:
     def _run(self, step: Step, work: Work, sends: bool) -> Drawn:
         assert self._pipeline is not None
         generation, caches = work.generation, work.holding.caches
-        if caches.position != step.start:
+        ahead, work.ahead = work.ahead, None
+        if (caches.position if ahead is None else ahead.start) != step.start:
             raise RingLostError("rank 0 asks for a step that does not fit this rank's caches")
         decoding = step.draw >= 0
         reach = max(generation.request.sampling.repetition_context_tokens, PENALTY_CONTEXT_TOKENS)
-        caches.mark()
+        if ahead is None:
+            caches.mark(step.count)
+
+        def meanwhile() -> None:
+            self._words.let_out()
+            if step.ahead and self._size == 1:
+                self._run_ahead(work)
+
         try:
             result = self._pipeline.run(
                 step, generation.sequence(step.start, step.count), caches, work.sampler,
-                generation.recent(reach) if decoding else (), generation.request.sampling.logprobs, sends,
+                generation.recent(reach) if decoding else (), generation.request.sampling.logprobs, sends, ahead,
+                meanwhile,
             )  # fmt: skip
             self._check_aborted()
         except BaseException:
@@ -299,10 +322,28 @@ class Generations:
         board = self._board
         board.longest_gpu_wait_s = self._watchdog.longest_wait_s
         board.gpu_wait_violations = self._watchdog.violations
-        board.kv_tokens = caches.position
+        board.kv_tokens = step.start + step.count
         board.memory_bytes = mx.get_active_memory()
         board.replayed_tokens += max(0, min(work.resumption.furthest - step.start, step.count))
         return result.drawn
+
+    def _run_ahead(self, work: Work) -> None:
+        """Begins the next step in this rank's layers: the token that it runs is being drawn."""
+        assert self._pipeline is not None
+        caches = work.holding.caches
+        caches.mark(1)
+        start = caches.position
+        try:
+            work.ahead = self._pipeline.run_ahead(work.next_safe, caches)
+        except BaseException:
+            self._back_to(start, work.holding)
+            raise
+
+    def _give_up_ahead(self, work: Work) -> None:
+        """The step that was begun will not be, or not now; no other rank has heard of it."""
+        ahead, work.ahead = work.ahead, None
+        if ahead is not None:
+            self._back_to(ahead.start, work.holding)
 
     def _check_aborted(self) -> None:
         """An abort that came as the step ended: what was received may be of a connection that was shut down."""
@@ -341,9 +382,11 @@ class Generations:
             mx.clear_cache()
         votes = Vote(message.votes)
         if message.token >= 0:  # a chunk of the prefill says nothing about steps
-            work.next_safe = self._board.safe = Vote.SAFE in votes
-            self._board.sync_reason = self.policy.reason_of(work.next_safe)
+            work.next_safe = Vote.SAFE in votes
+            self._show_mode(work.next_safe)
         work.stop |= votes & (Vote.CANCEL | Vote.PAUSE)
+        if work.stop or generation.finished is not None:
+            self._give_up_ahead(work)
         self._board.end()
         if generation.finished is not None:
             self._close(generation)
@@ -355,6 +398,15 @@ class Generations:
             deadline = self._pace.step_deadline_s if decoding else self._pace.chunk_deadline_s
             self._board.begin("the wait for the next step", deadline)
 
+    def _show_mode(self, safe: bool) -> None:
+        """A change is told at once, with the step that it comes after: the next heartbeat may miss it."""
+        if not self.policy.has_measured:
+            return
+        board = self._board
+        changed, board.safe, board.sync_reason = safe != board.safe, safe, self.policy.reason_of(safe)
+        if changed:
+            self._words.say(board.heartbeat())
+
     def _stop(self, votes: Vote) -> None:
         if Vote.CANCEL in votes and self._work is not None:
             self._work.generation.cancel()
@@ -365,13 +417,13 @@ class Generations:
         if self._work is not None:
             self._work.stop = Vote.NONE
 
-    def _votes(self, work: Work, deciding: bool) -> int:
+    def _votes(self, work: Work, start: int, deciding: bool) -> int:
         votes = Vote.NONE
         if work.generation.cancelled:
             votes |= Vote.CANCEL
         if self.pause_wanted:
             votes |= Vote.PAUSE
-        if deciding and self.policy.choose(work.holding.caches.position).safe:
+        if deciding and self.policy.choose(start).safe:
             votes |= Vote.SAFE
         return votes
 

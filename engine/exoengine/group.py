@@ -6,6 +6,10 @@ milliseconds, never waits for a network, and cannot be reached from it. Then the
 by rendezvous.py, take the place of those two under the same descriptor numbers (`dup2`). The ring's own threads
 know nothing but the numbers.
 
+MLX's own connections do not block, and a thread that waits for a hidden state keeps a core at 100%. The real ones
+block: hidden states and tokens only ever go to the right, so the thread of a connection either receives or sends,
+and has nothing to do meanwhile.
+
 An abort shuts the real connections down, from any thread: whoever waits on one gets an error within
 milliseconds, a collective inside MLX as well. After an error nothing touches the group again; it is dropped with
 the exported C++ function that clears MLX's backends, and the next one is formed in the same process.
@@ -45,6 +49,9 @@ INIT_ALARM_S: Final = 5.0
 
 INIT_ATTEMPTS: Final = 3
 """Another process may take the port between our choice and MLX's use of it; three times in a row it will not."""
+
+MOST_ERRORS: Final = 8
+"""More than there can be operations on the ring under way."""
 
 LOOPBACK: Final = "127.0.0.1"
 
@@ -186,8 +193,7 @@ class RingGroup:
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()
         if self._used and self._clear is not None:
-            with contextlib.suppress(RuntimeError):
-                mx.synchronize(mx.cpu)  # takes the error that an aborted evaluation may have left in its stream
+            _let_finish()
             gc.collect()
             self._clear()
 
@@ -204,9 +210,8 @@ class RingGroup:
                 if attempt + 1 == INIT_ATTEMPTS:
                     raise FormError("mlx_init", f"MLX could not set up its ring: {error}") from error
         for number, connection in ((left, edges.data_left), (right, edges.data_right)):
-            if connection is not None:
-                connection.setblocking(False)  # as MLX's threads made the connection that this replaces
-                os.dup2(connection.fileno(), number, inheritable=False)
+            connection.setblocking(True)  # or MLX's thread would spin on it; each carries one direction only
+            os.dup2(connection.fileno(), number, inheritable=False)
         self._connector.connect(0)
 
     def _init(self, plan: RingPlan) -> tuple[int, int]:
@@ -229,6 +234,18 @@ class RingGroup:
                 del os.environ["MLX_HOSTFILE"], os.environ["MLX_RANK"]
                 self._hostfile.unlink(missing_ok=True)
             return _find_descriptors(accepts_at, connects_to)
+
+
+def _let_finish() -> None:
+    """Waits until MLX has nothing under way. An error that an aborted evaluation left in its stream is raised by
+    the next call, which then waits for nothing; so until there is none.
+    """
+    for _ in range(MOST_ERRORS):
+        try:
+            mx.synchronize(mx.cpu)
+            return
+        except RuntimeError:
+            continue
 
 
 def _free_port() -> int:

@@ -1,8 +1,13 @@
 """One step of one rank: receive, run the stage, send or draw.
 
+The first stage begins a step of decode before the token that it runs is known: the last rank sends the token over
+MLX's ring as soon as it is drawn, from where it goes into a graph that was built meanwhile. What that step becomes,
+the outcome of the one before decides (generation.py); nothing of it leaves this rank before.
+
 Decides nothing but the order of evaluation that a safe or a fast step means. The only room that sends and
-receives hidden states. No graph holds two operations on one direction of the ring (see group.py). Called by
-generation.py; raises RuntimeError where MLX's ring was aborted or lost its neighbour.
+receives hidden states and drawn tokens. No graph holds two operations on one direction of the ring (see group.py):
+tokens have the last edge, from the last rank to the first, for themselves. Called by generation.py; raises
+RuntimeError where MLX's ring was aborted or lost its neighbour.
 """
 
 from __future__ import annotations
@@ -10,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import mlx.core as mx
 
@@ -20,6 +25,9 @@ from exoengine.sampling import Sampler
 from exoengine.stages import Stage
 from exoengine.steps import NO_LIKELIHOOD, Likelihood, Step
 from mlx_patches.switch import Switch
+
+TOKEN_DTYPE: Final = mx.int32
+"""Of a token on its way to the first rank: that of the tokens that come from a prompt."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,76 +52,124 @@ class Result:
     waited_s: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """The stage's graph of some tokens: built, and its input on its way in a fast step, here in a safe one."""
+
+    start: int
+    """The position of its first token."""
+    safe: bool
+    out: Any
+    begun: float
+    received: float
+    """When its input was here, in a safe step; monotonic, as `begun`."""
+    waits: bool
+    """Did its input come from another rank?"""
+
+
 class Pipeline:
     """Runs steps on the group that exists."""
 
     def __init__(
-        self, stage: Stage, group: RingGroup, rank: int, switch: Switch | None, meanwhile: Callable[[], None]
+        self, stage: Stage, group: RingGroup, rank: int, size: int, vocab_size: int, switch: Switch | None
     ) -> None:  # fmt: skip
-        """`switch` is that of a patched MLX: with it no wait of a safe step can reach the GPU by any way.
-        `meanwhile` is called once in each step, when it is built and its evaluation is next.
-        """
+        """`switch` is that of a patched MLX: with it no wait of a safe step can reach the GPU by any way."""
         self._stage = stage
+        self._vocab_size = vocab_size
         self._group = group
-        self._rank = rank
+        self._rank, self._size = rank, size
         self._switch = switch
-        self._meanwhile = meanwhile
+        self._token: Any = None
+        """What the step under way draws, on a single rank."""
 
     def run(
         self, step: Step, tokens: Sequence[int], caches: StageCaches, sampler: Sampler, history: Sequence[int],
-        top_logprobs: int, sends: bool,
+        top_logprobs: int, sends: bool, ahead: Pass | None, meanwhile: Callable[[], None],
     ) -> Result:  # fmt: skip
-        """Runs `step`, whose tokens are `tokens`, and evaluates all of it. `history` is what penalties look at;
-        without `sends` the next rank has the tokens already.
+        """Runs `step`, whose tokens are `tokens`, and evaluates all of it; `ahead` is where it was begun already.
+        `history` is what penalties look at; without `sends` the next rank has the tokens already. `meanwhile` is
+        called once, when the step is built and its evaluation is next, or on a single rank under way.
         """
-        if self._switch is not None:
-            self._switch.set_gpu_may_wait(not step.safe)
-        begun = time.monotonic()
-        hidden = self._receive(len(tokens))
-        out = self._built(step, mx.array([list(tokens)]), hidden, caches)
-        received = time.monotonic()
-        self._meanwhile()
+        passing, outcome_here = ahead, time.monotonic()
+        if passing is None:
+            self._turn_switch(step.safe)
+            passing = self._begin(step.start, step.safe, step.singly, mx.array([list(tokens)]), caches)
+        out = passing.out
         if self._stage.is_last:
-            drawn, out = self._draw(out, step, caches, sampler, history, top_logprobs), None
+            drawn = self._draw(out, step, caches, sampler, history, top_logprobs, meanwhile)
+            out = None
         else:
+            meanwhile()
             drawn = Drawn()
             if step.safe or not sends:
                 mx.eval(out, caches.arrays())
             if sends:
                 self._send(out, caches.arrays())
         done = time.monotonic()
-        waited = received - begun if step.safe else done - begun
-        return Result(drawn, out, done - begun, waited if hidden is not None else 0.0)
+        here = passing.received
+        if not step.safe:
+            here = done if ahead is None else outcome_here  # the token came before the outcome that tells it
+        return Result(drawn, out, done - passing.begun, here - passing.begun if passing.waits else 0.0)
+
+    def run_ahead(self, safe: bool, caches: StageCaches) -> Pass:
+        """Begins the first stage's pass of the token that the step under way draws. The step must have said so
+        (`Step.ahead`), and this rank must have no further part in it.
+        """
+        self._turn_switch(safe)
+        if self._size == 1:
+            token, self._token = self._token, None
+            known = token
+        else:
+            token = mx.distributed.recv((1,), TOKEN_DTYPE, self._size - 1, group=self._group.handle)
+            # MLX runs what depends on a receive even where that failed, on whatever the memory held: an embedding
+            # is not looked up beyond its end.
+            known = mx.remainder(token, self._vocab_size)
+        passing = self._begin(caches.position, safe, True, known.reshape(1, 1), caches, token)
+        _begin_evaluation([passing.out, *caches.arrays()])
+        return passing
+
+    @property
+    def can_run_ahead(self) -> bool:
+        """Is it known which tokens there are?"""
+        return self._size == 1 or self._vocab_size > 0
 
     def send_again(self, hidden: Any) -> None:
         """What this stage has sent before, to a rank that needs it again."""
         self._send(hidden, [])
+
+    def _turn_switch(self, safe: bool) -> None:
+        if self._switch is not None:
+            self._switch.set_gpu_may_wait(not safe)
+
+    def _begin(
+        self, start: int, safe: bool, singly: bool, tokens: Any, caches: StageCaches, token: Any = None
+    ) -> Pass:  # fmt: skip
+        """The stage's graph. It is built before anyone waits: that takes Python a while, and the others are at work
+        meanwhile. If a neighbour is gone already, it shows here, and the caches go back to not having seen it.
+        """
+        begun = time.monotonic()
+        hidden = self._receive(tokens.shape[1])
+        awaited = token if token is not None else hidden
+        waits = awaited is not None and self._size > 1
+        if not waits:
+            return Pass(start, safe, self._run_stage(tokens, hidden, caches, singly), begun, begun, waits)
+        receive = mx.eval if safe else mx.async_eval
+        if self._stage.looks_at_values:
+            receive(awaited)  # first: it must not be a graph that waits for it
+        before, position = caches.references(), caches.position
+        try:
+            out = self._run_stage(tokens, hidden, caches, singly)
+            receive(awaited)
+        except BaseException:
+            caches.put_back(before, position)
+            raise
+        return Pass(start, safe, out, begun, time.monotonic(), waits)
 
     def _receive(self, count: int) -> Any:
         takes = self._stage.takes
         if takes is None:
             return None
         return mx.distributed.recv(takes.shape(count), takes.dtype, self._rank - 1, group=self._group.handle)
-
-    def _built(self, step: Step, tokens: Any, hidden: Any, caches: StageCaches) -> Any:
-        """The stage's graph, its input received in a safe step, on its way in a fast one.
-
-        It is built before anyone waits: that takes Python a while, and the neighbour is at work meanwhile. If the
-        neighbour is gone already, it shows here, and the caches go back to not having seen it.
-        """
-        if hidden is None:
-            return self._run_stage(tokens, None, caches, step.singly)
-        receive = mx.eval if step.safe else mx.async_eval
-        if self._stage.looks_at_values:
-            receive(hidden)  # first: it must not be a graph that waits for it
-        before, position = caches.references(), caches.position
-        try:
-            out = self._run_stage(tokens, hidden, caches, step.singly)
-            receive(hidden)
-        except BaseException:
-            caches.put_back(before, position)
-            raise
-        return out
 
     def _run_stage(self, tokens: Any, hidden: Any, caches: StageCaches, singly: bool) -> Any:
         if not singly or tokens.shape[1] == 1:
@@ -132,18 +188,33 @@ class Pipeline:
 
     def _draw(
         self, logits: Any, step: Step, caches: StageCaches, sampler: Sampler, history: Sequence[int],
-        top_logprobs: int,
+        top_logprobs: int, meanwhile: Callable[[], None],
     ) -> Drawn:  # fmt: skip
         if step.draw < 0:
             # Nobody reads these logits: only the caches are evaluated, and the head is never run.
+            meanwhile()
             mx.eval(caches.arrays())
             return Drawn()
         token, logprobs = sampler.draw(logits[:, -1, :], history, step.draw)
+        token = token.astype(TOKEN_DTYPE)
+        wanted = [token, *caches.arrays()]
+        if top_logprobs >= 0:
+            wanted.append(logprobs)
+        if self._size == 1:
+            self._token = token
+            _begin_evaluation(wanted)
+        elif step.ahead:
+            wanted.append(mx.distributed.send(token, 0, group=self._group.handle))
+        meanwhile()
+        mx.eval(wanted)
         if top_logprobs < 0:
-            mx.eval(token, caches.arrays())
             return Drawn(int(token.item()))
-        mx.eval(token, logprobs, caches.arrays())
         return _with_logprobs(int(token.item()), logprobs[0], top_logprobs)
+
+
+def _begin_evaluation(arrays: list[Any]) -> None:
+    begin: Callable[[list[Any]], None] = mx.async_eval
+    begin(arrays)
 
 
 def _with_logprobs(token: int, logprobs: Any, top_logprobs: int) -> Drawn:

@@ -6,7 +6,7 @@ connects first for the neighbour. Here both directions are tried at once, every 
 called off; a stranger is turned away. group.py then puts these connections under MLX's ring.
 
 A ring of n ranks has n edges, from each rank to the next. An edge has a control connection, for the small
-messages of tokenring.py, and, except the edge that closes the ring, a data connection for hidden states.
+messages of tokenring.py, and a data connection for hidden states or, where the ring closes, for drawn tokens.
 
 Decides: who is a neighbour. Listens only while it runs, on the plan's address alone. Called by group.py.
 """
@@ -38,7 +38,7 @@ MAX_STRANGERS: Final = 16
 """How many may be asked at once; more are turned away, so that nobody can exhaust descriptors."""
 
 MAGIC: Final = b"EXOR"
-VERSION: Final = 1
+VERSION: Final = 2
 _HELLO: Final = struct.Struct(">4sBBHHI32s16s")
 MAC_BYTES: Final = 32
 HELLO_BYTES: Final = _HELLO.size + MAC_BYTES
@@ -87,16 +87,15 @@ class RingPlan:
 
 @dataclasses.dataclass
 class Edges:
-    """The connections of one rank; the data connections are None where the ring closes."""
+    """The connections of one rank."""
 
     control_left: socket.socket
     control_right: socket.socket
-    data_left: socket.socket | None
-    data_right: socket.socket | None
+    data_left: socket.socket
+    data_right: socket.socket
 
     def all(self) -> list[socket.socket]:
-        ends = (self.control_left, self.control_right, self.data_left, self.data_right)
-        return [end for end in ends if end is not None]
+        return [self.control_left, self.control_right, self.data_left, self.data_right]
 
 
 def meet(plan: RingPlan, deadline: float, called_off: Callable[[], str | None], wake: socket.socket) -> Edges:
@@ -139,16 +138,14 @@ class _Meeting:
         self._listen_at = 0.0
         self._listen_until = time.monotonic() + LISTEN_S
         self._arrivals: set[_Arrival] = set()
-        wants_left = {Channel.CONTROL} | ({Channel.DATA} if plan.rank > 0 else set())
-        wants_right = {Channel.CONTROL} | ({Channel.DATA} if plan.rank < plan.size - 1 else set())
-        self._left: dict[Channel, socket.socket | None] = dict.fromkeys(sorted(wants_left))
-        self._right: dict[Channel, socket.socket | None] = dict.fromkeys(sorted(wants_right))
-        self._departures = {channel: _Departure(channel) for channel in self._right}
+        self._left: dict[Channel, socket.socket] = {}
+        self._right: dict[Channel, socket.socket] = {}
+        self._departures = {channel: _Departure(channel) for channel in Channel}
         self._taken = False
 
     def run(self, deadline: float, called_off: Callable[[], str | None], wake: socket.socket) -> Edges:
         self._selector.register(wake, selectors.EVENT_READ, None)
-        while any(end is None for end in (*self._left.values(), *self._right.values())):
+        while len(self._left) < len(Channel) or len(self._right) < len(Channel):
             reason = called_off()
             if reason is not None:
                 raise FormError("aborted", reason)
@@ -160,10 +157,7 @@ class _Meeting:
                 self._handle(key.data)
             self._turn_away(time.monotonic())
         self._taken = True
-        control_left, control_right = self._left[Channel.CONTROL], self._right[Channel.CONTROL]
-        assert control_left is not None
-        assert control_right is not None
-        edges = Edges(control_left, control_right, self._left.get(Channel.DATA), self._right.get(Channel.DATA))
+        edges = Edges(*(side[channel] for channel in Channel for side in (self._left, self._right)))
         for connection in edges.all():
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return edges
@@ -183,7 +177,7 @@ class _Meeting:
         if self._listener is None and now >= self._listen_at:
             self._listen(now)
         for departure in self._departures.values():
-            idle = self._right[departure.channel] is None and departure.connection is None
+            idle = departure.channel not in self._right and departure.connection is None
             if idle and now >= departure.retry_at:
                 self._connect(departure, now)
 
@@ -306,7 +300,7 @@ class _Meeting:
         except OSError:
             arrival.connection.close()
             return
-        older = self._left[channel]
+        older = self._left.get(channel)
         if older is not None:
             older.close()  # the neighbour gave that one up and came again
         self._left[channel] = arrival.connection
@@ -338,7 +332,7 @@ class _Meeting:
             MAGIC, VERSION, plan.left, plan.rank, plan.attempt & 0xFFFFFFFF,
             hashlib.sha256(plan.plan_hash.encode()).digest(),
         )  # fmt: skip
-        if (magic, version, sender, receiver, attempt, digest) != expected or channel not in self._left:
+        if (magic, version, sender, receiver, attempt, digest) != expected or channel not in set(Channel):
             return None
         return Channel(channel)
 
@@ -348,7 +342,7 @@ class _Meeting:
     def _what_is_missing(self) -> str:
         if self._listen_trouble:
             return self._listen_trouble
-        missing = [departure for channel, departure in self._departures.items() if self._right[channel] is None]
+        missing = [departure for channel, departure in self._departures.items() if channel not in self._right]
         if missing:
             host, port = self._plan.address(self._plan.right)
             return f"rank {self._plan.right} at {host}:{port} {missing[0].trouble}"

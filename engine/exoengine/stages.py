@@ -6,9 +6,6 @@ of the span takes the hidden state that came from the stage before, the last one
 lazy, so whatever else the call builds (an embedding that no one reads, a head on an early stage) is never
 evaluated, and its weights are never read from the disk.
 
-Building a pass takes Python about as long for each layer as a GPU needs for a small one's token. The first stage
-waits for nobody, so it lets MLX begin with its first layers while the others are still being built.
-
 Decides: which layers, caches and other weights are this rank's, and whether a model can be split at all. Never
 communicates; never evaluates, but for that. Called by loading.py (to build) and pipeline.py (to run).
 """
@@ -16,7 +13,7 @@ communicates; never evaluates, but for that. Called by loading.py (to build) and
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -66,8 +63,6 @@ class _Slot:
     given: Any = None
     poison: Any = None
     """NaN while the stage is probed."""
-    begins_early: bool = False
-    """May layers be evaluated as soon as they are built?"""
 
 
 class Stage:
@@ -92,9 +87,6 @@ class Stage:
         """Does the model's code read values of its own graph while building it? Known once the stage is probed."""
         if not self.is_whole:
             self._divide()
-        if self.is_first:
-            for count in _doubling(last):
-                _become(self.layers[count - 1], "Early", _early(self._slot))
 
     @property
     def is_first(self) -> bool:
@@ -121,24 +113,22 @@ class Stage:
         return StageCaches(caches, self._owned_caches)
 
     def run(self, tokens: Any, hidden: Any, caches: StageCaches) -> Any:
-        """Builds one pass: `tokens` (1, n) int; `hidden` as `takes` says, None on the first stage, which has begun
-        the pass when this returns. Gives the logits (1, n, vocabulary) on the last stage, else the hidden state as
-        `gives` says.
+        """Builds one pass: `tokens` (1, n) int; `hidden` as `takes` says, None on the first stage. Gives the logits
+        (1, n, vocabulary) on the last stage, else the hidden state as `gives` says.
         """
         self._slot.received, self._slot.given = hidden, None
-        self._slot.begins_early = self._slot.poison is None
         try:
             logits = self._model(tokens, cache=caches.for_model(tokens.shape[1]))
             caches.advance(tokens.shape[1])
             return logits if self.is_last else self._slot.given
         finally:
             self._slot.received = self._slot.given = None
-            self._slot.begins_early = False
 
     def probe(self) -> None:
         """Runs the stage once on made-up input, which reads the weights that it needs besides its layers, and
         proves that nothing but the hidden state comes from the layers of others (their output is NaN here).
         """
+        tokens = mx.array([PROBE_TOKENS]) + 0
         hidden = None
         if self.takes is not None:
             size = 1
@@ -148,8 +138,8 @@ class Stage:
             hidden = ramp.reshape(self.takes.shape(len(PROBE_TOKENS))).astype(self.takes.dtype)
         self._slot.poison = mx.array(float("nan"))
         try:
-            out = self.run(mx.array([PROBE_TOKENS]), hidden, self.new_caches())
-            self.looks_at_values = hidden is not None and not is_pending([hidden])
+            out = self.run(tokens, hidden, self.new_caches())
+            self.looks_at_values = not is_pending([tokens if hidden is None else hidden])
             finite = mx.isfinite(out).all()
             mx.eval(finite)
         except (AttributeError, TypeError, IndexError, ValueError) as error:
@@ -262,30 +252,6 @@ def _exit(slot: _Slot) -> Callable[[Call], Call]:
         def call(layer: Any, hidden: Any, *args: Any, **kwargs: Any) -> Any:
             given = original(layer, hidden, *args, **kwargs)
             slot.given = given[0] if isinstance(given, tuple) else given
-            return given
-
-        return call
-
-    return make
-
-
-def _doubling(last: int) -> Iterator[int]:
-    """1, 2, 4, …: each time as many layers are handed over as were before, so that building them is hidden behind
-    those where a layer takes longer to run than to build, and the calls are few.
-    """
-    count = 1
-    while count <= last:
-        yield count
-        count *= 2
-
-
-def _early(slot: _Slot) -> Callable[[Call], Call]:
-    def make(original: Call) -> Call:
-        def call(layer: Any, hidden: Any, *args: Any, **kwargs: Any) -> Any:
-            given = original(layer, hidden, *args, **kwargs)
-            if slot.begins_early:
-                begin: Callable[[Any], None] = mx.async_eval
-                begin(given[0] if isinstance(given, tuple) else given)
             return given
 
         return call

@@ -60,6 +60,8 @@ class Step(msgspec.Struct, frozen=True, tag="step", array_like=True):
     """The index of the answer's token to draw from the last position's logits; -1: none."""
     safe: bool
     votes: int
+    ahead: bool = False
+    """Rank 0 begins the next step before this one's outcome: the last rank sends it the token over MLX's ring."""
 
     @property
     def singly(self) -> bool:

@@ -41,6 +41,9 @@ class SyncChoice:
     reason: str
 
 
+NOTHING_MEASURED: Final = SyncChoice(safe=True, reason="no step has been measured yet")
+
+
 class SyncPolicy:
     """One rank's opinion on how the next step should be evaluated."""
 
@@ -53,7 +56,7 @@ class SyncPolicy:
         self._growth_s = 0.0
         self._calm = 0
         self._link = SyncChoice(safe=False, reason="")
-        self._choice = SyncChoice(safe=True, reason="no step has been measured yet")
+        self._choice = NOTHING_MEASURED
         self._long_context = False
 
     @property
@@ -74,7 +77,7 @@ class SyncPolicy:
     def forget(self) -> None:
         """Another group or another request: what was measured says little about what comes."""
         self._last_s, self._growth_s, self._calm = None, 0.0, 0
-        self._choice = SyncChoice(safe=True, reason="no step has been measured yet")
+        self._choice = NOTHING_MEASURED
 
     @property
     def predicted_s(self) -> float | None:
@@ -96,6 +99,11 @@ class SyncPolicy:
             case "dynamic":
                 self._choice = self._dynamic(kv_tokens)
         return self._choice
+
+    @property
+    def has_measured(self) -> bool:
+        """Does the last choice say anything? The first step of a group is safe whatever comes."""
+        return self._choice != NOTHING_MEASURED
 
     def reason_of(self, safe: bool) -> str:
         """Why the ranks chose so, after `choose`: for this rank's own reason, unless another's made it safe."""
@@ -134,7 +142,7 @@ class SyncPolicy:
 
     def _calm_needed(self) -> bool:
         """The first measurement of a group may be trusted at once; leaving safety after danger takes calm."""
-        return self._choice.reason != "no step has been measured yet"
+        return self._choice != NOTHING_MEASURED
 
 
 @dataclasses.dataclass

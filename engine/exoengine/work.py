@@ -11,6 +11,7 @@ import dataclasses
 from exoengine.chunks import LARGEST_TOKENS, chunk_tokens
 from exoengine.course import SINGLY, Course, pass_end
 from exoengine.holding import Holding
+from exoengine.pipeline import Pass
 from exoengine.request import Generation
 from exoengine.resume import Resumption
 from exoengine.sampling import Sampler
@@ -30,6 +31,8 @@ class Work:
     chunk_tokens: int = LARGEST_TOKENS
     """Rank 0: of new chunks; they only become smaller, so that a prompt is cut in few ways."""
     next_safe: bool = True
+    ahead: Pass | None = None
+    """Rank 0: the next step's pass, begun before the token that it runs is known."""
     stop: Vote = Vote.NONE
 
     @property

@@ -35,11 +35,16 @@ MODEL = {
     "num_key_value_heads": 4, "max_position_embeddings": 32768,
 }  # fmt: skip
 SPLIT = [4, 4]
-ROUNDS = 5
+ROUNDS = 12
+"""One round's ratio is off by a tenth on a machine that others use."""
+FULL_ROUNDS = 5
+"""The first ones also measure what has no target: one process alone, and changes of the mode."""
 LONG_ROUNDS = 3
 """The first ones take a long prompt too: half a minute for one process, and its ratios differ little."""
 SHORT, LONG = 40, 2048
 STEPS = 64
+PATIENCE_S = 300.0
+"""A long prompt takes a slow processor a minute."""
 PORTS = {"en0": 11900, "bridge0": 11901}  # mlx-lm's; below those of the tests' clusters
 ALTERNATING = SyncSettings(safe_context_tokens=1)
 """With this the workers of this benchmark change the mode at every step, whatever they measure."""
@@ -83,11 +88,13 @@ def run(rounds: int = ROUNDS) -> list[Row]:
         for seed in range(rounds + 1):
             # Round 0 warms up.
             lengths = (SHORT, LONG) if 0 < seed <= LONG_ROUNDS else (SHORT,)
-            found = _theirs("alone", alone, lengths, seed) | _theirs("mlx-lm", theirs["en0"], lengths, seed)
-            for mode in MODES:
+            found = _theirs("mlx-lm", theirs["en0"], lengths, seed)
+            for mode in MODES if seed <= FULL_ROUNDS else ("fast", "safe"):
                 found |= _ours(
                     mode, mode, ours, _addresses(lab, "en0"), folder, lengths[: 1 + (mode == "fast")], seed
                 )
+            if seed <= FULL_ROUNDS:
+                found |= _theirs("alone", alone, lengths, seed)
             found |= _theirs("mlx-lm, cable", theirs["bridge0"], (SHORT,), seed)
             for mode in ("fast", "safe"):
                 found |= _ours(f"{mode}, cable", mode, ours, _addresses(lab, "bridge0"), folder, (SHORT,), seed)
@@ -129,7 +136,8 @@ def _rows(times: Times, load_s: float, peak: float) -> list[Row]:
 
 
 def _ratio(name: str, times: Times, of: str, to: str, target: float | None = None) -> Row:
-    ratios = tuple(one / other for one, other in zip(times[of], times[to], strict=True))
+    # Round by round; some contestants run in the first rounds only.
+    ratios = tuple(one / other for one, other in zip(times[of], times[to], strict=False))
     return Row(name, statistics.median(ratios), "", target, ratios)
 
 
@@ -191,7 +199,7 @@ def _ours(
         asked = request(prompt(tokens, seed), steps)
         ranks.begin(asked)
         slowest_s = [0.0, 0.0]
-        for answer in ranks.finish(asked.request_id):
+        for answer in ranks.finish(asked.request_id, PATIENCE_S):
             assert isinstance(answer, Answer), answer
             done = answer.finished
             assert done is not None

@@ -215,10 +215,12 @@ class Cluster:
             rank.send(begin)
         return begin
 
-    def finish(self, request_id: str) -> list[Answer | RequestFailed]:
+    def finish(self, request_id: str, within_s: float = GENEROUS_S) -> list[Answer | RequestFailed]:
         answers: list[Answer | RequestFailed] = []
         for rank in self.ranks[: len(self.loads)]:
-            said = rank.expect(Finished, RequestFailed, where=lambda said: said.request_id == request_id)
+            said = rank.expect(
+                Finished, RequestFailed, where=lambda said: said.request_id == request_id, within_s=within_s
+            )
             answers.append(said if isinstance(said, RequestFailed) else Answer(rank.seen, request_id))
         return answers
 

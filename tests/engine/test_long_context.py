@@ -17,6 +17,8 @@ NARROW = {
 PROMPT = [7 * index % 250 for index in range(10_000)]
 STEPS = 400
 SAFE_BEYOND = 10_200
+SOON_FAST = 100
+"""A busy machine's pause may make a step or more of the first ones safe."""
 
 
 def test_beyond_the_safe_context_steps_are_safe_and_nothing_else_changes(trio: Cluster, tmp_path: Path) -> None:
@@ -26,11 +28,13 @@ def test_beyond_the_safe_context_steps_are_safe_and_nothing_else_changes(trio: C
     asked = request(PROMPT, STEPS)
     trio.begin(asked)
     rank = trio.ranks[0]
-    fast = rank.expect(Heartbeat, where=lambda said: said.sync_mode == "fast" and said.kv_tokens > len(PROMPT))
-    assert fast.kv_tokens <= SAFE_BEYOND + 1
-    safe = rank.expect(Heartbeat, where=lambda said: said.sync_mode == "safe")
+    # A change of the mode is told with its step, however soon the next one comes.
+    fast = rank.expect(Heartbeat, where=lambda said: said.sync_mode == "fast")
+    assert len(PROMPT) < fast.kv_tokens <= len(PROMPT) + SOON_FAST
+    safe = rank.expect(
+        Heartbeat, where=lambda said: said.sync_mode == "safe" and str(SAFE_BEYOND) in said.sync_reason
+    )
     assert safe.kv_tokens > SAFE_BEYOND
-    assert str(SAFE_BEYOND) in safe.sync_reason
     assert safe.memory_bytes < 1.5 * fast.memory_bytes
     trio.ranks[1].send(Abort("the test cuts a link"))
     for one in trio.ranks[:2]:

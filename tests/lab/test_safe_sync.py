@@ -34,12 +34,12 @@ import sys
 if "exoengine.worker" in sys.orig_argv:
     import time
     from exoengine.pipeline import Pipeline
-    run = Pipeline._run_stage
+    send = Pipeline._send
     def slow(self, *args):
         if self._stage.is_first:
             time.sleep({STAGE_TAKES_S})
-        return run(self, *args)
-    Pipeline._run_stage = slow
+        return send(self, *args)
+    Pipeline._send = slow
 """
 
 
