@@ -197,14 +197,15 @@ class Pipeline:
             return Drawn()
         token, logprobs = sampler.draw(logits[:, -1, :], history, step.draw)
         token = token.astype(TOKEN_DTYPE)
-        wanted = [token, *caches.arrays()]
-        if top_logprobs >= 0:
-            wanted.append(logprobs)
+        wanted = [token] if top_logprobs < 0 else [token, logprobs]
         if self._size == 1:
+            # The caches are not waited for: by then they may be those of the next step.
             self._token = token
-            _begin_evaluation(wanted)
-        elif step.ahead:
-            wanted.append(mx.distributed.send(token, 0, group=self._group.handle))
+            _begin_evaluation([*wanted, *caches.arrays()])
+        else:
+            wanted += caches.arrays()
+            if step.ahead:
+                wanted.append(mx.distributed.send(token, 0, group=self._group.handle))
         meanwhile()
         mx.eval(wanted)
         if top_logprobs < 0:

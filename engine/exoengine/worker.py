@@ -328,6 +328,24 @@ class Worker:
     _leave_after_pause = False
 
 
+def _begin_mlx() -> None:
+    """Imports MLX and has it compute once, in a thread that then ends.
+
+    MLX raises what failed in one of its streams in the midst of whatever the thread that came first hands it next.
+    A task that was just counted as under way then never runs, and after a few faults an evaluation waits for ever
+    for one of these to end (`wait_for_one` in MLX's scheduler). Any other thread is told where it waits instead.
+    """
+
+    def compute() -> None:
+        import mlx.core as mx
+
+        mx.eval(mx.add(mx.array(1), mx.array(1), stream=mx.cpu))
+
+    first = threading.Thread(target=compute, name="first")
+    first.start()
+    first.join()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="exoengine.worker")
     parser.add_argument("--socket", type=Path, required=True)
@@ -335,7 +353,8 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the daemon, which then tells its workers
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    from exoengine.group import Connector  # imports MLX
+    _begin_mlx()
+    from exoengine.group import Connector
 
     connector = Connector()
     try:

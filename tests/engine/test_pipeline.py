@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +107,35 @@ def test_a_model_that_reads_its_own_values_gets_its_input_first(
             patched.setattr(Stage, "run", seen)
             stepped(Pipeline(stage, RingGroup.__new__(RingGroup), 1, 2, VOCAB, None), stage.new_caches())
     assert order == ["llama built before its input came", "dbrx built after its input came"]
+
+
+FAILS_UNDER_WAY = """
+import sys, time
+import subprocess
+import sys
+from pathlib import Path
+from exoengine.worker import _begin_mlx
+_begin_mlx()
+import mlx.core as mx
+file = Path(sys.argv[1])
+mx.save_safetensors(str(file), {"hidden": mx.ones((1, 1, 64))})
+lost = mx.load(str(file))["hidden"]
+file.write_bytes(b"")
+mx.async_eval(lost)
+time.sleep(0.5)
+mx.async_eval(mx.add(mx.array(1), mx.array(1), stream=mx.cpu))
+print("scheduled")
+try:
+    mx.eval(lost)
+except RuntimeError:
+    print("raised where it was waited for")
+"""
+
+
+def test_what_fails_under_way_is_raised_where_it_is_waited_for(tmp_path: Path) -> None:
+    """Elsewhere MLX would count a task as under way that never runs, and one day wait for it."""
+    ran = subprocess.run(
+        [sys.executable, "-c", FAILS_UNDER_WAY, str(tmp_path / "lost.safetensors")],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ran.stdout.splitlines() == ["scheduled", "raised where it was waited for"], ran.stderr
