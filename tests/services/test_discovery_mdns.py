@@ -154,8 +154,7 @@ def test_an_interface_removed_and_added_with_another_address_is_followed_without
 
     # The same link, another address: the old one is taken back, not only joined by the new one.
     pair.one.ip("addr del 10.77.0.77/24 dev en0", "addr add 10.77.0.78/24 dev en0")
-    seen = until(lambda: addresses_seen(avahi, A), lambda seen: seen != {"10.77.0.77"}, "the new address")
-    assert seen == {"10.77.0.78"}
+    until(lambda: addresses_seen(avahi, A), lambda seen: seen == {"10.77.0.78"}, "the new address alone")
     peer.hears("found", node_id=A, addresses=["10.77.0.78"])
     assert node.process.poll() is None
 

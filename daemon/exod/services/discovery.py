@@ -52,6 +52,10 @@ READ_AGAIN_S: Final = (1.2, 1.2, 2.4)
 """RFC 6762, 10.2: a record that an announcement replaced stays for 1 s, which the announcement's repetitions begin
 anew, and nobody is told when it runs out. So each change is followed by readings until after the last of them."""
 
+TAKE_BACK_AGAIN_S: Final = 1.1
+"""RFC 6762, 10.2 again: an announcement replaces no record that is younger than 1 s, and a lost goodbye would leave
+an address that is gone to be believed for its 120 s."""
+
 _LONGEST_TEXT: Final = 64
 """For texts of strangers: names of people's machines are shorter."""
 
@@ -181,13 +185,19 @@ class Discovery:
         still_good = [address for address in self._bound if address in addresses and address not in gone]
         if tuple(still_good) != self._bound:
             await mdns.async_update_interfaces(interfaces=still_good)
+        before, now = self._info, service_info(self._me, addresses)
         if addresses != self._bound:
-            before, self._info = self._info, service_info(self._me, addresses)
-            _in_background(await mdns.async_update_service(self._info))
-            if before is not None:
-                take_back(mdns.zeroconf, self._info, before)
+            self._info = now
+            _in_background(await mdns.async_update_service(now))
         # Announces on what it adds; does nothing where all is as it should be.
         await mdns.async_update_interfaces(interfaces=list(addresses))
+        if addresses != self._bound and before is not None:
+            take_back(mdns.zeroconf, now, before)
+            asyncio.get_running_loop().call_later(TAKE_BACK_AGAIN_S, self._take_back_again, mdns, now, before)
+
+    def _take_back_again(self, mdns: AsyncZeroconf, now: ServiceInfo, before: ServiceInfo) -> None:
+        if mdns is self._mdns and now is self._info:
+            take_back(mdns.zeroconf, now, before)
 
     async def _stop(self) -> None:
         """Until there is an interface again. Nobody can be heard meanwhile: whoever was found is lost."""
