@@ -22,7 +22,7 @@ class Board:
         self._lock = threading.Lock()
         self.state: State = "empty"
         self.step = 0
-        self.safe = False
+        self.safe = True
         self.sync_reason = ""
         self.tokens_per_s = 0.0
         self.baseline_tokens_per_s = 0.0
