@@ -125,8 +125,6 @@ class Control:
         self._pause_until: float | None = None
         self._exit_at: float | None = None
         self._stopping = asyncio.Event()
-        self._sync_reason = ""
-        self._safe = False
 
     def start(self) -> None:
         """Listens before it returns. Raises OSError where the socket cannot be made."""

@@ -111,8 +111,6 @@ def test_a_model_that_reads_its_own_values_gets_its_input_first(
 
 FAILS_UNDER_WAY = """
 import sys, time
-import subprocess
-import sys
 from pathlib import Path
 from exoengine.worker import _begin_mlx
 _begin_mlx()
