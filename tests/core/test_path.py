@@ -13,6 +13,7 @@ from exod.core.config import CoreConfig
 from exod.core.faults import IllegalMoveError
 from exod.core.path import (
     INIT_SAMPLES,
+    NEAR_STREAK,
     RECOVER_HOLD_S,
     SLOW_STREAK,
     TRANSITIONS,
@@ -93,6 +94,15 @@ def test_one_quick_sample_in_a_streak_keeps_a_path_up() -> None:
         heard.beats(1, 4.0)
     assert heard.path.own is PathState.UP
     heard.beats(SLOW_STREAK, 8.0)
+    assert heard.path.own is PathState.DEGRADED
+
+
+def test_the_nearer_to_the_limit_the_longer_a_streak_must_be() -> None:
+    heard = Heard()
+    heard.beats(INIT_SAMPLES, 0.4)
+    heard.beats(NEAR_STREAK - 1, 7.4)
+    assert heard.path.own is PathState.UP
+    heard.beats(1, 7.4)
     assert heard.path.own is PathState.DEGRADED
 
 

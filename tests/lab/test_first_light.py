@@ -31,8 +31,10 @@ QUIET_S = 3.0
 # Strangers are watched this long; a line a minute may then be written once, twice across a minute's edge.
 STRANGER_WATCHED_S = 15.0
 INTERFACES = ("bridge0", "en0", "utun4")
-# What a count of 121 numbers moves at least: 96 half floats one way for each token are 23 kB; probes are less.
-RING_BYTES = 12_000
+# A count whose bytes stand out: 96 half floats one way for each token are 58 kB without headers. Probes are about
+# 8 kB a second; what a quiet cluster says is subtracted, but a busy one may say less.
+COUNTED = (100, 400)
+RING_BYTES = 30_000
 NETWORKS = {"bridge0": "192.168.4.", "en0": "10.77.0.", "utun4": "100.64.0."}
 
 
@@ -83,10 +85,11 @@ def assert_chat_runs_over(pair: Cluster, node: Node, interface: str) -> None:
     quiet_rate = {name: count / (time.monotonic() - began) for name, count in moved(host, before).items()}
 
     before, began = host.all_counters(), time.monotonic()
-    stream = node.stream_chat(count_prompt(100, 220))
+    first, last = COUNTED
+    stream = node.stream_chat(count_prompt(first, last))
     stream.wait_for_numbers(3, LOADED_WITHIN_S)
     assert ring_interfaces(pair) == {interface}
-    assert numbers(stream.result(LOADED_WITHIN_S)) == list(range(100, 221))
+    assert numbers(stream.result(LOADED_WITHIN_S)) == list(range(first, last + 1))
     elapsed_s, total = time.monotonic() - began, moved(host, before)
     extra = {name: total[name] - quiet_rate[name] * elapsed_s for name in INTERFACES}
 

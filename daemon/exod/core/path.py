@@ -29,6 +29,11 @@ SLOW_STREAK = 20
 """Samples above the limit in a row before a path is DEGRADED. A floor of 10 with 4 ms of jitter each way would
 cross 5 ms by chance several times a day; 20 do so once in a year. While a streak lasts both ends probe at the burst
 pace, so the verdict still falls within 0.6 s of the step."""
+NEAR_STREAK = 40
+"""The same where the floor is near the limit: where a busy machine adds 1.5 ms, that jitter is above 5 ms three
+times of five, and 20 in a row come within hours. A link that is so little too slow can wait 0.6 s more."""
+NEAR = 1.5
+"""Up to this many times the limit is near it. Of that jitter's round trips an eighth reach so far even then."""
 LOSS_DEGRADED = 0.20
 """Of 50 (design, "States, score, switching")."""
 LOSS_RECOVERED = 0.10
@@ -274,7 +279,8 @@ class Path:
             elif floor > config.degraded_ms and rtt.full:
                 self._slow(Evidence.MEASURED_SLOW, floor, now)
         elif self.own is PathState.UP:
-            if rtt.slow_streak >= SLOW_STREAK:
+            near = floor < NEAR * config.degraded_ms
+            if rtt.slow_streak >= (NEAR_STREAK if near else SLOW_STREAK):
                 self._slow(Evidence.SLOW, floor, now)
         elif self.own is PathState.DEGRADED:
             if floor >= config.recover_ms or self.window.recent_loss > LOSS_RECOVERED:
