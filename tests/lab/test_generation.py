@@ -30,7 +30,7 @@ STARTS_WITHIN_S = 60.0
 ENDS_WITHIN_S = 180.0
 LEAVES_WITHIN_S = 30.0
 SAYS_WHY_WITHIN_S = 1.0
-FLAPPING_FOR_S = float(os.environ.get("EXOD_FLAPPING_S", "20"))
+FLAPPING_FOR_S = float(os.environ.get("EXOD_FLAPPING_S", "12"))
 """A minute and more by hand."""
 FLAP_EVERY_S = 4.0
 

@@ -28,9 +28,9 @@ STOPPED_S = 2.0
 ASLEEP_S = 6.0  # twice what a silent peer is given before it is down
 AFTERMATH_S = 2.0  # how long one watches for what a stop leaves behind
 SETTLED_S = 3.0  # after a start: every path is measured, the pace is the steady one
-# The long run of `EXOD_LOSS_S=600` is the proof, this its share of every run: 900 datagrams each way.
-LOSS_S = float(os.environ.get("EXOD_LOSS_S", "45"))
-NO_FLAPPING_S = 12.0  # four hold-ups
+# The long run of `EXOD_LOSS_S=600` is the proof, this its share of every run: 500 datagrams each way.
+LOSS_S = float(os.environ.get("EXOD_LOSS_S", "25"))
+NO_FLAPPING_S = 8.0  # more than two hold-ups
 SLOW_CABLE = re.compile(r"runs over Thunderbolt bridge0 at 1\d\.\d ms: en0 and utun4 are degraded")
 
 
