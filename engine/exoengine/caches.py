@@ -5,8 +5,8 @@ overwritten. Rotating, chunked, state-space and unknown caches overwrite what th
 references to the arrays before it; MLX arrays are immutable, so that is a copy only where MLX would otherwise
 have written in place.
 
-Decides: what can be rolled back and how. Never evaluates. Called by stages.py (to run) and generation.py (to
-mark steps and roll back).
+Decides: what can be rolled back and how. Never evaluates. Called by stages.py (to run), runner.py (to mark
+steps) and holding.py (to roll back).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The loop over requests: schedule, step, token, roll back, replay.
+"""The loop over requests: schedule, step, token, replay.
 
 Rank 0 leads (see steps.py): it takes the requests in their order, opens each with all ranks, prefills what their
 caches lack, and runs one step per token. The others follow. A step either counts on every rank or on none: after a
@@ -8,7 +8,7 @@ is opened again: the ranks take the longest history that any of them has, and wh
 draws are keyed by (seed, step).
 
 Rank 0 does not wait for a step's outcome before it begins the next: it runs ahead into its own layers (see
-pipeline.py), and when the outcome is here it says the step to the others, who never know, or gives it up.
+runner.py), and when the outcome is here it says the step to the others, who never know, or gives it up.
 
 Decides: what is run next. Called by worker.py on the MLX thread: `turn` does one piece of work and returns, so that
 commands are seen between steps.
@@ -29,18 +29,17 @@ from exoengine.group import RingGroup
 from exoengine.holding import Holding
 from exoengine.loading import LoadedModel
 from exoengine.pace import Pace
-from exoengine.pipeline import Drawn, Pipeline
+from exoengine.pipeline import Drawn
 from exoengine.protocol import Begin, FromWorker, RequestFailed, SyncSettings
 from exoengine.request import Generation
 from exoengine.resume import resume
-from exoengine.sampling import PENALTY_CONTEXT_TOKENS, Sampler
+from exoengine.runner import StepRunner
+from exoengine.sampling import Sampler
 from exoengine.standing import gather, history, standing_of, unfinished_anywhere
 from exoengine.steps import Message, Open, Outcome, Standing, Step, Stop, Vote, joined
-from exoengine.sync import NOTHING_MEASURED, SyncPolicy, WatchdogModel
 from exoengine.tokenring import RingLostError, TokenRing, decode, encode
 from exoengine.words import Words
 from exoengine.work import Work
-from mlx_patches.switch import find_switch
 
 CHUNKS_AHEAD: Final = 4
 """How many chunks the first stage may be ahead of the last one's answer, whatever the number of stages: fewer
@@ -62,17 +61,13 @@ class Generations:
         settings: SyncSettings,
     ) -> None:  # fmt: skip
         self._model, self._group, self._board, self._words = model, group, board, Words(emit)
-        self.policy = SyncPolicy(settings, fast_hangs=mx.cuda.is_available())
-        self._watchdog = WatchdogModel(settings.watchdog_s)
-        board.longest_gpu_wait_s, board.gpu_wait_violations = 0.0, 0
-        board.safe, board.sync_reason = NOTHING_MEASURED.safe, NOTHING_MEASURED.reason
+        self._runner = StepRunner(model, group, board, self._words, settings)
+        self.policy = self._runner.policy
         self._pace = Pace(settings)
         self._backlog = Backlog(model, self._words.say)
         self._holding: Holding | None = None
         self._work: Work | None = None
         self._opening: int | None = None
-        self._pipeline: Pipeline | None = None
-        self._switch = find_switch()
         self._rank, self._size = 0, 1
         self._roll_called = True
         self._failures: tuple[int, int, int] = (-1, -1, 0)
@@ -100,19 +95,18 @@ class Generations:
     def joined(self, rank: int, size: int) -> None:
         """A group was formed: every request is opened again in it."""
         self._rank, self._size = rank, size
-        vocab_size = self._model.summary.vocab_size
-        self._pipeline = Pipeline(self._model.stage, self._group, rank, size, vocab_size, self._switch)
+        self._runner.joined(rank, size)
         self._work = self._opening = None
         self._roll_called = size == 1
         self.pause_wanted = False
-        self.policy.forget()
 
     def parted(self) -> None:
         """The group is gone; caches and requests stay."""
         self._words.let_out()
         if self._work is not None:
-            self._give_up_ahead(self._work)
-        self._pipeline = self._work = self._opening = None
+            self._runner.give_up_ahead(self._work)
+        self._runner.parted()
+        self._work = self._opening = None
         self._pace.interrupted(self._backlog.first is not None)
         self._board.end()
 
@@ -205,7 +199,7 @@ class Generations:
             if step.draw < 0 and work.outstanding < CHUNKS_AHEAD:
                 return
             if step.ahead and ring is not None:
-                self._run_ahead(work)
+                self._runner.run_ahead(work)
         if ring is not None:
             self._take(decode(ring.receive(), Message))
 
@@ -222,8 +216,7 @@ class Generations:
         safe = work.next_safe if work.ahead is None else work.ahead.safe
         index = len(generation.tokens)
         goes_on = index + 1 < generation.max_tokens and not votes & (Vote.CANCEL | Vote.PAUSE)
-        assert self._pipeline is not None
-        ahead = goes_on and self._pipeline.can_run_ahead
+        ahead = goes_on and self._runner.can_run_ahead
         return Step(generation.order, start, 1, SINGLY, index, safe, votes, ahead)
 
     def _follow(self, wake: socket.socket) -> None:
@@ -279,83 +272,12 @@ class Generations:
         self._board.begin("a step" if decoding else "a chunk of the prefill", deadline)
         drawn = Drawn()
         if runs:
-            drawn = self._run(step, work, next_runs)
+            drawn = self._runner.run(step, work, next_runs)
         elif next_runs:
-            assert self._pipeline is not None
-            self._pipeline.send_again(work.holding.sent.part(step.start, step.count))
+            self._runner.send_again(step, work)
         if runs and not next_runs:
             self._pass_on(step)
         return Outcome(step.order, step.start + step.count, drawn.token, step.votes, drawn.likelihood)
-
-    def _run(self, step: Step, work: Work, sends: bool) -> Drawn:
-        assert self._pipeline is not None
-        generation, caches = work.generation, work.holding.caches
-        ahead, work.ahead = work.ahead, None
-        if (caches.position if ahead is None else ahead.start) != step.start:
-            raise RingLostError("rank 0 asks for a step that does not fit this rank's caches")
-        decoding = step.draw >= 0
-        reach = max(generation.request.sampling.repetition_context_tokens, PENALTY_CONTEXT_TOKENS)
-        if ahead is None:
-            caches.mark(step.count)
-
-        def meanwhile() -> None:
-            self._words.let_out()
-            if step.ahead and self._size == 1:
-                self._run_ahead(work)
-
-        try:
-            result = self._pipeline.run(
-                step, generation.sequence(step.start, step.count), caches, work.sampler,
-                generation.recent(reach) if decoding else (), generation.request.sampling.logprobs, sends, ahead,
-                meanwhile,
-            )  # fmt: skip
-            self._check_aborted()
-        except BaseException:
-            self._back_to(step.start, work.holding)
-            raise
-        work.ran(step)
-        if result.sent is not None:
-            work.holding.sent.add(step.start, result.sent)
-        self._watchdog.record(step.safe, result.waited_s)
-        if decoding:
-            self.policy.observe(result.graph_s)
-        board = self._board
-        board.longest_gpu_wait_s = self._watchdog.longest_wait_s
-        board.gpu_wait_violations = self._watchdog.violations
-        board.kv_tokens = step.start + step.count
-        board.memory_bytes = mx.get_active_memory()
-        board.replayed_tokens += max(0, min(work.resumption.furthest - step.start, step.count))
-        return result.drawn
-
-    def _run_ahead(self, work: Work) -> None:
-        """Begins the next step in this rank's layers: the token that it runs is being drawn."""
-        assert self._pipeline is not None
-        caches = work.holding.caches
-        caches.mark(1)
-        start = caches.position
-        try:
-            work.ahead = self._pipeline.run_ahead(work.next_safe, caches)
-        except BaseException:
-            self._back_to(start, work.holding)
-            raise
-
-    def _give_up_ahead(self, work: Work) -> None:
-        """The step that was begun will not be, or not now; no other rank has heard of it."""
-        ahead, work.ahead = work.ahead, None
-        if ahead is not None:
-            self._back_to(ahead.start, work.holding)
-
-    def _check_aborted(self) -> None:
-        """An abort that came as the step ended: what was received may be of a connection that was shut down."""
-        reason = self._group.abort_reason
-        if reason is not None:
-            raise RingLostError(reason.text)
-
-    def _back_to(self, position: int, holding: Holding) -> None:
-        if holding.caches.can_roll_back(position):
-            holding.caches.roll_back(position)
-        else:
-            self._holding = None
 
     def _take(self, message: Message) -> None:
         """An outcome is here: its token counts from now on."""
@@ -383,10 +305,10 @@ class Generations:
         votes = Vote(message.votes)
         if message.token >= 0:  # a chunk of the prefill says nothing about steps
             work.next_safe = Vote.SAFE in votes
-            self._show_mode(work.next_safe)
+            self._runner.show_mode(work.next_safe)
         work.stop |= votes & (Vote.CANCEL | Vote.PAUSE)
         if work.stop or generation.finished is not None:
-            self._give_up_ahead(work)
+            self._runner.give_up_ahead(work)
         self._board.end()
         if generation.finished is not None:
             self._close(generation)
@@ -397,15 +319,6 @@ class Generations:
             decoding = message.position >= generation.length - 1
             deadline = self._pace.step_deadline_s if decoding else self._pace.chunk_deadline_s
             self._board.begin("the wait for the next step", deadline)
-
-    def _show_mode(self, safe: bool) -> None:
-        """A change is told at once, with the step that it comes after: the next heartbeat may miss it."""
-        if not self.policy.has_measured:
-            return
-        board = self._board
-        changed, board.safe, board.sync_reason = safe != board.safe, safe, self.policy.reason_of(safe)
-        if changed:
-            self._words.say(board.heartbeat())
 
     def _stop(self, votes: Vote) -> None:
         if Vote.CANCEL in votes and self._work is not None:
@@ -476,7 +389,7 @@ class Generations:
 
     def _standing(self, generation: Generation) -> Standing:
         """Of this rank. Drops caches that a fault has left unusable."""
-        if self._holding is not None and not self._holding.caches.can_roll_back(self._holding.caches.position):
+        if self._holding is not None and not self._holding.is_usable:
             self._holding = None
         return standing_of(generation, self._holding)
 

@@ -4,7 +4,7 @@ Outlives groups: after a fault the request goes on from here. Outlives its reque
 trimmed and memory allows: a follow-up turn that begins with the same tokens goes on from them (the prompt cache).
 
 Decides: whether a finished sequence stays in memory, and how much of it a new prompt can use. Called by
-generation.py on the MLX thread.
+generation.py, and by runner.py where a step fails, on the MLX thread.
 """
 
 from __future__ import annotations
@@ -32,6 +32,19 @@ class Holding:
         self.order, self.caches, self.sent = order, caches, SentStates()
         self._sequence: list[int] = []
         self._course = Course()
+        self._lost = False
+
+    @property
+    def is_usable(self) -> bool:
+        """Are the arrays those of `caches.position` tokens? A fault may have left what never was computed."""
+        return not self._lost and self.caches.can_roll_back(self.caches.position)
+
+    def undo(self, position: int) -> None:
+        """Before a step that began at `position`; caches that cannot go back there are lost."""
+        if self.caches.can_roll_back(position):
+            self.caches.roll_back(position)
+        else:
+            self._lost = True
 
     @property
     def nbytes(self) -> int:
@@ -48,7 +61,8 @@ class Holding:
         memory = psutil.virtual_memory()
         self._sequence, self._course = list(sequence[: self.caches.position]), course
         return (
-            self.caches.can_trim
+            not self._lost
+            and self.caches.can_trim
             and self.nbytes <= MAX_IDLE_SHARE * memory.total
             and memory.available >= MIN_FREE_SHARE * memory.total
         )

@@ -6,7 +6,7 @@ the outcome of the one before decides (generation.py); nothing of it leaves this
 
 Decides nothing but the order of evaluation that a safe or a fast step means. The only room that sends and
 receives hidden states and drawn tokens. No graph holds two operations on one direction of the ring (see group.py):
-tokens have the last edge, from the last rank to the first, for themselves. Called by generation.py; raises
+tokens have the last edge, from the last rank to the first, for themselves. Called by runner.py; raises
 RuntimeError where MLX's ring was aborted or lost its neighbour.
 """
 

@@ -6,7 +6,7 @@ the CPU first, and builds the graph that uses it afterwards: no command buffer e
 
 `SyncPolicy` decides for one rank; rank 0 makes a step safe where any rank asked for it. Pure: no MLX, no clock.
 `WatchdogModel` keeps the books on how long a GPU would have waited, so that tests on a CPU can check the claim.
-Called by generation.py.
+Called by runner.py; generation.py asks it for its vote.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ MODEL = {
     **QWEN2, "hidden_size": 384, "num_hidden_layers": 16, "intermediate_size": 1280, "num_attention_heads": 8,
     "num_key_value_heads": 4, "max_position_embeddings": 32768,
 }  # fmt: skip
-"""Sixteen layers as small models have. A prefill needs nothing of the last one but its cache, so the fewer there are
-the more of the work is the first rank's: with eight, half of the layers are 57% of it.
+"""Sixteen layers, as small models have. A prefill needs nothing of the last one but its cache, so the fewer there
+are the more of the work is the first rank's: with eight, half of the layers are 57% of it.
 """
 SPLIT = [8, 8]
 ROUNDS = 12

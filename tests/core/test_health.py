@@ -31,6 +31,7 @@ def path(interface: str, kind: Kind, **changes: object) -> PathView:
         last_rtt_ms=0.4,
         last_heard_s=0.0,
         loss=0.0,
+        lasting_loss=0.0,
         selected=False,
         eligible=True,
         route_wrong=False,
@@ -95,6 +96,22 @@ def test_a_vpn_is_named_with_what_is_dead() -> None:
     what = given(cable, lan, msgspec.structs.replace(VPN, selected=True))
     assert lasting(what).health is Health.DEGRADED
     assert texts(what) == ["studio1–studio2 runs over VPN utun4 at 44.1 ms: bridge0 and en0 are dead"]
+
+
+def test_loss_that_stays_is_a_reason_until_it_is_gone() -> None:
+    judge = HealthJudge()
+
+    def at(loss: float, now: float) -> list[tuple[str, str]]:
+        cable = msgspec.structs.replace(CABLE, lasting_loss=loss)
+        return [(reason.code, reason.text) for reason in judge.judge(given(cable, LAN), now).reasons]
+
+    assert at(0.06, 0.0) == []
+    assert at(0.04, 4.9) == []
+    said = at(0.08, 5.0)
+    assert said == [("link_lossy", f"{ME.name} loses 8% of what {PEER.name} sends over bridge0")]
+    assert at(0.03, 6.0), "it comes and goes by chance"
+    assert at(0.02, 7.0) == []
+    assert at(0.04, 20.0) == []
 
 
 def test_a_wrong_route_is_a_reason_only_for_a_better_cable() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,6 +41,22 @@ def test_loss_is_the_share_that_never_came(missing: set[int]) -> None:
             window.accept(number)
     lost = len(missing - {LOSS_WINDOW})
     assert abs(window.loss - lost / LOSS_WINDOW) < 1e-9
+
+
+def test_lasting_loss_is_of_many_and_unknown_of_few() -> None:
+    window = SequenceWindow()
+    for number in range(1, 100, 3):
+        window.accept(number)
+    assert window.lasting_loss == 0.0, "fewer than a hundred"
+    window.accept(100)
+    assert window.lasting_loss == pytest.approx(0.66)
+    for number in range(101, 281):
+        window.accept(number)
+    assert window.loss == 0.0
+    assert window.lasting_loss == pytest.approx(13 / 200), "of the numbers 81 to 100 those not divided by 3"
+    for number in range(281, 301):
+        window.accept(number)
+    assert window.lasting_loss == 0.0
 
 
 def test_a_late_datagram_was_not_lost() -> None:

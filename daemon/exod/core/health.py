@@ -44,9 +44,16 @@ GRACE_S: dict[str, float] = {
     "engine_recovering": 0.0,
     "node_suspect": 1.0,
     "link_slow": 0.5,
+    "link_lossy": 5.0,
 }
 """Seconds that a fact must last before it is a reason; 0 for those not named. An agreement may take 0.3 s, a switch
-away from a slow link about as long."""
+away from a slow link about as long. Loss that a switch is about to leave behind is nobody's business."""
+
+LOSSY = 0.05
+"""TCP keeps its pace up to about a percent. Beyond this, many a step waits for what is sent again; beyond 20% a
+path is called degraded, and left where there is a better one."""
+LOSSY_NO_MORE = 0.025
+"""Where it was said, it stays said until so little is lost: loss at random would come and go."""
 
 DOWN_CODES = frozenset({"engine_failed"})
 """Nothing can be served."""
@@ -93,7 +100,7 @@ class HealthJudge:
 
     def judge(self, given: HealthInput, now: float) -> HealthSnapshot:
         """`now` is any clock that only goes forward by itself; `Reason.since` is on the same one."""
-        facts = {(fact.code, fact.subject): fact for fact in _facts(given)}
+        facts = {(fact.code, fact.subject): fact for fact in _facts(given, frozenset(self._since))}
         self._since = {key: min(now, self._since.get(key, now)) for key in facts}
         reasons = tuple(
             Reason(fact.code, fact.subject, fact.text, self._since[key])
@@ -105,13 +112,15 @@ class HealthJudge:
         return HealthSnapshot(Health.DEGRADED if reasons else Health.HEALTHY, reasons)
 
 
-def _facts(given: HealthInput) -> Iterator[_Fact]:
+def _facts(given: HealthInput, known: frozenset[tuple[str, str]]) -> Iterator[_Fact]:
+    """`known` are the codes and subjects of those that held when last asked."""
     view = given.view
     yield from _node_facts(view)
     states = {node.id: node.state for node in view.nodes}
     for link in view.links:
         if states.get(link.peer) is not NodeState.DOWN:
-            yield from _link_facts(link, view.me.name, given.degraded_ms)
+            lossy = LOSSY_NO_MORE if ("link_lossy", link.peer) in known else LOSSY
+            yield from _link_facts(link, view.me.name, given.degraded_ms, lossy)
     yield from _mesh_facts(view)
     if given.engine_enabled and given.engine_state is EngineState.FAILED:
         yield _Fact("engine_failed", view.me.id, given.engine_text or "the engine failed")
@@ -133,7 +142,7 @@ def _node_facts(view: NodeView) -> Iterator[_Fact]:
             yield _Fact("node_suspect", node.id, f"{node.name} does not answer: {node.reason}")
 
 
-def _link_facts(link: LinkView, my_name: str, degraded_ms: float) -> Iterator[_Fact]:
+def _link_facts(link: LinkView, my_name: str, degraded_ms: float, lossy: float) -> Iterator[_Fact]:
     pair = f"{my_name}–{link.peer_name}"
     selected = next((path for path in link.paths if path.selected), None)
     if selected is None:
@@ -148,6 +157,9 @@ def _link_facts(link: LinkView, my_name: str, degraded_ms: float) -> Iterator[_F
         yield _Fact("link_slow", link.peer, f"{text}: {others}" if others else text)
     elif selected.state is PathState.DEGRADED:
         yield _Fact("link_degraded", link.peer, f"{pair} runs over {selected.interface}, which {selected.why}")
+    elif selected.lasting_loss > lossy:
+        lost = f"{selected.lasting_loss:.0%} of what {link.peer_name} sends over {selected.interface}"
+        yield _Fact("link_lossy", link.peer, f"{my_name} loses {lost}")
     for path in link.paths:
         better = selected is None or KIND_PREFERENCE[path.kind] < KIND_PREFERENCE[selected.kind]
         working = path.state in (PathState.UP, PathState.DEGRADED)

@@ -37,6 +37,8 @@ class PathView(msgspec.Struct, frozen=True):
     rtt_p90_ms: float | None
     loss: float
     """0 to 1, the worse direction."""
+    lasting_loss: float
+    """0 to 1, of what comes to this end, over ten seconds of a path in use."""
     selected: bool
     eligible: bool
     """Both ends' route checks are right."""
@@ -150,6 +152,7 @@ def _path_view(path: Path, link: Link, platform: str, now: float) -> PathView:
         rtt_ms=path.rtt.floor_ms,
         rtt_p90_ms=path.rtt.p90_ms,
         loss=path.loss,
+        lasting_loss=path.window.lasting_loss,
         selected=path is link.selected_path,
         eligible=path.eligible,
         route_wrong=RouteVerdict.WRONG in (path.route, path.peer_route),

@@ -16,7 +16,9 @@ from typing import Final
 import psutil
 
 from exod.core.engine_messages import RankPhase
+from exod.core.health import LOSSY
 from exod.core.node import NodeCore
+from exod.core.view import PathView
 from exod.model import ContextSettings, Edge, MeshPlan, NodeId
 from exod.platform import Platform
 from exod.reports import PreflightCheck, PreflightReport
@@ -42,9 +44,6 @@ WATCH_DEADLINE_S: Final = 3.0
 """64 KiB at the pace of a telephone line."""
 
 ANSWER_DEADLINE_S: Final = 15.0
-MAX_LOSS: Final = 0.05
-"""TCP keeps its pace up to about a percent; a path that loses more is called degraded at 20%."""
-
 FINE: Final = ""
 
 
@@ -90,9 +89,9 @@ class Preflight:
         checks: list[PreflightCheck] = []
         for edge in plan.edges:
             if edge.source == self._me:
-                checks += [*self._path_checks(edge), self._route_check(edge), await self._transfer_check(edge)]
+                checks += [self._rtt_check(edge), self._route_check(edge), await self._transfer_check(edge)]
             if edge.target == self._me:
-                checks.append(self._port_check(edge))
+                checks += [self._loss_check(edge), self._port_check(edge)]
         if self._me in plan.ring:
             checks.append(self._memory_check())
         return tuple(checks)
@@ -105,34 +104,41 @@ class Preflight:
 
     # --- one edge -------------------------------------------------------------------------------------------
 
-    def _path_checks(self, edge: Edge) -> list[PreflightCheck]:
-        subject = self._subject(edge)
+    def _path(self, peer: NodeId, edge: Edge) -> PathView | None:
         links = self._core.view(time.monotonic()).links
-        link = next((link for link in links if link.peer == edge.target), None)
-        path = next((path for path in link.paths if path.id == edge.path), None) if link is not None else None
+        link = next((link for link in links if link.peer == peer), None)
+        return next((path for path in link.paths if path.id == edge.path), None) if link is not None else None
+
+    def _rtt_check(self, edge: Edge) -> PreflightCheck:
+        subject, path = self._subject(edge), self._path(edge.target, edge)
         if path is None or path.rtt_ms is None:
-            return [PreflightCheck("rtt", subject, False, "not measured", "no probe came back", "exoctl links")]
+            return PreflightCheck("rtt", subject, False, "not measured", "no probe came back", "exoctl links")
         limit_ms = self._degraded_ms
         slow = path.rtt_ms > limit_ms
-        lossy = path.loss > MAX_LOSS
-        return [
-            PreflightCheck(
-                "rtt",
-                subject,
-                not slow,
-                f"{path.rtt_ms:.3f} ms",
-                f"over the limit of {limit_ms:g} ms" if slow else f"within {limit_ms:g} ms",
-                "use a faster path: connect a cable, see exoctl links" if slow else FINE,
-            ),
-            PreflightCheck(
-                "loss",
-                subject,
-                not lossy,
-                f"{path.loss:.1%}",
-                f"over the limit of {MAX_LOSS:.0%}" if lossy else f"within {MAX_LOSS:.0%}",
-                "check the cable and its plugs" if lossy else FINE,
-            ),
-        ]
+        return PreflightCheck(
+            "rtt",
+            subject,
+            not slow,
+            f"{path.rtt_ms:.3f} ms",
+            f"over the limit of {limit_ms:g} ms" if slow else f"within {limit_ms:g} ms",
+            "use a faster path: connect a cable, see exoctl links" if slow else FINE,
+        )
+
+    def _loss_check(self, edge: Edge) -> PreflightCheck:
+        """Where the edge ends: only there it is known what did not come."""
+        path = self._path(edge.source, edge)
+        subject = f"{edge.target_interface} {edge.source_address} → {edge.target_address}"
+        if path is None:
+            return PreflightCheck("loss", subject, False, "not measured", "no probe came", "exoctl links")
+        lossy = path.lasting_loss > LOSSY
+        return PreflightCheck(
+            "loss",
+            subject,
+            not lossy,
+            f"{path.lasting_loss:.1%}",
+            f"over the limit of {LOSSY:.0%}" if lossy else f"within {LOSSY:.0%}",
+            "check the cable and its plugs" if lossy else FINE,
+        )
 
     def _route_check(self, edge: Edge) -> PreflightCheck:
         leaves_from = self._route_source(edge.target_address)
