@@ -101,6 +101,8 @@ class StageCaches:
         """Before a step of so many tokens: remember how things are, so that `roll_back` can return here."""
         if not self._by_reference:
             return
+        while self._marks and self._marks[-1][0] >= self.position:
+            self._marks.pop()  # of a step that was given up
         self._marks.append((self.position, [_copied(vars(leaf)) for leaf in self._by_reference]))
         while tokens == 1 and len(self._marks) > STEPS_KEPT:
             self._marks.popleft()

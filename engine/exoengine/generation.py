@@ -8,7 +8,8 @@ is opened again: the ranks take the longest history that any of them has, and wh
 draws are keyed by (seed, step).
 
 Rank 0 does not wait for a step's outcome before it begins the next: it runs ahead into its own layers (see
-runner.py), and when the outcome is here it says the step to the others, who never know, or gives it up.
+runner.py), and when the outcome is here it says the step to the others, who never know, or gives it up. The others
+build theirs meanwhile.
 
 Decides: what is run next. Called by worker.py on the MLX thread: `turn` does one piece of work and returns, so that
 commands are seen between steps.
@@ -29,7 +30,7 @@ from exoengine.group import RingGroup
 from exoengine.holding import Holding
 from exoengine.loading import LoadedModel
 from exoengine.pace import Pace
-from exoengine.pipeline import Drawn
+from exoengine.pipeline import Drawn, Pass
 from exoengine.protocol import Begin, FromWorker, RequestFailed, SyncSettings
 from exoengine.request import Generation
 from exoengine.resume import resume
@@ -103,8 +104,7 @@ class Generations:
     def parted(self) -> None:
         """The group is gone; caches and requests stay."""
         self._words.let_out()
-        if self._work is not None:
-            self._runner.give_up_ahead(self._work)
+        self._give_up_ahead()
         self._runner.parted()
         self._work = self._opening = None
         self._pace.interrupted(self._backlog.first is not None)
@@ -213,7 +213,7 @@ class Generations:
             return Step(generation.order, start, count, grain, -1, True, votes)
         if work.outstanding or start > end:
             return None
-        safe = work.next_safe if work.ahead is None else work.ahead.safe
+        safe = work.ahead.safe if isinstance(work.ahead, Pass) else work.next_safe
         index = len(generation.tokens)
         goes_on = index + 1 < generation.max_tokens and not votes & (Vote.CANCEL | Vote.PAUSE)
         ahead = goes_on and self._runner.can_run_ahead
@@ -230,10 +230,14 @@ class Generations:
             return
         if self.pause_wanted and self.is_idle:
             raise Paused
+        if self._work is not None:
+            self._runner.build_ahead(self._work)
         message = self._ring().receive_or_wake(wake)
         if message is None:
             return
         received = decode(message, Message)
+        if not isinstance(received, Step):
+            self._give_up_ahead()
         match received:
             case Open(order):
                 self._board.begin("opening a request", self._pace.step_deadline_s)
@@ -308,7 +312,7 @@ class Generations:
             self._runner.show_mode(work.next_safe)
         work.stop |= votes & (Vote.CANCEL | Vote.PAUSE)
         if work.stop or generation.finished is not None:
-            self._runner.give_up_ahead(work)
+            self._give_up_ahead()
         self._board.end()
         if generation.finished is not None:
             self._close(generation)
@@ -319,6 +323,10 @@ class Generations:
             decoding = message.position >= generation.length - 1
             deadline = self._pace.step_deadline_s if decoding else self._pace.chunk_deadline_s
             self._board.begin("the wait for the next step", deadline)
+
+    def _give_up_ahead(self) -> None:
+        if self._work is not None:
+            self._runner.give_up_ahead(self._work)
 
     def _stop(self, votes: Vote) -> None:
         if Vote.CANCEL in votes and self._work is not None:

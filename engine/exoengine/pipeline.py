@@ -1,8 +1,9 @@
 """One step of one rank: receive, run the stage, send or draw.
 
-The first stage begins a step of decode before the token that it runs is known: the last rank sends the token over
-MLX's ring as soon as it is drawn, from where it goes into a graph that was built meanwhile. What that step becomes,
-the outcome of the one before decides (generation.py); nothing of it leaves this rank before.
+No stage waits for the word to build a step of decode. The first one begins it before the token that it runs is
+known: the last rank sends the token over MLX's ring as soon as it is drawn, from where it goes into a graph that
+was built meanwhile. The others build theirs while they have nothing else to do, and evaluate nothing of it. What
+that step becomes, the outcome of the one before decides (generation.py); nothing of it leaves this rank before.
 
 Decides nothing but the order of evaluation that a safe or a fast step means. The only room that sends and
 receives hidden states and drawn tokens. No graph holds two operations on one direction of the ring (see group.py):
@@ -67,6 +68,24 @@ class Pass:
     """Did its input come from another rank?"""
 
 
+class Built:
+    """The graph of a token whose step was not said yet: nothing of it is evaluated, the caches can forget it."""
+
+    def __init__(
+        self, start: int, out: Any, awaited: Any, caches: StageCaches, before: list[dict[str, Any]]
+    ) -> None:
+        """`before` is how the caches were."""
+        self.start, self.out, self.awaited = start, out, awaited
+        self._caches, self._before = caches, before
+
+    def undo(self) -> None:
+        self._caches.put_back(self._before, self.start)
+
+    def settle(self) -> None:
+        """It will be evaluated: while the caches' arrays of before are held, MLX would copy what it writes to."""
+        self._before = []
+
+
 class Pipeline:
     """Runs steps on the group that exists."""
 
@@ -84,16 +103,21 @@ class Pipeline:
 
     def run(
         self, step: Step, tokens: Sequence[int], caches: StageCaches, sampler: Sampler, history: Sequence[int],
-        top_logprobs: int, sends: bool, ahead: Pass | None, meanwhile: Callable[[], None],
+        top_logprobs: int, sends: bool, ahead: Pass | Built | None, meanwhile: Callable[[], None],
     ) -> Result:  # fmt: skip
-        """Runs `step`, whose tokens are `tokens`, and evaluates all of it; `ahead` is where it was begun already.
+        """Runs `step`, whose tokens are `tokens`, and evaluates all of it; `ahead` is what there is of it already.
         `history` is what penalties look at; without `sends` the next rank has the tokens already. `meanwhile` is
         called once, when the step is built and its evaluation is next, or on a single rank under way.
         """
-        passing, outcome_here = ahead, time.monotonic()
-        if passing is None:
+        outcome_here = time.monotonic()
+        if isinstance(ahead, Pass):
+            passing = ahead
+        else:
             self._turn_switch(step.safe)
-            passing = self._begin(step.start, step.safe, step.singly, mx.array([list(tokens)]), caches)
+            if ahead is None:
+                passing = self._begin(step.start, step.safe, step.singly, mx.array([list(tokens)]), caches)
+            else:
+                passing = self._take_up(ahead, step.safe, outcome_here)
         out = passing.out
         if self._stage.is_last:
             drawn = self._draw(out, step, caches, sampler, history, top_logprobs, meanwhile)
@@ -108,7 +132,8 @@ class Pipeline:
         done = time.monotonic()
         here = passing.received
         if not step.safe:
-            here = done if ahead is None else outcome_here  # the token came before the outcome that tells it
+            # The first rank's token came before the outcome that tells it.
+            here = outcome_here if passing is ahead else done
         return Result(drawn, out, done - passing.begun, here - passing.begun if passing.waits else 0.0)
 
     def run_ahead(self, safe: bool, caches: StageCaches) -> Pass:
@@ -133,6 +158,16 @@ class Pipeline:
         """Is it known which tokens there are?"""
         return self._size == 1 or self._vocab_size > 0
 
+    def build(self, token: int, caches: StageCaches) -> Built:
+        """The graph of the token after what the caches hold, on a rank that `can_build`."""
+        hidden = self._receive(1)
+        return self._build(caches.position, True, mx.array([[token]]), hidden, hidden, caches)
+
+    @property
+    def can_build(self) -> bool:
+        """Can a step's graph be built before its input is here, and does it wait for any?"""
+        return self._stage.takes is not None and not self._stage.looks_at_values
+
     def send_again(self, hidden: Any) -> None:
         """What this stage has sent before, to a rank that needs it again."""
         self._send(hidden, [])
@@ -153,17 +188,30 @@ class Pipeline:
         waits = awaited is not None and self._size > 1
         if not waits:
             return Pass(start, safe, self._run_stage(tokens, hidden, caches, singly), begun, begun, waits)
-        receive = mx.eval if safe else mx.async_eval
         if self._stage.looks_at_values:
-            receive(awaited)  # first: it must not be a graph that waits for it
+            _receive_now(awaited, safe)  # first: it must not be a graph that waits for it
+        return self._take_up(self._build(start, singly, tokens, hidden, awaited, caches), safe, begun)
+
+    def _build(
+        self, start: int, singly: bool, tokens: Any, hidden: Any, awaited: Any, caches: StageCaches
+    ) -> Built:  # fmt: skip
         before, position = caches.references(), caches.position
         try:
             out = self._run_stage(tokens, hidden, caches, singly)
-            receive(awaited)
         except BaseException:
             caches.put_back(before, position)
             raise
-        return Pass(start, safe, out, begun, time.monotonic(), waits)
+        return Built(start, out, awaited, caches, before)
+
+    @staticmethod
+    def _take_up(built: Built, safe: bool, begun: float) -> Pass:
+        try:
+            _receive_now(built.awaited, safe)
+        except BaseException:
+            built.undo()
+            raise
+        built.settle()
+        return Pass(built.start, safe, built.out, begun, time.monotonic(), waits=True)
 
     def _receive(self, count: int) -> Any:
         takes = self._stage.takes
@@ -211,6 +259,14 @@ class Pipeline:
         if top_logprobs < 0:
             return Drawn(int(token.item()))
         return _with_logprobs(int(token.item()), logprobs[0], top_logprobs)
+
+
+def _receive_now(awaited: Any, safe: bool) -> None:
+    """Returns when it is here, in a safe step; else it is on its way."""
+    if safe:
+        mx.eval(awaited)
+    else:
+        _begin_evaluation([awaited])
 
 
 def _begin_evaluation(arrays: list[Any]) -> None:

@@ -1,8 +1,8 @@
 """A rank's part in one step: begun, run, measured, and undone where it fails or is not wanted.
 
 What a step leaves in the caches either counts or is taken back: every step is marked before it is built, and when
-anything in it raises, the caches are as they were. Rank 0 begins a step ahead of its turn here; nobody else knows
-of it until the step is said, and until then it can be given up.
+anything in it raises, the caches are as they were. Rank 0 begins a step ahead of its turn here, and the others
+build theirs; nobody else knows of it until the step is said, and until then it can be given up.
 
 Decides: whether this rank wants safe steps (through sync.py), and when a step's caches go back. Which step is run,
 and what its outcome means, is generation.py's. Called by it on the MLX thread.
@@ -17,7 +17,7 @@ import mlx.core as mx
 from exoengine.board import Board
 from exoengine.group import RingGroup
 from exoengine.loading import LoadedModel
-from exoengine.pipeline import Drawn, Pipeline
+from exoengine.pipeline import Built, Drawn, Pipeline
 from exoengine.protocol import SyncSettings
 from exoengine.sampling import PENALTY_CONTEXT_TOKENS
 from exoengine.steps import Step
@@ -71,6 +71,8 @@ class StepRunner:
         """
         generation, holding = work.generation, work.holding
         caches = holding.caches
+        if work.ahead is not None and not (step.singly and step.count == 1):
+            self.give_up_ahead(work)
         ahead, work.ahead = work.ahead, None
         if (caches.position if ahead is None else ahead.start) != step.start:
             raise RingLostError("rank 0 asks for a step that does not fit this rank's caches")
@@ -123,11 +125,23 @@ class StepRunner:
             work.holding.undo(start)
             raise
 
+    def build_ahead(self, work: Work) -> None:
+        """Builds the next step of an answer, if all of it is known but that it will be run: the rank has nothing
+        else to do until it is told.
+        """
+        generation, caches = work.generation, work.holding.caches
+        last = generation.length - 1
+        if work.ahead is None and generation.tokens and caches.position == last and self._joined.can_build:
+            caches.mark(1)
+            work.ahead = self._joined.build(generation.tokens[-1], caches)
+
     @staticmethod
     def give_up_ahead(work: Work) -> None:
-        """The step that was begun will not be, or not now; no other rank has heard of it."""
+        """The step that was begun or built will not be, or not now; no other rank has heard of it."""
         ahead, work.ahead = work.ahead, None
-        if ahead is not None:
+        if isinstance(ahead, Built):
+            ahead.undo()
+        elif ahead is not None:
             work.holding.undo(ahead.start)
 
     def _check_aborted(self) -> None:

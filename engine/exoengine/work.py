@@ -11,7 +11,7 @@ import dataclasses
 from exoengine.chunks import LARGEST_TOKENS, chunk_tokens
 from exoengine.course import SINGLY, Course, pass_end
 from exoengine.holding import Holding
-from exoengine.pipeline import Pass
+from exoengine.pipeline import Built, Pass
 from exoengine.request import Generation
 from exoengine.resume import Resumption
 from exoengine.sampling import Sampler
@@ -31,8 +31,8 @@ class Work:
     chunk_tokens: int = LARGEST_TOKENS
     """Rank 0: of new chunks; they only become smaller, so that a prompt is cut in few ways."""
     next_safe: bool = True
-    ahead: Pass | None = None
-    """Rank 0: the next step's pass, begun before the token that it runs is known."""
+    ahead: Pass | Built | None = None
+    """What there is of the next step before it is said: rank 0 has begun its pass, the others have built theirs."""
     stop: Vote = Vote.NONE
 
     @property

@@ -2,7 +2,7 @@
 
 A model of 31 million parameters with random weights, on the lab's two hosts: over `en0`, which the kernel carries,
 and decode also over the emulated cable, whose emulator needs a processor of its own. Each round runs every
-contestant once, one after the other, so that what else the machine does meets all of them; a ratio is taken within
+contestant once, in a drawn order, so that what else the machine does meets all of them; a ratio is taken within
 each round, and of the rounds' ratios the median. MLX's products on a CPU run on one thread whatever the process,
 so two ranks have twice what one process has. Weights are bfloat16, in which MLX multiplies many tokens fastest
 here. Called by `python -m tests.bench engine`.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -38,14 +40,15 @@ MODEL = {
 are the more of the work is the first rank's: with eight, half of the layers are 57% of it.
 """
 SPLIT = [8, 8]
-ROUNDS = 12
+ROUNDS = 24
 """One round's ratio is off by a tenth on a machine that others use."""
 FULL_ROUNDS = 5
 """The first ones also measure what has no target: one process alone, and changes of the mode."""
 LONG_ROUNDS = 3
 """The first ones take a long prompt too: half a minute for one process, and its ratios differ little."""
 SHORT, LONG = 40, 2048
-STEPS = 64
+STEPS = 32
+"""Short turns: what else the machine does meets the next contestant too."""
 PATIENCE_S = 300.0
 """A long prompt takes a slow processor a minute."""
 PORTS = {"en0": 11900, "bridge0": 11901}  # mlx-lm's; below those of the tests' clusters
@@ -91,19 +94,24 @@ def run(rounds: int = ROUNDS) -> list[Row]:
         for seed in range(rounds + 1):
             # Round 0 warms up.
             lengths = (SHORT, LONG) if 0 < seed <= LONG_ROUNDS else (SHORT,)
-            found = _theirs("mlx-lm", theirs["en0"], lengths, seed)
+            en0, cable = _addresses(lab, "en0"), _addresses(lab, "bridge0")
+            turns = [
+                partial(_theirs, "mlx-lm", theirs["en0"], lengths, seed),
+                partial(_theirs, "mlx-lm, cable", theirs["bridge0"], (SHORT,), seed),
+            ]
             for mode in MODES if seed <= FULL_ROUNDS else ("fast", "safe"):
-                found |= _ours(
-                    mode, mode, ours, _addresses(lab, "en0"), folder, lengths[: 1 + (mode == "fast")], seed
-                )
-            if seed <= FULL_ROUNDS:
-                found |= _theirs("alone", alone, lengths, seed)
-            found |= _theirs("mlx-lm, cable", theirs["bridge0"], (SHORT,), seed)
+                long_too = lengths if mode == "fast" else (SHORT,)
+                turns.append(partial(_ours, mode, mode, ours, en0, folder, long_too, seed))
             for mode in ("fast", "safe"):
-                found |= _ours(f"{mode}, cable", mode, ours, _addresses(lab, "bridge0"), folder, (SHORT,), seed)
-            if seed > 0:
-                for name, value in found.items():
-                    times[name].append(value)
+                turns.append(partial(_ours, f"{mode}, cable", mode, ours, cable, folder, (SHORT,), seed))
+            if seed <= FULL_ROUNDS:
+                turns.append(partial(_theirs, "alone", alone, lengths, seed))
+            random.Random(seed).shuffle(turns)  # nobody always comes after the same one
+            for turn in turns:
+                found = turn()
+                if seed > 0:
+                    for name, value in found.items():
+                        times[name].append(value)
         load_s, peak = _load(folder)
     return _rows(times, load_s, peak)
 
