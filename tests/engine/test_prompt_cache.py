@@ -79,6 +79,22 @@ def test_a_fault_in_a_follow_up_turn_changes_nothing(ranks: Cluster) -> None:
         assert (answer.tokens, cached(answer)) == (expected.tokens, cached(expected))
 
 
+@pytest.mark.parametrize("told", [0, 1, 2])
+def test_an_answer_that_was_cancelled_is_gone_on_from(ranks: Cluster, llama: Path, told: int) -> None:
+    """What the ranks had begun or built of a step that is not run must not be in their caches."""
+    asked = request(PROMPT, 400)
+    ranks.begin(asked)
+    ranks.ranks[0].expect(TokenOut, where=lambda said: (said.request_id, said.index) >= (asked.request_id, 15))
+    ranks.ranks[told].send(Cancel(asked.request_id))
+    first = ranks.finish(asked.request_id)[0]
+    assert isinstance(first, Answer)
+    assert len(first.tokens) < 400
+    turn = [*PROMPT, *first.tokens, *MORE]
+    second = ranks.generate(request(turn, 20))
+    assert cached(second) == len(PROMPT) + len(first.tokens) - 1
+    assert second.tokens == undisturbed(llama, turn, 20)
+
+
 def test_a_request_that_never_began_leaves_the_caches_alone(ranks: Cluster) -> None:
     ranks.generate(request(PROMPT, 5))
     busy, waiting = request(PROMPT, 30), request(MORE, 5)
