@@ -281,12 +281,14 @@ class Emulator:
         received = bytearray()
 
         def read() -> None:
-            chunk = client.recv(65536)
-            received.extend(chunk)
-            while b"\n" in received:
-                line, _, rest = bytes(received).partition(b"\n")
-                received[:] = rest
-                client.sendall(json.dumps(self._answer(line)).encode() + b"\n")
+            chunk = b""
+            with contextlib.suppress(ConnectionError):  # it was killed before it had read our answer
+                chunk = client.recv(65536)
+                received.extend(chunk)
+                while b"\n" in received:
+                    line, _, rest = bytes(received).partition(b"\n")
+                    received[:] = rest
+                    client.sendall(json.dumps(self._answer(line)).encode() + b"\n")
             if not chunk:
                 self._forget(client.fileno())
                 client.close()
@@ -388,9 +390,11 @@ def main() -> None:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(SCHEDULER_PRIORITY))
     emulator = Emulator(control_socket)
     print("ready", flush=True)
-    emulator.run()
-    if not emulator.said_goodbye:
-        remove_lab(lab)
+    try:
+        emulator.run()
+    finally:
+        if not emulator.said_goodbye:
+            remove_lab(lab)
 
 
 if __name__ == "__main__":
