@@ -4,8 +4,8 @@ What a step leaves in the caches either counts or is taken back: every step is m
 anything in it raises, the caches are as they were. Rank 0 begins a step ahead of its turn here, and the others
 build theirs; nobody else knows of it until the step is said, and until then it can be given up.
 
-Decides: whether this rank wants safe steps (through sync.py), and when a step's caches go back. Which step is run,
-and what its outcome means, is generation.py's. Called by it on the MLX thread.
+Decides: when a step's caches go back. Which step is run, in which mode, and what its outcome means is
+generation.py's. Called by it on the MLX thread.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class StepRunner:
         """
         generation, holding = work.generation, work.holding
         caches = holding.caches
-        if work.ahead is not None and not (step.singly and step.count == 1):
+        if work.ahead is not None and (step.start, step.count, step.singly) != (work.ahead.start, 1, True):
             self.give_up_ahead(work)
         ahead, work.ahead = work.ahead, None
         if (caches.position if ahead is None else ahead.start) != step.start:

@@ -45,7 +45,7 @@ ROUNDS = 24
 FULL_ROUNDS = 5
 """The first ones also measure what has no target: one process alone, and changes of the mode."""
 LONG_ROUNDS = 3
-"""The first ones take a long prompt too: half a minute for one process, and its ratios differ little."""
+"""The first ones take a long prompt too: half a minute and more for one process, and its ratios differ little."""
 SHORT, LONG = 40, 2048
 STEPS = 32
 """Short turns: what else the machine does meets the next contestant too."""

@@ -114,6 +114,14 @@ def test_loss_that_stays_is_a_reason_until_it_is_gone() -> None:
     assert at(0.04, 20.0) == []
 
 
+def test_loss_is_told_of_a_path_that_is_degraded_too() -> None:
+    cable = msgspec.structs.replace(CABLE, state=PathState.DEGRADED, why="loses 21%", lasting_loss=0.13)
+    judge = HealthJudge()
+    judge.judge(given(cable, LAN), 0.0)
+    said = judge.judge(given(cable, LAN), 5.0)
+    assert [reason.code for reason in said.reasons] == ["link_degraded", "link_lossy"]
+
+
 def test_a_wrong_route_is_a_reason_only_for_a_better_cable() -> None:
     wrong = msgspec.structs.replace(CABLE, selected=False, eligible=False, route_wrong=True, why="ineligible: ...")
     lan = msgspec.structs.replace(LAN, selected=True)

@@ -157,7 +157,8 @@ def _link_facts(link: LinkView, my_name: str, degraded_ms: float, lossy: float) 
         yield _Fact("link_slow", link.peer, f"{text}: {others}" if others else text)
     elif selected.state is PathState.DEGRADED:
         yield _Fact("link_degraded", link.peer, f"{pair} runs over {selected.interface}, which {selected.why}")
-    elif selected.lasting_loss > lossy:
+    if selected is not None and selected.lasting_loss > lossy:
+        # Whatever else is wrong: a path that a preflight refuses for its loss must say so.
         lost = f"{selected.lasting_loss:.0%} of what {link.peer_name} sends over {selected.interface}"
         yield _Fact("link_lossy", link.peer, f"{my_name} loses {lost}")
     for path in link.paths:

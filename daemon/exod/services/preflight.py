@@ -113,16 +113,8 @@ class Preflight:
         subject, path = self._subject(edge), self._path(edge.target, edge)
         if path is None or path.rtt_ms is None:
             return PreflightCheck("rtt", subject, False, "not measured", "no probe came back", "exoctl links")
-        limit_ms = self._degraded_ms
-        slow = path.rtt_ms > limit_ms
-        return PreflightCheck(
-            "rtt",
-            subject,
-            not slow,
-            f"{path.rtt_ms:.3f} ms",
-            f"over the limit of {limit_ms:g} ms" if slow else f"within {limit_ms:g} ms",
-            "use a faster path: connect a cable, see exoctl links" if slow else FINE,
-        )
+        within, cure = path.rtt_ms <= self._degraded_ms, "use a faster path: connect a cable, see exoctl links"
+        return _bounded("rtt", subject, within, f"{path.rtt_ms:.3f} ms", f"{self._degraded_ms:g} ms", cure)
 
     def _loss_check(self, edge: Edge) -> PreflightCheck:
         """Where the edge ends: only there it is known what did not come."""
@@ -130,15 +122,8 @@ class Preflight:
         subject = f"{edge.target_interface} {edge.source_address} → {edge.target_address}"
         if path is None:
             return PreflightCheck("loss", subject, False, "not measured", "no probe came", "exoctl links")
-        lossy = path.lasting_loss > LOSSY
-        return PreflightCheck(
-            "loss",
-            subject,
-            not lossy,
-            f"{path.lasting_loss:.1%}",
-            f"over the limit of {LOSSY:.0%}" if lossy else f"within {LOSSY:.0%}",
-            "check the cable and its plugs" if lossy else FINE,
-        )
+        within, cure = path.lasting_loss <= LOSSY, "check the cable and its plugs"
+        return _bounded("loss", subject, within, f"{path.lasting_loss:.1%}", f"{LOSSY:.0%}", cure)
 
     def _route_check(self, edge: Edge) -> PreflightCheck:
         leaves_from = self._route_source(edge.target_address)
@@ -320,6 +305,12 @@ class Preflight:
 
     async def _answer(self, peer: NodeId, serial: int) -> None:
         self._control.send(peer, PreflightAnswer(serial, await self.own_checks()))
+
+
+def _bounded(name: str, subject: str, within: bool, figure: str, limit: str, cure: str) -> PreflightCheck:
+    """A figure that has an upper limit; the cure is for what is over it."""
+    text = f"within {limit}" if within else f"over the limit of {limit}"
+    return PreflightCheck(name, subject, within, figure, text, FINE if within else cure)
 
 
 def preflight_data(check: PreflightCheck) -> dict[str, object]:
