@@ -5,6 +5,7 @@ Numbers in the texts are those of the design. What needs time to come true (10 a
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ _INCARNATIONS = struct.Struct(">QQ")
 _INCARNATIONS_AT = 18
 """Behind version, flags, sender and destination."""
 _SENDER = slice(2, 10)
+_ADDRESSES = slice(66, 74)
+"""Of source and target, behind incarnations, counters and the hold."""
 SLACK_S = 0.01
 
 
@@ -102,7 +105,9 @@ class Checker:
                 return link, "4: a datagram for another life changed the state", fingerprint(link)
             return None
         path = link.paths.at(event.local_address, event.remote_address)
-        if path is not None and not path.gone:
+        # On another path it is refused, and may still come for the first time where it belongs.
+        meant = socket.inet_aton(event.remote_address) + socket.inet_aton(event.local_address)
+        if path is not None and not path.gone and data[_ADDRESSES] == meant:
             self._seen[host.id].add(data)
         self._heard_at[host.id, sender] = self.world.now
         return None
