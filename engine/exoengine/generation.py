@@ -312,7 +312,7 @@ class Generations:
             self._runner.show_mode(work.next_safe)
         work.stop |= votes & (Vote.CANCEL | Vote.PAUSE)
         if work.stop or generation.finished is not None:
-            self._give_up_ahead()
+            self._runner.sit_out_ahead(work)
         self._board.end()
         if generation.finished is not None:
             self._close(generation)

@@ -38,6 +38,7 @@ from typing import Any, Final
 
 import mlx.core as mx
 
+from exoengine.dataring import DataRing
 from exoengine.rendezvous import Edges, FormError, RingPlan, meet
 from exoengine.tokenring import TokenRing
 
@@ -120,6 +121,8 @@ class RingGroup:
         """MLX's group; None with a single rank. Never kept in a variable: it must die when the group is left."""
         self.tokens: TokenRing | None = None
         """The small messages of this group; None with a single rank."""
+        self.data: DataRing | None = None
+        """Its hidden states and drawn tokens, outside MLX; None with a single rank."""
 
     @property
     def can_reform(self) -> bool:
@@ -175,6 +178,7 @@ class RingGroup:
         edges.control_left.setblocking(True)
         edges.control_right.setblocking(True)
         self.tokens = TokenRing(plan.rank, plan.size, edges.control_left, edges.control_right)
+        self.data = DataRing(edges.data_left, edges.data_right)
 
     def _called_off(self) -> str | None:
         return self._abort_reason.text if self._abort_reason is not None else None
@@ -183,7 +187,7 @@ class RingGroup:
         """Drops the group, dead or alive, with its connections."""
         if self.tokens is not None:
             self.tokens.close()
-        self.handle = self.tokens = None
+        self.handle = self.tokens = self.data = None
         with self._lock:
             sockets, self._sockets = self._sockets, []
             self._abort_reason = None

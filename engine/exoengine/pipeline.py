@@ -21,9 +21,9 @@ from typing import Any, Final
 import mlx.core as mx
 
 from exoengine.caches import StageCaches
+from exoengine.dataring import Arrival, DataRing, InGraph, begin_evaluation
 from exoengine.group import RingGroup
-from exoengine.sampling import Sampler
-from exoengine.stages import Stage
+from exoengine.stages import Stage, StageGraph
 from exoengine.steps import NO_LIKELIHOOD, Likelihood, Step
 from mlx_patches.switch import Switch
 
@@ -53,6 +53,13 @@ class Result:
     waited_s: float
 
 
+Draws = tuple[Any, Any]
+"""A token (1,) and the log probabilities (1, vocabulary) that it was drawn from, neither evaluated."""
+
+Draw = Callable[[Any], Draws]
+"""Builds the draw from logits (1, vocabulary)."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Pass:
     """The stage's graph of some tokens: built, and its input on its way in a fast step, here in a safe one."""
@@ -61,29 +68,42 @@ class Pass:
     """The position of its first token."""
     safe: bool
     out: Any
+    draws: Draws | None
+    """On the last stage, where what is drawn was known as it was built."""
     begun: float
     received: float
     """When its input was here, in a safe step; monotonic, as `begun`."""
-    waits: bool
-    """Did its input come from another rank?"""
+    arrival: Arrival | None
+    """What came from another rank, if anything had to."""
 
 
 class Built:
-    """The graph of a token whose step was not said yet: nothing of it is evaluated, the caches can forget it."""
+    """The graph of tokens whose input was not let come: nothing of it is evaluated, the caches can forget it."""
 
     def __init__(
-        self, start: int, out: Any, awaited: Any, caches: StageCaches, before: list[dict[str, Any]]
-    ) -> None:
+        self, start: int, safe: bool, graph: StageGraph, draws: Draws | None, arrival: Arrival,
+        caches: StageCaches, before: list[dict[str, Any]],
+    ) -> None:  # fmt: skip
         """`before` is how the caches were."""
-        self.start, self.out, self.awaited = start, out, awaited
+        self.start, self.safe = start, safe
+        self._graph, self._draws, self._arrival = graph, draws, arrival
         self._caches, self._before = caches, before
 
     def undo(self) -> None:
         self._caches.put_back(self._before, self.start)
 
-    def settle(self) -> None:
-        """It will be evaluated: while the caches' arrays of before are held, MLX would copy what it writes to."""
-        self._before = []
+    def take_up(self, begun: float) -> Pass:
+        """Lets its input come: it will be evaluated, and in a safe step its first layer is at work already."""
+        try:
+            self._arrival.let_come()
+        except BaseException:
+            self.undo()
+            raise
+        received = time.monotonic()
+        self._before = []  # while the caches' arrays of before are held, MLX would copy what it writes to
+        if self.safe:
+            begin_evaluation([self._graph.first])
+        return Pass(self.start, self.safe, self._graph.out, self._draws, begun, received, self._arrival)
 
 
 class Pipeline:
@@ -102,55 +122,57 @@ class Pipeline:
         """What the step under way draws, on a single rank."""
 
     def run(
-        self, step: Step, tokens: Sequence[int], caches: StageCaches, sampler: Sampler, history: Sequence[int],
-        top_logprobs: int, sends: bool, ahead: Pass | Built | None, meanwhile: Callable[[], None],
+        self, step: Step, tokens: Sequence[int], caches: StageCaches, draw: Draw | None, top_logprobs: int,
+        sends: bool, ahead: Pass | Built | None, meanwhile: Callable[[], None],
     ) -> Result:  # fmt: skip
         """Runs `step`, whose tokens are `tokens`, and evaluates all of it; `ahead` is what there is of it already.
-        `history` is what penalties look at; without `sends` the next rank has the tokens already. `meanwhile` is
-        called once, when the step is built and its evaluation is next, or on a single rank under way.
+        The last stage draws with `draw`; without `sends` the next rank has the tokens already. `meanwhile` is
+        called once: before this rank waits for anything, or on a single one when the token is being drawn.
         """
         outcome_here = time.monotonic()
-        if isinstance(ahead, Pass):
-            passing = ahead
-        else:
+        begun = ahead
+        if begun is None:
             self._turn_switch(step.safe)
-            if ahead is None:
-                passing = self._begin(step.start, step.safe, step.singly, mx.array([list(tokens)]), caches)
-            else:
-                passing = self._take_up(ahead, step.safe, outcome_here)
+            begun = self._build(step.start, step.safe, step.singly, mx.array([list(tokens)]), caches, draw)
+        if self._size > 1:
+            meanwhile()
+        passing = begun.take_up(outcome_here) if isinstance(begun, Built) else begun
         out = passing.out
         if self._stage.is_last:
-            drawn = self._draw(out, step, caches, sampler, history, top_logprobs, meanwhile)
+            drawn = self._draw(passing, step, caches, draw, top_logprobs, meanwhile)
             out = None
         else:
-            meanwhile()
             drawn = Drawn()
             if step.safe or not sends:
-                mx.eval(out, caches.arrays())
+                mx.eval(out)
             if sends:
-                self._send(out, caches.arrays())
+                self._send(out, step.safe, caches.arrays())
+            mx.eval(caches.arrays())  # of a safe step: what `out` did not need, while the next rank is at work
         done = time.monotonic()
         here = passing.received
         if not step.safe:
             # The first rank's token came before the outcome that tells it.
             here = outcome_here if passing is ahead else done
-        return Result(drawn, out, done - passing.begun, here - passing.begun if passing.waits else 0.0)
+        waited_s = here - passing.begun if passing.arrival is not None else 0.0
+        return Result(drawn, out, done - passing.begun, waited_s)
 
     def run_ahead(self, safe: bool, caches: StageCaches) -> Pass:
         """Begins the first stage's pass of the token that the step under way draws. The step must have said so
         (`Step.ahead`), and this rank must have no further part in it.
         """
         self._turn_switch(safe)
+        arrival = None
+        begun = time.monotonic()
         if self._size == 1:
             token, self._token = self._token, None
-            known = token
         else:
-            token = mx.distributed.recv((1,), TOKEN_DTYPE, self._size - 1, group=self._group.handle)
+            arrival = self._expect((1,), TOKEN_DTYPE, self._size - 1, safe)
             # MLX runs what depends on a receive even where that failed, on whatever the memory held: an embedding
             # is not looked up beyond its end.
-            known = mx.remainder(token, self._vocab_size)
-        passing = self._begin(caches.position, safe, True, known.reshape(1, 1), caches, token)
-        _begin_evaluation([passing.out, *caches.arrays()])
+            token = mx.remainder(arrival.array, self._vocab_size)
+        built = self._build(caches.position, safe, True, token.reshape(1, 1), caches, None, arrival)
+        passing = built.take_up(begun) if isinstance(built, Built) else built
+        begin_evaluation([passing.out, *caches.arrays()])
         return passing
 
     @property
@@ -158,10 +180,11 @@ class Pipeline:
         """Is it known which tokens there are?"""
         return self._size == 1 or self._vocab_size > 0
 
-    def build(self, token: int, caches: StageCaches) -> Built:
+    def build(self, token: int, safe: bool, caches: StageCaches, draw: Draw) -> Built:
         """The graph of the token after what the caches hold, on a rank that `can_build`."""
-        hidden = self._receive(1)
-        return self._build(caches.position, True, mx.array([[token]]), hidden, hidden, caches)
+        built = self._build(caches.position, safe, True, mx.array([[token]]), caches, draw)
+        assert isinstance(built, Built)
+        return built
 
     @property
     def can_build(self) -> bool:
@@ -170,108 +193,97 @@ class Pipeline:
 
     def send_again(self, hidden: Any) -> None:
         """What this stage has sent before, to a rank that needs it again."""
-        self._send(hidden, [])
+        self._send(hidden, True, [])
+
+    @property
+    def _data(self) -> DataRing:
+        assert self._group.data is not None, "a single rank has nobody to send to"
+        return self._group.data
 
     def _turn_switch(self, safe: bool) -> None:
         if self._switch is not None:
             self._switch.set_gpu_may_wait(not safe)
 
-    def _begin(
-        self, start: int, safe: bool, singly: bool, tokens: Any, caches: StageCaches, token: Any = None
-    ) -> Pass:  # fmt: skip
-        """The stage's graph. It is built before anyone waits: that takes Python a while, and the others are at work
-        meanwhile. If a neighbour is gone already, it shows here, and the caches go back to not having seen it.
+    def _build(
+        self, start: int, safe: bool, singly: bool, tokens: Any, caches: StageCaches, draw: Draw | None,
+        arrival: Arrival | None = None,
+    ) -> Built | Pass:  # fmt: skip
+        """The stage's graph, upon the `arrival` or the hidden state that it takes; a Pass where it waits for
+        nothing. It is built before anyone waits: that takes Python a while, and the others are at work meanwhile.
         """
         begun = time.monotonic()
-        hidden = self._receive(tokens.shape[1])
-        awaited = token if token is not None else hidden
-        waits = awaited is not None and self._size > 1
-        if not waits:
-            return Pass(start, safe, self._run_stage(tokens, hidden, caches, singly), begun, begun, waits)
-        if self._stage.looks_at_values:
-            _receive_now(awaited, safe)  # first: it must not be a graph that waits for it
-        return self._take_up(self._build(start, singly, tokens, hidden, awaited, caches), safe, begun)
-
-    def _build(
-        self, start: int, singly: bool, tokens: Any, hidden: Any, awaited: Any, caches: StageCaches
-    ) -> Built:  # fmt: skip
-        before, position = caches.references(), caches.position
-        try:
-            out = self._run_stage(tokens, hidden, caches, singly)
-        except BaseException:
-            caches.put_back(before, position)
-            raise
-        return Built(start, out, awaited, caches, before)
-
-    @staticmethod
-    def _take_up(built: Built, safe: bool, begun: float) -> Pass:
-        try:
-            _receive_now(built.awaited, safe)
-        except BaseException:
-            built.undo()
-            raise
-        built.settle()
-        return Pass(built.start, safe, built.out, begun, time.monotonic(), waits=True)
-
-    def _receive(self, count: int) -> Any:
+        hidden = None
         takes = self._stage.takes
-        if takes is None:
-            return None
-        return mx.distributed.recv(takes.shape(count), takes.dtype, self._rank - 1, group=self._group.handle)
+        if takes is not None:
+            arrival = self._expect(takes.shape(tokens.shape[1]), takes.dtype, self._rank - 1, safe)
+            hidden = arrival.array
+        if arrival is not None and self._stage.looks_at_values:
+            arrival.let_come()  # first: it must not be a graph that waits for it
+        before, position = caches.references() if arrival is not None else [], caches.position
+        try:
+            graph = self._run_stage(tokens, hidden, caches, singly)
+            draws = draw(graph.out[:, -1, :]) if draw is not None and self._stage.is_last else None
+        except BaseException:
+            if arrival is not None:
+                caches.put_back(before, position)
+            raise
+        if arrival is not None:
+            return Built(start, safe, graph, draws, arrival, caches, before)
+        return Pass(start, safe, graph.out, draws, begun, begun, None)
 
-    def _run_stage(self, tokens: Any, hidden: Any, caches: StageCaches, singly: bool) -> Any:
+    def _expect(self, shape: tuple[int, ...], dtype: Any, source: int, safe: bool) -> Arrival:
+        if safe:
+            return self._data.expect(shape, dtype)
+        return InGraph(mx.distributed.recv(shape, dtype, source, group=self._group.handle))
+
+    def _run_stage(self, tokens: Any, hidden: Any, caches: StageCaches, singly: bool) -> StageGraph:
         if not singly or tokens.shape[1] == 1:
             return self._stage.run(tokens, hidden, caches)
-        outs = []
+        first, outs = None, []
         for index in range(tokens.shape[1]):
             part = slice(index, index + 1)
-            out = self._stage.run(tokens[:, part], hidden[:, part] if hidden is not None else None, caches)
+            graph = self._stage.run(tokens[:, part], hidden[:, part] if hidden is not None else None, caches)
+            first = graph.first if first is None else first
             if not self._stage.is_last:
-                outs.append(out)
-        return mx.concatenate(outs, axis=1) if outs else out
+                outs.append(graph.out)
+        return StageGraph(mx.concatenate(outs, axis=1) if outs else graph.out, first)
 
-    def _send(self, hidden: Any, arrays: list[Any]) -> None:
-        sent = mx.distributed.send(hidden, self._rank + 1, group=self._group.handle)
-        mx.eval(sent, arrays)
+    def _send(self, hidden: Any, safe: bool, arrays: list[Any]) -> None:
+        """To the next rank; a fast step evaluates `hidden` and `arrays` in one graph with it."""
+        if safe:
+            self._data.send(hidden)
+        else:
+            mx.eval(mx.distributed.send(hidden, self._rank + 1, group=self._group.handle), arrays)
 
     def _draw(
-        self, logits: Any, step: Step, caches: StageCaches, sampler: Sampler, history: Sequence[int],
-        top_logprobs: int, meanwhile: Callable[[], None],
+        self, passing: Pass, step: Step, caches: StageCaches, draw: Draw | None, top_logprobs: int,
+        meanwhile: Callable[[], None],
     ) -> Drawn:  # fmt: skip
-        if step.draw < 0:
+        alone = self._size == 1
+        if draw is None:
             # Nobody reads these logits: only the caches are evaluated, and the head is never run.
-            meanwhile()
+            if alone:
+                meanwhile()
             mx.eval(caches.arrays())
             return Drawn()
-        token, logprobs = sampler.draw(logits[:, -1, :], history, step.draw)
+        token, logprobs = passing.draws if passing.draws is not None else draw(passing.out[:, -1, :])
         token = token.astype(TOKEN_DTYPE)
         wanted = [token] if top_logprobs < 0 else [token, logprobs]
-        if self._size == 1:
+        if alone:
             # The caches are not waited for: by then they may be those of the next step.
             self._token = token
-            _begin_evaluation([*wanted, *caches.arrays()])
+            begin_evaluation([*wanted, *caches.arrays()])
+            meanwhile()
         else:
             wanted += caches.arrays()
-            if step.ahead:
+            if step.ahead and not step.safe:
                 wanted.append(mx.distributed.send(token, 0, group=self._group.handle))
-        meanwhile()
         mx.eval(wanted)
+        if step.ahead and step.safe and not alone:
+            self._data.send(token)
         if top_logprobs < 0:
             return Drawn(int(token.item()))
         return _with_logprobs(int(token.item()), logprobs[0], top_logprobs)
-
-
-def _receive_now(awaited: Any, safe: bool) -> None:
-    """Returns when it is here, in a safe step; else it is on its way."""
-    if safe:
-        mx.eval(awaited)
-    else:
-        _begin_evaluation([awaited])
-
-
-def _begin_evaluation(arrays: list[Any]) -> None:
-    begin: Callable[[list[Any]], None] = mx.async_eval
-    begin(arrays)
 
 
 def _with_logprobs(token: int, logprobs: Any, top_logprobs: int) -> Drawn:

@@ -17,7 +17,7 @@ import mlx.core as mx
 from exoengine.board import Board
 from exoengine.group import RingGroup
 from exoengine.loading import LoadedModel
-from exoengine.pipeline import Built, Drawn, Pipeline
+from exoengine.pipeline import Built, Draw, Drawn, Pass, Pipeline
 from exoengine.protocol import SyncSettings
 from exoengine.sampling import PENALTY_CONTEXT_TOKENS
 from exoengine.steps import Step
@@ -71,13 +71,14 @@ class StepRunner:
         """
         generation, holding = work.generation, work.holding
         caches = holding.caches
-        if work.ahead is not None and (step.start, step.count, step.singly) != (work.ahead.start, 1, True):
+        ahead, said = work.ahead, (step.start, step.count, step.singly, step.safe)
+        if ahead is not None and said != (ahead.start, 1, True, ahead.safe):
             self.give_up_ahead(work)
         ahead, work.ahead = work.ahead, None
         if (caches.position if ahead is None else ahead.start) != step.start:
             raise RingLostError("rank 0 asks for a step that does not fit this rank's caches")
         decoding = step.draw >= 0
-        reach = max(generation.request.sampling.repetition_context_tokens, PENALTY_CONTEXT_TOKENS)
+        draw = _draw(work, step.draw) if decoding else None
         if ahead is None:
             caches.mark(step.count)
 
@@ -88,15 +89,15 @@ class StepRunner:
 
         try:
             result = self._joined.run(
-                step, generation.sequence(step.start, step.count), caches, work.sampler,
-                generation.recent(reach) if decoding else (), generation.request.sampling.logprobs, sends, ahead,
-                meanwhile,
+                step, generation.sequence(step.start, step.count), caches, draw,
+                generation.request.sampling.logprobs, sends, ahead, meanwhile,
             )  # fmt: skip
             self._check_aborted()
         except BaseException:
             holding.undo(step.start)
             raise
         work.ran(step)
+        work.coming_safe = work.next_safe
         if result.sent is not None:
             holding.sent.add(step.start, result.sent)
         self._watchdog.record(step.safe, result.waited_s)
@@ -133,7 +134,8 @@ class StepRunner:
         last = generation.length - 1
         if work.ahead is None and generation.tokens and caches.position == last and self._joined.can_build:
             caches.mark(1)
-            work.ahead = self._joined.build(generation.tokens[-1], caches)
+            draw = _draw(work, len(generation.tokens))
+            work.ahead = self._joined.build(generation.tokens[-1], work.coming_safe, caches, draw)
 
     @staticmethod
     def give_up_ahead(work: Work) -> None:
@@ -143,6 +145,12 @@ class StepRunner:
             ahead.undo()
         elif ahead is not None:
             work.holding.undo(ahead.start)
+
+    def sit_out_ahead(self, work: Work) -> None:
+        """As `give_up_ahead`, where the token that was to be run has been drawn, and so was sent."""
+        if isinstance(work.ahead, Pass) and work.ahead.arrival is not None:
+            work.ahead.arrival.sit_out()
+        self.give_up_ahead(work)
 
     def _check_aborted(self) -> None:
         """An abort that came as the step ended: what was received may be of a connection that was shut down."""
@@ -160,3 +168,10 @@ class StepRunner:
         changed, board.safe, board.sync_reason = safe != board.safe, safe, self.policy.reason_of(safe)
         if changed:
             self._words.say(board.heartbeat())
+
+
+def _draw(work: Work, index: int) -> Draw:
+    """Draws the answer's token `index`, the next one."""
+    sampling = work.generation.request.sampling
+    history = work.generation.recent(max(sampling.repetition_context_tokens, PENALTY_CONTEXT_TOKENS))
+    return lambda logits: work.sampler.draw(logits, history, index)

@@ -55,11 +55,24 @@ class _Trace:
     fault: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class StageGraph:
+    """One pass through a stage, not evaluated."""
+
+    out: Any
+    """The logits (1, n, vocabulary) on the last stage, else the hidden state as `Stage.gives` says."""
+    first: Any
+    """What the first layer gives: evaluated first, it is at work while MLX looks through the rest. None of a whole
+    model, whose layers nobody watches.
+    """
+
+
 @dataclasses.dataclass
 class _Slot:
     """Where layers whose class was changed exchange the hidden state with `Stage.run`."""
 
     received: Any = None
+    first: Any = None
     given: Any = None
     poison: Any = None
     """NaN while the stage is probed."""
@@ -112,17 +125,16 @@ class Stage:
             caches = quantised(caches, self.quantisation)
         return StageCaches(caches, self._owned_caches)
 
-    def run(self, tokens: Any, hidden: Any, caches: StageCaches) -> Any:
-        """Builds one pass: `tokens` (1, n) int; `hidden` as `takes` says, None on the first stage. Gives the logits
-        (1, n, vocabulary) on the last stage, else the hidden state as `gives` says.
-        """
-        self._slot.received, self._slot.given = hidden, None
+    def run(self, tokens: Any, hidden: Any, caches: StageCaches) -> StageGraph:
+        """Builds one pass: `tokens` (1, n) int; `hidden` as `takes` says, None on the first stage."""
+        slot = self._slot
+        slot.received = hidden
         try:
             logits = self._model(tokens, cache=caches.for_model(tokens.shape[1]))
             caches.advance(tokens.shape[1])
-            return logits if self.is_last else self._slot.given
+            return StageGraph(logits if self.is_last else slot.given, slot.first)
         finally:
-            self._slot.received = self._slot.given = None
+            slot.received = slot.first = slot.given = None
 
     def probe(self) -> None:
         """Runs the stage once on made-up input, which reads the weights that it needs besides its layers, and
@@ -138,7 +150,7 @@ class Stage:
             hidden = ramp.reshape(self.takes.shape(len(PROBE_TOKENS))).astype(self.takes.dtype)
         self._slot.poison = mx.array(float("nan"))
         try:
-            out = self.run(tokens, hidden, self.new_caches())
+            out = self.run(tokens, hidden, self.new_caches()).out
             self.looks_at_values = not is_pending([tokens if hidden is None else hidden])
             finite = mx.isfinite(out).all()
             mx.eval(finite)
@@ -166,8 +178,7 @@ class Stage:
         for index in (*range(self.first), *range(self.last, self.total)):
             _become(self.layers[index], "Elsewhere", _elsewhere(self._slot, traces[index].extras))
             _drop_weights(self.layers[index])
-        if not self.is_first:
-            _become(self.layers[self.first], "Entry", _entry(self._slot))
+        _become(self.layers[self.first], "Entry", _entry(self._slot))
         if not self.is_last:
             _become(self.layers[self.last - 1], "Exit", _exit(self._slot))
 
@@ -240,7 +251,9 @@ def _described(extra: Any) -> Any:
 def _entry(slot: _Slot) -> Callable[[Call], Call]:
     def make(original: Call) -> Call:
         def call(layer: Any, hidden: Any, *args: Any, **kwargs: Any) -> Any:
-            return original(layer, slot.received, *args, **kwargs)
+            given = original(layer, hidden if slot.received is None else slot.received, *args, **kwargs)
+            slot.first = _hidden_of(given)
+            return given
 
         return call
 
@@ -251,12 +264,16 @@ def _exit(slot: _Slot) -> Callable[[Call], Call]:
     def make(original: Call) -> Call:
         def call(layer: Any, hidden: Any, *args: Any, **kwargs: Any) -> Any:
             given = original(layer, hidden, *args, **kwargs)
-            slot.given = given[0] if isinstance(given, tuple) else given
+            slot.given = _hidden_of(given)
             return given
 
         return call
 
     return make
+
+
+def _hidden_of(given: Any) -> Any:
+    return given[0] if isinstance(given, tuple) else given
 
 
 def _traced(trace: _Trace, caches: list[Any], order: list[int]) -> Callable[[Call], Call]:

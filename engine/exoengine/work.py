@@ -31,6 +31,9 @@ class Work:
     chunk_tokens: int = LARGEST_TOKENS
     """Rank 0: of new chunks; they only become smaller, so that a prompt is cut in few ways."""
     next_safe: bool = True
+    """The mode of a step that is begun now."""
+    coming_safe: bool = True
+    """Of the step that rank 0 began ahead: before the votes of the step that came last were counted."""
     ahead: Pass | Built | None = None
     """What there is of the next step before it is said: rank 0 has begun its pass, the others have built theirs."""
     stop: Vote = Vote.NONE

@@ -22,7 +22,7 @@ PROMPT = [7 * index % 250 for index in range(40)]
 def stepped(stage: Stage, caches: StageCaches, tokens: list[int]) -> list[float]:
     """The logits after `tokens`, which go through in one pass."""
     caches.mark(len(tokens))
-    logits = stage.run(mx.array([tokens]), None, caches)
+    logits = stage.run(mx.array([tokens]), None, caches).out
     mx.eval(logits, caches.arrays())
     last: list[float] = logits[0, -1].tolist()
     return last

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from exoengine.protocol import Formed, Loaded, Sampling, SyncSettings
-from tests.engine.driver import Answer, Cluster, request
+from tests.engine.driver import Answer, Cluster, cluster, request
 from tests.engine.models import undisturbed
 
 PROMPT = list(range(5, 45))
@@ -40,6 +40,23 @@ def test_every_sync_mode_gives_the_same_tokens(trio: Cluster, llama: Path, sync:
     loaded(trio, llama, [2, 2, 1], SyncSettings(sync=sync))  # type: ignore[arg-type]
     answer = trio.generate(request(PROMPT, STEPS, temperature=1.0, seed=3))
     assert answer.tokens == undisturbed(llama, PROMPT, STEPS, SAMPLED)
+
+
+CHANGES_AT_EVERY_STEP = """
+from exoengine.sync import SyncChoice, SyncPolicy
+SyncPolicy.choose = lambda self, kv_tokens: SyncChoice(kv_tokens // {period} % 2 == 0, "the test")
+"""
+
+
+@pytest.mark.parametrize("period", [1, 3])
+def test_changes_of_the_mode_change_no_token(tmp_path: Path, llama: Path, period: int) -> None:
+    """What a safe step writes a fast one reads, and the other way round; what was built for the wrong mode is
+    built again.
+    """
+    with cluster(tmp_path, 3, prelude=CHANGES_AT_EVERY_STEP.format(period=period)) as changing:
+        loaded(changing, llama, [2, 2, 1])
+        answer = changing.generate(request(PROMPT, STEPS, temperature=1.0, seed=3))
+        assert answer.tokens == undisturbed(llama, PROMPT, STEPS, SAMPLED)
 
 
 def test_a_prompt_of_many_chunks_goes_through_all_stages(trio: Cluster, llama: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +38,30 @@ def stepped(pipeline: Pipeline, caches: StageCaches) -> None:
     """A safe step of decode."""
     step = Step(0, caches.position, 1, SINGLY, 0, True, 0)
     sampler = Sampler(Sampling(), VOCAB)
-    pipeline.run(step, [5], caches, sampler, [5], -1, True, None, lambda: None)
+    pipeline.run(step, [5], caches, lambda logits: sampler.draw(logits, [5], 0), -1, True, None, lambda: None)
+
+
+@dataclasses.dataclass
+class Awaited:
+    """An input that comes when it is evaluated."""
+
+    array: Any
+
+    def let_come(self) -> None:
+        mx.eval(self.array)
+
+    def sit_out(self) -> None:
+        raise AssertionError("no input of a step that is run is given up")
 
 
 def test_caches_have_not_seen_an_input_that_failed_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = stage_of(write_model(tmp_path / "model", LLAMA), 3, 5)
     caches = stage.new_caches()
     pipeline = Pipeline(stage, RingGroup.__new__(RingGroup), 1, 2, VOCAB, None)
-    monkeypatch.setattr(Pipeline, "_receive", lambda *_: mx.ones((1, 1, 64)))
+    monkeypatch.setattr(Pipeline, "_expect", lambda *_: Awaited(mx.ones((1, 1, 64))))
     stepped(pipeline, caches)
     before = [array.tolist() for array in caches.arrays()]
-    monkeypatch.setattr(Pipeline, "_receive", lambda *_: lost(tmp_path))
+    monkeypatch.setattr(Pipeline, "_expect", lambda *_: Awaited(lost(tmp_path)))
     with pytest.raises(RuntimeError):
         stepped(pipeline, caches)
     assert caches.position == 1
@@ -73,9 +88,10 @@ def test_a_step_that_was_begun_ahead_draws_the_same(tmp_path: Path) -> None:
     sequence = [5]
     for index in range(3):
         step = Step(0, index, 1, SINGLY, index, False, 0, ahead=True)
+        draw = partial(sampler.draw, history=list(sequence), step=index)
         begun: list[Pass] = []
         result = pipeline.run(
-            step, sequence[-1:], caches, sampler, sequence, -1, False, ahead,
+            step, sequence[-1:], caches, draw, -1, False, ahead,
             lambda begun=begun: begun.append(pipeline.run_ahead(False, caches)),
         )  # fmt: skip
         (ahead,) = begun
@@ -84,8 +100,9 @@ def test_a_step_that_was_begun_ahead_draws_the_same(tmp_path: Path) -> None:
     assert sequence[1:] == expected
     caches.roll_back(3)
     again = pipeline.run(
-        Step(0, 3, 1, SINGLY, 3, False, 0), sequence[-1:], caches, sampler, sequence, -1, False, None, lambda: None
-    )
+        Step(0, 3, 1, SINGLY, 3, False, 0), sequence[-1:], caches,
+        partial(sampler.draw, history=sequence, step=3), -1, False, None, lambda: None,
+    )  # fmt: skip
     assert again.drawn.token == undisturbed(tmp_path / "model", [5], 4)[3]
 
 
@@ -96,7 +113,7 @@ def test_a_model_that_reads_its_own_values_gets_its_input_first(
     for name, config, first in (("llama", LLAMA, 3), ("dbrx", DBRX, 1)):
         stage = stage_of(write_model(tmp_path / name, config), first, first + 1 if name == "dbrx" else 5)
         hidden = mx.ones((1, 1, 64)) + 1
-        monkeypatch.setattr(Pipeline, "_receive", lambda *_, hidden=hidden: hidden)
+        monkeypatch.setattr(Pipeline, "_expect", lambda *_, hidden=hidden: Awaited(hidden))
         run = Stage.run
 
         def seen(*args: Any, hidden: Any = hidden, name: str = name, run: Any = run) -> Any:
