@@ -113,6 +113,13 @@ def test_sleep_is_what_one_clock_counted_and_the_other_did_not() -> None:
     assert slept_s(first, Linux().clock_readings()) == 0.0
 
 
+def test_a_worker_sees_one_gpu_unless_the_user_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert Linux().worker_environment() == {"CUDA_VISIBLE_DEVICES": "0"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert Linux().worker_environment() == {}
+
+
 @pytest.mark.anyio
 async def test_a_command_answers_or_gives_none() -> None:
     assert await run_command(("/bin/echo", "en0")) == "en0\n"

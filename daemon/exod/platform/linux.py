@@ -6,6 +6,7 @@ Linux hosts are where exod is developed and tested; a Thunderbolt cable between 
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import time
@@ -30,6 +31,8 @@ _TCP_USER_TIMEOUT = 18  # milliseconds (tcp(7))
 _SO_TIMESTAMPNS = 35
 _CLOCK_BOOTTIME = 7
 _CLOCK_MONOTONIC = 1
+
+_GPUS = "CUDA_VISIBLE_DEVICES"
 
 _TIMESPEC = struct.Struct("@ll")
 
@@ -128,7 +131,10 @@ class Linux:
         return int(psutil.virtual_memory().total) // _MIB
 
     def worker_environment(self) -> dict[str, str]:
-        return {}
+        """One GPU for MLX's CUDA build, whichever the user names: with two in sight 0.32.4 fails to read the first
+        one's memory ("cudaMemcpy … invalid argument"). No other build looks at it.
+        """
+        return {} if _GPUS in os.environ else {_GPUS: "0"}
 
     def crash_folders(self) -> tuple[Path, ...]:
         """None that every distribution shares: how a worker ended has to do."""
