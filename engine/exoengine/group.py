@@ -8,7 +8,8 @@ know nothing but the numbers.
 
 MLX's own connections do not block, and a thread that waits for a hidden state keeps a core at 100%. The real ones
 block: hidden states and tokens only ever go to the right, so the thread of a connection either receives or sends,
-and has nothing to do meanwhile.
+and has nothing to do meanwhile. Safe steps use the same connections without MLX (dataring.py); its threads ask them
+for nothing then.
 
 An abort shuts the real connections down, from any thread: whoever waits on one gets an error within
 milliseconds, a collective inside MLX as well. After an error nothing touches the group again; it is dropped with

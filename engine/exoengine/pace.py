@@ -30,7 +30,7 @@ class Pace:
         self._last_token: float | None = None
         self._interrupted = False
         self._gap_ms = 0.0
-        self._opened = 0.0
+        self._opened: float | None = None
         self._decoding_since: float | None = None
         self.baseline_tokens_per_s = 0.0
 
@@ -58,11 +58,11 @@ class Pace:
         return len(self._steps_s) / total if total > 0 else 0.0
 
     def opened(self, tokens: int) -> None:
-        """A request was opened; with `tokens` of its answer known it goes on after a fault."""
+        """A request was opened; with `tokens` of its answer known it goes on after a fault, here or elsewhere."""
         now = time.monotonic()
         self._last, self._chunk_end = now, None
-        if tokens == 0 and not self._interrupted:
-            self._opened, self._decoding_since, self._last_token = now, None, None
+        if not self._interrupted:
+            self._opened, self._decoding_since, self._last_token = now if tokens == 0 else None, None, None
 
     def interrupted(self, active: bool) -> None:
         """The group is gone: the next token of an active request ends a gap."""
@@ -96,7 +96,9 @@ class Pace:
         self._last, self._chunk_end = now, end
 
     def durations_s(self) -> tuple[float, float]:
-        """Of the open request: until its first token, and since."""
+        """Of the open request: until its first token, and since; zeros where this rank was not there for all."""
+        if self._opened is None:
+            return 0.0, 0.0
         now = time.monotonic()
         since = self._decoding_since if self._decoding_since is not None else now
         return since - self._opened, now - since

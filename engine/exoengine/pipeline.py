@@ -1,14 +1,14 @@
 """One step of one rank: receive, run the stage, send or draw.
 
 No stage waits for the word to build a step of decode. The first one begins it before the token that it runs is
-known: the last rank sends the token over MLX's ring as soon as it is drawn, from where it goes into a graph that
-was built meanwhile. The others build theirs while they have nothing else to do, and evaluate nothing of it. What
-that step becomes, the outcome of the one before decides (generation.py); nothing of it leaves this rank before.
+known: the last rank sends the token round the ring as soon as it is drawn, and it goes into a graph that was built
+meanwhile. The others build theirs while they have nothing else to do, and evaluate nothing of it. What that step
+becomes, the outcome of the one before decides (generation.py); nothing of it leaves this rank before.
 
-Decides nothing but the order of evaluation that a safe or a fast step means. The only room that sends and
-receives hidden states and drawn tokens. No graph holds two operations on one direction of the ring (see group.py):
-tokens have the last edge, from the last rank to the first, for themselves. Called by runner.py; raises
-RuntimeError where MLX's ring was aborted or lost its neighbour.
+Decides nothing but the order of evaluation that a safe or a fast step means. The only room that sends and receives
+hidden states and drawn tokens (dataring.py has the means). No graph holds two operations on one direction of the
+ring (see group.py): tokens have the last edge, from the last rank to the first, for themselves. Called by
+runner.py; raises RingLostError or RuntimeError where the group was aborted or lost a neighbour.
 """
 
 from __future__ import annotations

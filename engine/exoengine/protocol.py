@@ -251,6 +251,7 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
     cached_tokens: int
     completion_tokens: int
     prefill_s: float
+    """0 where this rank was not there from the beginning, as `decode_s`."""
     decode_s: float
 
 

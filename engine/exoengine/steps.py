@@ -61,7 +61,7 @@ class Step(msgspec.Struct, frozen=True, tag="step", array_like=True):
     safe: bool
     votes: int
     ahead: bool = False
-    """Rank 0 begins the next step before this one's outcome: the last rank sends it the token over MLX's ring."""
+    """Rank 0 begins the next step before this one's outcome: the last rank sends it the token once it is drawn."""
 
     @property
     def singly(self) -> bool:
