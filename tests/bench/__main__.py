@@ -53,7 +53,7 @@ def main() -> int:
     parser.add_argument(
         "--rounds",
         type=int,
-        help="faults of each sort in `links` (30), cuts in `recovery` (20), rounds of `engine` (24)",
+        help="faults of each sort in `links` (30), cuts in `recovery` (20), rounds of `engine` (30)",
     )
     parser.add_argument("--minutes", type=float, help="how long `idle` watches (5)")
     parser.add_argument("--tokens", type=int, help="the longer context in `context` (200,000)")

@@ -4,12 +4,14 @@ A model of 31 million parameters with random weights, on the lab's two hosts: ov
 and decode also over the emulated cable, whose emulator needs a processor of its own. Each round runs every
 contestant once, in a drawn order, so that what else the machine does meets all of them; a ratio is taken within
 each round, and of the rounds' ratios the median. MLX's products on a CPU run on one thread whatever the process,
-so two ranks have twice what one process has. Weights are bfloat16, in which MLX multiplies many tokens fastest
-here. Called by `python -m tests.bench engine`.
+so two ranks have twice what one process has, as far as the machine's cores leave each other alone, which is
+measured beside. Weights are bfloat16, in which MLX multiplies many tokens fastest here. Called by
+`python -m tests.bench engine`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -18,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -40,8 +42,12 @@ MODEL = {
 are the more of the work is the first rank's: with eight, half of the layers are 57% of it.
 """
 SPLIT = [8, 8]
-ROUNDS = 24
+ROUNDS = 30
 """One round's ratio is off by a tenth on a machine that others use."""
+ROUNDS_A_LIFE = 5
+"""Then every contestant gets new processes: one is slower than another by some percent for as long as it lives, as
+its memory happens to lie.
+"""
 FULL_ROUNDS = 5
 """The first ones also measure what has no target: one process alone, and changes of the mode."""
 LONG_ROUNDS = 3
@@ -80,40 +86,100 @@ model = load(Load(sys.argv[1], 0, 4, SyncSettings()), lambda *_: None)
 print(time.perf_counter() - begun, mx.get_peak_memory() / model.weight_bytes)
 """
 
+PRODUCTS = """
+import statistics, time
+import mlx.core as mx
+weights, hidden = (mx.random.normal(shape).astype(mx.bfloat16) for shape in ((1280, 384), (128, 384)))
+took, until = [], time.perf_counter() + 5
+while time.perf_counter() < until:
+    begun = time.perf_counter()
+    mx.eval(hidden @ weights.T)
+    took.append(time.perf_counter() - begun)
+print(statistics.mean(took))
+"""
+
+SHARED = "a product beside another / alone"
+
 Times = dict[str, list[float]]
 
 
 def run(rounds: int = ROUNDS) -> list[Row]:
     times: Times = defaultdict(list)
-    with tempfile.TemporaryDirectory() as place, Lab(2) as lab, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as place, Lab(2) as lab:
         folder = write_model(Path(place) / "model", MODEL, dtype=mx.bfloat16)
-        alone = stack.enter_context(_peers(folder, lab, "en0", 1))
-        theirs = {link: stack.enter_context(_peers(folder, lab, link, 2)) for link in PORTS}
-        hosts = [(lab.host(number).argv([]), "") for number in (1, 2)]
-        ours = stack.enter_context(cluster(Path(place), 2, hosts=hosts, prelude=CHANGES_AT_EVERY_STEP))
-        for seed in range(rounds + 1):
-            # Round 0 warms up.
-            lengths = (SHORT, LONG) if 0 < seed <= LONG_ROUNDS else (SHORT,)
-            en0, cable = _addresses(lab, "en0"), _addresses(lab, "bridge0")
-            turns = [
-                partial(_theirs, "mlx-lm", theirs["en0"], lengths, seed),
-                partial(_theirs, "mlx-lm, cable", theirs["bridge0"], (SHORT,), seed),
-            ]
-            for mode in MODES if seed <= FULL_ROUNDS else ("fast", "safe"):
-                long_too = lengths if mode == "fast" else (SHORT,)
-                turns.append(partial(_ours, mode, mode, ours, en0, folder, long_too, seed))
-            for mode in ("fast", "safe"):
-                turns.append(partial(_ours, f"{mode}, cable", mode, ours, cable, folder, (SHORT,), seed))
-            if seed <= FULL_ROUNDS:
-                turns.append(partial(_theirs, "alone", alone, lengths, seed))
-            random.Random(seed).shuffle(turns)  # nobody always comes after the same one
-            for turn in turns:
-                found = turn()
-                if seed > 0:
-                    for name, value in found.items():
-                        times[name].append(value)
+        for begin in range(1, rounds + 1, ROUNDS_A_LIFE):
+            life = range(begin, min(begin + ROUNDS_A_LIFE, rounds + 1))
+            with _contestants(folder, Path(place) / f"life{begin}", lab) as contestants:
+                for turn in contestants.turns(0):
+                    turn()  # to warm up
+                for seed in life:
+                    turns = contestants.turns(seed)
+                    random.Random(seed).shuffle(turns)  # nobody always comes after the same one
+                    for turn in turns:
+                        for name, value in turn().items():
+                            times[name].append(value)
+                    if seed <= LONG_ROUNDS:
+                        times[SHARED].append(_shared_core())
         load_s, peak = _load(folder)
     return _rows(times, load_s, peak)
+
+
+Turn = Callable[[], dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Contestants:
+    """Their processes, and what each is asked in a round."""
+
+    folder: Path
+    lab: Lab
+    alone: list[subprocess.Popen[str]]
+    theirs: dict[str, list[subprocess.Popen[str]]]
+    ours: Cluster
+
+    def turns(self, seed: int) -> list[Turn]:
+        """Of round `seed`; round 0 warms up and has all of them."""
+        lengths = (SHORT, LONG) if 0 < seed <= LONG_ROUNDS else (SHORT,)
+        en0, cable = _addresses(self.lab, "en0"), _addresses(self.lab, "bridge0")
+        turns: list[Turn] = [
+            partial(_theirs, "mlx-lm", self.theirs["en0"], lengths, seed),
+            partial(_theirs, "mlx-lm, cable", self.theirs["bridge0"], (SHORT,), seed),
+        ]
+        for mode in MODES if seed <= FULL_ROUNDS else ("fast", "safe"):
+            long_too = lengths if mode == "fast" else (SHORT,)
+            turns.append(partial(_ours, mode, mode, self.ours, en0, self.folder, long_too, seed))
+        for mode in ("fast", "safe"):
+            turns.append(partial(_ours, f"{mode}, cable", mode, self.ours, cable, self.folder, (SHORT,), seed))
+        if seed <= FULL_ROUNDS:
+            turns.append(partial(_theirs, "alone", self.alone, lengths, seed))
+        return turns
+
+
+@contextmanager
+def _contestants(folder: Path, place: Path, lab: Lab) -> Iterator[_Contestants]:
+    place.mkdir()
+    hosts = [(lab.host(number).argv([]), "") for number in (1, 2)]
+    with ExitStack() as stack:
+        alone = stack.enter_context(_peers(folder, lab, "en0", 1))
+        theirs = {link: stack.enter_context(_peers(folder, lab, link, 2)) for link in PORTS}
+        ours = stack.enter_context(cluster(place, 2, hosts=hosts, prelude=CHANGES_AT_EVERY_STEP))
+        yield _Contestants(folder, lab, alone, theirs, ours)
+
+
+def _shared_core() -> float:
+    """How long a product takes while the other core multiplies too, against alone: 1 where two cores are two. A
+    prefill by two ranks keeps both busy, one process one.
+    """
+    alone_s = _products(1)
+    return _products(2) / alone_s
+
+
+def _products(processes: int) -> float:
+    running = [
+        subprocess.Popen([sys.executable, "-c", PRODUCTS], stdout=subprocess.PIPE, text=True)
+        for _ in range(processes)
+    ]
+    return statistics.mean(float(process.communicate()[0]) for process in running)
 
 
 def _rows(times: Times, load_s: float, peak: float) -> list[Row]:
@@ -121,6 +187,7 @@ def _rows(times: Times, load_s: float, peak: float) -> list[Row]:
         *(
             Row(f"{name}, median of {len(values)}", statistics.median(values) * 1000, "ms", samples=tuple(values))
             for name, values in sorted(times.items())
+            if name != SHARED
         ),
         _ratio("fast / mlx-lm's pipeline", times, "fast: a token", "mlx-lm: a token", 1.0),
         _ratio("safe / mlx-lm's pipeline", times, "safe: a token", "mlx-lm: a token", 1 / 0.97),
@@ -141,6 +208,7 @@ def _rows(times: Times, load_s: float, peak: float) -> list[Row]:
             f"mlx-lm: first of {LONG}",
             f"alone: first of {LONG}",
         ),
+        Row(SHARED, statistics.median(times[SHARED]), "", samples=tuple(times[SHARED])),
         Row("load of half the model", load_s, "s"),
         Row("peak memory while loading / bytes held", peak, "", 1.1),
     ]

@@ -8,10 +8,11 @@ from concurrent.futures import ProcessPoolExecutor
 from tests.sim.__main__ import attempt
 from tests.sim.scenarios import Outcome, run
 
-SHARE = 1_000
+SHARE = 600
+"""A minute of a slow machine, of the 25 that CI may take in all; planted bugs are found within the first dozen."""
 
 
-def test_a_thousand_scenarios_break_no_invariant() -> None:
+def test_some_hundred_scenarios_break_no_invariant() -> None:
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         outcomes = list(pool.map(attempt, range(1, SHARE + 1), chunksize=25))
     stories = [outcome for outcome in outcomes if isinstance(outcome, str)]
