@@ -131,8 +131,9 @@ class Pipeline:
         """
         outcome_here = time.monotonic()
         begun = ahead
-        if begun is None:
+        if not isinstance(begun, Pass):
             self._turn_switch(step.safe)
+        if begun is None:
             begun = self._build(step.start, step.safe, step.singly, mx.array([list(tokens)]), caches, draw)
         if self._size > 1:
             meanwhile()

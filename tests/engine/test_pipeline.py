@@ -126,6 +126,32 @@ def test_a_model_that_reads_its_own_values_gets_its_input_first(
     assert order == ["llama built before its input came", "dbrx built after its input came"]
 
 
+@dataclasses.dataclass
+class Turned:
+    """A patched MLX's switch."""
+
+    turns: list[bool] = dataclasses.field(default_factory=list)
+
+    def set_gpu_may_wait(self, may: bool) -> None:
+        self.turns.append(may)
+
+
+@pytest.mark.parametrize("safe", [True, False])
+@pytest.mark.parametrize("builds_ahead", [True, False])
+def test_the_switch_is_turned_before_a_step_is_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, safe: bool, builds_ahead: bool
+) -> None:
+    stage = stage_of(write_model(tmp_path / "model", LLAMA), 3, 5)
+    caches, sampler, switch = stage.new_caches(), Sampler(Sampling(), VOCAB), Turned()
+    pipeline = Pipeline(stage, RingGroup.__new__(RingGroup), 1, 2, VOCAB, switch)  # type: ignore[arg-type]
+    monkeypatch.setattr(Pipeline, "_expect", lambda *_: Awaited(mx.ones((1, 1, 64))))
+    draw = partial(sampler.draw, history=[5], step=0)
+    ahead = pipeline.build(5, safe, caches, draw) if builds_ahead else None
+    assert switch.turns == []
+    pipeline.run(Step(0, 0, 1, SINGLY, 0, safe, 0), [5], caches, draw, -1, False, ahead, lambda: None)
+    assert switch.turns == [not safe]
+
+
 FAILS_UNDER_WAY = """
 import sys, time
 from pathlib import Path
