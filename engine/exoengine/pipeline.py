@@ -101,7 +101,7 @@ class Built:
             raise
         received = time.monotonic()
         self._before = []  # while the caches' arrays of before are held, MLX would copy what it writes to
-        if self.safe:
+        if self.safe and self._graph.first is not None:
             begin_evaluation([self._graph.first])
         return Pass(self.start, self.safe, self._graph.out, self._draws, begun, received, self._arrival)
 

@@ -62,8 +62,8 @@ class StageGraph:
     out: Any
     """The logits (1, n, vocabulary) on the last stage, else the hidden state as `Stage.gives` says."""
     first: Any
-    """What the first layer gives: evaluated first, it is at work while MLX looks through the rest. None of a whole
-    model, whose layers nobody watches.
+    """What the first layer gives: evaluated first, it is at work while MLX looks through the rest. None where no
+    other layer of this stage needs it, as the last one's output is of no use to a prefill; and of a whole model.
     """
 
 
@@ -132,7 +132,9 @@ class Stage:
         try:
             logits = self._model(tokens, cache=caches.for_model(tokens.shape[1]))
             caches.advance(tokens.shape[1])
-            return StageGraph(logits if self.is_last else slot.given, slot.first)
+            return StageGraph(
+                logits if self.is_last else slot.given, slot.first if self.last - self.first > 1 else None
+            )
         finally:
             slot.received = slot.first = slot.given = None
 

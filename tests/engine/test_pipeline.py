@@ -126,6 +126,28 @@ def test_a_model_that_reads_its_own_values_gets_its_input_first(
     assert order == ["llama built before its input came", "dbrx built after its input came"]
 
 
+@pytest.mark.parametrize("first", [3, 4])
+def test_a_prefill_runs_nothing_of_the_last_layer_but_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    stage = stage_of(write_model(tmp_path / "model", LLAMA), first, 5)
+    pipeline = Pipeline(stage, RingGroup.__new__(RingGroup), 1, 2, VOCAB, None)
+    monkeypatch.setattr(Pipeline, "_expect", lambda *_: Awaited(mx.ones((1, 3, 64))))
+    outs: list[Any] = []
+    layer = type(stage.layers[4])
+    call = layer.__call__
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        outs.append(call(*args, **kwargs))
+        return outs[-1]
+
+    monkeypatch.setattr(layer, "__call__", watched)
+    caches = stage.new_caches()
+    pipeline.run(Step(0, 0, 3, 128, -1, True, 0), [5, 6, 7], caches, None, -1, False, None, lambda: None)
+    assert not is_pending(caches.arrays())
+    assert is_pending(outs[-1:])
+
+
 @dataclasses.dataclass
 class Turned:
     """A patched MLX's switch."""
