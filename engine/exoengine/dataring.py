@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import mlx.core as mx
 
 from exoengine.tokenring import RingLostError
-
-BYTE: Final = mx.uint8
 
 
 class DataRing:
@@ -83,7 +81,7 @@ class _OutsideGraph:
         count = dtype.size
         for extent in shape:
             count *= extent
-        memory = mx.zeros(count, BYTE, stream=mx.cpu)
+        memory = mx.zeros(count, mx.uint8, stream=mx.cpu)
         mx.eval(memory)
         self.array = memory.view(dtype).reshape(shape)
         self._connection = connection

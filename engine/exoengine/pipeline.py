@@ -144,11 +144,12 @@ class Pipeline:
             out = None
         else:
             drawn = Drawn()
-            if step.safe or not sends:
-                mx.eval(out)
-            if sends:
-                self._send(out, step.safe, caches.arrays())
-            mx.eval(caches.arrays())  # of a safe step: what `out` did not need, while the next rank is at work
+            if not sends:
+                mx.eval(out, caches.arrays())
+            else:
+                if step.safe:
+                    mx.eval(out)
+                self._send(out, step.safe, caches)
         done = time.monotonic()
         here = passing.received
         if not step.safe:
@@ -194,7 +195,7 @@ class Pipeline:
 
     def send_again(self, hidden: Any) -> None:
         """What this stage has sent before, to a rank that needs it again."""
-        self._send(hidden, True, [])
+        self._data.send(hidden)
 
     @property
     def _data(self) -> DataRing:
@@ -249,12 +250,15 @@ class Pipeline:
                 outs.append(graph.out)
         return StageGraph(mx.concatenate(outs, axis=1) if outs else graph.out, first)
 
-    def _send(self, hidden: Any, safe: bool, arrays: list[Any]) -> None:
-        """To the next rank; a fast step evaluates `hidden` and `arrays` in one graph with it."""
+    def _send(self, hidden: Any, safe: bool, caches: StageCaches) -> None:
+        """To the next rank. A fast step evaluates all in one graph with it; a safe one evaluates what `hidden` did
+        not need of the caches while the next rank is at work.
+        """
         if safe:
             self._data.send(hidden)
+            mx.eval(caches.arrays())
         else:
-            mx.eval(mx.distributed.send(hidden, self._rank + 1, group=self._group.handle), arrays)
+            mx.eval(mx.distributed.send(hidden, self._rank + 1, group=self._group.handle), caches.arrays())
 
     def _draw(
         self, passing: Pass, step: Step, caches: StageCaches, draw: Draw | None, top_logprobs: int,

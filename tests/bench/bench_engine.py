@@ -45,9 +45,7 @@ SPLIT = [8, 8]
 ROUNDS = 30
 """One round's ratio is off by a tenth on a machine that others use."""
 ROUNDS_A_LIFE = 5
-"""Then every contestant gets new processes: one is slower than another by some percent for as long as it lives, as
-its memory happens to lie.
-"""
+"""Then every contestant gets new processes, so that what one has by chance is drawn again."""
 FULL_ROUNDS = 5
 """The first ones also measure what has no target: one process alone, and changes of the mode."""
 LONG_ROUNDS = 3

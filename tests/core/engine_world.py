@@ -22,8 +22,9 @@ from exod.model import Edge, Epoch, Kind, Member, MeshPlan, NodeId, path_id
 from exod.services import engine_host, requests
 from exod.services.engine_host import EngineHost
 from exoengine.protocol import GenerationRequest, Leave, SyncSettings, ToWorker
-from tests.core.engine_fakes import TOTAL_LAYERS, FakeWorker, Hall, token_at
 from tests.core.engine_samples import sizes
+from tests.core.fake_groups import Hall, token_at
+from tests.core.fake_worker import TOTAL_LAYERS, FakeWorker
 from tests.core.virtual_time import VirtualLoop
 
 STORY_LINES = 120

@@ -9,8 +9,8 @@ import pytest
 
 from exod.core.scheduler import CLAIM_S
 from exod.services import engine_host, requests
-from tests.core.engine_fakes import token_at
 from tests.core.engine_world import Client, Node, World
+from tests.core.fake_groups import token_at
 
 FORM_BOUND_S = 60.0
 """After the last fault: a stopped process is noticed in 8 s, replaced and loaded in 5; attempts that met a dead

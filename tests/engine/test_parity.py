@@ -59,6 +59,20 @@ def test_changes_of_the_mode_change_no_token(tmp_path: Path, llama: Path, period
         assert answer.tokens == undisturbed(llama, PROMPT, STEPS, SAMPLED)
 
 
+WITHOUT_MLXS_RING = """
+import mlx.core as mx
+def refuse(*_, **__):
+    raise ValueError("a safe step used MLX's ring")
+mx.distributed.send = mx.distributed.recv = refuse
+"""
+
+
+def test_safe_steps_go_round_mlxs_ring(tmp_path: Path, llama: Path) -> None:
+    with cluster(tmp_path, 3, prelude=WITHOUT_MLXS_RING) as ranks:
+        loaded(ranks, llama, [2, 2, 1], SyncSettings(sync="safe"))
+        assert ranks.generate(request(PROMPT, STEPS)).tokens == undisturbed(llama, PROMPT, STEPS)
+
+
 def test_a_prompt_of_many_chunks_goes_through_all_stages(trio: Cluster, llama: Path) -> None:
     prompt = [7 * index % 250 for index in range(1700)]
     loaded(trio, llama, [2, 2, 1])

@@ -126,6 +126,22 @@ def test_a_model_that_reads_its_own_values_gets_its_input_first(
     assert order == ["llama built before its input came", "dbrx built after its input came"]
 
 
+@pytest.mark.parametrize("safe", [True, False])
+def test_a_safe_step_begins_with_its_first_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, safe: bool
+) -> None:
+    stage = stage_of(write_model(tmp_path / "model", LLAMA), 3, 5)
+    pipeline, sampler = Pipeline(stage, RingGroup.__new__(RingGroup), 1, 2, VOCAB, None), Sampler(Sampling(), VOCAB)
+    monkeypatch.setattr(Pipeline, "_expect", lambda *_: Awaited(mx.ones((1, 1, 64))))
+    begun: list[tuple[int, ...]] = []
+    monkeypatch.setattr(
+        "exoengine.pipeline.begin_evaluation", lambda arrays: begun.extend(array.shape for array in arrays)
+    )
+    draw = partial(sampler.draw, history=[5], step=0)
+    pipeline.run(Step(0, 0, 1, SINGLY, 0, safe, 0), [5], stage.new_caches(), draw, -1, False, None, lambda: None)
+    assert begun == ([(1, 1, 64)] if safe else [])
+
+
 @pytest.mark.parametrize("first", [3, 4])
 def test_a_prefill_runs_nothing_of_the_last_layer_but_its_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int

@@ -11,9 +11,9 @@ import pytest
 from exoengine.caches import StageCaches
 from exoengine.course import Course
 from exoengine.holding import Holding
-from exoengine.protocol import Abort, Aborted, Cancel, Sampling, TokenOut
+from exoengine.protocol import Abort, Aborted, Cancel, Sampling, SyncSettings, TokenOut
 from tests.engine.architectures import HYBRID
-from tests.engine.driver import Answer, Cluster, request
+from tests.engine.driver import Answer, Cluster, cluster, request
 from tests.engine.models import undisturbed, write_model
 
 PROMPT = [7 * index % 250 for index in range(700)]
@@ -93,6 +93,35 @@ def test_an_answer_that_was_cancelled_is_gone_on_from(ranks: Cluster, llama: Pat
     second = ranks.generate(request(turn, 20))
     assert cached(second) == len(PROMPT) + len(first.tokens) - 1
     assert second.tokens == undisturbed(llama, turn, 20)
+
+
+SITS_OUT = """
+from pathlib import Path
+from exoengine.dataring import InGraph
+sit_out = InGraph.sit_out
+def noted(self):
+    sit_out(self)
+    with Path({seen!r}).open("a") as file:
+        file.write(f"{{self.array.item()}}\\n")
+InGraph.sit_out = noted
+"""
+
+
+def test_a_token_that_nobody_wants_any_more_is_taken_off_the_ring(tmp_path: Path, llama: Path) -> None:
+    """Of a fast step that rank 0 had begun ahead: the next safe one reads from the same connection without MLX."""
+    seen = tmp_path / "seen"
+    with cluster(tmp_path, 2, prelude=SITS_OUT.format(seen=str(seen))) as ranks:
+        ranks.load(llama, [2, 3], SyncSettings(sync="fast"))
+        ranks.form()
+        asked = request(PROMPT, 400)
+        ranks.begin(asked)
+        ranks.ranks[0].expect(TokenOut, where=lambda said: said.index >= 15)
+        ranks.ranks[0].send(Cancel(asked.request_id))
+        answer = ranks.finish(asked.request_id)[0]
+        assert isinstance(answer, Answer)
+        assert seen.read_text().split() == [str(answer.tokens[-1])]
+        turn = [*PROMPT, *answer.tokens, *MORE]
+        assert ranks.generate(request(turn, 20)).tokens == undisturbed(llama, turn, 20)
 
 
 def test_a_request_that_never_began_leaves_the_caches_alone(ranks: Cluster) -> None:

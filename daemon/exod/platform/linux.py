@@ -131,8 +131,8 @@ class Linux:
         return int(psutil.virtual_memory().total) // _MIB
 
     def worker_environment(self) -> dict[str, str]:
-        """One GPU for MLX's CUDA build, whichever the user names: with two in sight 0.32.4 fails to read the first
-        one's memory ("cudaMemcpy … invalid argument"). No other build looks at it.
+        """One GPU for MLX's CUDA build, whichever the user names: with two in sight a rank failed at its first step
+        inside MLX 0.32.4 ("cudaMemcpy … invalid argument"). Other builds do not look at it.
         """
         return {} if _GPUS in os.environ else {_GPUS: "0"}
 
