@@ -116,7 +116,7 @@ def test_a_token_that_nobody_wants_any_more_is_taken_off_the_ring(tmp_path: Path
         asked = request(PROMPT, 400)
         ranks.begin(asked)
         ranks.ranks[0].expect(TokenOut, where=lambda said: said.index >= 15)
-        ranks.ranks[0].send(Cancel(asked.request_id))
+        ranks.ranks[1].send(Cancel(asked.request_id))  # rank 0 hears of it when it has begun
         answer = ranks.finish(asked.request_id)[0]
         assert isinstance(answer, Answer)
         assert seen.read_text().split() == [str(answer.tokens[-1])]
