@@ -16,7 +16,8 @@ SUSPECT_AFTER_S, BEAT_S = 0.4, 0.05
 def heard_peer() -> PeerLiveness:
     peer = PeerLiveness(0.0)
     assert peer.state is NodeState.SUSPECT
-    assert peer.hear(1.0, 0.075, 1.0)
+    peer.hear(1.0, 0.075)
+    assert peer.return_if_heard(1.0, SUSPECT_AFTER_S, 1.0)
     return peer
 
 
@@ -27,8 +28,22 @@ def test_a_stop_of_two_seconds_makes_a_peer_suspect_at_most() -> None:
         peer.judge(1.0 + tick / 100, SUSPECT_AFTER_S, BEAT_S)
         states.add(peer.state)
     assert states == {NodeState.UP, NodeState.SUSPECT}
-    assert peer.hear(3.1, 0.075, 3.1)
+    peer.hear(3.1, 0.075)
+    assert peer.return_if_heard(3.1, SUSPECT_AFTER_S, 3.1)
     assert peer.state is NodeState.UP
+
+
+def test_what_waited_here_for_long_brings_nobody_back() -> None:
+    peer = heard_peer()
+    assert peer.judge(3.0, SUSPECT_AFTER_S, BEAT_S)
+    turned_by = []
+    for tenth in range(11, 31):
+        at = tenth / 10 + 0.05
+        peer.hear(at, 0.075)
+        if peer.return_if_heard(at, SUSPECT_AFTER_S, 3.0):
+            turned_by.append(at)
+        assert not peer.judge(3.0, SUSPECT_AFTER_S, BEAT_S), f"turned by what came at {at:g}"
+    assert turned_by == [2.65]
 
 
 def test_silence_for_long_is_down_and_sooner_with_a_broken_connection() -> None:
@@ -60,9 +75,9 @@ def test_a_goodbye_is_down_at_once_and_a_new_life_is_awaited() -> None:
 
 def test_a_gap_begins_a_new_stretch_of_being_audible() -> None:
     peer = heard_peer()
-    peer.hear(1.05, 0.075, 1.05)
+    peer.hear(1.05, 0.075)
     assert peer.audible_since == 1.0
-    peer.hear(1.3, 0.075, 1.3)
+    peer.hear(1.3, 0.075)
     assert peer.audible_since == 1.3
 
 

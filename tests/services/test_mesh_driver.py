@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ pytestmark = pytest.mark.anyio
 
 HOME = LocalAddress("lo0" if current().system == "darwin" else "lo", Kind.LOOPBACK, "127.0.0.1", 8)
 BEAT_S = 0.02
+STALL_S = 0.1
 PATIENCE_S = 5.0
 
 
@@ -53,6 +54,21 @@ class RecordingCore:
     def _answer(self) -> list[Command]:
         answers, self.answers = self.answers, []
         return answers
+
+
+class StallingCore(RecordingCore):
+    """Stands still once, within a turn that its timer began, until its next beat is overdue."""
+
+    stall: Callable[[], None] | None = None
+
+    def handle_timer(self, now: float) -> list[Command]:
+        commands = super().handle_timer(now)
+        if self.stall is not None:
+            self.told.append("stall")
+            self.stall()
+            self.stall = None
+            time.sleep(STALL_S)
+        return commands
 
 
 @contextmanager
@@ -122,6 +138,20 @@ async def test_after_a_stall_the_core_hears_of_it_then_gets_what_waited_and_only
         assert max(lags_s) > 0.05
         assert sum(lags_s) <= time.monotonic() - stalled_at, "a stall is told once, however much waited"
         assert driver.worst_lag_s == max(lags_s)
+
+
+async def test_a_stall_in_the_midst_of_a_turn_is_told_like_any_other() -> None:
+    """SIGSTOP finds a daemon where it is, and that may be in the turn that its own timer began."""
+    core = StallingCore(BEAT_S)
+    with driven(core) as (driver, port, _):
+        core.stall = lambda: send_to(port, b"sent during the stall")
+        await until(lambda: "stall" in core.told and "timer" in core.told[core.told.index("stall") :])
+        since = core.told[core.told.index("stall") + 1 :]
+        before_timer = since[: since.index("timer")]
+        assert [type(event) for event in before_timer] == [LoopLagged, DatagramReceived]
+        assert isinstance(before_timer[0], LoopLagged)
+        assert before_timer[0].lag_s > STALL_S / 2
+        assert driver.worst_lag_s == before_timer[0].lag_s
 
 
 async def test_a_datagram_has_the_kernels_stamp_however_late_it_is_read() -> None:

@@ -208,6 +208,22 @@ def test_a_daemon_that_is_stopped_for_two_seconds_is_suspect_at_most() -> None:
         assert plans(world) == before, "the plan that ran runs on"
 
 
+def test_a_backlog_turns_no_peer_to_and_fro_even_where_nobody_saw_the_stall() -> None:
+    for seed in range(10):
+        world = started(seed)
+        host = world.hosts[seed % 2]
+        told: list[str] = []
+        world.told_event = lambda teller, entry, host=host, told=told: (  # type: ignore[method-assign]
+            told.append(entry.type) if teller is host else None
+        )
+        host.freeze()
+        world.run(world.now + 2.0)
+        host.thaw(told=False)
+        world.run(world.now + 3.0)
+        assert told in ([], ["node.suspect", "node.up"]), "\n".join(world.story)
+        assert agreed(world)
+
+
 def test_a_host_that_slept_is_found_on_its_cable_again() -> None:
     """It was DOWN, and comes back on all paths within a moment: whichever answers first does not win."""
     for seed in range(10):

@@ -114,7 +114,8 @@ class Host:
         self.stirred_at = self.world.now
         self.world.tell(self, "sleeps" if asleep else "is stopped")
 
-    def thaw(self) -> None:
+    def thaw(self, *, told: bool = True) -> None:
+        """Not `told`: the shell does not know that it stood still, and the timer comes before what waits."""
         if self.core is None or self.frozen_since is None:
             return
         lag = self.world.now - self.frozen_since
@@ -122,7 +123,10 @@ class Host:
         self.asleep = False
         self.stirred_at = self.world.now
         self.world.tell(self, f"goes on after {lag:.2f} s")
-        self._feed(events.LoopLagged(lag))
+        if told:
+            self._feed(events.LoopLagged(lag))
+        else:
+            self._on_timer(self.life, self.world.now, True)
         while self._inbox and self.core is not None:
             self._feed(self._inbox.popleft())
         self._on_timer(self.life, self.world.now, True)

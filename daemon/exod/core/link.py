@@ -193,7 +193,10 @@ class Link:
         before = path.own
         path.hear(datagram, received_at)
         unsettled = path.own is not before or self._overdue
-        if self.liveness.hear(received_at, gap_s, now):
+        self.liveness.hear(received_at, gap_s)
+        if self.liveness.state is not NodeState.UP and self.liveness.return_if_heard(
+            received_at, silence.suspect_after_s(self.paths), now
+        ):
             self._peer_changed(now)
             unsettled = True
         unsettled |= self._take_word(datagram, now)

@@ -58,14 +58,19 @@ class PeerLiveness:
     def quiet_s(self, now: float) -> float:
         return now - self.quiet_since
 
-    def hear(self, received_at: float, gap_s: float, now: float) -> bool:
-        """`gap_s` of silence begins a new stretch of being audible. Returns whether the state changed."""
+    def hear(self, received_at: float, gap_s: float) -> None:
+        """`gap_s` of silence begins a new stretch of being audible."""
         self.ever_heard = True
         if received_at - self.last_rx > gap_s:
             self.audible_since = received_at
         self.last_rx = max(self.last_rx, received_at)
         self.quiet_since = max(self.quiet_since, received_at)
-        if self.state is NodeState.UP:
+
+    def return_if_heard(self, received_at: float, suspect_after_s: float, now: float) -> bool:
+        """UP again, unless what was heard waited here for so long that the silence since makes the peer suspect:
+        a backlog would otherwise turn the state with each datagram. Returns whether the state changed.
+        """
+        if self.state is NodeState.UP or now - received_at >= suspect_after_s:
             return False
         self._apply(Sign.HEARD, now, "heard")
         return True

@@ -70,7 +70,9 @@ class MeshDriver:
         self._inputs: deque[Input] = deque()
         self._working = False
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due: float | None = None
         self._due: float | None = None
+        """What the core waits for; within a turn it moves on before the timer does."""
         self._told_until = 0.0
         """Up to then the core knows how late this loop was."""
         self._rejections: dict[tuple[str, str], float] = {}
@@ -111,19 +113,21 @@ class MeshDriver:
             return  # this loop ran late: `_wake` comes now, says so, drains the sockets, and only then judges
         self._turn(woken=False)
 
-    def _turn(self, *, woken: bool, drain: bool = False) -> None:
+    def _turn(self, *, woken: bool) -> None:
         """Inputs first, with what carrying out a command adds to them; then what is due, each at its own `now`: a
         datagram says how long its echo was held. What is overdue is left to `_wake`: it drains the sockets first.
         """
         self._working = True
         try:
-            if drain and self._prober is not None:
-                self._prober.drain()
             for _ in range(TURN_LIMIT):
                 self._take_inputs()
                 now, due = time.monotonic(), self.core.next_deadline()
+                self._due = due
                 if due is None or due > now or (now - due > DRAIN_AFTER_S and not woken):
                     break
+                if self._judge_lag(now):
+                    self._drain()  # the process was stopped in the midst of this very turn
+                    continue
                 self._execute(self.core.handle_timer(now))
             self._take_inputs()
         finally:
@@ -136,36 +140,42 @@ class MeshDriver:
             self._judge_lag(now)
             self._execute(self.core.handle(self._inputs.popleft(), now))
 
-    def _judge_lag(self, now: float) -> None:
+    def _drain(self) -> None:
+        if self._prober is not None:
+            self._prober.drain()
+
+    def _judge_lag(self, now: float) -> bool:
         """Tells the core of a stall, once for each: what is still overdue afterwards is no second one, and would
-        excuse silence that nobody slept through.
+        excuse silence that nobody slept through. Returns whether there was one.
         """
         if self._due is None:
-            return
+            return False
         lag = now - max(self._due, self._told_until)
-        if lag > LAG_LIMIT_S:
-            self._told_until = now
-            self._lags.append((now, lag))
-            self._execute(self.core.handle(LoopLagged(lag), now))
+        if lag <= LAG_LIMIT_S:
+            return False
+        self._told_until = now
+        self._lags.append((now, lag))
+        self._execute(self.core.handle(LoopLagged(lag), now))
+        return True
 
     def _wake(self) -> None:
         self._timer = None
         if self._closed or self._prober is None:
             return
         now = time.monotonic()
-        late_s = now - self._due if self._due is not None else 0.0
         self._judge_lag(now)
-        self._due = None
-        self._turn(woken=True, drain=late_s > DRAIN_AFTER_S)
+        if self._due is not None and now - self._due > DRAIN_AFTER_S:
+            self._drain()
+        self._turn(woken=True)
 
     def _schedule(self, now: float) -> None:
-        due = self.core.next_deadline()
-        if due == self._due and self._timer is not None:
+        self._due = due = self.core.next_deadline()
+        if due == self._timer_due and self._timer is not None:
             return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._due = due
+        self._timer_due = due
         if due is not None and not self._closed:
             self._timer = asyncio.get_running_loop().call_later(_timer_delay_s(due - now), self._wake)
 
