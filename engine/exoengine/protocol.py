@@ -175,6 +175,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """Can this process abort and form groups again? Where not, a fault means a new process."""
     load: Load | None = None
     """What it has loaded, settings included: its next daemon may want another."""
+    load_s: float = 0.0
+    """How long that took."""
     has_switch: bool = False
     """Is the switch of `mlx_patches` in its MLX?"""
 

@@ -69,6 +69,7 @@ class Worker:
         )
         self._model: LoadedModel | None = None
         self._asked: Load | None = None
+        self._load_s = 0.0
         """What `_model` was loaded for."""
         self._generations: Generations | None = None
         self._prepared: Prepare | None = None
@@ -107,6 +108,7 @@ class Worker:
             requests=(),
             can_reform=self._group.can_reform,
             load=self._asked,
+            load_s=self._load_s,
             has_switch=find_switch() is not None,
         )
 
@@ -168,6 +170,7 @@ class Worker:
         self.board.memory_bytes = model.weight_bytes
         gc.collect()
         gc.freeze()  # a collection after a fault must not walk through what stays for ever
+        self._load_s = time.monotonic() - begun
         self._set("loaded")
         self._emit(
             Loaded(
@@ -176,7 +179,7 @@ class Worker:
                 total_layers=model.stage.total,
                 fingerprint=model.summary.fingerprint,
                 weight_bytes=model.weight_bytes,
-                load_s=time.monotonic() - begun,
+                load_s=self._load_s,
                 max_context_tokens=model.max_context_tokens,
             )
         )

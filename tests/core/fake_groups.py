@@ -147,6 +147,7 @@ class Hall:
     shapes: dict[str, dict[int, tuple[str, int]]] = field(default_factory=dict)
     generations: dict[str, set[int]] = field(default_factory=dict)
     form_s: float = 0.2
+    load_s: tuple[float, float] = (0.3, 3.0)
 
     def is_cut(self, plan_hash: str) -> bool:
         return plan_hash in self.cut_plans

@@ -26,8 +26,9 @@ def _real_time_again() -> Iterator[None]:
     requests.time = time
 
 
-def a_running_cluster(seed: int, size: int) -> World:
+def a_running_cluster(seed: int, size: int, load_s: tuple[float, float] = (0.3, 3.0)) -> World:
     world = World(seed, size)
+    world.hall.load_s = load_s
     for node in world.nodes:
         world.start_daemon(node)
     world.commit()
@@ -172,6 +173,28 @@ def test_an_answer_whose_coordinator_was_killed_goes_on_for_the_client_of_anothe
     world.run_for(0.5)
     world.commit()
     settle(world)
+    assert len(world.hall.generations[client.request.request_id]) == 1, "it was not begun again"
+    world.close()
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_daemon_that_is_soon_back_costs_nobody_a_load(seed: int, victim: int) -> None:
+    world = a_running_cluster(seed, 2, load_s=(10.0, 20.0))
+    killed, other = world.nodes[victim], world.nodes[1 - victim]
+    client = world.ask(other, 400)
+    world.run_for(3.0)
+    world.kill_daemon(killed)
+    world.run_for(1.0)
+    world.suspend()
+    world.commit()
+    world.run_for(0.6)
+    world.start_daemon(killed)
+    world.run_for(1.5)
+    world.commit()
+    world.run_until(world.all_formed, 5.0, "the group is formed again")
+    settle(world)
+    assert [node.worker.loads for node in world.nodes if node.worker is not None] == [1, 1]
     assert len(world.hall.generations[client.request.request_id]) == 1, "it was not begun again"
     world.close()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from exod.core.engine_messages import FormOrder, RankPhase
 from exod.core.rank import FAILED_RETRY_S, FORM_GIVEN_S
 from exod.core.rank_commands import (
@@ -12,6 +14,8 @@ from exod.core.rank_commands import (
     StartWorker,
     Story,
 )
+from exod.core.worker_life import KEEP_S
+from exod.model import MeshPlan
 from exoengine.protocol import (
     Abort,
     Aborted,
@@ -30,6 +34,7 @@ from tests.core.engine_samples import (
     B,
     C,
     a_plan,
+    beat,
     begin,
     finished,
     hello,
@@ -115,9 +120,40 @@ def test_a_new_plan_with_the_same_span_keeps_the_group_until_it_is_prepared() ->
     assert [type(message) for message in told(rank.order(order(plan, 1, "prepare"), 4.1))] == [Prepare]
 
 
-def test_a_new_plan_with_another_span_loads_it() -> None:
-    rank = a_formed_rank()
-    assert told(rank.commit(a_plan(B, number=2), "why", 4.0)) == [Load(FOLDER, 0, 12)]
+@pytest.mark.parametrize(
+    ("plan", "span"),
+    [
+        (a_plan(A, B, number=2, split=(2, 10)), (2, 12)),
+        (a_plan(A, B, C, number=2), (4, 8)),
+        (a_plan(A, B, number=2, split=(10, 2)), (10, 12)),
+    ],
+)
+def test_a_new_plan_with_another_span_loads_it(plan: MeshPlan, span: tuple[int, int]) -> None:
+    rank = a_formed_rank(load_s=60.0)
+    assert told(rank.commit(plan, "why", 4.0)) == [Load(FOLDER, *span)]
+
+
+@pytest.mark.parametrize(("load_s", "patience_s"), [(0.1, 0.2), (1.5, 3.0), (60.0, KEEP_S)])
+def test_a_rank_that_is_gone_is_waited_for_as_long_as_loading_its_layers_takes(
+    load_s: float, patience_s: float
+) -> None:
+    rank = a_formed_rank(load_s=load_s)
+    commands, due = rank.commit(a_plan(B, number=2), "studio1 is down", 4.0), 4.0
+    assert "come back" in only(commands, Report)[-1].status.text
+    while not told(commands):
+        due = rank.next_deadline()
+        commands = rank.handle_timer(due)
+        rank.worker_said(beat(), due)
+    assert told(commands) == [Load(FOLDER, 0, 12)]
+    assert due == pytest.approx(4.0 + patience_s)
+
+
+def test_a_rank_that_comes_back_in_time_finds_the_others_with_their_layers() -> None:
+    rank = a_formed_rank(load_s=60.0)
+    assert told(rank.commit(a_plan(B, number=2), "studio1 is down", 4.0)) == []
+    assert rank.phase is RankPhase.LOADING
+    assert told(rank.commit(a_plan(A, B, number=3), "studio1 joined", 6.0)) == []
+    assert rank.phase is RankPhase.LOADED
 
 
 def test_a_plan_that_is_suspended_is_aborted_at_once() -> None:

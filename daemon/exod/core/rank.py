@@ -102,6 +102,9 @@ class Rank(RankState):
             self._requests.void(self._requests.begun_order)  # another model must not go on with this one's words
             self._group.retired()
             commands += self._alarm.cleared()
+        elif set(plan.ring) < set(before.ring) and self._loaded is not None:
+            # Those that are left have so many times their layers to load; see `keep`.
+            self._worker.keep(self._loaded.load_s * len(before.ring) / len(plan.ring), now)
         self._failure, self._retry_at = None, None  # another share of the layers may fit
         self._attempt = 0
         self._leave_attempt()
@@ -219,14 +222,14 @@ class Rank(RankState):
 
     def next_deadline(self) -> float:
         worker_due = self._worker.next_deadline(wanted=self._facts is not None and self._failure is None)
-        candidates = [self._reporter.due_at, worker_due, self._retry_at]
+        candidates = [self._reporter.due_at, worker_due, self._retry_at, self._keeps_until]
         return min(at for at in candidates if at is not None)
 
     # --- the next step --------------------------------------------------------------------------------------
 
     def _advance(self, now: float) -> list[RankCommand]:
         """One step towards what the plan asks for, whatever is missing first."""
-        plan = self._plan
+        plan, self._keeps_until = self._plan, None
         if plan is None or self._me not in plan.ring or not plan.model:
             return self._retire(now)
         if self._failure is not None:
@@ -242,7 +245,9 @@ class Rank(RankState):
         if not self._worker.is_connected:
             return self._start(now)
         if self._loaded is None or self._asked_load != wanted:
-            if self._loaded is not None and self._worker.keeps(wanted, now):
+            held = self._asked_load if self._loaded is not None else None
+            self._keeps_until = self._worker.keeps_until(held, wanted, now)
+            if self._keeps_until is not None:
                 return self._set_phase(RankPhase.LOADING, now)
             return self._load(wanted, now)
         if self._phase in _UNLOADED:
@@ -377,7 +382,7 @@ class Rank(RankState):
                 total_layers=self._facts.sizes.total_layers if self._facts is not None else held.last_layer,
                 fingerprint=hello.fingerprint,
                 weight_bytes=0,
-                load_s=0.0,
+                load_s=hello.load_s,
                 max_context_tokens=0,
             )
             self._to_retell = True

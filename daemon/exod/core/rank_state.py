@@ -37,6 +37,8 @@ class RankState:
         self._loaded: Loaded | None = None
         self._forgave = False
         # the group
+        self._keeps_until: float | None = None
+        """Until then the worker's layers are kept although the plan wants more of them."""
         self._group = GroupLife()
         self._plan_reason = ""
         """Why the present plan came."""
@@ -130,9 +132,13 @@ class RankState:
         status = self._reporter.due(self._status(), settled, changed, now)
         return [Report(status)] if status is not None else []
 
+    def _waiting_text(self) -> str:
+        kept = self._keeps_until is not None
+        return "it waits a moment for a node to come back before it loads more layers" if kept else ""
+
     def _status(self) -> RankStatus:
         plan, beat, hello = self._plan, self._worker.heartbeat, self._worker.hello
-        code, text = self._failure or ("", self._suspended or self._trouble)
+        code, text = self._failure or ("", self._suspended or self._waiting_text() or self._trouble)
         try:
             span = self.span()
         except ValueError:

@@ -37,7 +37,8 @@ stopped process must be replaced well within `engine.recovery_deadline_s`."""
 
 KEEP_S: Final = 5.0
 """A daemon that started again knows nobody at first, and its first plan may give it all layers. What a worker holds
-that it found is not dropped for that: the others are heard within a second or two, loading can take minutes."""
+that it found is not dropped for that: the others are heard within a second or two, loading can take minutes.
+The most as well that the others wait for one that is gone: launchd starts a daemon again within 5 s."""
 
 RESTART_PAUSE_FIRST_S: Final = 0.2
 RESTART_PAUSE_LIMIT_S: Final = 15.0
@@ -88,19 +89,25 @@ class WorkerLife:
 
     def greeted(self, hello: Hello, now: float) -> None:
         self.state, self.hello = WorkerState.CONNECTED, hello
-        self._keep_until = now + KEEP_S if hello.load is not None else 0.0
+        self._keep_until = now + KEEP_S if hello.load is not None else now
         self.group_used = hello.formed
         self._has_imported = hello.load is not None
         self.heard(now)
         self.answered()
 
-    def keeps(self, wanted: Load, now: float) -> bool:
-        """Is it too early to drop the layers that this worker held when it was found, for more of them?"""
-        held = self.hello.load if self.hello is not None else None
+    def keep(self, load_s: float, now: float) -> None:
+        """Another rank is gone, and what this one would have to hold then takes `load_s` to load. The other may be
+        back in a moment with all that it held, and loading cannot be called off: so what is held here is kept for
+        as long as loading would take. At the worst the fault costs twice what it would.
+        """
+        self._keep_until = max(self._keep_until, now + min(load_s, KEEP_S))
+
+    def keeps_until(self, held: Load | None, wanted: Load, now: float) -> float | None:
+        """Until when it is too early to drop the layers `held` for more of them; None where it is not."""
         if held is None or held.folder != wanted.folder or now >= self._keep_until:
-            return False
+            return None
         held_count, wanted_count = (one.last_layer - one.first_layer for one in (held, wanted))
-        return wanted_count > held_count
+        return self._keep_until if wanted_count > held_count else None
 
     def heard(self, now: float) -> None:
         self._heard_at = now
