@@ -104,6 +104,10 @@ class Mailbox:
         except IndexError:
             return None
 
+    def ends_loading(self) -> bool:
+        """Does a command wait that makes whatever is being loaded useless?"""
+        return any(isinstance(message, Load | Leave) for message in tuple(self._messages))
+
 
 class Control:
     """Everything but `start`, `emit` and `close` runs on the control thread."""

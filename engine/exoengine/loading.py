@@ -1,4 +1,4 @@
-"""From a model folder to a stage in memory: only this rank's layers are ever read.
+"""From a model folder to a stage in memory: only this rank's layers are ever read, and none that is there already.
 
 Decides: what is wrong with a folder, in one line with a stable code. Called by worker.py on the MLX thread.
 """
@@ -6,12 +6,14 @@ Decides: what is wrong with a folder, in one line with a stable code. Called by 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import psutil
+from mlx.utils import tree_flatten
 from mlx_lm.utils import load_config, load_model
 
 from exoengine.caches import NotQuantisableError, Quantisation
@@ -34,22 +36,72 @@ class LoadedModel:
     max_context_tokens: int
 
 
-def load(asked: Load, progress: Callable[[int, int], None]) -> LoadedModel:
-    """Reads the layers that are asked for and whatever else the stage runs. Raises ModelFolderError."""
+class LoadCalledOffError(Exception):
+    """Nobody wants any more what is being loaded."""
+
+
+class HeldLayers:
+    """The layers of one model that are in memory, from one load to the next.
+
+    A rank is given more layers when another is gone, and has to give them back when it returns: what both shares
+    have in common is not read again, whether the load between came to its end or was called off.
+    """
+
+    def __init__(self) -> None:
+        self._fingerprint = ""
+        self._parameters: dict[int, Any] = {}
+        """By the layer's index; the same arrays as the stage's."""
+        self.layer_s = 0.0
+        """How long it took to read one, the last time that any was read."""
+
+    def keep(self, fingerprint: str, first: int, last: int) -> None:
+        """Lets go of all but these layers of this model."""
+        if fingerprint != self._fingerprint:
+            self._fingerprint = fingerprint
+            self._parameters.clear()
+        for index in [index for index in self._parameters if not first <= index < last]:
+            del self._parameters[index]
+
+    def nbytes(self) -> int:
+        return sum(array.nbytes for tree in self._parameters.values() for _, array in tree_flatten(tree))
+
+    def put_into(self, index: int, layer: Any) -> bool:
+        """Gives a new layer the parameters that are held; False where they are not."""
+        if index not in self._parameters:
+            return False
+        layer.update(self._parameters[index])
+        return True
+
+    def take(self, index: int, layer: Any) -> None:
+        self._parameters[index] = layer.parameters()
+
+
+def load(asked: Load, progress: Callable[[int, int], None], held: HeldLayers | None = None) -> LoadedModel:
+    """Reads the layers that are asked for and not held, and whatever else the stage runs. Raises ModelFolderError,
+    and whatever `progress` raises, which is called after each layer. What was read until then is held.
+    """
+    held = held or HeldLayers()
     folder, first, last = Path(asked.folder), asked.first_layer, asked.last_layer
     summary = inspect(folder)
     if not 0 <= first < last <= summary.total_layers:
         raise ModelFolderError(
             "bad_span", f"layers {first} to {last} are asked for; the model has {summary.total_layers}"
         )
-    check_fit(asked, summary, psutil.virtual_memory().available)
-    before = mx.get_active_memory()
+    held.keep(summary.fingerprint, first, last)
+    mx.clear_cache()  # of what was let go: memory that MLX keeps for itself is not available to be counted
+    check_fit(asked, summary, psutil.virtual_memory().available + held.nbytes())
+    before = mx.get_active_memory() - held.nbytes()
     model = _build(folder, summary)
     stage = _divide(model, folder, summary, first, last)
     sizes = [parameter_bytes(layer) for layer in stage.span]
-    done = 0
-    for layer, size in zip(stage.span, sizes, strict=True):
-        _evaluate(folder, layer.parameters())
+    done, read, reading_s = 0, 0, 0.0
+    for index, (layer, size) in enumerate(zip(stage.span, sizes, strict=True), first):
+        if not held.put_into(index, layer):
+            begun = time.monotonic()
+            _evaluate(folder, layer.parameters())
+            held.take(index, layer)
+            read, reading_s = read + 1, reading_s + time.monotonic() - begun
+            held.layer_s = reading_s / read
         done += size
         progress(done, sum(sizes))
     _probe(stage, folder)

@@ -176,7 +176,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     load: Load | None = None
     """What it has loaded, settings included: its next daemon may want another."""
     load_s: float = 0.0
-    """How long that took."""
+    layer_s: float = 0.0
+    """Both as in Loaded."""
     has_switch: bool = False
     """Is the switch of `mlx_patches` in its MLX?"""
 
@@ -196,6 +197,8 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     weight_bytes: int
     load_s: float
     max_context_tokens: int
+    layer_s: float = 0.0
+    """How long it took to read a layer, the last time that one was read: what is in memory is not read again."""
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):

@@ -47,7 +47,7 @@ from exoengine.protocol import (
 if TYPE_CHECKING:
     from exoengine.generation import Generations
     from exoengine.group import Connector
-    from exoengine.loading import LoadedModel
+    from exoengine.loading import HeldLayers, LoadedModel
 
 ORPHAN_DEADLINE_S: Final = 60.0
 TERM_DEADLINE_S: Final = 10.0
@@ -69,8 +69,9 @@ class Worker:
         )
         self._model: LoadedModel | None = None
         self._asked: Load | None = None
-        self._load_s = 0.0
         """What `_model` was loaded for."""
+        self._load_s = 0.0
+        self._held: HeldLayers | None = None
         self._generations: Generations | None = None
         self._prepared: Prepare | None = None
         self._formed: Prepare | None = None
@@ -109,6 +110,7 @@ class Worker:
             can_reform=self._group.can_reform,
             load=self._asked,
             load_s=self._load_s,
+            layer_s=self._held.layer_s if self._held else 0.0,
             has_switch=find_switch() is not None,
         )
 
@@ -147,7 +149,7 @@ class Worker:
 
     def _load(self, message: Load) -> None:
         from exoengine.generation import Generations
-        from exoengine.loading import load
+        from exoengine.loading import HeldLayers, LoadCalledOffError, load
         from exoengine.model_folder import ModelFolderError
 
         self._part("replaced", "another model is loaded")
@@ -156,9 +158,20 @@ class Worker:
         self._set("loading")
         begun = time.monotonic()
         self.board.begin("loading", message.sync.load_deadline_s)
+
+        def note(done: int, total: int) -> None:
+            self._emit(LoadProgress(done, total))
+            if self._mailbox.ends_loading():
+                raise LoadCalledOffError
+
+        held = self._held = self._held or HeldLayers()
         try:
-            self._model = load(message, lambda done, total: self._emit(LoadProgress(done, total)))
+            self._model = load(message, note, held)
+        except LoadCalledOffError:
+            self._set("empty")
+            return
         except ModelFolderError as error:
+            self._held = None
             self._set("empty")
             self._emit(LoadFailed(message.folder, error.code, str(error)))
             return
@@ -181,6 +194,7 @@ class Worker:
                 weight_bytes=model.weight_bytes,
                 load_s=self._load_s,
                 max_context_tokens=model.max_context_tokens,
+                layer_s=held.layer_s,
             )
         )
 

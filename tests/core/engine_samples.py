@@ -79,8 +79,8 @@ def hello(requests: Sequence[ActiveRequest] = (), layers: tuple[int, int] | None
     return Hello(**{**values, **fields})  # type: ignore[arg-type]
 
 
-def loaded(first: int, last: int, load_s: float = 0.1) -> Loaded:
-    return Loaded(FOLDER, (first, last), LAYERS, "f", 1, load_s, 4096)
+def loaded(first: int, last: int, layer_s: float = 0.01) -> Loaded:
+    return Loaded(FOLDER, (first, last), LAYERS, "f", 1, 0.1, 4096, layer_s)
 
 
 def beat(state: str = "ready") -> Heartbeat:

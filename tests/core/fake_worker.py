@@ -54,7 +54,7 @@ class FakeWorker:
         self._orders: dict[str, int] = {}
         self._newest = 0
         self._model: Load | None = None
-        self._load_s = 0.0
+        self._layer_s = 0.0
         self.loads = 0
         """How often it was told to load."""
         self._group: Group | None = None
@@ -93,7 +93,8 @@ class FakeWorker:
                 ),
                 can_reform=True,
                 load=self._model,
-                load_s=self._load_s,
+                load_s=0.1,
+                layer_s=self._layer_s,
             )
         )
         for key in list(self._logs):
@@ -184,8 +185,9 @@ class FakeWorker:
                 self.waiting, self.finished, self._orders, self._newest = {}, {}, {}, 0
                 self._logs, self._begins = {}, {}
                 self.loads += 1
-                self._load_s = self.hall.random.uniform(*self.hall.load_s)
-                self.hall.loop.call_later(self._load_s, self._has_loaded, message)
+                load_s = self.hall.random.uniform(*self.hall.load_s)
+                self._layer_s = load_s / (message.last_layer - message.first_layer)
+                self.hall.loop.call_later(load_s, self._has_loaded, message)
             case Prepare():
                 self.prepared = message
                 self.hall.depart(self)
@@ -251,7 +253,7 @@ class FakeWorker:
         elif self.alive:
             self._model = load
             layers = (load.first_layer, load.last_layer)
-            self._say(Loaded(load.folder, layers, TOTAL_LAYERS, "f", 1, self._load_s, 4096))
+            self._say(Loaded(load.folder, layers, TOTAL_LAYERS, "f", 1, 0.1, 4096, self._layer_s))
 
     def _answer_prepare(self) -> None:
         assert self.prepared is not None

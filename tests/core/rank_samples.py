@@ -46,12 +46,12 @@ def a_resolved_rank(plan: MeshPlan = PLAN) -> Rank:
     return rank
 
 
-def a_loaded_rank(plan: MeshPlan = PLAN, load_s: float = 0.1) -> Rank:
+def a_loaded_rank(plan: MeshPlan = PLAN, layer_s: float = 0.01) -> Rank:
     rank = a_resolved_rank(plan)
     rank.worker_said(hello(), 1.0)
     span = rank.span()
     assert span is not None
-    rank.worker_said(loaded(*span, load_s), 2.0)
+    rank.worker_said(loaded(*span, layer_s), 2.0)
     return rank
 
 
@@ -59,8 +59,8 @@ def prepare(rank: Rank, attempt: int = 1, now: float = 3.0, plan: MeshPlan = PLA
     return rank.order(order(plan, attempt, "prepare"), now) + rank.worker_said(Prepared(plan.hash, attempt), now)
 
 
-def a_formed_rank(now: float = 3.0, load_s: float = 0.1) -> Rank:
-    rank = a_loaded_rank(load_s=load_s)
+def a_formed_rank(now: float = 3.0, layer_s: float = 0.01) -> Rank:
+    rank = a_loaded_rank(layer_s=layer_s)
     prepare(rank, now=now)
     rank.order(order(PLAN, 1, "form"), now)
     rank.worker_said(Formed(PLAN.hash, 1, 0.1, -1), now)

@@ -129,15 +129,15 @@ def test_a_new_plan_with_the_same_span_keeps_the_group_until_it_is_prepared() ->
     ],
 )
 def test_a_new_plan_with_another_span_loads_it(plan: MeshPlan, span: tuple[int, int]) -> None:
-    rank = a_formed_rank(load_s=60.0)
+    rank = a_formed_rank(layer_s=60.0)
     assert told(rank.commit(plan, "why", 4.0)) == [Load(FOLDER, *span)]
 
 
-@pytest.mark.parametrize(("load_s", "patience_s"), [(0.1, 0.2), (1.5, 3.0), (60.0, KEEP_S)])
+@pytest.mark.parametrize(("layer_s", "patience_s"), [(0.01, 0.16), (0.5, 3.1), (60.0, KEEP_S)])
 def test_a_rank_that_is_gone_is_waited_for_as_long_as_loading_its_layers_takes(
-    load_s: float, patience_s: float
+    layer_s: float, patience_s: float
 ) -> None:
-    rank = a_formed_rank(load_s=load_s)
+    rank = a_formed_rank(layer_s=layer_s)
     commands, due = rank.commit(a_plan(B, number=2), "studio1 is down", 4.0), 4.0
     assert "come back" in only(commands, Report)[-1].status.text
     while not told(commands):
@@ -149,7 +149,7 @@ def test_a_rank_that_is_gone_is_waited_for_as_long_as_loading_its_layers_takes(
 
 
 def test_a_rank_that_comes_back_in_time_finds_the_others_with_their_layers() -> None:
-    rank = a_formed_rank(load_s=60.0)
+    rank = a_formed_rank(layer_s=60.0)
     assert told(rank.commit(a_plan(B, number=2), "studio1 is down", 4.0)) == []
     assert rank.phase is RankPhase.LOADING
     assert told(rank.commit(a_plan(A, B, number=3), "studio1 joined", 6.0)) == []

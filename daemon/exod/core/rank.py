@@ -103,8 +103,9 @@ class Rank(RankState):
             self._group.retired()
             commands += self._alarm.cleared()
         elif set(plan.ring) < set(before.ring) and self._loaded is not None:
-            # Those that are left have so many times their layers to load; see `keep`.
-            self._worker.keep(self._loaded.load_s * len(before.ring) / len(plan.ring), now)
+            first, last = self._loaded.layers
+            missing = (last - first) * (len(before.ring) / len(plan.ring) - 1)
+            self._worker.keep(self._loaded.load_s + self._loaded.layer_s * missing, now)
         self._failure, self._retry_at = None, None  # another share of the layers may fit
         self._attempt = 0
         self._leave_attempt()
@@ -384,6 +385,7 @@ class Rank(RankState):
                 weight_bytes=0,
                 load_s=hello.load_s,
                 max_context_tokens=0,
+                layer_s=hello.layer_s,
             )
             self._to_retell = True
         if self._link_health is not None:

@@ -96,9 +96,9 @@ class WorkerLife:
         self.answered()
 
     def keep(self, load_s: float, now: float) -> None:
-        """Another rank is gone, and what this one would have to hold then takes `load_s` to load. The other may be
-        back in a moment with all that it held, and loading cannot be called off: so what is held here is kept for
-        as long as loading would take. At the worst the fault costs twice what it would.
+        """Another rank is gone, and what this one would have to hold as well takes `load_s` to load. The other may
+        be back in a moment with all that it held, and a load costs this one its caches: so what is here is kept for
+        as long as the load would take. At the worst the fault costs twice what it would.
         """
         self._keep_until = max(self._keep_until, now + min(load_s, KEEP_S))
 
