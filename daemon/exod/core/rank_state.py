@@ -36,9 +36,9 @@ class RankState:
         self._asked_load: Load | None = None
         self._loaded: Loaded | None = None
         self._forgave = False
-        # the group
         self._keeps_until: float | None = None
         """Until then the worker's layers are kept although the plan wants more of them."""
+        # the group
         self._group = GroupLife()
         self._plan_reason = ""
         """Why the present plan came."""
