@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from tests.sim.__main__ import attempt
 from tests.sim.scenarios import Outcome, run
 
-SHARE = 600
+SHARE = 400
 """A minute of a slow machine, of the 25 that CI may take in all; planted bugs are found within the first dozen."""
 
 
