@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,11 +25,14 @@ PROMPT = [7 * index % 250 for index in range(40)]
 
 SLOWLY = """
 import time
+from pathlib import Path
 from exoengine import loading
 read = loading._evaluate
 def slowly(folder, parameters):
-    time.sleep(0.2)
+    time.sleep(1.0)
     read(folder, parameters)
+    with Path({seen!r}).open("a") as file:
+        file.write("read ")
 loading._evaluate = slowly
 """
 
@@ -103,6 +106,12 @@ def test_layers_of_another_model_are_not_taken_for_this_ones(deep: Path, tmp_pat
     disk.layers_read()
     load(Load(str(write_model(tmp_path / "other", {**DEEP, "rope_theta": 5000.0})), 0, 4), lambda *_: None, held)
     assert disk.layers_read() == 4
+    shutil.rmtree(deep)
+    load(Load(str(write_model(deep, DEEP)), 0, 4), lambda *_: None, held)
+    disk.layers_read()
+    shutil.rmtree(deep)
+    load(Load(str(write_model(deep, DEEP, seed=1)), 0, 4), lambda *_: None, held)
+    assert disk.layers_read() == 4, "the same folder with other weights"
 
 
 def test_a_load_that_is_called_off_keeps_what_it_read(deep: Path, disk: Disk) -> None:
@@ -136,32 +145,28 @@ def test_what_is_held_and_what_mlx_keeps_is_reckoned_as_available(
     assert kept_by_mlx == [0, 0]
 
 
-@pytest.fixture
-def slow(tmp_path: Path) -> Iterator[Cluster]:
-    with cluster(tmp_path, 2, prelude=SLOWLY) as made:
-        yield made
+def test_a_worker_follows_the_next_load_at_once(tmp_path: Path, deep: Path) -> None:
+    seen = tmp_path / "seen"
+    with cluster(tmp_path, 1, prelude=SLOWLY.format(seen=str(seen))) as slow:
+        rank = slow.ranks[0]
+        rank.send(Load(str(deep), 0, 12, SyncSettings()))
+        rank.expect(LoadProgress)
+        rank.send(Load(str(deep), 0, 1, SyncSettings()))
+        said = rank.expect(Loaded)
+        assert said.layers == (0, 1)
+        assert said.layer_s >= 1.0
+        assert len(seen.read_text().split()) < 12, "the first came to no end, and the second read nothing"
+        progress = [said for said in rank.seen if isinstance(said, LoadProgress)]
+        assert [said.done_bytes == said.total_bytes for said in progress].count(True) == 1
+        rank.disconnect()
+        greeted = rank.connect()
+        assert (greeted.load_s, greeted.layer_s) == (said.load_s, said.layer_s)
 
 
-def test_a_worker_follows_the_next_load_at_once(slow: Cluster, deep: Path) -> None:
-    rank = slow.ranks[0]
-    rank.send(Load(str(deep), 0, 12, SyncSettings()))
-    rank.expect(LoadProgress)
-    rank.send(Load(str(deep), 0, 1, SyncSettings()))
-    said = rank.expect(Loaded)
-    assert said.layers == (0, 1)
-    assert said.load_s < 0.2, "that layer was there"
-    assert said.layer_s >= 0.2
-    progress = [said for said in rank.seen if isinstance(said, LoadProgress)]
-    assert [said.done_bytes == said.total_bytes for said in progress].count(True) == 1, "the first came to no end"
-    rank.disconnect()
-    greeted = rank.connect()
-    assert (greeted.load_s, greeted.layer_s) == (said.load_s, said.layer_s)
-
-
-def test_answers_are_the_same_however_the_layers_came(slow: Cluster, deep: Path) -> None:
+def test_answers_are_the_same_however_the_layers_came(trio: Cluster, deep: Path) -> None:
     texts = []
     for split in ([6, 6], [12], [6, 6], [4, 8]):
-        slow.load(deep, split)
-        slow.form()
-        texts.append(slow.generate(request(PROMPT, 12)).tokens)
+        trio.load(deep, split)
+        trio.form()
+        texts.append(trio.generate(request(PROMPT, 12)).tokens)
     assert texts[1:] == texts[:1] * 3

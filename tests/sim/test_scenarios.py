@@ -9,7 +9,7 @@ from tests.sim.__main__ import attempt
 from tests.sim.scenarios import Outcome, run
 
 SHARE = 400
-"""A minute of a slow machine, of the 25 that CI may take in all; planted bugs are found within the first dozen."""
+"""Half a minute of two cores, of CI's 25 minutes in all; planted bugs are found within the first dozen."""
 
 
 def test_some_hundred_scenarios_break_no_invariant() -> None:

@@ -103,9 +103,7 @@ class Rank(RankState):
             self._group.retired()
             commands += self._alarm.cleared()
         elif set(plan.ring) < set(before.ring) and self._loaded is not None:
-            first, last = self._loaded.layers
-            missing = (last - first) * (len(before.ring) / len(plan.ring) - 1)
-            self._worker.keep(self._loaded.load_s + self._loaded.layer_s * missing, now)
+            self._worker.keep(self._loaded, len(before.ring) / len(plan.ring), now)
         self._failure, self._retry_at = None, None  # another share of the layers may fit
         self._attempt = 0
         self._leave_attempt()
@@ -246,8 +244,7 @@ class Rank(RankState):
         if not self._worker.is_connected:
             return self._start(now)
         if self._loaded is None or self._asked_load != wanted:
-            held = self._asked_load if self._loaded is not None else None
-            self._keeps_until = self._worker.keeps_until(held, wanted, now)
+            self._keeps_until = self._worker.keeps_until(self._asked_load if self._loaded else None, wanted, now)
             if self._keeps_until is not None:
                 return self._set_phase(RankPhase.LOADING, now)
             return self._load(wanted, now)

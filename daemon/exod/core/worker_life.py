@@ -14,7 +14,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
-from exoengine.protocol import Heartbeat, Hello, Load
+from exoengine.protocol import Heartbeat, Hello, Load, Loaded
 
 START_DEADLINE_S: Final = 60.0
 """Importing MLX and transformers takes a second or two; a cold disk on a busy machine many more."""
@@ -38,7 +38,8 @@ stopped process must be replaced well within `engine.recovery_deadline_s`."""
 KEEP_S: Final = 5.0
 """A daemon that started again knows nobody at first, and its first plan may give it all layers. What a worker holds
 that it found is not dropped for that: the others are heard within a second or two, loading can take minutes.
-The most as well that the others wait for one that is gone: launchd starts a daemon again within 5 s."""
+The most as well that the others wait for one that is gone: our launchd job is held
+back for no longer (its ThrottleInterval)."""
 
 RESTART_PAUSE_FIRST_S: Final = 0.2
 RESTART_PAUSE_LIMIT_S: Final = 15.0
@@ -89,17 +90,19 @@ class WorkerLife:
 
     def greeted(self, hello: Hello, now: float) -> None:
         self.state, self.hello = WorkerState.CONNECTED, hello
-        self._keep_until = now + KEEP_S if hello.load is not None else now
+        self._keep_until = now + KEEP_S if hello.load is not None else 0.0
         self.group_used = hello.formed
         self._has_imported = hello.load is not None
         self.heard(now)
         self.answered()
 
-    def keep(self, load_s: float, now: float) -> None:
-        """Another rank is gone, and what this one would have to hold as well takes `load_s` to load. The other may
-        be back in a moment with all that it held, and a load costs this one its caches: so what is here is kept for
-        as long as the load would take. At the worst the fault costs twice what it would.
+    def keep(self, loaded: Loaded, growth: float, now: float) -> None:
+        """Another rank is gone, and this one is to hold `growth` times its layers. The other may be back soon, with
+        all that it held, and a load costs this one its caches: so what is here is kept for as long as the load
+        would take, reckoned from the last one. At the worst the fault costs about twice what it would.
         """
+        first, last = loaded.layers
+        load_s = loaded.load_s + loaded.layer_s * (last - first) * (growth - 1)
         self._keep_until = max(self._keep_until, now + min(load_s, KEEP_S))
 
     def keeps_until(self, held: Load | None, wanted: Load, now: float) -> float | None:
