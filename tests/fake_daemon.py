@@ -13,22 +13,8 @@ from collections.abc import AsyncGenerator
 
 import msgspec
 
-from exod.commands import GenerationDelta, GenerationEnd, KeepAlive, TextDelta, Usage
-from exod.errors import ExitCode, RequestError
-from exod.jaccl import JacclHost, JacclHostfile
-from exod.model import (
-    EngineState,
-    Event,
-    Health,
-    Kind,
-    MeshState,
-    NodeId,
-    NodeState,
-    PathId,
-    PathState,
-    Reason,
-)
-from exod.reports import (
+from exod.daemon_api.interface import GenerationDelta, GenerationEnd, KeepAlive, TextDelta, Usage
+from exod.daemon_api.shapes import (
     ClusterReport,
     ClusterSummary,
     DaemonCounters,
@@ -64,6 +50,20 @@ from exod.reports import (
     StatusReport,
     SyncMode,
     ThisNode,
+)
+from exod.diagnostics.jaccl import JacclHost, JacclHostfile
+from exod.errors import ExitCode, RequestError
+from exod.model import (
+    EngineState,
+    Event,
+    Health,
+    Kind,
+    MeshState,
+    NodeId,
+    NodeState,
+    PathId,
+    PathState,
+    Reason,
 )
 from exoengine.protocol import GenerationRequest
 

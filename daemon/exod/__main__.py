@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
 
     from exod import log
     from exod.app import Daemon
-    from exod.config import load
+    from exod.config.settings import load
 
     environment = {**os.environ, **DEMO_OVERRIDES} if options.demo else dict(os.environ)
     config = load(options.config, environment)

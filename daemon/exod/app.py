@@ -19,11 +19,9 @@ import msgspec
 import structlog
 
 from exod import VERSION
-from exod.answers import Answers
-from exod.config import Config
-from exod.core.config import CoreConfig
-from exod.core.engine_messages import EngineMessage, ModelWish
-from exod.core.events import (
+from exod.config.settings import Config
+from exod.core.base.config import CoreConfig
+from exod.core.base.events import (
     CardChanged,
     Command,
     CommitPlan,
@@ -38,15 +36,27 @@ from exod.core.events import (
     SendMessage,
     SuspendPlan,
 )
-from exod.core.messages import MeshMessage
+from exod.core.base.mesh_messages import MeshMessage
+from exod.core.engine.engine_messages import EngineMessage, ModelWish
 from exod.core.node import NodeCore
+from exod.daemon_api.shapes import PreflightCheck
+from exod.diagnostics.crash_watch import Crash, CrashReports, from_exit
+from exod.diagnostics.event_log import EventLog
+from exod.diagnostics.frame_size_check import EdgeWatch
+from exod.diagnostics.preflight import Preflight, preflight_data
+from exod.engine_service.engine_driver import EngineHost
+from exod.http.server import HttpApi
 from exod.identity import claim
+from exod.local_api.server import ControlSocket
 from exod.model import ContextSettings, Event, LocalAddress, MeshPlan, NodeCard, NodeId
-from exod.peerbook import PeerBook
-from exod.platform import current
-from exod.platform.routes import route_source
-from exod.reports import PreflightCheck
-from exod.services.control_messages import (
+from exod.mqtt.publisher import MqttService
+from exod.network.interfaces import InterfaceWatcher
+from exod.network.mdns_discovery import Announcement, Discovery, Found, Lost
+from exod.network.mesh_driver import MeshDriver
+from exod.network.probe_sockets import Prober
+from exod.peers.control_plane import ControlPlane
+from exod.peers.peer_addresses import PeerBook
+from exod.peers.peer_messages import (
     Goodbye,
     NodeReport,
     PeerMessage,
@@ -55,22 +65,12 @@ from exod.services.control_messages import (
     TransferProbe,
     TransferReply,
 )
-from exod.services.control_plane import ControlPlane
-from exod.services.control_socket import ControlSocket
-from exod.services.crashes import Crash, CrashReports, from_exit
-from exod.services.discovery import Announcement, Discovery, Found, Lost
-from exod.services.edge_watch import EdgeWatch
-from exod.services.engine_host import EngineHost
-from exod.services.events import EventLog
-from exod.services.http_api import HttpApi
-from exod.services.interfaces import InterfaceWatcher
-from exod.services.mesh_driver import MeshDriver
-from exod.services.mqtt import MqttService
-from exod.services.preflight import Preflight, preflight_data
-from exod.services.probing import Prober
-from exod.services.static_peers import StaticPeer, StaticPeers
-from exod.situation import PlanChange, Situation
-from exod.trust import create_key, datagram_key, key_fingerprint, read_key, ring_key, tls_contexts
+from exod.peers.static_peers import StaticPeer, StaticPeers
+from exod.peers.trust import create_key, datagram_key, key_fingerprint, read_key, ring_key, tls_contexts
+from exod.platform import current
+from exod.platform.routes import route_source
+from exod.status.answers import Answers
+from exod.status.snapshot import PlanChange, Situation
 from exoengine.protocol import SyncSettings
 
 log = structlog.get_logger()

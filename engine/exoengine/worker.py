@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from exoengine.board import Board, State
+from exoengine.process.shared_state import Board, State
 from exoengine.protocol import (
     PROTOCOL_VERSION,
     Abort,
@@ -45,9 +45,9 @@ from exoengine.protocol import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from exoengine.generation import Generations
-    from exoengine.group import Connector
-    from exoengine.loading import HeldLayers, LoadedModel
+    from exoengine.generate.loop import Generations
+    from exoengine.model.loading import HeldLayers, LoadedModel
+    from exoengine.ring.group import Connector
 
 ORPHAN_DEADLINE_S: Final = 60.0
 TERM_DEADLINE_S: Final = 10.0
@@ -58,8 +58,8 @@ class Worker:
     """The main thread's view. `hello` may be called from the control thread."""
 
     def __init__(self, socket_path: Path, orphan_deadline_s: float, connector: Connector) -> None:
-        from exoengine.control import Control, Mailbox
-        from exoengine.group import RingGroup
+        from exoengine.process.control_thread import Control, Mailbox
+        from exoengine.ring.group import RingGroup
 
         self.board = Board()
         self._group = RingGroup(connector, socket_path.with_suffix(".hosts"))
@@ -148,9 +148,9 @@ class Worker:
                 self._leave()
 
     def _load(self, message: Load) -> None:
-        from exoengine.generation import Generations
-        from exoengine.loading import HeldLayers, LoadCalledOffError, load
-        from exoengine.model_folder import ModelFolderError
+        from exoengine.generate.loop import Generations
+        from exoengine.model.loading import HeldLayers, LoadCalledOffError, load
+        from exoengine.model_files.model_folder import ModelFolderError
 
         self._part("replaced", "another model is loaded")
         self._model = self._generations = self._asked = None
@@ -214,7 +214,7 @@ class Worker:
         self._emit(Prepared(self._prepared.plan_hash, self._prepared.attempt))
 
     def _form(self, message: Form) -> None:
-        from exoengine.rendezvous import FormError, RingPlan
+        from exoengine.ring.rendezvous import FormError, RingPlan
 
         plan, generations = self._prepared, self._generations
         if plan is None or (plan.plan_hash, plan.attempt) != (message.plan_hash, message.attempt):
@@ -261,8 +261,8 @@ class Worker:
     # --- turns ------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        from exoengine.generation import Paused
-        from exoengine.tokenring import RingLostError
+        from exoengine.generate.loop import Paused
+        from exoengine.ring.message_ring import RingLostError
 
         generations = self._generations
         assert generations is not None
@@ -371,7 +371,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the daemon, which then tells its workers
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     _begin_mlx()
-    from exoengine.group import Connector
+    from exoengine.ring.group import Connector
 
     connector = Connector()
     try:

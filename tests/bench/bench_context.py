@@ -20,8 +20,8 @@ from statistics import median
 
 import psutil
 
-from exoengine.fit import kv_bytes
-from exoengine.model_folder import inspect
+from exoengine.model_files.memory_fit import kv_bytes
+from exoengine.model_files.model_folder import inspect
 from exoengine.protocol import Abort, Aborted, Finished, Heartbeat, SyncSettings, TokenOut
 from tests.bench.rows import Row
 from tests.engine.driver import Answer, Cluster, Rank, cluster, request

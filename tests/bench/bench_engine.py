@@ -60,7 +60,7 @@ ALTERNATING = SyncSettings(safe_context_tokens=1)
 """With this the workers of this benchmark change the mode at every step, whatever they measure."""
 
 CHANGES_AT_EVERY_STEP = """
-from exoengine.sync import SyncChoice, SyncPolicy
+from exoengine.generate.sync_mode import SyncChoice, SyncPolicy
 choose = SyncPolicy.choose
 def chosen(self, kv_tokens):
     usual = choose(self, kv_tokens)
@@ -76,7 +76,7 @@ MODES = {
 LOAD_ALONE = """
 import sys, time
 import mlx.core as mx
-from exoengine.loading import load
+from exoengine.model.loading import load
 from exoengine.protocol import Load, SyncSettings
 mx.reset_peak_memory()
 begun = time.perf_counter()

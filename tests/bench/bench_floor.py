@@ -27,7 +27,7 @@ INTERFACES = ("bridge0", "en0", "utun4")
 STRETCH_S = 20.0
 PING_EVERY_S = 0.05
 LOOK_EVERY_S = 0.5
-WINDOW = 10  # round trips that a floor is the smallest of (core/rtt.py)
+WINDOW = 10  # round trips that a floor is the smallest of (core/probe/rtt.py)
 CLIENTS = 4
 WITHIN_MS = 0.1
 TIME = re.compile(r"time=([\d.]+) ms")

@@ -29,7 +29,7 @@ CONFIG = {"engine": {"model": "/a/model/that/is/not/there"}, "mqtt": {"broker": 
 WITHIN_S = 30.0
 SETTLED_S = 2.0  # after the start: every path is measured, the pace is the steady one
 QUIET_S = 1.5  # after a fault: nothing asks the daemons anything while they notice and agree
-DWELL_S = 2.2  # no voluntary switch comes sooner after another (core/selection.py)
+DWELL_S = 2.2  # no voluntary switch comes sooner after another (core/pair/path_selection.py)
 POLL_EVERY_S = 0.25
 SLOW_MS = 10.0  # each way: 20 ms there and back
 

@@ -22,7 +22,7 @@ TARGET_MS: Final = 200.0
 SERVE: Final = """
 import asyncio, sys
 from pathlib import Path
-from exod.services.control_socket import ControlSocket
+from exod.local_api.server import ControlSocket
 from tests.fake_daemon import FakeDaemon
 
 async def serve():

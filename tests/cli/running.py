@@ -16,8 +16,8 @@ from fcntl import ioctl
 from pathlib import Path
 from typing import Final
 
-from exod.reports import StatusReport
-from exod.services.control_socket import ControlSocket
+from exod.daemon_api.shapes import StatusReport
+from exod.local_api.server import ControlSocket
 from tests.fake_daemon import FakeDaemon
 
 DEADLINE_S: Final = 30.0

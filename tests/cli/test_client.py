@@ -12,8 +12,8 @@ import pytest
 
 from exod.cli import client
 from exod.cli.client import DaemonClient, NoDaemonError, SilentDaemonError
+from exod.daemon_api.shapes import Readiness
 from exod.errors import ExitCode, ExodError, RequestError
-from exod.reports import Readiness
 
 Talk = Callable[[socket.socket], None]
 

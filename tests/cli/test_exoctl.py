@@ -13,14 +13,21 @@ import msgspec
 import pytest
 
 from exod import VERSION
-from exod.cli.engine_screens import mesh_screen
-from exod.cli.link_screens import links_screen
 from exod.cli.main import build
-from exod.cli.paint import Paint
-from exod.cli.screen import widest
+from exod.cli.screens.engine import mesh_screen
+from exod.cli.screens.links import links_screen
+from exod.cli.screens.paint import Paint
+from exod.cli.screens.status import widest
+from exod.daemon_api.shapes import (
+    LinksReport,
+    MeshHistoryLine,
+    MeshReport,
+    PreflightCheck,
+    PreflightReport,
+    Readiness,
+)
 from exod.errors import ExitCode
 from exod.model import EngineState, Event, Health, NodeState
-from exod.reports import LinksReport, MeshHistoryLine, MeshReport, PreflightCheck, PreflightReport, Readiness
 from tests.cli.running import DEADLINE_S, Exoctl, served
 from tests.fake_daemon import (
     CABLE,
@@ -209,7 +216,7 @@ def test_status_imports_nothing_heavy() -> None:
         "from exod.cli.main import main\n"
         "try: main(['--socket', '/nonexistent', 'status'])\n"
         "except SystemExit: pass\n"
-        "import exod.cli.screen, exod.reports\n"
+        "import exod.cli.screens.status, exod.daemon_api.shapes\n"
         f"print(*[name for name in {heavy.split()!r} if name in sys.modules])\n"
     )
     ended = subprocess.run(

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from exod.daemon_api.shapes import Finding
 from exod.errors import ExitCode
-from exod.reports import Finding
 from tests.cli.running import Exoctl, served
 
 pytestmark = pytest.mark.anyio

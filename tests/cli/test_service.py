@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from exod.cli import service
-from exod.cli.service_host import Answer, Host, ServiceError, UsageError, run_command
+from exod.cli.service import verbs as service
+from exod.cli.service.host import Answer, Host, ServiceError, UsageError, run_command
 from exod.errors import ExitCode
 
 UID = 501

@@ -11,10 +11,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from exod.cli.paint import Cell, Paint, cells_of, duration, fit, mib, ms, percent, wrap
-from exod.cli.screen import status_screen, widest
+from exod.cli.screens.paint import Cell, Paint, cells_of, duration, fit, mib, ms, percent, wrap
+from exod.cli.screens.status import status_screen, widest
+from exod.daemon_api.shapes import CrashLine, RankLine, StatusReport
 from exod.model import EngineState, NodeState, Reason
-from exod.reports import CrashLine, RankLine, StatusReport
 from tests.fake_daemon import STARTED_AT, alone_status, pair_status, peer_gone_status, vpn_only_status
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exod.core import events
-from exod.core.config import CoreConfig
-from exod.core.faults import IllegalMoveError
-from exod.core.messages import (
+from exod.core.base import events
+from exod.core.base.config import CoreConfig
+from exod.core.base.errors import IllegalMoveError
+from exod.core.base.mesh_messages import (
     Ack,
     Commit,
     Committed,
@@ -21,11 +21,11 @@ from exod.core.messages import (
     Propose,
     RenegotiateWish,
 )
+from exod.core.cluster.ring_order import build_plan, plan_hash
 from exod.core.node import MAX_PEERS, NodeCore
-from exod.core.plan import build_plan, plan_hash
-from exod.core.wire import Datagram, encode
+from exod.core.probe.datagram import Datagram, encode
 from exod.model import Epoch, Kind, Member, MeshPlan, MeshState, NodeId, NodeState, PathId, Selection
-from tests.core.cards import KEY, card
+from tests.core.pair.cards import KEY, card
 
 ME, PEER = card(1, "bridge0=10.0.0.1/24", "en0=10.0.1.1/24"), card(2, "bridge0=10.0.0.2/24", "en0=10.0.1.2/24")
 

@@ -13,8 +13,8 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import _get_classes, load_model
 
+from exoengine.model.sampling import Sampler
 from exoengine.protocol import Sampling
-from exoengine.sampling import Sampler
 
 VOCAB = 260
 """256 bytes, and four special tokens."""

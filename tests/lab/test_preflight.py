@@ -1,9 +1,9 @@
 """What would make inference fail is found before it, is named with its cure, and hangs nothing.
 
 One pair of daemons lives through this file; each test breaks one thing that preflight checks and mends it again.
-Each node has a home of its own, so that one name can mean two model folders. The route and the memory are checked
-in `tests/services/test_preflight.py`: a path with a wrong route is never planned, and memory cannot be taken away
-here.
+Each node has a home of its own, so that one name can mean two model folders. The route and the memory are
+checked in `tests/diagnostics/test_preflight.py`: a path with a wrong route is never planned, and
+memory cannot be taken away here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.lab
 
 SERVES_WITHIN_S = 60.0
 FOUND_WITHIN_S = 30.0
-RING_PORTS_TRIED = 8  # core/ring_ports.py
+RING_PORTS_TRIED = 8  # core/engine/ring_port.py
 FAILED = 4  # exoctl's exit code where a check fails
 MODEL = "~/count"
 

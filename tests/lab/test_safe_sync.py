@@ -33,7 +33,7 @@ SLOW = f"""
 import sys
 if "exoengine.worker" in sys.orig_argv:
     import time
-    from exoengine.pipeline import Pipeline
+    from exoengine.generate.pipeline import Pipeline
     send = Pipeline._send
     def slow(self, *args):
         if self._stage.is_first:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 
-from exod.core import events
+from exod.core.base import events
 from tests.sim.network import Wire
 from tests.sim.world import Host, World
 

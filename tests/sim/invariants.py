@@ -10,13 +10,14 @@ import struct
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from exod.core import events, silence
-from exod.core.events import Command, Input
-from exod.core.link import Link
-from exod.core.messages import Ack, Propose
-from exod.core.path import USABLE
-from exod.core.selection import BUCKET, BUCKET_WINDOW_S, DWELL_S, VOLUNTARY, Cause
-from exod.core.wire import MAX_PATHS
+from exod.core.base import events
+from exod.core.base.events import Command, Input
+from exod.core.base.mesh_messages import Ack, Propose
+from exod.core.pair import dead_detection
+from exod.core.pair.link import Link
+from exod.core.pair.path_selection import BUCKET, BUCKET_WINDOW_S, DWELL_S, VOLUNTARY, Cause
+from exod.core.probe.datagram import MAX_PATHS
+from exod.core.probe.path import USABLE
 from exod.model import MeshPlan, NodeId, PathId, Selection
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ class Checker:
         if register.path is not None and (path is None or path.state not in USABLE or not path.eligible):
             self._broken(host, f"6: selected {register.path}, which is {None if path is None else path.state}")
         quiet = now - self._heard_at.get((host.id, peer), -1e9)
-        if host.stirred_at < now - 1.0 and quiet > silence.suspect_after_s(link.paths) + SLACK_S:
+        if host.stirred_at < now - 1.0 and quiet > dead_detection.suspect_after_s(link.paths) + SLACK_S:
             self._broken(host, f"8: a switch after {quiet:.2f} s of silence on all paths")
         cause = next(
             command.event.data["cause"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
-from exod.core.config import CoreConfig
+from exod.core.base.config import CoreConfig
 from exod.model import LocalAddress
 from tests.sim.network import CABLE, LAN, MEDIA, VPN, Medium
 from tests.sim.world import World

@@ -13,8 +13,9 @@ from unittest import mock
 
 import msgspec
 
-from exod.core import ballot, link, selection, silence
-from exod.core.wire import Datagram
+from exod.core.cluster import unanimous_ack
+from exod.core.pair import dead_detection, link, path_selection
+from exod.core.probe.datagram import Datagram
 
 
 def _drop_the_incarnation_check() -> Any:
@@ -40,19 +41,19 @@ def _let_both_sides_select() -> Any:
 
 
 def _forget_the_dwell() -> Any:
-    return mock.patch.object(selection, "DWELL_S", 0.0)
+    return mock.patch.object(path_selection, "DWELL_S", 0.0)
 
 
 def _convict_without_alibi() -> Any:
-    return mock.patch.object(silence, "_alibi", lambda silent, paths, late_enough: silent)
+    return mock.patch.object(dead_detection, "_alibi", lambda silent, paths, late_enough: silent)
 
 
 def _commit_without_all_acks() -> Any:
-    return mock.patch.object(ballot.Ballot, "unanimous", property(lambda self: len(self.missing) <= 1))
+    return mock.patch.object(unanimous_ack.Ballot, "unanimous", property(lambda self: len(self.missing) <= 1))
 
 
 def _accept_replays() -> Any:
-    return mock.patch("exod.core.sequence.SequenceWindow.accept", lambda self, seq: _remember(self, seq))
+    return mock.patch("exod.core.probe.replay_window.SequenceWindow.accept", lambda self, seq: _remember(self, seq))
 
 
 def _remember(window: Any, seq: int) -> bool:

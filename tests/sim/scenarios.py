@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from exod.core.config import CoreConfig
-from exod.core.selection import BUCKET_WINDOW_S
+from exod.core.base.config import CoreConfig
+from exod.core.pair.path_selection import BUCKET_WINDOW_S
 from exod.model import MeshState
 from tests.sim.chaos import FAULTS
 from tests.sim.invariants import InvariantBrokenError

@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from exod.core.agreement import PairAgreement
-from exod.core.path import combined
+from exod.core.pair.pair_agreement import PairAgreement
+from exod.core.probe.path import combined
 from exod.model import PathId, PathState, Selection
 
 PATHS = tuple(PathId(f"10.0.{place}.1-10.0.{place}.2") for place in range(3))

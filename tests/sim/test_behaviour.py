@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from exod.core import events
+from exod.core.base import events
 from exod.model import Kind, MeshState, NodeState, PathState
 from tests.sim.crowd import gather
 from tests.sim.maps import lab

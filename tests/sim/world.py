@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from exod.core import events
-from exod.core.config import CoreConfig
-from exod.core.events import Command, Input
+from exod.core.base import events
+from exod.core.base.config import CoreConfig
+from exod.core.base.events import Command, Input
 from exod.core.node import NodeCore
 from exod.model import LocalAddress, NodeCard, NodeId
 from tests.sim.network import Network, Wire

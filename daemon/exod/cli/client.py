@@ -15,8 +15,8 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from exod.control_protocol import CONTROL_VERSION, MAX_LINE_BYTES, ControlRequest, RawReply
 from exod.errors import ExitCode, ExodError, RequestError
+from exod.local_api.protocol import CONTROL_VERSION, MAX_LINE_BYTES, ControlRequest, RawReply
 
 ANSWER_DEADLINE_S: Final = 5.0
 """A daemon that lives answers a snapshot in milliseconds, also on a busy machine."""

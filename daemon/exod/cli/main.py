@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from exod import VERSION
-from exod.cli import (
+from exod.cli.commands import (
     chat,
     cluster_commands,
     engine_commands,

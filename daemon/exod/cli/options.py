@@ -20,7 +20,7 @@ from exod.errors import ExitCode, ExodError, RequestError
 
 if TYPE_CHECKING:
     from exod.cli.client import DaemonClient
-    from exod.cli.paint import Paint
+    from exod.cli.screens.paint import Paint
 
 INTERRUPTED: Final = 130
 """128 + SIGINT, as shells expect it."""
@@ -67,7 +67,7 @@ class Shell:
         return terminal_size()[0]
 
     def paint(self) -> Paint:
-        from exod.cli.paint import Paint
+        from exod.cli.screens.paint import Paint
 
         encoding = (sys.stdout.encoding or "").lower().replace("-", "")
         return Paint(color=self.color, unicode=encoding.startswith("utf"))
@@ -76,7 +76,7 @@ class Shell:
         """--socket, else the one of the configuration's data folder. Raises ConfigError."""
         if self._settings.socket is not None:
             return self._settings.socket
-        from exod.config import load
+        from exod.config.settings import load
 
         return load(self._settings.config).control_socket
 

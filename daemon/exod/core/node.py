@@ -12,17 +12,17 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from exod.core import events
-from exod.core.config import CoreConfig
-from exod.core.events import Command, Input, LogRejected
-from exod.core.faults import IllegalMoveError, WireError
-from exod.core.journal import Decision, Journal
-from exod.core.link import Link
-from exod.core.membership import shares_edge
-from exod.core.mesh import Mesh
-from exod.core.standing import pair_standing
-from exod.core.view import NodeView, link_view, mesh_view, node_entry, self_entry
-from exod.core.wire import decode
+from exod.core.base import events
+from exod.core.base.config import CoreConfig
+from exod.core.base.errors import IllegalMoveError, WireError
+from exod.core.base.events import Command, Input, LogRejected
+from exod.core.base.journal import Decision, Journal
+from exod.core.cluster.mesh import Mesh
+from exod.core.cluster.pair_summary import pair_standing
+from exod.core.cluster.plan_acceptance import shares_edge
+from exod.core.pair.link import Link
+from exod.core.probe.datagram import decode
+from exod.core.status.view import NodeView, link_view, mesh_view, node_entry, self_entry
 from exod.model import MeshPlan, NodeCard, NodeId, NodeState
 
 MAX_PEERS = 64

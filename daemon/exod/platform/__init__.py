@@ -4,7 +4,7 @@
 and translates; it decides nothing about paths, and it never changes the host's network: where something
 should change it hands out the command, for a person to run.
 
-Called by services/interfaces.py, services/probing.py, services/workers.py, the app and the doctor.
+Called by network/interfaces.py, network/probe_sockets.py, engine_service/worker_process.py, the app and the doctor.
 """
 
 from __future__ import annotations

@@ -1,0 +1,180 @@
+"""`exoctl mesh`, `engine`, `preflight` and `debug`: the plan, the hosted model, and the checks before inference."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+from exod.cli.options import Commands, Shell, UsageError
+from exod.errors import ExitCode
+
+if TYPE_CHECKING:
+    from exod.daemon_api.shapes import EngineReport, MeshReport
+
+DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|min|h)?")
+SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def register(commands: Commands) -> None:
+    mesh = commands.group("mesh", "the agreed plan and its history; ask for a new one", mesh_show)
+    mesh.add("show", mesh_show)
+    mesh.add("renegotiate", mesh_renegotiate)
+    mesh.add("jaccl", mesh_jaccl)
+
+    engine = commands.group("engine", "the hosted engine", engine_status)
+    engine.add("status", engine_status)
+    load = engine.add("load", engine_load)
+    load.add_argument("model", metavar="MODEL", help="a folder, a Hugging Face repo id, or embedded:count")
+    engine.add("unload", engine_unload)
+    engine.add("drain", engine_drain)
+
+    commands.add("preflight", preflight)
+
+
+def register_debug(commands: Commands) -> None:
+    debug = commands.group("debug", "faults for tests, where the config says [debug] enabled = true")
+    fault = debug.add("fault", debug_fault)
+    pin = debug.add("pin", debug_pin)
+    for parser in (fault, pin):
+        parser.add_argument("path", metavar="PATH", help="a path id, an interface, a remote address or a kind")
+        parser.add_argument(
+            "--for", dest="for_s", metavar="S", default="10", help="how long: seconds, 500ms, 2m, 1h; default: 10"
+        )
+    fault.add_argument("fault", choices=("drop", "delay"), help="what happens to its datagrams")
+    fault.add_argument("delay_ms", type=float, nargs="?", metavar="MS", help="with delay: milliseconds")
+
+
+# --- mesh ---------------------------------------------------------------------------------------------------
+
+
+def mesh_show(shell: Shell) -> ExitCode:
+    """The agreed plan, its edges, and every plan before it."""
+    from exod.cli.client import understood
+    from exod.cli.screens.engine import mesh_screen
+    from exod.daemon_api.shapes import MeshReport
+
+    with shell.daemon() as daemon:
+        data = daemon.raw("mesh")
+    report = understood(data, MeshReport)
+    if shell.as_json:
+        shell.show_json(data)
+    else:
+        shell.show(mesh_screen(report, shell.paint(), shell.width))
+    return _mesh_code(report)
+
+
+def _mesh_code(report: MeshReport) -> ExitCode:
+    from exod.model import MeshState
+
+    return ExitCode.OK if report.mesh.state in (MeshState.AGREED, MeshState.ALONE) else ExitCode.DEGRADED
+
+
+def mesh_renegotiate(shell: Shell) -> ExitCode:
+    """Asks the coordinator for a new plan."""
+    return deed(shell, "renegotiate", reason="asked for with exoctl mesh renegotiate")
+
+
+def mesh_jaccl(shell: Shell) -> ExitCode:
+    """MLX's hostfile for RDMA over these cables. 5 where no cable joins each two nodes."""
+    with shell.daemon() as daemon:
+        shell.show_json(daemon.raw("jaccl"))
+    return ExitCode.OK
+
+
+def deed(shell: Shell, verb: str, **args: Any) -> ExitCode:
+    """Lets the daemon do something, and tells what it came to."""
+    from exod.cli.client import DEED_DEADLINE_S, understood
+    from exod.daemon_api.shapes import Done
+
+    with shell.daemon() as daemon:
+        data = daemon.raw(verb, deadline_s=DEED_DEADLINE_S, **args)
+    if shell.as_json:
+        shell.show_json(data)
+    else:
+        shell.show([shell.paint().plain(understood(data, Done).text)])
+    return ExitCode.OK
+
+
+# --- engine -------------------------------------------------------------------------------------------------
+
+
+def engine_status(shell: Shell) -> ExitCode:
+    """The hosted model: its state, every rank's process, how steps are synchronised."""
+    from exod.cli.client import understood
+    from exod.cli.screens.engine import engine_screen
+    from exod.daemon_api.shapes import EngineReport
+
+    with shell.daemon() as daemon:
+        data = daemon.raw("engine")
+    report = understood(data, EngineReport)
+    if shell.as_json:
+        shell.show_json(data)
+    else:
+        shell.show(engine_screen(report, shell.paint(), shell.width))
+    return _engine_code(report)
+
+
+def _engine_code(report: EngineReport) -> ExitCode:
+    from exod.model import EngineState
+
+    troubled = (EngineState.LOADING, EngineState.RECOVERING, EngineState.FAILED)
+    return ExitCode.DEGRADED if report.engine.state in troubled else ExitCode.OK
+
+
+def engine_load(shell: Shell, model: str) -> ExitCode:
+    """Loads a model on all nodes, in place of the present one."""
+    if model.startswith(("./", "../")):
+        model = os.path.abspath(model)  # as the shell means it, not where the daemon was started
+    return deed(shell, "engine_load", model=model)
+
+
+def engine_unload(shell: Shell) -> ExitCode:
+    """Ends the engine and frees its memory."""
+    return deed(shell, "engine_unload")
+
+
+def engine_drain(shell: Shell) -> ExitCode:
+    """Admits no more requests, and returns when the running ones have ended."""
+    return deed(shell, "engine_drain")
+
+
+def preflight(shell: Shell) -> ExitCode:
+    """The checks before inference, each with its figure. 4 where one fails."""
+    from exod.cli.client import DEED_DEADLINE_S, understood
+    from exod.cli.screens.engine import preflight_screen
+    from exod.daemon_api.shapes import PreflightReport
+
+    with shell.daemon() as daemon:
+        data = daemon.raw("preflight", deadline_s=DEED_DEADLINE_S)
+    report = understood(data, PreflightReport)
+    if shell.as_json:
+        shell.show_json(data)
+    else:
+        shell.show(preflight_screen(report, shell.paint(), shell.width))
+    return ExitCode.OK if report.ok else ExitCode.DEGRADED
+
+
+# --- debug --------------------------------------------------------------------------------------------------
+
+
+def debug_fault(shell: Shell, path: str, fault: str, delay_ms: float | None, for_s: str) -> ExitCode:
+    """Makes this node drop or delay the datagrams of one path for a while."""
+    if fault == "drop" and delay_ms is None:
+        return deed(shell, "debug_fault", path=path, drop=True, for_s=seconds(for_s))
+    if fault == "delay" and delay_ms is not None:
+        return deed(shell, "debug_fault", path=path, delay_ms=delay_ms, for_s=seconds(for_s))
+    raise UsageError("a fault is 'drop', or 'delay' and its milliseconds")
+
+
+def debug_pin(shell: Shell, path: str, for_s: str) -> ExitCode:
+    """Keeps one path selected for a while, whatever is measured."""
+    return deed(shell, "debug_pin", path=path, for_s=seconds(for_s))
+
+
+def seconds(text: str) -> float:
+    """A length of time: plain seconds, or with one of the units ms, s, m (min), h."""
+    match = DURATION.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"'{text}' is no length of time: write 10, 500ms, 2m or 1h")
+    return float(match[1]) * SECONDS[match[2] or "s"]

@@ -1,0 +1,192 @@
+"""`exoctl doctor` and `exoctl service`: this host, seen from outside the daemon.
+
+`doctor` asks the daemon what only it can see, and finds the rest itself: it must be of use just when nothing
+runs. `service` hands over to `cli/service/`. Called by `main.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import plistlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exod.cli.options import Commands, Shell
+from exod.errors import ConfigError, ExitCode, ExodError, TrustError
+
+if TYPE_CHECKING:
+    from exod.cli.service.verbs import PlatformName
+    from exod.config.settings import Config
+    from exod.daemon_api.shapes import DoctorReport, Finding
+
+
+def register(commands: Commands) -> None:
+    commands.add("doctor", doctor)
+    service = commands.group("service", "exod as a service of launchd or systemd", service_status)
+    service.set_defaults(system=False)
+    parsers = [
+        service.add("install", service_install),
+        service.add("uninstall", service_uninstall),
+        service.add("status", service_status),
+        service.add("print", service_print),
+    ]
+    for parser in parsers:
+        parser.add_argument("--system", action="store_true", help="for the whole machine, without a login")
+    parsers[-1].add_argument("--platform", choices=("darwin", "linux"), help="whose unit; default: this system's")
+
+
+# --- doctor -------------------------------------------------------------------------------------------------
+
+
+def doctor(shell: Shell) -> ExitCode:
+    """Finds what is wrong on this host. Each with the command that mends it; 4 where anything is."""
+    from exod.cli.screens.engine import doctor_screen
+
+    report = examine(shell)
+    if shell.as_json:
+        shell.show_value(report)
+    else:
+        shell.show(doctor_screen(report, shell.paint(), shell.width))
+    return ExitCode.DEGRADED if report.findings else ExitCode.OK
+
+
+def examine(shell: Shell) -> DoctorReport:
+    """The findings of this host and, where one runs, of the daemon."""
+    from exod.config.settings import load
+    from exod.daemon_api.shapes import DoctorReport, Finding
+
+    try:
+        config = load(shell.config_file)
+    except ConfigError as error:
+        mend = f"correct it, then: exoctl doctor{f' --config {shell.config_file}' if shell.config_file else ''}"
+        return DoctorReport(
+            (Finding("config.invalid", "error", "configuration", str(error), mend),), ("configuration",)
+        )
+    findings = [*_folder(config), *_key(config), *_environment(), *_model()]
+    checked = ["configuration", "data folder", "cluster key", "environment", "embedded model", "daemon"]
+    facts: tuple[str, ...] = ()
+    try:
+        from exod.cli.client import DEED_DEADLINE_S, NoDaemonError
+
+        with shell.daemon() as daemon:
+            inner = daemon.ask("doctor", DoctorReport, deadline_s=DEED_DEADLINE_S)
+        findings += inner.findings
+        checked += inner.checked
+        facts = inner.facts
+    except NoDaemonError as error:
+        cure = "to have it started with each login: exoctl service install"
+        findings.append(Finding("daemon.absent", "error", "daemon", str(error), cure))
+    except ExodError as error:
+        cure = "exoctl service status says whether it runs; end it and start it again"
+        findings.append(Finding("daemon.silent", "error", "daemon", str(error), cure))
+    return DoctorReport(tuple(findings), tuple(checked), facts)
+
+
+def _environment() -> list[Finding]:
+    """Of this shell, for what is started from it, and of the installed jobs."""
+    from exod.diagnostics.findings import FAST_SYNCH, of_environment
+
+    findings = of_environment(
+        os.environ, "this shell's environment", f"unset {FAST_SYNCH}, also in your shell's profile"
+    )
+    for file in _plists():
+        try:
+            job = plistlib.loads(file.read_bytes())
+        except (OSError, ValueError, plistlib.InvalidFileException):
+            continue  # not installed, or not this user's to read: launchd itself says what is wrong with it
+        variables = job.get("EnvironmentVariables") if isinstance(job, dict) else None
+        if isinstance(variables, dict):
+            given = {str(name): str(value) for name, value in variables.items()}
+            findings += of_environment(given, str(file), "write the job anew: exoctl service install")
+    return findings
+
+
+def _plists() -> tuple[Path, Path]:
+    from launchd import AGENT_LABEL, DAEMON_LABEL
+
+    return (
+        Path.home() / "Library" / "LaunchAgents" / f"{AGENT_LABEL}.plist",
+        Path("/Library/LaunchDaemons") / f"{DAEMON_LABEL}.plist",
+    )
+
+
+def _model() -> list[Finding]:
+    from exod.daemon_api.shapes import Finding
+    from exoengine.embedded import MODELS, model_folder
+
+    missing = [name for name in MODELS if not (model_folder(name) / "model.safetensors").is_file()]
+    text = f"{', '.join(missing)} is not in the package: the installation is not whole"
+    return (
+        [Finding("model.absent", "error", "embedded model", text, "pip install --force-reinstall exod")]
+        if missing
+        else []
+    )
+
+
+def _folder(config: Config) -> list[Finding]:
+    from exod.daemon_api.shapes import Finding
+
+    folder = config.node.data_dir
+    if not folder.exists():
+        return []
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        text = f"{folder}: this user cannot write the data folder"
+        return [Finding("folder.permission", "error", "data folder", text, f"sudo chown -R $(id -un) {folder}")]
+    return []
+
+
+def _key(config: Config) -> list[Finding]:
+    from exod.daemon_api.shapes import Finding
+    from exod.peers.trust import read_key
+
+    file = config.cluster.key_file
+    if not file.exists():
+        return []
+    try:
+        read_key(file)
+    except TrustError as error:
+        return [Finding("key.invalid", "error", "cluster key", str(error), f"chmod 600 {file}")]
+    return []
+
+
+# --- service ------------------------------------------------------------------------------------------------
+
+
+def service_status(shell: Shell, system: bool) -> ExitCode:
+    """Is it installed, and does it run?"""
+    from exod.cli.service import verbs as service
+
+    text, code = service.status(system)
+    _say(shell, text, code)
+    return code
+
+
+def service_install(shell: Shell, system: bool) -> ExitCode:
+    """Writes the unit, loads it and starts exod; safe to repeat."""
+    from exod.cli.service import verbs as service
+
+    _say(shell, service.install(system, shell.config_file), ExitCode.OK)
+    return ExitCode.OK
+
+
+def service_uninstall(shell: Shell, system: bool) -> ExitCode:
+    """Stops exod and removes what install made; safe to repeat."""
+    from exod.cli.service import verbs as service
+
+    _say(shell, service.uninstall(system), ExitCode.OK)
+    return ExitCode.OK
+
+
+def service_print(shell: Shell, system: bool, platform: PlatformName | None) -> ExitCode:
+    """Writes the unit to standard output, for either platform, anywhere."""
+    from exod.cli.service import verbs as service
+
+    print(service.print_unit(platform, system, shell.config_file), end="", flush=True)
+    return ExitCode.OK
+
+
+def _say(shell: Shell, text: str, code: ExitCode) -> None:
+    if shell.as_json:
+        shell.show_value({"text": text, "exit_code": int(code)})
+    else:
+        shell.show([text])

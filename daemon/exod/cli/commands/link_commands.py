@@ -1,0 +1,135 @@
+"""`exoctl links`, `ping` and `netcheck`: every path, one path, and this host's own network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from exod.cli.commands.status_commands import add_watch, is_broken
+from exod.cli.options import Commands, Shell, UsageError
+from exod.errors import ExitCode
+
+if TYPE_CHECKING:
+    from exod.daemon_api.shapes import LinksReport, NetcheckReport
+
+HISTORY = "history"
+HISTORY_ENTRIES = 50
+
+
+def register(commands: Commands) -> None:
+    parser = commands.add("links", links)
+    parser.add_argument("peer", nargs="?", metavar="PEER|history", help="a node's name or id, or: history")
+    parser.add_argument("history_peer", nargs="?", metavar="PEER", help="with history: only this node's")
+    add_watch(parser)
+
+    parser = commands.add("ping", ping)
+    parser.add_argument("peer", metavar="PEER", help="a node's name or id")
+    parser.add_argument("--via", metavar="IFACE", help="an interface, path id or kind; default: the path in use")
+    parser.add_argument("-c", "--count", type=int, metavar="N", default=5, help="how many probes; default: 5")
+
+    commands.add("netcheck", netcheck)
+
+
+def links(shell: Shell, peer: str | None, history_peer: str | None, watch: bool) -> ExitCode:
+    """Every path, and why it is in use or not. `links history`: each decision with its figures."""
+    from exod.cli.client import understood
+    from exod.cli.screens.links import links_screen
+    from exod.daemon_api.shapes import LinksReport
+
+    if peer == HISTORY:
+        return _history(shell, history_peer)
+    if history_peer is not None:
+        raise UsageError(f"one peer at a time; unexpected: {history_peer}")
+
+    def ask() -> bytes:
+        with shell.daemon() as daemon:
+            return daemon.raw("links", peer=peer)
+
+    def frame() -> tuple[list[str], ExitCode]:
+        report = understood(ask(), LinksReport)
+        return links_screen(report, shell.paint(), shell.width), _links_code(report)
+
+    if watch:
+        from exod.cli.screens.watch import watch as draw
+        from exod.cli.screens.watch import watch_json
+
+        return watch_json(shell, ask) if shell.as_json else draw(shell, frame)
+    if shell.as_json:
+        data = ask()
+        shell.show_json(data)
+        return _links_code(understood(data, LinksReport))
+    lines, code = frame()
+    shell.show(lines)
+    return code
+
+
+def _links_code(report: LinksReport) -> ExitCode:
+    """5 where a pair has no path or its ends disagree, 4 where a path in use is not what it should be. A peer that
+    said goodbye is missed by nobody.
+    """
+    from exod.model import PathState
+
+    present = [link for link in report.links if not link.peer_left]
+    if any(map(is_broken, present)):
+        return ExitCode.NO_PATH
+    used = [path for link in present for path in link.paths if path.id == link.selected]
+    return ExitCode.OK if all(path.state is PathState.UP for path in used) else ExitCode.DEGRADED
+
+
+def _history(shell: Shell, peer: str | None) -> ExitCode:
+    from exod.cli.client import understood
+    from exod.cli.screens.links import history_screen
+    from exod.daemon_api.shapes import LinkHistoryReport
+
+    with shell.daemon() as daemon:
+        data = daemon.raw("links_history", peer=peer, limit=HISTORY_ENTRIES)
+    if shell.as_json:
+        shell.show_json(data)
+    else:
+        shell.show(history_screen(understood(data, LinkHistoryReport).decisions, shell.paint(), shell.width))
+    return ExitCode.OK
+
+
+def ping(shell: Shell, peer: str, via: str | None, count: int) -> ExitCode:
+    """The round trip over one path, which it names. 5 where nothing was answered."""
+    import msgspec
+
+    from exod.cli.screens.links import ping_line, ping_summary, ping_summary_line
+    from exod.daemon_api.shapes import PingReply
+
+    paint = shell.paint()
+    replies: list[PingReply] = []
+    decoder = msgspec.json.Decoder(PingReply)
+    with shell.daemon() as daemon:
+        for reply in daemon.stream("ping", decoder, peer=peer, via=via, count=count):
+            if reply is not None:
+                replies.append(reply)
+                if not shell.as_json:
+                    shell.show([ping_line(reply, paint)])
+    summary = ping_summary(replies)
+    if shell.as_json:
+        shell.show_value({"peer": peer, "replies": replies, **summary})
+    else:
+        shell.show([ping_summary_line(summary, paint)])
+    return ExitCode.OK if summary["answered"] else ExitCode.NO_PATH
+
+
+def netcheck(shell: Shell) -> ExitCode:
+    """This host's interfaces, and what makes each eligible or not. Then mDNS and ports."""
+    from exod.cli.client import DEED_DEADLINE_S, understood
+    from exod.cli.screens.links import netcheck_screen
+    from exod.daemon_api.shapes import NetcheckReport
+
+    with shell.daemon() as daemon:
+        data = daemon.raw("netcheck", deadline_s=DEED_DEADLINE_S)
+    report = understood(data, NetcheckReport)
+    if shell.as_json:
+        shell.show_json(data)
+    else:
+        shell.show(netcheck_screen(report, shell.paint(), shell.width))
+    return _netcheck_code(report)
+
+
+def _netcheck_code(report: NetcheckReport) -> ExitCode:
+    if not any(interface.eligible for interface in report.interfaces):
+        return ExitCode.NO_PATH
+    return ExitCode.OK if all(check.ok for check in report.checks) else ExitCode.DEGRADED

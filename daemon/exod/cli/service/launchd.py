@@ -1,0 +1,185 @@
+"""launchd: installs, removes and asks for the agent or the daemon, by the commands that Apple documents.
+
+Written against what launchctl is known to print; its exit codes differ between releases, so the last word on
+whether a job is loaded is always `launchctl print`. Called by cli/service/verbs.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+import launchd
+from exod.cli.service.host import Answer, Host, ServiceError, UsageError, remove, write_whole
+from exod.errors import ExitCode
+
+LAUNCHCTL = "/bin/launchctl"
+
+UNLOAD_S = 35.0
+"""`bootout` returns before the job is gone: as long as the plist's ExitTimeOut (30 s) and a little more."""
+
+POLL_S = 0.5
+
+BOOTSTRAP_ATTEMPTS = 5
+"""“Bootstrap failed: 5: Input/output error” is what a domain that is still busy with the last job says."""
+
+
+def plist_path(host: Host, system: bool) -> Path:
+    if system:
+        return host.root / "Library" / "LaunchDaemons" / f"{launchd.DAEMON_LABEL}.plist"
+    return host.home / "Library" / "LaunchAgents" / f"{launchd.AGENT_LABEL}.plist"
+
+
+def install(host: Host, system: bool, config: Path | None) -> str:
+    _check_who(host, system, "install")
+    other = plist_path(host, not system)
+    if other.exists():
+        cure = "exoctl service uninstall" if system else "sudo exoctl service uninstall --system"
+        raise UsageError(f"{other} is installed already and two daemons would fight over one data folder: {cure}")
+    path = plist_path(host, system)
+    job = host.job(config)
+    _make_log_folder(host, Path(job.logs))
+    _unload(host, system)
+    write_whole(path, launchd.render_daemon(job) if system else launchd.render_agent(job))
+    domain = _load(host, system, path)
+    # Loaded means started (RunAtLoad); after a crash moments ago launchd would wait, and this does not.
+    _launchctl(host, "kickstart", f"{domain}/{_label(system)}")
+    login = "" if system else " It starts with a login of this user; a headless Mac needs --system."
+    return f"installed {path} and started {domain}/{_label(system)}; its log is {job.logs}.{login}"
+
+
+def uninstall(host: Host, system: bool) -> str:
+    _check_who(host, system, "uninstall")
+    was_loaded = _unload(host, system)
+    path = plist_path(host, system)
+    had_file = remove(path)
+    _remove_logs(Path(host.job(None).logs))
+    if not was_loaded and not had_file:
+        return f"nothing to do: {path} is not installed"
+    return f"stopped exod and removed {path} and its logs; the data folder with this node's identity stays"
+
+
+def status(host: Host, system: bool) -> tuple[str, ExitCode]:
+    path = plist_path(host, system)
+    for domain in _domains(host, system):
+        answer = _launchctl(host, "print", f"{domain}/{_label(system)}")
+        if answer.code == 0:
+            return _loaded_status(domain, system, answer.out)
+    if path.exists():
+        return f"{path} is installed but not loaded: exoctl service install loads it", ExitCode.DEGRADED
+    return f"not installed: {path} does not exist", ExitCode.NO_DAEMON
+
+
+def _loaded_status(domain: str, system: bool, text: str) -> tuple[str, ExitCode]:
+    state = _value(text, "state") or "unknown"
+    pid = _value(text, "pid")
+    last_exit = _value(text, "last exit code")
+    job = f"{domain}/{_label(system)}"
+    if state == "running":
+        return f"{job} is running" + (f", pid {pid}" if pid else ""), ExitCode.OK
+    ended = f"; it last ended with {last_exit}" if last_exit and last_exit != "(never exited)" else ""
+    return f"{job} is loaded and not running (state: {state}){ended}", ExitCode.DEGRADED
+
+
+def _value(text: str, key: str) -> str | None:
+    """A value of the job itself: its sub-dictionaries are indented further."""
+    match = re.search(rf"^\t{re.escape(key)} = (.+)$", text, re.MULTILINE)
+    return match[1].strip() if match is not None else None
+
+
+def _check_who(host: Host, system: bool, verb: str) -> None:
+    if system and not host.is_root:
+        raise UsageError(f"a LaunchDaemon belongs to root: sudo exoctl service {verb} --system")
+    if system and host.uid == 0:
+        raise UsageError(
+            f"exod does not run as root: call `sudo exoctl service {verb} --system` "
+            "from the account that it should run as"
+        )
+    if not system and host.is_root:
+        raise UsageError(f"a LaunchAgent belongs to its user: exoctl service {verb}, without sudo")
+
+
+def _label(system: bool) -> str:
+    return launchd.DAEMON_LABEL if system else launchd.AGENT_LABEL
+
+
+def _domains(host: Host, system: bool) -> tuple[str, ...]:
+    """The screen's session first; the user's own domain is what there is over SSH."""
+    return ("system",) if system else (f"gui/{host.uid}", f"user/{host.uid}")
+
+
+def _launchctl(host: Host, *arguments: str) -> Answer:
+    return host.run((LAUNCHCTL, *arguments))
+
+
+def _is_loaded(host: Host, system: bool) -> bool:
+    return any(
+        _launchctl(host, "print", f"{domain}/{_label(system)}").code == 0 for domain in _domains(host, system)
+    )
+
+
+def _unload(host: Host, system: bool) -> bool:
+    """Out of both domains, and waits until it is gone. True where it was loaded."""
+    loaded = [
+        domain
+        for domain in _domains(host, system)
+        if _launchctl(host, "print", f"{domain}/{_label(system)}").code == 0
+    ]
+    for domain in loaded:
+        _launchctl(host, "bootout", f"{domain}/{_label(system)}")
+    waited_s = 0.0
+    while loaded and _is_loaded(host, system):
+        if waited_s >= UNLOAD_S:
+            raise ServiceError(
+                f"{loaded[0]}/{_label(system)} is still ending after {UNLOAD_S:g} s: try again in a moment"
+            )
+        host.sleep(POLL_S)
+        waited_s += POLL_S
+    return bool(loaded)
+
+
+def _load(host: Host, system: bool, path: Path) -> str:
+    """Into the first domain that takes it; returns that domain. Enabled first: a job that was once disabled
+    would be loaded and never started.
+    """
+    refused: list[str] = []
+    for domain in _domains(host, system):
+        target = f"{domain}/{_label(system)}"
+        if not system and _launchctl(host, "print", domain).code != 0:
+            refused.append(f"{domain}: no such session")
+            continue
+        _launchctl(host, "enable", target)
+        for attempt in range(BOOTSTRAP_ATTEMPTS):
+            answer = _launchctl(host, "bootstrap", domain, str(path))
+            if answer.code == 0 or _launchctl(host, "print", target).code == 0:
+                return domain
+            if not _may_pass(answer):
+                break
+            if attempt + 1 < BOOTSTRAP_ATTEMPTS:
+                host.sleep(POLL_S)
+        refused.append(f"{domain}: {answer.text}")
+    raise ServiceError(f"launchd does not load {path}: {'; '.join(refused)}")
+
+
+def _may_pass(answer: Answer) -> bool:
+    """Input/output error, or an operation in progress: the last job's end is not over yet."""
+    return answer.code in {5, 36, 37} or "Input/output error" in answer.text
+
+
+def _make_log_folder(host: Host, folder: Path) -> None:
+    """launchd creates the files and no folder. Under sudo the folder is made for the user."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if host.is_root:
+            os.chown(folder, host.uid, host.gid)
+    except OSError as error:
+        raise ServiceError(f"{folder}: cannot be made for the log: {error.strerror}") from None
+
+
+def _remove_logs(folder: Path) -> None:
+    for name in ("exod.out.log", "exod.err.log"):
+        remove(folder / name)
+    with contextlib.suppress(OSError):  # not there, or with files that exod did not put there
+        folder.rmdir()

@@ -1,0 +1,80 @@
+"""`exoctl service print | install | uninstall | status`: exod as a service of launchd or systemd.
+
+Decides which system and which unit; the two installers know the commands, the `launchd` package the texts. It
+never talks to the daemon. Each function raises ExodError with one line for a person. Called by cli/main.py.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import launchd
+from exod.cli.service import launchd as service_darwin
+from exod.cli.service import systemd as service_linux
+from exod.cli.service.host import Host, ServiceError, UsageError, this_host
+from exod.errors import ExitCode
+
+PlatformName = Literal["darwin", "linux"]
+
+
+def print_unit(
+    platform: PlatformName | None = None,
+    system: bool = False,
+    config: Path | None = None,
+    host: Host | None = None,
+) -> str:
+    """The plist or unit that `install` would write, for either platform on any host."""
+    host = host if host is not None else this_host()
+    job = host.job(config if config is not None else _config_of_environment())
+    try:
+        match platform or host.system, system:
+            case "darwin", False:
+                return launchd.render_agent(job)
+            case "darwin", True:
+                return launchd.render_daemon(job)
+            case "linux", False:
+                return launchd.render_user_unit(job)
+            case "linux", True:
+                return launchd.render_system_unit(job)
+            case other, _:
+                raise UsageError(f"--platform is darwin or linux, not {other!r}")
+    except ValueError as error:
+        raise ServiceError(str(error)) from None
+
+
+def install(system: bool = False, config: Path | None = None, host: Host | None = None) -> str:
+    """Writes the unit, loads it and starts the daemon. Safe to repeat: the newest unit is the one that runs."""
+    host = host if host is not None else this_host()
+    config = config if config is not None else _config_of_environment()
+    if config is not None and not config.is_file():
+        raise UsageError(f"{config}: there is no such config file, and the service would start without it")
+    try:
+        if host.system == "darwin":
+            return service_darwin.install(host, system, config)
+        return service_linux.install(host, system, config)
+    except ValueError as error:
+        raise ServiceError(str(error)) from None
+
+
+def uninstall(system: bool = False, host: Host | None = None) -> str:
+    """Stops the daemon and removes what `install` made. Safe to repeat."""
+    host = host if host is not None else this_host()
+    if host.system == "darwin":
+        return service_darwin.uninstall(host, system)
+    return service_linux.uninstall(host, system)
+
+
+def status(system: bool = False, host: Host | None = None) -> tuple[str, ExitCode]:
+    """One line, and OK where it runs, DEGRADED where it is installed and does not, NO_DAEMON where it is not."""
+    host = host if host is not None else this_host()
+    if host.system == "darwin":
+        return service_darwin.status(host, system)
+    return service_linux.status(host, system)
+
+
+def _config_of_environment() -> Path | None:
+    """A service does not inherit `$EXOD_CONFIG`: what holds for the person's commands is written down for it."""
+    value = os.environ.get("EXOD_CONFIG")
+    return Path(value) if value else None

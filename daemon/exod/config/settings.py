@@ -1,0 +1,364 @@
+"""The configuration: one TOML file, environment overrides, and a check of every key.
+
+`load` never guesses: an unknown key or a bad value is a ConfigError that names the file (or the variable), the
+key, what was found and what is allowed. Called by `exod`, and by `exoctl` to find the control socket.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tomllib
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from exod.config import checks
+from exod.errors import ConfigError
+from exod.model import Kind
+
+ENVIRONMENT_PREFIX: Final = "EXOD_"
+CONFIG_VARIABLE: Final = "EXOD_CONFIG"
+CONFIG_FILE_NAME: Final = "exod.toml"
+
+MAX_FILE_BYTES: Final = 1024 * 1024
+"""A configuration is a page of text; a larger file is not one."""
+
+SECRET_KEYS: Final = frozenset({("mqtt", "broker")})
+"""A broker's URL may hold a password: what was found there is not shown."""
+
+
+class NodeConfig(msgspec.Struct, frozen=True):
+    name: str
+    data_dir: Path
+
+
+class ClusterConfig(msgspec.Struct, frozen=True):
+    name: str
+    key_file: Path
+    peers: tuple[str, ...]
+    mdns: bool
+
+
+class MeshConfig(msgspec.Struct, frozen=True):
+    port: int
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    kinds: dict[str, Kind]
+    degraded_ms: float
+    recover_ms: float
+    hold_up_s: float
+
+
+class EngineConfig(msgspec.Struct, frozen=True):
+    enabled: bool
+    model: str
+    ring_port: int
+    sync: str
+    safe_context: int
+    watchdog_s: float
+    split: str | tuple[int, ...]
+    max_context: int
+    kv_bits: int
+    kv_group_size: int
+    recovery_deadline_s: float
+
+
+class ApiConfig(msgspec.Struct, frozen=True):
+    host: str
+    port: int
+    key_file: Path | None
+
+
+class MqttConfig(msgspec.Struct, frozen=True):
+    broker: str
+    prefix: str
+
+
+class LogConfig(msgspec.Struct, frozen=True):
+    level: str
+    format: str
+
+
+class DebugConfig(msgspec.Struct, frozen=True):
+    enabled: bool
+
+
+class Config(msgspec.Struct, frozen=True):
+    """Everything, checked and with defaults filled in. `source` is the file it came from, if any."""
+
+    node: NodeConfig
+    cluster: ClusterConfig
+    mesh: MeshConfig
+    engine: EngineConfig
+    api: ApiConfig
+    mqtt: MqttConfig
+    log: LogConfig
+    debug: DebugConfig
+    source: Path | None = None
+
+    @property
+    def control_socket(self) -> Path:
+        return self.node.data_dir / "exod.sock"
+
+
+class Key(msgspec.Struct, frozen=True):
+    """One key: its default and the check that turns a TOML value into the configured one."""
+
+    default: Any
+    check: checks.Check
+
+
+_GLOBS = checks.entries(
+    checks.text(r"[A-Za-z0-9._:*?\[\]!-]{1,64}", "an interface name or glob"), "a list of names or globs"
+)
+_NAME = checks.text(r"[^\x00-\x1f\x7f/+#]{1,63}", "1 to 63 characters without / + # or control characters")
+
+
+def _keys(data_dir: Path, host_name: str) -> dict[str, dict[str, Key]]:
+    """Every section and key of the configuration, with the defaults for this host."""
+    return {
+        "node": {
+            "name": Key(host_name, _NAME),
+            "data_dir": Key(str(data_dir), checks.path),
+        },
+        "cluster": {
+            "name": Key("home", checks.text(r"[A-Za-z0-9._-]{1,63}", "1 to 63 letters, digits, '.', '_' or '-'")),
+            "key_file": Key("", checks.path),
+            "peers": Key([], checks.entries(checks.peer, 'a list of "host:port"')),
+            "mdns": Key(True, checks.boolean),
+        },
+        "mesh": {
+            "port": Key(52410, checks.whole(1, 65535)),
+            "include": Key([], _GLOBS),
+            "exclude": Key([], _GLOBS),
+            "kinds": Key({}, checks.kinds),
+            "degraded_ms": Key(5.0, checks.number(0.1, 10_000, "ms")),
+            "recover_ms": Key(3.5, checks.number(0.1, 10_000, "ms")),
+            "hold_up_s": Key(3.0, checks.number(0, 300, "s")),
+        },
+        "engine": {
+            "enabled": Key(True, checks.boolean),
+            "model": Key(
+                "embedded:count", checks.text(r"[^\x00-\x1f]{1,1024}", "a folder, a repo id, or embedded:count")
+            ),
+            "ring_port": Key(52420, checks.whole(1, 65535)),
+            "sync": Key("dynamic", checks.choice("dynamic", "safe", "fast")),
+            "safe_context": Key(50_000, checks.whole(0, 100_000_000)),
+            "watchdog_s": Key(2.0, checks.number(0.05, 3600, "s")),
+            "split": Key("memory", checks.split),
+            "max_context": Key(0, checks.whole(0, 100_000_000)),
+            "kv_bits": Key(0, checks.one_of(0, 4, 8)),
+            "kv_group_size": Key(64, checks.one_of(32, 64, 128)),
+            "recovery_deadline_s": Key(60.0, checks.number(1, 3600, "s")),
+        },
+        "api": {
+            "host": Key("127.0.0.1", checks.api_host),
+            "port": Key(52415, checks.whole(0, 65535)),
+            "key_file": Key("", checks.path),
+        },
+        "mqtt": {
+            "broker": Key("auto", checks.broker),
+            "prefix": Key(
+                "exo/1", checks.text(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*", "topic levels such as exo/1")
+            ),
+        },
+        "log": {
+            "level": Key("info", checks.choice("debug", "info", "warning", "error")),
+            "format": Key("auto", checks.choice("auto", "console", "json")),
+        },
+        "debug": {"enabled": Key(False, checks.boolean)},
+    }
+
+
+# --- reading ------------------------------------------------------------------------------------------------
+
+
+def default_config_file() -> Path:
+    """The platform's user config folder."""
+    from platformdirs import user_config_path
+
+    return user_config_path("exod", appauthor=False) / CONFIG_FILE_NAME
+
+
+def default_data_dir() -> Path:
+    from platformdirs import user_data_path
+
+    return user_data_path("exod", appauthor=False)
+
+
+def load(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Config:
+    """The configuration from `path`, else $EXOD_CONFIG, else the user's config folder (which may be absent)."""
+    environment = os.environ if environment is None else environment
+    named = path or (Path(environment[CONFIG_VARIABLE]) if environment.get(CONFIG_VARIABLE) else None)
+    file = (named or default_config_file()).expanduser()
+    table = _read(file, must_exist=named is not None)
+    return build(table, environment, file if table is not None else None)
+
+
+def _read(file: Path, must_exist: bool) -> dict[str, Any] | None:
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        if must_exist:
+            raise ConfigError(f"{file}: there is no such file; name another with --config") from None
+        return None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(f"{file}: is larger than {MAX_FILE_BYTES} bytes; a configuration is not")
+    try:
+        return tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: is not valid TOML: {error}") from None
+
+
+def build(table: dict[str, Any] | None, environment: Mapping[str, str], source: Path | None) -> Config:
+    """Checks every key of `table` and of the environment's overrides. Raises ConfigError."""
+    host_name = socket.gethostname().split(".")[0][:63] or "node"
+    keys = _keys(default_data_dir(), host_name)
+    where = str(source) if source else "the configuration"
+    found: dict[str, dict[str, tuple[str, Any]]] = {section: {} for section in keys}
+    for section, entries in (table or {}).items():
+        if section not in keys:
+            raise ConfigError(f"{where}: [{section}] is no section; allowed: {', '.join(keys)}")
+        if not isinstance(entries, dict):
+            raise ConfigError(f"{where}: {section} = {_show(entries)}: it is a section, write [{section}]")
+        for key, value in entries.items():
+            _known(keys, section, key, where)
+            if keys[section][key].check is checks.path and source is not None:
+                value = _beside(source, value)
+            found[section][key] = (where, value)
+    for variable, text in environment.items():
+        override = _override(variable)
+        if override is None:
+            continue
+        section, key = override
+        if section not in keys:
+            raise ConfigError(f"${variable}: {section} is no section; allowed: {', '.join(keys)}")
+        _known(keys, section, key, f"${variable}")
+        found[section][key] = (f"${variable}", _override_value(text))
+    values = {section: _checked(section, keys[section], found[section], where) for section in keys}
+    return _assemble(values, where, source)
+
+
+def _beside(source: Path, value: Any) -> Any:
+    """A relative path in a file is meant from where the file lies: a service has no folder of its own."""
+    if isinstance(value, str) and value and not value.startswith("~"):
+        return str(source.absolute().parent / value)
+    return value
+
+
+def _known(keys: dict[str, dict[str, Key]], section: str, key: str, where: str) -> None:
+    if key not in keys[section]:
+        allowed = ", ".join(keys[section])
+        raise ConfigError(f"{where}: {section}.{key}: there is no such key; allowed in [{section}]: {allowed}")
+
+
+def _override(variable: str) -> tuple[str, str] | None:
+    """(section, key) of EXOD_<SECTION>__<KEY>; None for any other variable."""
+    if not variable.startswith(ENVIRONMENT_PREFIX) or "__" not in variable:
+        return None
+    section, _, key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
+    return section, key
+
+
+class _FromVariable(msgspec.Struct, frozen=True):
+    """What stands in a variable: a TOML value where it parses as one that is allowed, else a text."""
+
+    text: str
+    parsed: Any
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def _override_value(text: str) -> _FromVariable:
+    try:
+        return _FromVariable(text, tomllib.loads(f"value = {text}")["value"])
+    except tomllib.TOMLDecodeError:
+        return _FromVariable(text, text)
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, _FromVariable):
+        value = value.parsed
+    text = f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _check(key: Key, value: Any) -> Any:
+    """What stands in a variable has no quotes to tell the text 123 from the number."""
+    if not isinstance(value, _FromVariable):
+        return key.check(value)
+    try:
+        return key.check(value.parsed)
+    except checks.RejectedError:
+        return key.check(value.text)
+
+
+def _checked(section: str, keys: dict[str, Key], found: dict[str, tuple[str, Any]], where: str) -> dict[str, Any]:
+    values = {}
+    for name, key in keys.items():
+        source, value = found.get(name, (where, key.default))
+        try:
+            values[name] = _check(key, value)
+        except checks.RejectedError as error:
+            shown = "…" if (section, name) in SECRET_KEYS else _show(value)
+            raise ConfigError(f"{source}: {section}.{name} = {shown}: allowed is {error}") from None
+    return values
+
+
+def _assemble(values: dict[str, dict[str, Any]], where: str, source: Path | None) -> Config:
+    """Builds the structs and checks what concerns more than one key."""
+    node, cluster, mesh, api = values["node"], values["cluster"], values["mesh"], values["api"]
+    node["data_dir"] = node["data_dir"] or default_data_dir()
+    cluster["key_file"] = cluster["key_file"] or node["data_dir"] / "cluster.key"
+    if mesh["recover_ms"] >= mesh["degraded_ms"]:
+        raise ConfigError(
+            f"{where}: mesh.recover_ms = {mesh['recover_ms']:g}: allowed is a number below mesh.degraded_ms "
+            f"({mesh['degraded_ms']:g}), or a path would flap at the limit"
+        )
+    _check_ports(values, where)
+    if not is_loopback(api["host"]) and api["key_file"] is None:
+        raise ConfigError(
+            f'{where}: api.host = "{api["host"]}": allowed is a loopback address, or name bearer keys in '
+            f"api.key_file (one a line): everyone on that network could use the model"
+        )
+    return Config(
+        node=NodeConfig(**node),
+        cluster=ClusterConfig(**cluster),
+        mesh=MeshConfig(**mesh),
+        engine=EngineConfig(**values["engine"]),
+        api=ApiConfig(**api),
+        mqtt=MqttConfig(**values["mqtt"]),
+        log=LogConfig(**values["log"]),
+        debug=DebugConfig(**values["debug"]),
+        source=source,
+    )
+
+
+def _check_ports(values: dict[str, dict[str, Any]], where: str) -> None:
+    ports = {
+        "mesh.port": values["mesh"]["port"],
+        "engine.ring_port": values["engine"]["ring_port"],
+        "api.port": values["api"]["port"],
+    }
+    owners: dict[int, str] = {}
+    for name, port in ports.items():
+        if port in owners:
+            raise ConfigError(f"{where}: {name} = {port}: allowed is another port than {owners[port]}")
+        owners[port] = name
+
+
+def is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def matches_any(name: str, globs: tuple[str, ...]) -> bool:
+    """Does the interface `name` match one of the configured names or globs?"""
+    return any(fnmatchcase(name, glob) for glob in globs)

@@ -1,0 +1,167 @@
+"""What a coordinator can plan with: who has joined, whom to wait for, and the edges that both ends confirm.
+
+Decides who may be a member now; never whether to propose (mesh.py) or which order (plan.py). A node has joined when
+its datagrams are heard, the pair's path is agreed, and its control connection has brought a report of its present
+life. Owned and called by mesh.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from exod.core.base.mesh_messages import LinkReport, LinkSummary
+from exod.core.cluster.pair_summary import PairStanding
+from exod.core.cluster.ring_order import Pair, PairEdge, build_plan, pair_of
+from exod.model import Epoch, MeshPlan, NodeCard, NodeId, NodeState, PathId
+
+PATIENCE_S = 3.0
+"""A known node that does not join holds up a plan for so long: as long as a silent peer is given to come back."""
+EXCLUDED_S = 10.0
+"""A member that never answered a proposal is left out for so long, then asked again."""
+
+
+class Gathering:
+    def __init__(self, now: float) -> None:
+        self.reports: dict[NodeId, LinkReport] = {}
+        self._waiting_since: dict[NodeId, float] = {}
+        self._excluded_until: dict[NodeId, float] = {}
+        self._ringless_since: float | None = None
+        self.joined: frozenset[NodeId] = frozenset()
+        self.waiting: frozenset[NodeId] = frozenset()
+        """Those that live and have not joined."""
+        self.left_out: frozenset[NodeId] = frozenset()
+        """Those that live and did not answer a proposal."""
+        self.grew_at = now
+
+    def take(self, report: LinkReport) -> bool:
+        """The newest report of a peer's newest life counts. Returns whether it brought news."""
+        known = self.reports.get(report.sender)
+        if known is not None and (report.incarnation, report.seq) <= (known.incarnation, known.seq):
+            return False
+        self.reports[report.sender] = report
+        return known is None or (known.incarnation, known.links) != (report.incarnation, report.links)
+
+    def exclude(self, peer: NodeId, now: float) -> None:
+        self._excluded_until[peer] = now + EXCLUDED_S
+
+    def welcome(self, peer: NodeId) -> None:
+        self._excluded_until.pop(peer, None)
+
+    def forget(self, peer: NodeId) -> None:
+        for table in (self.reports, self._waiting_since, self._excluded_until):
+            table.pop(peer, None)
+
+    def shift(self, lag_s: float) -> None:
+        """This loop stood still: nobody was late in that time."""
+        for table in (self._waiting_since, self._excluded_until):
+            for peer in table:
+                table[peer] += lag_s
+        if self._ringless_since is not None:
+            self._ringless_since += lag_s
+
+    def assess(self, standings: Mapping[NodeId, PairStanding], now: float) -> dict[NodeId, float]:
+        """Update who has joined. Returns those who have not although they live, with when the patience ends."""
+        joined, left_out, waiting = set(), set(), {}
+        for peer, standing in standings.items():
+            if standing.state is NodeState.DOWN or standing.left:
+                self._waiting_since.pop(peer, None)
+                continue
+            if self._excluded_until.get(peer, now) > now:
+                left_out.add(peer)
+                continue
+            report = self.reports.get(peer)
+            reported = report is not None and report.incarnation == standing.incarnation
+            if standing.heard and standing.agreed and reported:
+                joined.add(peer)
+                self._waiting_since.pop(peer, None)
+            else:
+                waiting[peer] = self._waiting_since.setdefault(peer, now) + PATIENCE_S
+        if not joined <= self.joined:
+            self.grew_at = now
+        self.joined, self.waiting, self.left_out = frozenset(joined), frozenset(waiting), frozenset(left_out)
+        return waiting
+
+    def plan(
+        self,
+        me: NodeCard,
+        standings: Mapping[NodeId, PairStanding],
+        members: Iterable[NodeId],
+        running: tuple[NodeId, ...],
+        now: float,
+    ) -> MeshPlan | None:
+        """The plan to have with these members. None while their ranks form no ring but may yet; after the patience
+        the worst connected are left out.
+        """
+        cards = {me.id: me, **{peer: standings[peer].card for peer in members}}
+        edges = self._edges(me.id, standings, cards)
+        plan = build_plan(Epoch(0, 0), me, list(cards.values()), edges, running)
+        if plan is not None:
+            self._ringless_since = None
+            return plan
+        if self._ringless_since is None:
+            self._ringless_since = now
+        if now - self._ringless_since < PATIENCE_S:
+            return None
+        while plan is None:
+            ranks = [one for one, card in cards.items() if card.engine and one != me.id]
+            degree = {one: sum(one in pair for pair in edges) for one in ranks}
+            outcast = min(ranks, key=lambda one: (degree[one], -int(one, 16)))
+            del cards[outcast]
+            edges = {pair: edge for pair, edge in edges.items() if outcast not in pair}
+            plan = build_plan(Epoch(0, 0), me, list(cards.values()), edges, running)
+        return plan
+
+    def _edges(
+        self, me: NodeId, standings: Mapping[NodeId, PairStanding], cards: Mapping[NodeId, NodeCard]
+    ) -> dict[Pair, PairEdge]:
+        views: dict[tuple[NodeId, NodeId], LinkSummary] = {}
+        for peer in cards:
+            if peer != me:
+                views[me, peer] = standings[peer].summary
+                views |= {(peer, one.peer): one for one in self.reports[peer].links}
+        interfaces = {one: {own.address: own.interface for own in card.addresses} for one, card in cards.items()}
+        edges = {}
+        for one in cards:
+            for other in cards:
+                if one >= other:
+                    continue
+                low, high = views.get((one, other)), views.get((other, one))
+                # A pair of mine is agreed when I say so: my link heard the other end.
+                if me in (one, other):
+                    low = high = low if one == me else high
+                if low is None or high is None or not _confirmed(low, high, cards[one], cards[other]):
+                    continue
+                edge = _pair_edge(low, high, interfaces[one], interfaces[other])
+                if edge is not None:
+                    edges[pair_of(one, other)] = edge
+        return edges
+
+
+def _confirmed(low: LinkSummary, high: LinkSummary, low_card: NodeCard, high_card: NodeCard) -> bool:
+    selection = low.selection
+    return (
+        low.agreed
+        and high.agreed
+        and selection is not None
+        and selection == high.selection
+        and (selection.incarnation_low, selection.incarnation_high) == (low_card.incarnation, high_card.incarnation)
+    )
+
+
+def _pair_edge(
+    low: LinkSummary, high: LinkSummary, low_interfaces: Mapping[str, str], high_interfaces: Mapping[str, str]
+) -> PairEdge | None:
+    """The interfaces by address, of either end."""
+    if low.path is None or low.path.count("-") != 1:
+        return None  # a peer with the key and another idea of a path
+    low_address, high_address = low.path.split("-")
+    return PairEdge(
+        path=PathId(low.path),
+        low_interface=low_interfaces.get(low_address, ""),
+        low_address=low_address,
+        high_interface=high_interfaces.get(high_address, ""),
+        high_address=high_address,
+        kind=low.kind,
+        in_band=low.in_band and high.in_band,
+        cost_ms=low.cost_ms,
+    )

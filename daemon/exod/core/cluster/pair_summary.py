@@ -1,0 +1,62 @@
+"""What a link tells the mesh: one pair, reduced to what a plan depends on.
+
+Decides nothing. Made by node.py from a Link whenever the link says that it changed; read by mesh.py.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from exod.core.base.mesh_messages import LinkSummary
+from exod.core.pair.link import Link
+from exod.core.probe.path import USABLE
+from exod.core.probe.path_order import Band
+from exod.model import Kind, NodeCard, NodeId, NodeState, PathId
+
+
+class PairStanding(msgspec.Struct, frozen=True):
+    peer: NodeId
+    card: NodeCard
+    incarnation: int
+    state: NodeState
+    left: bool
+    heard: bool
+    """In its present incarnation."""
+    agreed: bool
+    summary: LinkSummary
+    usable: frozenset[PathId]
+    """Paths that carry: a plan's edge on any other is broken."""
+    plan_prefix: str
+    """The beginning of the hash of the plan that the peer runs; empty for none."""
+    detect_ms: float | None
+    verdict_at: float | None
+
+
+def pair_standing(link: Link) -> PairStanding:
+    path = link.selected_path
+    cost = 0.0 if path is None else path.rtt.cost_ms or 0.0
+    return PairStanding(
+        peer=link.peer.id,
+        card=link.peer,
+        incarnation=link.peer_incarnation,
+        state=link.liveness.state,
+        left=link.liveness.left,
+        heard=link.liveness.ever_heard,
+        agreed=link.agreed,
+        summary=LinkSummary(
+            peer=link.peer.id,
+            peer_incarnation=link.peer_incarnation,
+            agreed=link.agreed,
+            selection=link.agreement.register,
+            path=link.selected,
+            interface="" if path is None else path.candidate.local.interface,
+            address="" if path is None else path.candidate.local.address,
+            kind=Kind.OTHER if path is None else path.candidate.kind,
+            in_band=path is not None and path.band is Band.FAST,
+            cost_ms=round(cost * 2) / 2,
+        ),
+        usable=frozenset(one.candidate.path for one in link.paths if one.state in USABLE and not one.gone),
+        plan_prefix=link.peer_plan_prefix,
+        detect_ms=link.detect_ms,
+        verdict_at=link.verdict_at,
+    )

@@ -1,0 +1,85 @@
+"""A member's own view of a plan: may I say yes to it, and does it still hold?
+
+Pure functions of a plan and of this node's links. Decides nothing about the other members' edges: each end of an
+edge checks its own. Called by mesh.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from exod.core.cluster.pair_summary import PairStanding
+from exod.core.cluster.ring_order import ring_pairs
+from exod.model import Edge, MeshPlan, NodeCard, NodeId, NodeState
+
+
+def objection(plan: MeshPlan, me: NodeCard, standings: Mapping[NodeId, PairStanding]) -> str | None:
+    """Why this node cannot say yes, in words; None where it can."""
+    for member in plan.members:
+        if member.id == me.id:
+            if member.incarnation != me.incarnation:
+                return "it names an earlier incarnation of mine"
+            continue
+        standing = standings.get(member.id)
+        if standing is not None and standing.incarnation != member.incarnation:
+            return f"{standing.card.name} has another incarnation"
+    if all(member.id != me.id for member in plan.members):
+        return "it does not name me"
+    for edge in plan.edges:
+        text = _edge_objection(edge, me, standings)
+        if text is not None:
+            return text
+    return None
+
+
+def _edge_objection(edge: Edge, me: NodeCard, standings: Mapping[NodeId, PairStanding]) -> str | None:
+    if edge.source == me.id:
+        peer, address = edge.target, edge.source_address
+    elif edge.target == me.id:
+        peer, address = edge.source, edge.target_address
+    else:
+        return None
+    standing = standings.get(peer)
+    if standing is None or not standing.agreed:
+        name = peer if standing is None else standing.card.name
+        return f"no path to {name} is agreed at {me.name}"
+    summary = standing.summary
+    if summary.path != edge.path or summary.address != address:
+        return f"the path to {standing.card.name} is {summary.interface} ({summary.address}) at {me.name}"
+    return None
+
+
+def find_fault(plan: MeshPlan, me: NodeCard, standings: Mapping[NodeId, PairStanding]) -> str | None:
+    """What broke in the plan in force, in words; None while it can run.
+
+    Only what stops the ring: a rank that went, and an edge of this node on a path that no longer carries. A slow
+    edge runs on until the next plan. So does a rank whose daemon started again: processes of ranks outlive their
+    daemons, and one that did not closed its connections, which the other ranks notice at once. Its paths are
+    measured anew: they are neither dead nor usable until the next plan comes, which names the new life.
+    """
+    ranks = set(plan.ring)
+    reborn = set()
+    for member in plan.members:
+        standing = standings.get(member.id)
+        if member.id == me.id or member.id not in ranks or standing is None:
+            continue
+        if standing.left:
+            return f"{standing.card.name} left"
+        if standing.state is NodeState.DOWN:
+            return f"{standing.card.name} is down"
+        if standing.incarnation != member.incarnation:
+            reborn.add(member.id)
+    for edge in plan.edges:
+        if me.id not in (edge.source, edge.target):
+            continue
+        peer = edge.target if edge.source == me.id else edge.source
+        standing = standings.get(peer)
+        if standing is not None and peer not in reborn and edge.path not in standing.usable:
+            interface = edge.source_interface if edge.source == me.id else edge.target_interface
+            return f"{interface} to {standing.card.name} is dead"
+    return None
+
+
+def shares_edge(plan: MeshPlan, one: NodeId, other: NodeId) -> bool:
+    """Are the two nodes neighbours in the plan's ring?"""
+    return tuple(sorted((one, other))) in ring_pairs(plan.ring)

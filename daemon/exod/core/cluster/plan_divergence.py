@@ -1,0 +1,57 @@
+"""Who runs another plan than this node: for a moment while a commit is on its way, or because it leaves us out.
+
+The theory. Datagrams show the plan that their sender runs. A member that shows another for longer than a delivery
+takes has missed a commit. A lower node that keeps to a plan without this one follows a coordinator that is not
+heard here, so it will never propose: after a while it is aloof, and this node plans without it until it asks.
+
+Decides who is apart and who is aloof; never what follows (mesh.py). Owned and called by mesh.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from exod.core.cluster.pair_summary import PairStanding
+from exod.model import NodeId
+
+DISAGREE_S = 1.5
+"""Datagrams that show another plan than ours for longer than any delivery takes: one of us missed a commit."""
+ALOOF_S = 6.0
+"""Twice the patience of a coordinator that waits for others: one that wants us has asked by then."""
+
+
+class Divergence:
+    def __init__(self) -> None:
+        self._since: dict[NodeId, float] = {}
+        self.aloof: frozenset[NodeId] = frozenset()
+
+    def shift(self, lag_s: float) -> None:
+        """This loop stood still: nobody was apart in that time."""
+        self._since = {peer: since + lag_s for peer, since in self._since.items()}
+
+    def forget(self, peer: NodeId) -> None:
+        """Nothing is held against it any more: it is gone, or it asked us."""
+        self._since.pop(peer, None)
+        self.aloof -= {peer}
+
+    def committed(self) -> None:
+        """A new plan is in force here, and the others need a moment to show it."""
+        self._since.clear()
+
+    def apart(self, standing: PairStanding | None, prefix: str, now: float) -> bool:
+        """Has this living peer shown another plan than ours for too long?"""
+        return self._apart_s(standing, prefix, now) >= DISAGREE_S
+
+    def _apart_s(self, standing: PairStanding | None, prefix: str, now: float) -> float:
+        if standing is None or standing.plan_prefix in ("", prefix):
+            if standing is not None:
+                self._since.pop(standing.peer, None)
+            return 0.0
+        return now - self._since.setdefault(standing.peer, now)
+
+    def judge(self, lower: Collection[PairStanding], prefix: str, planless: bool, now: float) -> None:
+        """`lower`: the living nodes that could coordinate us. `planless`: no plan can be used here."""
+        stay = {one.peer for one in lower if one.peer in self.aloof and one.plan_prefix not in ("", prefix)}
+        if planless:
+            stay |= {one.peer for one in lower if self._apart_s(one, prefix, now) >= ALOOF_S}
+        self.aloof = frozenset(stay)

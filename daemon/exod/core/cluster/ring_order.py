@@ -1,0 +1,192 @@
+"""The ring: which order, over which edges. Pure functions.
+
+The theory. A ring's step waits for its slowest edge, so orders are compared by their worst band first, then by how
+many edges are not Thunderbolt, then by cost. The order that is running is kept while every edge of it exists: a new
+order moves layers between nodes, which costs far more than a better edge gains, and a person can ask for it
+(`exoctl mesh renegotiate`). Two ranks use one path both ways.
+
+Decides the content of a plan; never when to propose one (mesh.py), nor which rank holds which layers
+(layer_split.py). Called by mesh.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from exod.core.probe.datagram import PLAN_PREFIX_BYTES
+from exod.model import KIND_PREFERENCE, Edge, Epoch, Kind, Member, MeshPlan, NodeCard, NodeId, PathId
+
+EXHAUSTIVE = 8
+"""Up to this many ranks every order is tried: (8 - 1)! / 2 = 2,520."""
+
+EPOCH_LIMIT = 1 << 53
+"""Plans are counted; a number beyond this (the integers of JSON) is nobody's count."""
+
+Pair = tuple[NodeId, NodeId]
+"""The lower id first."""
+
+
+class PairEdge(msgspec.Struct, frozen=True):
+    """The agreed path of a pair, from both ends."""
+
+    path: PathId
+    low_interface: str
+    low_address: str
+    high_interface: str
+    high_address: str
+    kind: Kind
+    in_band: bool
+    cost_ms: float
+
+
+def pair_of(one: NodeId, other: NodeId) -> Pair:
+    return (one, other) if one < other else (other, one)
+
+
+def ring_pairs(ring: Sequence[NodeId]) -> list[Pair]:
+    """The pairs that are neighbours: none for one rank, one for two."""
+    if len(ring) < 2:
+        return []
+    if len(ring) == 2:
+        return [pair_of(ring[0], ring[1])]
+    return [pair_of(one, ring[(place + 1) % len(ring)]) for place, one in enumerate(ring)]
+
+
+def ring_order(
+    ranks: Sequence[NodeId], edges: Mapping[Pair, PairEdge], running: Sequence[NodeId] = ()
+) -> tuple[NodeId, ...] | None:
+    """The order of the ring, or None where no ring through all ranks exists.
+
+    `running` is kept if it has the same ranks and every edge of it exists. Orders begin with the lowest id.
+    """
+    if running and sorted(running) == sorted(ranks) and all(pair in edges for pair in ring_pairs(running)):
+        return tuple(running)
+    if not ranks:
+        return ()
+    first, *others = sorted(ranks)
+    if len(ranks) <= EXHAUSTIVE:
+        return _best_order(first, others, edges)
+    return _greedy_order(first, others, edges)
+
+
+def _best_order(first: NodeId, others: list[NodeId], edges: Mapping[Pair, PairEdge]) -> tuple[NodeId, ...] | None:
+    best: tuple[tuple[bool, int, float], tuple[NodeId, ...]] | None = None
+    for rest in itertools.permutations(others):
+        if len(rest) > 1 and rest[0] > rest[-1]:
+            continue  # the same ring the other way round
+        ring = (first, *rest)
+        weighed = _weigh(ring, edges)
+        if weighed is not None and (best is None or (weighed, ring) < best):
+            best = (weighed, ring)
+    return None if best is None else best[1]
+
+
+def _weigh(ring: tuple[NodeId, ...], edges: Mapping[Pair, PairEdge]) -> tuple[bool, int, float] | None:
+    slow, others, cost = False, 0, 0.0
+    for pair in ring_pairs(ring):
+        edge = edges.get(pair)
+        if edge is None:
+            return None
+        slow |= not edge.in_band
+        others += edge.kind is not Kind.THUNDERBOLT
+        cost += edge.cost_ms
+    return (slow, others, round(cost, 6))
+
+
+def _greedy_order(first: NodeId, others: list[NodeId], edges: Mapping[Pair, PairEdge]) -> tuple[NodeId, ...] | None:
+    """More ranks than can be tried: nearest neighbour by (band, kind, cost)."""
+    ring, left = [first], set(others)
+    while left:
+        reachable = [one for one in left if pair_of(ring[-1], one) in edges]
+        if not reachable:
+            return None
+        nearest = min(reachable, key=lambda one: (*_edge_weight(edges[pair_of(ring[-1], one)]), one))
+        ring.append(nearest)
+        left.discard(nearest)
+    return tuple(ring) if pair_of(ring[-1], first) in edges else None
+
+
+def _edge_weight(edge: PairEdge) -> tuple[bool, int, float]:
+    return (not edge.in_band, KIND_PREFERENCE[edge.kind], edge.cost_ms)
+
+
+def build_plan(
+    epoch: Epoch,
+    coordinator: NodeCard,
+    members: Sequence[NodeCard],
+    edges: Mapping[Pair, PairEdge],
+    running: Sequence[NodeId] = (),
+) -> MeshPlan | None:
+    """The plan for these members, or None where their ranks cannot form a ring. Deterministic in its inputs."""
+    cards = {card.id: card for card in members}
+    ring = ring_order([card.id for card in members if card.engine], edges, running)
+    if ring is None:
+        return None
+    plan = MeshPlan(
+        epoch=epoch,
+        coordinator=coordinator.id,
+        members=tuple(sorted(Member(card.id, card.incarnation) for card in members)),
+        ring=ring,
+        edges=tuple(_directed_edges(ring, cards, edges)),
+        model=coordinator.model,
+        split=coordinator.split,
+        memory_mib=tuple(cards[one].memory_mib for one in ring),
+        context=coordinator.context,
+        hash="",
+    )
+    return msgspec.structs.replace(plan, hash=plan_hash(plan))
+
+
+def _directed_edges(
+    ring: tuple[NodeId, ...], cards: Mapping[NodeId, NodeCard], edges: Mapping[Pair, PairEdge]
+) -> list[Edge]:
+    if len(ring) < 2:
+        return []
+    directed = []
+    for place, source in enumerate(ring):
+        target = ring[(place + 1) % len(ring)]
+        edge = edges[pair_of(source, target)]
+        ends = [(edge.low_interface, edge.low_address), (edge.high_interface, edge.high_address)]
+        if source > target:
+            ends.reverse()
+        directed.append(
+            Edge(
+                source=source,
+                target=target,
+                path=edge.path,
+                source_interface=ends[0][0],
+                source_address=ends[0][1],
+                target_interface=ends[1][0],
+                target_address=ends[1][1],
+                target_port=cards[target].ring_port,
+                kind=edge.kind,
+            )
+        )
+    return directed
+
+
+def plan_hash(plan: MeshPlan) -> str:
+    """BLAKE2b-128 over the canonical JSON of everything else (fields in order of definition, no spaces)."""
+    return hashlib.blake2b(canonical(plan), digest_size=16).hexdigest()
+
+
+def is_sound(plan: MeshPlan) -> bool:
+    """Is it what its coordinator made, and numbered by counting?"""
+    return plan.hash == plan_hash(plan) and 0 < plan.epoch.number < EPOCH_LIMIT
+
+
+def canonical(plan: MeshPlan) -> bytes:
+    return msgspec.json.encode(msgspec.structs.replace(plan, hash=""), order="deterministic")
+
+
+def hash_prefix(plan: MeshPlan) -> str:
+    return plan.hash[: 2 * PLAN_PREFIX_BYTES]
+
+
+def content(plan: MeshPlan) -> MeshPlan:
+    """The plan without its epoch: two plans of one content need no change of the engine."""
+    return msgspec.structs.replace(plan, epoch=Epoch(0, 0), hash="")

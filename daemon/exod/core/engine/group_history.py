@@ -1,0 +1,68 @@
+"""The groups that this rank's worker stands in, one after the other, and the gaps between them.
+
+A group outlives its plan until the next one is prepared, and it may outlive its daemon. Decides what counts as a
+recovery and how long it took: from the moment that a group was lost to a fault, or left at a step's end for another
+plan (a move), until the worker stands in the next. Never decides when a group is left.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from exod.core.engine.rank_commands import Story
+from exoengine.protocol import Formed, Heartbeat
+
+Cause = Literal["move", "fault"]
+
+
+class GroupLife:
+    def __init__(self) -> None:
+        self._group: tuple[str, int] | None = None
+        """(plan, attempt) of the group that the worker stands in."""
+        self._lost: tuple[float, Cause, str] | None = None
+        self._beat_gap_ms = 0.0
+        self.last_gap_ms = 0.0
+        """Of the newest recovery: between two tokens where one was held up, else between the groups."""
+
+    @property
+    def stands(self) -> bool:
+        return self._group is not None
+
+    def is_of(self, plan_hash: str, attempt: int) -> bool:
+        return self._group == (plan_hash, attempt)
+
+    def found(self, plan_hash: str | None, attempt: int, formed: bool) -> None:
+        """What a worker says that is greeted: it may stand in the group of an earlier daemon's plan."""
+        self._group = (plan_hash, attempt) if formed and plan_hash is not None else None
+        self._beat_gap_ms = 0.0
+
+    def formed(self, formed: Formed, now: float) -> list[Story]:
+        """The worker stands in a group; what lies behind it is told, where there was one before."""
+        self._group, lost, self._lost = (formed.plan_hash, formed.attempt), self._lost, None
+        if lost is None:
+            return []
+        at, cause, reason = lost
+        self.last_gap_ms = gap_ms = round((now - at) * 1e3, 1)
+        data: dict[str, object] = {"gap_ms": gap_ms, "step": formed.resumed_step, "attempt": formed.attempt}
+        return [Story("engine.reformed", {**data, "cause": cause, "reason": reason})]
+
+    def left(self, plan_hash: str, reason: str, now: float) -> None:
+        """For what this plan asks next. Leaving the group of another plan is a move."""
+        if self._group is not None:
+            moves = self._group[0] != plan_hash
+            self.lost("move" if moves else "fault", reason if moves else "the group is formed anew", now)
+
+    def lost(self, cause: Cause, reason: str, now: float) -> None:
+        """From here the gap is counted that the next group closes."""
+        if self._group is not None and self._lost is None:
+            self._lost = (now, cause, reason)
+        self._group = None
+
+    def retired(self) -> None:
+        """No group follows: no gap is counted."""
+        self._group = self._lost = None
+
+    def beat(self, beat: Heartbeat) -> None:
+        if beat.last_gap_ms not in (0.0, self._beat_gap_ms):
+            self.last_gap_ms = beat.last_gap_ms
+        self._beat_gap_ms = beat.last_gap_ms

@@ -1,0 +1,105 @@
+"""Which rank holds which layers: by what each node can hold, evenly, or as a person says.
+
+By memory, the shares follow what layers take: their weights, the embedding and the head at the ends, and the KV
+cache of the context that is configured. Of all ways to cut the layers into spans the one is taken that exceeds what
+the nodes can hold by the least, and among those the one that fills them most alike. The nodes' figures are what
+they can give to a model at all, not what is free now: shares that followed other programs would move all the time.
+
+Decides that, alike on every node, from the plan and the model; and what is said where it does not fit. Pure. Called
+by rank_state.py and rank.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+
+from exod.model import ContextSettings, MeshPlan
+from exoengine.model_files.memory_fit import ModelSizes, gib, kv_bytes, needs_text, span_bytes
+
+
+class DoesNotFitError(ValueError):
+    """The plan's nodes cannot hold the model; `str(error)` is the sum."""
+
+
+Spans = tuple[tuple[int, int], ...]
+
+
+def layer_spans(plan: MeshPlan, sizes: ModelSizes) -> Spans:
+    """For each rank its layers [first, last_exclusive): every layer once, in rank order, at least one a rank.
+    ValueError, in words for a person, where that cannot be.
+    """
+    ranks, layers = len(plan.ring), sizes.total_layers
+    if ranks == 0:
+        raise ValueError("no node hosts a rank: set engine.enabled = true on at least one")
+    if layers < ranks:
+        raise ValueError(f"the model has {layers} layers, too few for {ranks} ranks with at least one each")
+    match plan.split:
+        case "memory":
+            return _by_memory(plan.memory_mib, plan.context, sizes)
+        case "even":
+            return _spans([layers // ranks + (rank < layers % ranks) for rank in range(ranks)])
+        case str(other):
+            raise ValueError(f'engine.split is "{other}"; allowed are "memory", "even" or a list of layer counts')
+        case counts:
+            if len(counts) != ranks or sum(counts) != layers or min(counts) < 1:
+                raise ValueError(
+                    f"engine.split = {list(counts)} does not fit: it needs {ranks} counts of at least 1 with the"
+                    f" sum {layers}, one for each rank"
+                )
+            return _spans(counts)
+
+
+def shortage(plan: MeshPlan, sizes: ModelSizes) -> str:
+    """Why the plan's nodes cannot hold the model, with the sum; empty where they can, as far as is known."""
+    total, short = 0, []
+    spans = layer_spans(plan, sizes)
+    for node, (first, last), memory_mib in zip(plan.ring, spans, plan.memory_mib, strict=True):
+        weights, context = span_bytes(sizes, first, last), _kv_bytes(sizes, first, last, plan.context)
+        total += weights + context
+        if weights + context > memory_mib << 20:
+            needs = needs_text(first, last, weights, context, sizes.context(plan.context.max_tokens))
+            short.append(f"{needs} and {node} can give {gib(memory_mib << 20)}")
+    if not short:
+        return ""
+    given = sum(plan.memory_mib) << 20
+    hope = "share the layers otherwise (engine.split)" if total <= given else "add a node, or take a smaller model"
+    return (
+        f"{plan.model} does not fit: {'; '.join(short)}. It needs {gib(total)} in all, the nodes can give"
+        f" {gib(given)}: {hope}{', or lower engine.max_context' if plan.context.max_tokens else ''}"
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _by_memory(memory_mib: tuple[int, ...], context: ContextSettings, sizes: ModelSizes) -> Spans:
+    """The best cut of all, rank by rank: of each number of layers given out so far only the best way matters for
+    what comes after. Cost: (bytes over what the nodes can hold, fill), whose squares make an uneven cut dear.
+    """
+    ranks, layers = len(memory_mib), sizes.total_layers
+    weights = list(itertools.accumulate(sizes.layer_bytes, initial=0))
+    caches = list(itertools.accumulate((_kv_bytes(sizes, at, at + 1, context) for at in range(layers)), initial=0))
+    end_bytes = sizes.other_bytes // 2
+    best: dict[int, tuple[int, int, Spans]] = {0: (0, 0, ())}
+    for rank, mib in enumerate(memory_mib):
+        size, left = max(1, mib << 20), ranks - rank - 1
+        ahead: dict[int, tuple[int, int, Spans]] = {}
+        for last in range(rank + 1, layers - left + 1) if left else (layers,):
+            for first, (over, fill, spans) in best.items():
+                if first >= last:
+                    continue
+                needs = weights[last] - weights[first] + caches[last] - caches[first]
+                needs += end_bytes * ((first == 0) + (last == layers))
+                cost = (over + max(0, needs - size), fill + needs * needs // size)
+                if last not in ahead or cost < ahead[last][:2]:
+                    ahead[last] = (*cost, (*spans, (first, last)))
+        best = ahead
+    return best[layers][2]
+
+
+def _kv_bytes(sizes: ModelSizes, first: int, last: int, context: ContextSettings) -> int:
+    return kv_bytes(sizes, first, last, sizes.context(context.max_tokens), context.kv_bits, context.kv_group_size)
+
+
+def _spans(counts: Sequence[int]) -> Spans:
+    return tuple(itertools.pairwise(itertools.accumulate(counts, initial=0)))

@@ -1,0 +1,221 @@
+"""Which path a pair uses: when to choose, when to leave, when to return, and when to keep still.
+
+The theory. Four things move a selection, each with its own patience:
+- FIRST: fresh incarnations, or a pair of which nothing was usable (the peer was away, and comes back on all paths
+  within a moment). Wait until every candidate is measured, at most FIRST_PATIENCE_S after the first usable one: the
+  first responder is often the slow one.
+- DEATH (and a route that turned wrong): at once, to the best of those that are heard.
+- DEGRADED: after the dwell, only to a path in a better state or band that was already good, measured afresh.
+- UPGRADE: a path of a better grade that stayed so for its hold-up, which doubles each time the path relapses.
+DEGRADED and UPGRADE draw on a bucket of three per ten minutes, except for the return to a path that only its death
+made us leave: that is governed by the hold-up alone. Silence of everything moves nothing, because nothing is then
+usable. Where every path is slow, none is in a better band, and we stay.
+
+Decides the path; never states (path.py) or order (scoring.py), and sends nothing. Owned by the link of the pair's
+lower node, which calls `decide` when a standing changed or a deadline passed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from enum import StrEnum
+
+import msgspec
+
+from exod.core.base.config import CoreConfig
+from exod.core.probe.path_order import Grade, Standing, comparison, grade, order, praise
+from exod.model import PathId, PathState
+
+FIRST_PATIENCE_S = 1.0
+"""Two nodes that start together must agree on the cable directly, and a restart within 3 s (design, targets)."""
+DWELL_S = 2.0
+"""No voluntary switch sooner than this after the previous switch: four floor windows of the new path."""
+HOLD_UP_MAX_S = 300.0
+BUCKET = 3
+BUCKET_WINDOW_S = 600.0
+"""At most 3 switches in 10 minutes that no death caused (design, "States, score, switching")."""
+RECORDS = 64
+"""Paths remembered at most: those that are gone are forgotten beyond it."""
+RECHECK_S = 0.05
+"""While a good target is not measured afresh yet: one beat of the selected path."""
+
+
+class Cause(StrEnum):
+    FIRST = "first"
+    DEATH = "death"
+    ROUTE = "route"
+    DEGRADED = "degraded"
+    UPGRADE = "upgrade"
+    PIN = "pin"
+
+
+VOLUNTARY = frozenset({Cause.DEGRADED, Cause.UPGRADE})
+
+
+class Choice(msgspec.Struct, frozen=True):
+    path: PathId | None
+    cause: Cause
+    reason: str
+    free: bool = False
+    """A voluntary switch that takes no token: the return to a path that its death made us leave."""
+
+
+class _Record:
+    """What the selector remembers of one path."""
+
+    def __init__(self, now: float) -> None:
+        self.grade: Grade | None = None
+        self.since = now
+        """In this grade, without a break."""
+        self.returned_at: float | None = None
+        self.relapses = 0
+        self.left_by_death = False
+
+
+class PathSelector:
+    def __init__(self, config: CoreConfig) -> None:
+        self._config = config
+        self._records: dict[PathId, _Record] = {}
+        self._first_usable_at: float | None = None
+        self._anew = True
+        """Nothing was usable since the last selection: the next one is as patient as the first."""
+        self._switched_at: float | None = None
+        self._spent: deque[float] = deque(maxlen=BUCKET)
+        self._pin: tuple[PathId, float] | None = None
+        self.deadline: float | None = None
+        """When `decide` should be asked again although nothing changed."""
+
+    def pin(self, path: PathId, until: float) -> None:
+        self._pin = (path, until)
+
+    def hold_up_s(self, path: PathId) -> float:
+        record = self._records.get(path)
+        relapses = 0 if record is None else record.relapses
+        return float(min(HOLD_UP_MAX_S, self._config.hold_up_s * 2**relapses))
+
+    def bucket_empty(self, now: float) -> bool:
+        """Are the voluntary switches of the last ten minutes used up?"""
+        return len(self._spent) == BUCKET and now < self._spent[0] + BUCKET_WINDOW_S
+
+    def decide(self, current: PathId | None, standings: Sequence[Standing], now: float) -> Choice | None:
+        """The new choice, or None to stay."""
+        self.deadline = None
+        self._remember(standings, current, now)
+        ranked = sorted((one for one in standings if one.usable), key=order)
+        present = next((one for one in standings if one.path == current), None)
+        choice = self._pinned(current, ranked, now)
+        if choice is None and self._anew:
+            choice = self._first(current, ranked, standings, now)
+        elif choice is None and (present is None or not present.usable):
+            choice = self._forced(current, present, ranked, standings)
+        elif choice is None and present is not None and not self._is_pinned(present.path, now):
+            choice = self._voluntary(present, ranked, now)
+        if choice is not None:
+            self._note(choice, current, now)
+        return choice
+
+    # --- the four movers ----------------------------------------------------------------------------------------
+
+    def _first(
+        self, current: PathId | None, ranked: list[Standing], standings: Sequence[Standing], now: float
+    ) -> Choice | None:
+        if not ranked:
+            self._first_usable_at = None
+            return None
+        if self._first_usable_at is None:
+            self._first_usable_at = now
+        if any(one.undecided for one in standings) and now < self._first_usable_at + FIRST_PATIENCE_S:
+            self._ask_again(self._first_usable_at + FIRST_PATIENCE_S)
+            return None
+        self._anew, self._first_usable_at = False, None
+        if ranked[0].path == current:
+            return None  # the peer is back, and so is the path in use
+        return Choice(ranked[0].path, Cause.FIRST, praise(ranked))
+
+    def _forced(
+        self,
+        current: PathId | None,
+        present: Standing | None,
+        ranked: list[Standing],
+        standings: Sequence[Standing],
+    ) -> Choice | None:
+        if ranked:
+            best = min(ranked, key=lambda one: (not one.audible, order(one)))
+            left = current if present is None else present.name
+            if present is not None and not present.eligible and present.state in (PathState.UP, PathState.DEGRADED):
+                return Choice(best.path, Cause.ROUTE, f"the route of {left} leaves another interface")
+            return Choice(best.path, Cause.DEATH, f"{left} is dead")
+        self._anew = True
+        if current is not None and any(one.state in (PathState.UP, PathState.DEGRADED) for one in standings):
+            return Choice(None, Cause.ROUTE, "no path that the ring's connections would take")
+        return None  # silence on all paths switches nothing
+
+    def _voluntary(self, present: Standing, ranked: list[Standing], now: float) -> Choice | None:
+        for better in ranked:
+            if grade(better) >= grade(present):
+                return None
+            record = self._records[better.path]
+            fell = present.state is PathState.DEGRADED and grade(better)[:2] < grade(present)[:2]
+            fled = fell and record.since <= self._records[present.path].since
+            ready_at = record.since if fled else record.since + self.hold_up_s(better.path)
+            if self._switched_at is not None:
+                ready_at = max(ready_at, self._switched_at + DWELL_S)
+            free = record.left_by_death and not fled
+            if not free and len(self._spent) == BUCKET:
+                ready_at = max(ready_at, self._spent[0] + BUCKET_WINDOW_S)
+            if now < ready_at:
+                self._ask_again(ready_at)
+            elif not (better.fresh and better.audible):
+                self._ask_again(now + RECHECK_S)
+            else:
+                cause = Cause.DEGRADED if fled else Cause.UPGRADE
+                return Choice(better.path, cause, comparison(better, present), free)
+        return None
+
+    def _pinned(self, current: PathId | None, ranked: list[Standing], now: float) -> Choice | None:
+        if self._pin is None or not self._is_pinned(self._pin[0], now):
+            return None
+        path, until = self._pin
+        self._ask_again(until)
+        if path != current and any(one.path == path for one in ranked):
+            return Choice(path, Cause.PIN, "pinned by hand")
+        return None
+
+    def _is_pinned(self, path: PathId, now: float) -> bool:
+        return self._pin is not None and self._pin[0] == path and now < self._pin[1]
+
+    # --- memory -------------------------------------------------------------------------------------------------
+
+    def _remember(self, standings: Sequence[Standing], current: PathId | None, now: float) -> None:
+        if len(self._records) > RECORDS:
+            present_paths = {one.path for one in standings}
+            self._records = {path: record for path, record in self._records.items() if path in present_paths}
+        for one in standings:
+            record = self._records.setdefault(one.path, _Record(now))
+            present = grade(one) if one.usable else None
+            if present == record.grade:
+                continue
+            was_good = record.grade is not None and record.grade[0] == 0
+            is_good = present is not None and present[0] == 0
+            if was_good and not is_good and record.returned_at is not None:
+                relapsed = now - record.returned_at < self._config.relapse_within_s
+                record.relapses = record.relapses + 1 if relapsed else 0
+            if is_good and not was_good and self._switched_at is not None:
+                record.returned_at = now
+            record.grade = present
+            record.since = now
+
+    def _note(self, choice: Choice, current: PathId | None, now: float) -> None:
+        self._anew = choice.path is None
+        if choice.cause in VOLUNTARY and not choice.free:
+            self._spent.append(now)
+        self._switched_at = now
+        if current is not None and choice.cause in (Cause.FIRST, Cause.DEATH, Cause.ROUTE):
+            self._records.setdefault(current, _Record(now)).left_by_death = True
+        if choice.path is not None:
+            self._records.setdefault(choice.path, _Record(now)).left_by_death = False
+
+    def _ask_again(self, at: float) -> None:
+        if self.deadline is None or at < self.deadline:
+            self.deadline = at

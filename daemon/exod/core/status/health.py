@@ -1,0 +1,208 @@
+"""Is this node healthy, and if not, why: everything that is known, reduced to a word and reasons for people.
+
+The theory. Each reason is a fact with a stable code and a subject; the worst one decides the word. A fact counts
+once it has lasted for its grace, so a switch that takes a millisecond alarms nobody, and its `since` stays while
+it lasts. A cable that is pulled is no reason while another path carries the traffic within the limit; a node that
+said goodbye is no reason either: someone sent it away.
+
+Decides what is said about health; never acts on it. Called by the shell whenever it refreshes its status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import msgspec
+
+from exod.core.status.view import LinkView, NodeView, PathView
+from exod.model import (
+    KIND_PREFERENCE,
+    EngineState,
+    Health,
+    Kind,
+    MeshState,
+    NodeId,
+    NodeState,
+    PathState,
+    Reason,
+)
+
+KIND_WORDS = {
+    Kind.THUNDERBOLT: "Thunderbolt",
+    Kind.ETHERNET: "Ethernet",
+    Kind.WIFI: "Wi-Fi",
+    Kind.VPN: "VPN",
+    Kind.LOOPBACK: "loopback",
+    Kind.OTHER: "an unknown medium,",
+}
+
+GRACE_S: dict[str, float] = {
+    "ends_disagree": 1.0,
+    "no_path": 1.0,
+    "mesh_not_agreed": 1.0,
+    "engine_recovering": 0.0,
+    "node_suspect": 1.0,
+    "link_slow": 0.5,
+    "link_lossy": 5.0,
+}
+"""Seconds that a fact must last before it is a reason; 0 for those not named. An agreement may take 0.3 s, a switch
+away from a slow link about as long. Loss that a switch is about to leave behind is nobody's business."""
+
+LOSSY = 0.05
+"""TCP keeps its pace up to about a percent. Beyond this, many a step waits for what is sent again; beyond 20% a
+path is called degraded, and left where there is a better one."""
+LOSSY_NO_MORE = 0.025
+"""Where it was said, it stays said until so little is lost: loss at random would come and go."""
+
+DOWN_CODES = frozenset({"engine_failed"})
+"""Nothing can be served."""
+
+
+def severity(code: str) -> Literal["warning", "error"]:
+    """Of a reason, as alerts and `exoctl doctor` tell it."""
+    return "error" if code in DOWN_CODES else "warning"
+
+
+EDGE_FAILED = "preflight_failed"
+
+
+class HealthInput(msgspec.Struct, frozen=True):
+    view: NodeView
+    degraded_ms: float
+    engine_enabled: bool = False
+    engine_state: EngineState = EngineState.OFF
+    engine_text: str = ""
+    gpu_waits: tuple[tuple[NodeId, str], ...] = ()
+    """Ranks whose fast steps waited too long of late, with the text."""
+    edge_text: str = ""
+    """What the check of this node's edges found; empty where nothing is wrong."""
+    mqtt_text: str = ""
+    """What is wrong with a broker that a person configured; empty where nothing is, or none was."""
+
+
+class HealthSnapshot(msgspec.Struct, frozen=True):
+    health: Health
+    reasons: tuple[Reason, ...]
+
+
+class _Fact(msgspec.Struct, frozen=True):
+    code: str
+    subject: str
+    text: str
+
+
+class HealthJudge:
+    """Keeps when each fact was first seen, and nothing else."""
+
+    def __init__(self) -> None:
+        self._since: dict[tuple[str, str], float] = {}
+
+    def judge(self, given: HealthInput, now: float) -> HealthSnapshot:
+        """`now` is any clock that only goes forward by itself; `Reason.since` is on the same one."""
+        facts = {(fact.code, fact.subject): fact for fact in _facts(given, frozenset(self._since))}
+        self._since = {key: min(now, self._since.get(key, now)) for key in facts}
+        reasons = tuple(
+            Reason(fact.code, fact.subject, fact.text, self._since[key])
+            for key, fact in facts.items()
+            if now - self._since[key] >= GRACE_S.get(fact.code, 0.0)
+        )
+        if any(reason.code in DOWN_CODES for reason in reasons):
+            return HealthSnapshot(Health.DOWN, reasons)
+        return HealthSnapshot(Health.DEGRADED if reasons else Health.HEALTHY, reasons)
+
+
+def _facts(given: HealthInput, known: frozenset[tuple[str, str]]) -> Iterator[_Fact]:
+    """`known` are the codes and subjects of those that held when last asked."""
+    view = given.view
+    yield from _node_facts(view)
+    states = {node.id: node.state for node in view.nodes}
+    for link in view.links:
+        if states.get(link.peer) is not NodeState.DOWN:
+            lossy = LOSSY_NO_MORE if ("link_lossy", link.peer) in known else LOSSY
+            yield from _link_facts(link, view.me.name, given.degraded_ms, lossy)
+    yield from _mesh_facts(view)
+    if given.engine_enabled and given.engine_state is EngineState.FAILED:
+        yield _Fact("engine_failed", view.me.id, given.engine_text or "the engine failed")
+    if given.engine_enabled and given.engine_state is EngineState.RECOVERING:
+        yield _Fact("engine_recovering", view.me.id, given.engine_text or "the engine is recovering")
+    for node, text in given.gpu_waits:
+        yield _Fact("gpu_wait", node, f"{_name(view, node)}: {text}")
+    if given.edge_text:
+        yield _Fact(EDGE_FAILED, view.me.id, given.edge_text)
+    if given.mqtt_text:
+        yield _Fact("mqtt_down", view.me.id, given.mqtt_text)
+
+
+def _node_facts(view: NodeView) -> Iterator[_Fact]:
+    for node in view.nodes:
+        if node.state is NodeState.DOWN and not node.left:
+            yield _Fact("node_down", node.id, f"{node.name} is down: {node.reason}")
+        elif node.state is NodeState.SUSPECT:
+            yield _Fact("node_suspect", node.id, f"{node.name} does not answer: {node.reason}")
+
+
+def _link_facts(link: LinkView, my_name: str, degraded_ms: float, lossy: float) -> Iterator[_Fact]:
+    pair = f"{my_name}–{link.peer_name}"
+    selected = next((path for path in link.paths if path.selected), None)
+    if selected is None:
+        yield _Fact(
+            "no_path", link.peer, f"{pair} has no usable path: {_others(link.paths, None) or 'none is known'}"
+        )
+    elif not link.agreed:
+        yield _Fact("ends_disagree", link.peer, f"the ends of {pair} have not agreed on {selected.interface} yet")
+    elif selected.rtt_ms is not None and selected.rtt_ms > degraded_ms:
+        text = f"{pair} runs over {KIND_WORDS[selected.kind]} {selected.interface} at {selected.rtt_ms:.1f} ms"
+        others = _others(link.paths, selected)
+        yield _Fact("link_slow", link.peer, f"{text}: {others}" if others else text)
+    elif selected.state is PathState.DEGRADED:
+        yield _Fact("link_degraded", link.peer, f"{pair} runs over {selected.interface}, which {selected.why}")
+    if selected is not None and selected.lasting_loss > lossy:
+        # Whatever else is wrong: a path that a preflight refuses for its loss must say so.
+        lost = f"{selected.lasting_loss:.0%} of what {link.peer_name} sends over {selected.interface}"
+        yield _Fact("link_lossy", link.peer, f"{my_name} loses {lost}")
+    for path in link.paths:
+        better = selected is None or KIND_PREFERENCE[path.kind] < KIND_PREFERENCE[selected.kind]
+        working = path.state in (PathState.UP, PathState.DEGRADED)
+        if path.route_wrong and working and better and not path.routed:
+            yield _Fact("path_ineligible", path.id, f"{path.interface} to {link.peer_name} is not used: {path.why}")
+
+
+def _others(paths: Iterable[PathView], selected: PathView | None) -> str:
+    """`bridge0 and en0 are dead, en1 is degraded`."""
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        if path is selected or path.routed:
+            continue
+        word = "ineligible" if path.route_wrong else {PathState.INIT: "silent"}.get(path.state, str(path.state))
+        groups.setdefault(word, []).append(path.interface)
+    return ", ".join(
+        f"{_and(sorted(set(names)))} {'are' if len(set(names)) > 1 else 'is'} {word}"
+        for word, names in sorted(groups.items())
+    )
+
+
+def _and(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _mesh_facts(view: NodeView) -> Iterator[_Fact]:
+    mesh = view.mesh
+    if mesh.state in (MeshState.AGREED, MeshState.ALONE):
+        return
+    if mesh.suspended is not None:
+        text = f"the plan is suspended: {mesh.suspended}"
+    elif mesh.aloof:
+        keep = "keeps" if len(mesh.aloof) == 1 else "keep"
+        text = f"{_and([_name(view, one) for one in mesh.aloof])} {keep} to a plan without {view.me.name}"
+    elif mesh.waiting_for:
+        text = f"waits for {_and([_name(view, one) for one in mesh.waiting_for])} to join"
+    elif mesh.coordinator != view.me.id:
+        text = f"waits for a plan from {_name(view, mesh.coordinator)}"
+    else:
+        text = "no plan is agreed yet"
+    yield _Fact("mesh_not_agreed", mesh.coordinator, text)
+
+
+def _name(view: NodeView, node: NodeId) -> str:
+    return next((entry.name for entry in view.nodes if entry.id == node), node)

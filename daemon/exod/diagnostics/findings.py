@@ -1,0 +1,93 @@
+"""What `exoctl doctor` finds: a setting, a permission or a crash, each with the deed that mends it. Pure.
+
+Decides the words and what counts as wrong; looks at nothing itself. Called by `answers.py` with what the daemon
+sees, and by the CLI with what a shell sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from exod.core.status.health import severity
+from exod.daemon_api.shapes import CrashLine, Finding, NetworkCheck
+from exod.model import Reason
+
+FAST_SYNCH: Final = "MLX_METAL_FAST_SYNCH"
+
+STRANGER_CURE: Final = (
+    "if it belongs to this cluster, print the key with: exoctl cluster invite, on the node that has the right one, "
+    "and take it over on the other with: exoctl cluster join --replace TOKEN"
+)
+
+
+def of_reason(reason: Reason, subject: str) -> Finding:
+    return Finding(reason.code, severity(reason.code), subject, reason.text, _cure(reason))
+
+
+def _cure(reason: Reason) -> str:
+    """What a person does first about a reason of the health."""
+    if reason.code == "gpu_wait":
+        return 'set engine.sync = "dynamic" in the configuration; exoctl links shows which path is slow'
+    if reason.code.startswith("engine_"):
+        return "exoctl engine status shows each rank; exoctl engine load MODEL tries another"
+    if reason.code.startswith("node_"):
+        return "look at that host: its power, its network, exoctl status there"
+    if reason.code.startswith("mqtt_"):
+        return "start the broker that mqtt.broker names, or set it to auto"
+    return "exoctl links shows every path, why it is not used, and the command that mends its route"
+
+
+def of_crashes(crashes: Iterable[CrashLine]) -> list[Finding]:
+    return [Finding("crash_seen", "warning", "crash", crash.text, crash.cure) for crash in crashes]
+
+
+def of_strangers(strangers: tuple[str, ...]) -> list[Finding]:
+    text = "; ".join(strangers)
+    return [Finding("stranger_refused", "warning", "cluster key", text, STRANGER_CURE)] if strangers else []
+
+
+def of_environment(environment: Mapping[str, str], where: str, cure: str) -> list[Finding]:
+    """Of a process's or a job's variables. MLX takes an empty value and 0 for unset."""
+    if environment.get(FAST_SYNCH, "").strip() in ("", "0"):
+        return []
+    text = (
+        f"{FAST_SYNCH} is set in {where}: a GPU that waits for a peer then spins in a kernel and can wedge until a "
+        "reboot"
+    )
+    return [Finding("fast_synch", "warning", FAST_SYNCH, text, cure)]
+
+
+def of_refused_sends(peers: Iterable[str]) -> list[Finding]:
+    """`peers`: to whom the system refused to send as Local Network privacy does."""
+    names = sorted(set(peers))
+    if not names:
+        return []
+    text = (
+        f"macOS refuses to send to {', '.join(names)} (errno 65, no route to host): where ping works, "
+        "Local Network privacy keeps exod from the network"
+    )
+    cure = (
+        "allow it in System Settings, Privacy & Security, Local Network, and restart exod; or run it where that "
+        "does not apply: from Terminal, or for the system with sudo exoctl service install --system"
+    )
+    return [Finding("local_network", "error", "Local Network", text, cure)]
+
+
+def of_network(checks: Iterable[NetworkCheck]) -> list[Finding]:
+    return [
+        Finding(f"network_{check.name}", "warning", check.subject, check.text, check.cure)
+        for check in checks
+        if not check.ok
+    ]
+
+
+def of_worker(versions: Mapping[str, str], can_reform: bool, has_switch: bool) -> tuple[list[Finding], list[str]]:
+    """What the rank's process says of its MLX: findings, and what is well."""
+    mlx = ", ".join(f"{name} {versions[name]}" for name in sorted(versions))
+    well = [mlx, f"the switch of mlx_patches is {'' if has_switch else 'not '}in this MLX"]
+    if can_reform:
+        return [], [*well, "the ring can be formed again in a living process (clear_backends is exported)"]
+    text = f"{mlx} does not export clear_backends: each fault costs the process, its weights and its KV cache"
+    cure = "install an MLX that exod was made for: pip install --force-reinstall exod"
+    return [Finding("cannot_reform", "warning", "mlx", text, cure)], well

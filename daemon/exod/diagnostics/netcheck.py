@@ -1,0 +1,140 @@
+"""`exoctl netcheck`: this host's interfaces, its Thunderbolt ports, multicast DNS, and whether peers answer.
+
+Looks and tells; it changes nothing, and nothing here steers the mesh. Runs only when a person asks, as it
+takes a second or two. Called by the app.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from exod.daemon_api.shapes import InterfaceLine, NetcheckReport, NetworkCheck
+from exod.model import Kind
+from exod.network.mdns_discovery import DiscoveryState
+from exod.platform import Platform, ThunderboltPort
+
+CONNECT_S: Final = 2.0
+"""For a TCP handshake: a VPN takes 0.1 s, and one lost SYN is sent again after 1 s."""
+
+
+class PeerPort(msgspec.Struct, frozen=True):
+    """Where a peer should answer."""
+
+    name: str
+    address: str
+    port: int
+
+
+async def netcheck(
+    platform: Platform,
+    interfaces: tuple[InterfaceLine, ...],
+    discovery: DiscoveryState | None,
+    peers: Sequence[PeerPort],
+) -> NetcheckReport:
+    """`discovery` is None where the config switches multicast DNS off. Takes `CONNECT_S` and a little more."""
+    answering = asyncio.gather(*(check_peer(platform, peer) for peer in peers))
+    ports, primary, answers = await asyncio.gather(platform.thunderbolt(), platform.primary_interface(), answering)
+    checks = [
+        check_mdns(discovery),
+        check_primary(primary, interfaces),
+        *check_thunderbolt(ports, interfaces),
+        *answers,
+    ]
+    return NetcheckReport(interfaces=interfaces, checks=tuple(checks))
+
+
+def check_mdns(state: DiscoveryState | None) -> NetworkCheck:
+    """Is this node announced, and does it hear anyone?"""
+    if state is None:
+        text = "switched off by cluster.mdns: peers are found by cluster.peers alone"
+        return NetworkCheck("mdns", "multicast DNS", ok=True, text=text)
+    if state.error:
+        cure = "see which program holds UDP port 5353 without sharing it: sudo lsof -nP -iUDP:5353"
+        return NetworkCheck("mdns", "multicast DNS", ok=False, text=state.error, cure=cure)
+    if not state.announced_on:
+        text = "not announced: no eligible interface but VPNs"
+        cure = "connect a cable or a network; peers beyond a VPN are named by cluster.peers"
+        return NetworkCheck("mdns", "multicast DNS", ok=False, text=text, cure=cure)
+    heard = ", ".join(sorted(peer.name for peer in state.peers)) or "nobody yet"
+    text = f"announced on {', '.join(state.announced_on)}; heard: {heard}"
+    return NetworkCheck("mdns", "multicast DNS", ok=True, text=text)
+
+
+def check_primary(primary: str | None, interfaces: Sequence[InterfaceLine]) -> NetworkCheck:
+    """Whatever lies in no subnet of this host leaves by the default route."""
+    if primary is None:
+        text = "there is none: only hosts on this host's own subnets can be reached"
+        return NetworkCheck("primary", "default route", ok=True, text=text)
+    kind = next((line.kind for line in interfaces if line.name == primary), None)
+    if kind is Kind.VPN:
+        text = f"leaves by {primary}, a VPN: a peer that shares no subnet with this host is reached through it"
+        return NetworkCheck("primary", "default route", ok=True, text=text)
+    return NetworkCheck("primary", "default route", ok=True, text=f"leaves by {primary}")
+
+
+def check_thunderbolt(ports: Sequence[ThunderboltPort], interfaces: Sequence[InterfaceLine]) -> list[NetworkCheck]:
+    """One check for each receptacle with a computer behind it, and one for what a bridge cannot do."""
+    usable = [line.name for line in interfaces if line.kind is Kind.THUNDERBOLT and line.eligible]
+    cabled = [port for port in ports if port.connected and (port.peer_name or port.peer_domain)]
+    checks = [_check_cable(port, usable) for port in cabled]
+    if len(cabled) > 1 and any(name.startswith("bridge") for name in usable):
+        text = (
+            f"{len(cabled)} computers are cabled to one bridge, and macOS's bridge has no loop protection: "
+            "where the cables close a ring, frames circle for ever"
+        )
+        cure = "in a ring, take the ports out of the bridge and give each one an address of its own"
+        checks.append(NetworkCheck("thunderbolt", "bridge", ok=True, text=text, cure=cure))
+    return checks
+
+
+def _check_cable(port: ThunderboltPort, usable: Sequence[str]) -> NetworkCheck:
+    subject = f"receptacle {port.receptacle or 'unknown'}"
+    cable = f"cable to {port.peer_name or port.peer_domain}" + (f" at {port.speed}" if port.speed else "")
+    if usable:
+        return NetworkCheck("thunderbolt", subject, ok=True, text=f"{cable}; carried by {', '.join(usable)}")
+    return NetworkCheck(
+        "thunderbolt",
+        subject,
+        ok=False,
+        text=f"{cable}, but no Thunderbolt interface has an address: the bridge is missing, down or switched off",
+        cure='sudo networksetup -setnetworkserviceenabled "Thunderbolt Bridge" on',
+    )
+
+
+async def check_peer(platform: Platform, peer: PeerPort) -> NetworkCheck:
+    """Does the peer's mesh port take a connection, the way the route table goes?"""
+    subject = f"{peer.name} {peer.address}:{peer.port}"
+    try:
+        async with asyncio.timeout(CONNECT_S):
+            _, writer = await asyncio.open_connection(peer.address, peer.port)
+    except TimeoutError:
+        text = f"no answer within {CONNECT_S:g} s: a firewall drops it, or the way back is another"
+        cure = f"allow TCP and UDP port {peer.port} there"
+        return NetworkCheck("port", subject, ok=False, text=text, cure=cure)
+    except OSError as error:
+        return NetworkCheck("port", subject, ok=False, text=_reason(error), cure=_cure(platform, error))
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return NetworkCheck("port", subject, ok=True, text="answers")
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else str(error)
+
+
+def _cure(platform: Platform, error: OSError) -> str:
+    if error.errno is not None and platform.local_network_privacy_suspected(error.errno):
+        return (
+            "if ping works, macOS keeps exod from the local network: allow it in System Settings, Privacy & "
+            "Security, Local Network, or install it for the system: sudo exoctl service install --system"
+        )
+    if isinstance(error, ConnectionRefusedError):
+        return "exod does not run there, or listens on another port: exoctl status on that host"
+    return "exoctl netcheck on that host shows its addresses"

@@ -1,0 +1,318 @@
+"""The checks that run before inference: each edge of the plan, and what all ranks must have in common.
+
+Each node checks the edges that start at it and its own port and memory; the one that is asked collects the others'
+answers. Every check gives a figure, and a failed one its cure. Called for `exoctl preflight`, and by edge_watch.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import time
+from collections.abc import Callable
+from typing import Final
+
+import psutil
+
+from exod.core.engine.engine_messages import RankPhase
+from exod.core.node import NodeCore
+from exod.core.status.health import LOSSY
+from exod.core.status.view import PathView
+from exod.daemon_api.shapes import PreflightCheck, PreflightReport
+from exod.engine_service.engine_driver import EngineHost
+from exod.model import ContextSettings, Edge, MeshPlan, NodeId
+from exod.peers.control_plane import ControlPlane
+from exod.peers.peer_messages import (
+    PeerMessage,
+    PreflightAnswer,
+    PreflightWish,
+    TransferProbe,
+    TransferReply,
+)
+from exod.platform import Platform
+from exoengine.model_files.memory_fit import kv_bytes, needs_text, span_bytes
+
+TRANSFER_BYTES: Final = 1024 * 1024
+"""Long enough to leave slow start behind on a LAN, 8 s at 1 Mbit/s on the worst VPN: within the deadline."""
+
+TRANSFER_DEADLINE_S: Final = 10.0
+WATCH_BYTES: Final = 64 * 1024
+"""Of the check that runs by itself: several times the largest frame of any interface, nothing to a path in use."""
+
+WATCH_DEADLINE_S: Final = 3.0
+"""64 KiB at the pace of a telephone line."""
+
+ANSWER_DEADLINE_S: Final = 15.0
+FINE: Final = ""
+
+
+class Preflight:
+    """Runs the checks of this node and asks other nodes for theirs."""
+
+    def __init__(
+        self,
+        me: NodeId,
+        control: ControlPlane,
+        engine: EngineHost,
+        core: NodeCore,
+        degraded_ms: float,
+        route_source: Callable[[str], str | None],
+        platform: Platform,
+    ) -> None:
+        self._me = me
+        self._control, self._engine, self._core = control, engine, core
+        self._degraded_ms = degraded_ms
+        self._route_source = route_source
+        self._platform = platform
+        self._serial = 0
+        self._answers: dict[int, asyncio.Future[tuple[PreflightCheck, ...]]] = {}
+        self._transfers: dict[int, asyncio.Future[int]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> PreflightReport:
+        """All checks of the present plan, on all its ranks."""
+        plan = self._engine.plan
+        if plan is None:
+            check = PreflightCheck("plan", "mesh", False, "none", "no mesh is agreed", "exoctl links says why")
+            return PreflightReport(False, time.time(), (check,))
+        others = [node for node in plan.ring if node != self._me]
+        results = await asyncio.gather(self.own_checks(), *(self._ask(node) for node in others))
+        checks = tuple(check for result in results for check in result) + self._common_checks()
+        return PreflightReport(all(check.ok for check in checks), time.time(), checks)
+
+    async def own_checks(self) -> tuple[PreflightCheck, ...]:
+        """The edges that start here, this node's ring port and memory."""
+        plan = self._engine.plan
+        if plan is None:
+            return ()
+        checks: list[PreflightCheck] = []
+        for edge in plan.edges:
+            if edge.source == self._me:
+                checks += [self._rtt_check(edge), self._route_check(edge), await self._transfer_check(edge)]
+            if edge.target == self._me:
+                checks += [self._loss_check(edge), self._port_check(edge)]
+        if self._me in plan.ring:
+            checks.append(self._memory_check())
+        return tuple(checks)
+
+    async def edge_checks(self) -> tuple[PreflightCheck, ...]:
+        """A short transfer over each edge that starts here."""
+        plan = self._engine.plan
+        edges = [edge for edge in plan.edges if edge.source == self._me] if plan is not None else []
+        return tuple([await self._transfer_check(edge, WATCH_BYTES, WATCH_DEADLINE_S) for edge in edges])
+
+    # --- one edge -------------------------------------------------------------------------------------------
+
+    def _path(self, peer: NodeId, edge: Edge) -> PathView | None:
+        links = self._core.view(time.monotonic()).links
+        link = next((link for link in links if link.peer == peer), None)
+        return next((path for path in link.paths if path.id == edge.path), None) if link is not None else None
+
+    def _rtt_check(self, edge: Edge) -> PreflightCheck:
+        subject, path = self._subject(edge), self._path(edge.target, edge)
+        if path is None or path.rtt_ms is None:
+            return PreflightCheck("rtt", subject, False, "not measured", "no probe came back", "exoctl links")
+        within, cure = path.rtt_ms <= self._degraded_ms, "use a faster path: connect a cable, see exoctl links"
+        return _bounded("rtt", subject, within, f"{path.rtt_ms:.3f} ms", f"{self._degraded_ms:g} ms", cure)
+
+    def _loss_check(self, edge: Edge) -> PreflightCheck:
+        """Where the edge ends: only there it is known what did not come."""
+        path = self._path(edge.source, edge)
+        subject = f"{edge.target_interface} {edge.source_address} → {edge.target_address}"
+        if path is None:
+            return PreflightCheck("loss", subject, False, "not measured", "no probe came", "exoctl links")
+        within, cure = path.lasting_loss <= LOSSY, "check the cable and its plugs"
+        return _bounded("loss", subject, within, f"{path.lasting_loss:.1%}", f"{LOSSY:.0%}", cure)
+
+    def _route_check(self, edge: Edge) -> PreflightCheck:
+        leaves_from = self._route_source(edge.target_address)
+        good = leaves_from == edge.source_address
+        return PreflightCheck(
+            "route",
+            self._subject(edge),
+            good,
+            leaves_from or "no route",
+            "the ring leaves from the right address" if good else f"the ring would not use {edge.source_interface}",
+            FINE
+            if good
+            else self._platform.route_fix_command(edge.target_address, edge.source_interface, edge.source_address),
+        )
+
+    def _port_check(self, edge: Edge) -> PreflightCheck:
+        """The ring listens only while it forms: the port is free, or our own rank has it."""
+        subject = f"{edge.target_address}:{edge.target_port}"
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((edge.target_address, edge.target_port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE and self._is_our_ranks(edge.target_address, edge.target_port):
+                return PreflightCheck("port", subject, True, "in use by our rank", "the ring is being formed")
+            cure = "end the process that holds it, or set engine.ring_port"
+            return PreflightCheck("port", subject, False, str(error.strerror), "the ring cannot listen here", cure)
+        finally:
+            sock.close()
+        return PreflightCheck("port", subject, True, "free", "the ring can listen here")
+
+    def _is_our_ranks(self, address: str, port: int) -> bool:
+        """Does our own worker listen there?"""
+        hello = self._engine.rank.hello
+        if hello is None:
+            return False
+        try:
+            found = psutil.Process(hello.pid).net_connections("tcp4")
+        except psutil.Error:
+            return False
+        return any(one.status == psutil.CONN_LISTEN and one.laddr == (address, port) for one in found)
+
+    async def _transfer_check(
+        self, edge: Edge, size: int = TRANSFER_BYTES, deadline_s: float = TRANSFER_DEADLINE_S
+    ) -> PreflightCheck:
+        subject = self._subject(edge)
+        connection = self._control.connection_on(edge.target, edge.source_address, edge.target_address)
+        if connection is None:
+            text = (
+                "no control connection runs over this path: TCP may be blocked on it, or large frames do not pass"
+            )
+            cure = "check firewalls on both hosts, set the same MTU on both ends, check the cable"
+            return PreflightCheck("transfer", subject, False, "none", text, cure)
+        self._serial += 1
+        serial = self._serial
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._transfers[serial] = future
+        started = time.monotonic()
+        connection.send_message(TransferProbe(serial, bytes(size)))
+        try:
+            async with asyncio.timeout(deadline_s):
+                await future
+        except TimeoutError:
+            connection.abort()  # messages of the engine would wait behind what does not arrive
+            text = f"{size} bytes were not acknowledged within {deadline_s:.0f} s: large frames do not pass"
+            cure = "set the same MTU on both ends; check the cable, try another port"
+            return PreflightCheck("transfer", subject, False, "timed out", text, cure)
+        finally:
+            del self._transfers[serial]
+        elapsed_s = time.monotonic() - started
+        figure = f"{size / elapsed_s / 1e6:.0f} MB/s"
+        return PreflightCheck(
+            "transfer", subject, True, figure, f"{size >> 10} KiB over TLS and back an acknowledgement"
+        )
+
+    # --- the node and the group -----------------------------------------------------------------------------
+
+    def _memory_check(self) -> PreflightCheck:
+        """Free memory against the bytes of this rank's share, unless they are loaded already."""
+        available = psutil.virtual_memory().available
+        figure = f"{available / 2**30:.1f} GiB free"
+        span, summary = self._engine.rank.span(), self._engine.summary
+        if self._engine.rank.loaded is not None:
+            return PreflightCheck("memory", self._me, True, figure, "the rank's layers are loaded")
+        if span is None or summary is None:
+            return PreflightCheck("memory", self._me, True, figure, "the model is not known yet")
+        context = self._engine.plan.context if self._engine.plan is not None else ContextSettings()
+        tokens = summary.context(context.max_tokens)
+        cache = kv_bytes(summary, *span, tokens, context.kv_bits, context.kv_group_size)
+        weights = span_bytes(summary, *span)
+        enough = weights + cache < available
+        text = needs_text(*span, weights, cache, tokens)
+        return PreflightCheck(
+            "memory",
+            self._me,
+            enough,
+            figure,
+            text,
+            FINE if enough else "free memory, or give this rank fewer layers",
+        )
+
+    def _common_checks(self) -> tuple[PreflightCheck, ...]:
+        """What must be the same on all ranks: versions and model files."""
+        ranks = self._engine.ranks()
+        plan = self._engine.plan
+        if plan is None or not plan.model:
+            return (
+                PreflightCheck("model", "engine", False, "none", "no model is loaded", "exoctl engine load MODEL"),
+            )
+        checks = []
+        for rank in ranks:
+            if rank.phase is RankPhase.FAILED:
+                text = f"{rank.sender} cannot load it: {rank.text}"
+                checks.append(
+                    PreflightCheck("load", plan.model, False, rank.code, text, "exoctl engine load MODEL")
+                )
+        if checks:
+            return tuple(checks)
+        for name, values, cure in (
+            ("versions", {rank.versions for rank in ranks}, "install the same versions on all nodes"),
+            ("model", {rank.fingerprint for rank in ranks}, "copy one model folder to all nodes"),
+        ):
+            known = len(ranks) == len(plan.ring) and "" not in values
+            same = known and len(values) == 1
+            text = "the same on all ranks" if same else "ranks differ" if known else "not all ranks are loaded"
+            figure = next(iter(values)) if same else f"{len(ranks)} of {len(plan.ring)} ranks"
+            checks.append(PreflightCheck(name, plan.model, same, figure, text, FINE if same else cure))
+        return (*checks, self._context_check(plan))
+
+    def _context_check(self, plan: MeshPlan) -> PreflightCheck:
+        """The plan's settings are every rank's. A node that is configured otherwise would host the model otherwise,
+        once it coordinates.
+        """
+        cards = (self._core.card, *(link.peer for link in self._core.links.values()))
+        others = [card.name for card in cards if card.id in plan.ring and card.context != plan.context]
+        text = f"{', '.join(others)} would have it otherwise" if others else "the same on all ranks"
+        cure = "set engine.max_context, kv_bits and kv_group_size alike on all nodes"
+        return PreflightCheck("context", plan.model, not others, str(plan.context), text, cure if others else FINE)
+
+    def _subject(self, edge: Edge) -> str:
+        return f"{edge.source_interface} {edge.source_address} → {edge.target_address}"
+
+    # --- other nodes ----------------------------------------------------------------------------------------
+
+    async def _ask(self, node: NodeId) -> tuple[PreflightCheck, ...]:
+        self._serial += 1
+        serial = self._serial
+        future: asyncio.Future[tuple[PreflightCheck, ...]] = asyncio.get_running_loop().create_future()
+        self._answers[serial] = future
+        try:
+            self._control.send(node, PreflightWish(serial))
+            async with asyncio.timeout(ANSWER_DEADLINE_S):
+                return await future
+        except TimeoutError:
+            text = f"it did not answer within {ANSWER_DEADLINE_S:.0f} s"
+            return (PreflightCheck("answer", node, False, "none", text, "exoctl status on that node"),)
+        finally:
+            del self._answers[serial]
+
+    def handle(self, peer: NodeId, message: PeerMessage) -> None:
+        """A transfer probe or a wish of another node, or an answer to ours."""
+        match message:
+            case TransferProbe(serial=serial, payload=payload):
+                self._control.send(peer, TransferReply(serial, len(payload)))
+            case TransferReply(serial=serial, received_bytes=received):
+                transfer = self._transfers.get(serial)
+                if transfer is not None and not transfer.done():
+                    transfer.set_result(received)
+            case PreflightWish(serial=serial):
+                task = asyncio.get_running_loop().create_task(self._answer(peer, serial), name="preflight answer")
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            case PreflightAnswer(serial=serial, checks=checks):
+                answer = self._answers.get(serial)
+                if answer is not None and not answer.done():
+                    answer.set_result(checks)
+            case _:
+                pass
+
+    async def _answer(self, peer: NodeId, serial: int) -> None:
+        self._control.send(peer, PreflightAnswer(serial, await self.own_checks()))
+
+
+def _bounded(name: str, subject: str, within: bool, figure: str, limit: str, cure: str) -> PreflightCheck:
+    """A figure that has an upper limit; the cure is for what is over it."""
+    text = f"within {limit}" if within else f"over the limit of {limit}"
+    return PreflightCheck(name, subject, within, figure, text, FINE if within else cure)
+
+
+def preflight_data(check: PreflightCheck) -> dict[str, object]:
+    """A failed check as the event log has it."""
+    return {"check": check.name, "figure": check.figure, "text": check.text, "cure": check.cure}

@@ -1,0 +1,61 @@
+"""What rank 0 says of a request to an origin that hosts no rank, kept so that it can be said again.
+
+Outputs may be lost with a connection; the origin then asks for all that it lacks. Decides what is kept and for how
+long. Called by the engine host of rank 0.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from exod.core.engine.engine_messages import RelayedOutput, client_id
+from exoengine.protocol import Finished, RequestFailed, TokenOut
+
+Output = TokenOut | Finished | RequestFailed
+
+REQUESTS_KEPT: Final = 2
+"""The one under way and the one before it, whose end may be lost."""
+
+BATCH: Final = 1024
+"""Outputs in one message: some hundred kilobytes, far below the longest frame."""
+
+
+class Answer:
+    """All that was said of one request. A second generation of it goes on where the first one ended."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[int, TokenOut] = {}
+        self.end: tuple[Finished | RequestFailed, int] | None = None
+        """With the number of tokens before it."""
+
+
+class Relay:
+    """By the client's request."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, Answer] = {}
+
+    def note(self, output: Output, token_count: int) -> RelayedOutput:
+        """`token_count`: how many tokens of the answer come before an end."""
+        answer = self._answers.setdefault(client_id(output.request_id), Answer())
+        if isinstance(output, TokenOut):
+            answer.tokens[output.index], answer.end = output, None
+            token_count = output.index
+        else:
+            answer.end = (output, token_count)
+        while len(self._answers) > REQUESTS_KEPT:
+            del self._answers[next(iter(self._answers))]
+        return RelayedOutput((output,), token_count)
+
+    def forget(self, request_id: str) -> None:
+        self._answers.pop(request_id, None)
+
+    def after(self, request_id: str, token_count: int) -> list[RelayedOutput]:
+        """What an origin lacks that has so many tokens."""
+        answer = self._answers.get(request_id, Answer())
+        indices = sorted(index for index in answer.tokens if index >= token_count)
+        batches = [indices[first : first + BATCH] for first in range(0, len(indices), BATCH)]
+        said = [RelayedOutput(tuple(answer.tokens[index] for index in batch), batch[0]) for batch in batches]
+        if answer.end is not None:
+            said.append(RelayedOutput((answer.end[0],), answer.end[1]))
+        return said

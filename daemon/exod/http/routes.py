@@ -1,0 +1,204 @@
+"""The routes of the HTTP API that ask and do not generate: models, health, metrics, status, events.
+
+Decides what each answers and when it is an error; the daemon knows the rest. `application` is the ASGI
+application of all routes, with errors in OpenAI's shape whatever went wrong. Called by `http_api.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Final
+
+import msgspec
+import structlog
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from exod.daemon_api import stream_keepalive
+from exod.daemon_api.interface import DaemonCommands
+from exod.daemon_api.shapes import flat_event
+from exod.daemon_api.stream_keepalive import paced
+from exod.errors import ExitCode, RequestError
+from exod.http.exchange import (
+    ClientGoneError,
+    JsonResponse,
+    Reply,
+    StoppedError,
+    error_response,
+    unless_over,
+)
+from exod.http.generation import GenerationEndpoint, Slots, shutting_down
+from exod.http.metrics import CONTENT_TYPE, HttpMetrics
+from exod.http.openai_answers import error_object, models_object, sse_comment
+from exod.http.openai_requests import FieldError, read_chat, read_completion
+from exod.model import Event
+
+_log = structlog.get_logger("http_api")
+
+ENDPOINTS: Final = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/models",
+    "/health",
+    "/ready",
+    "/metrics",
+    "/api/status",
+    "/api/events",
+)
+
+
+def application(
+    commands: DaemonCommands,
+    metrics: HttpMetrics,
+    generations: Slots,
+    followers: Slots,
+    leaving: asyncio.Event,
+    last_call: asyncio.Event,
+) -> Starlette:
+    """All routes. `leaving` ends event streams, `last_call` ends generations."""
+    asks = _Asks(commands, metrics)
+    chat = GenerationEndpoint(commands, metrics, generations, last_call, read_chat, chat=True)
+    completions = GenerationEndpoint(commands, metrics, generations, last_call, read_completion, chat=False)
+    routes = [
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/models", asks.models),
+        Route("/v1/models/{name:path}", asks.model),
+        Route("/health", asks.health),
+        Route("/ready", asks.ready),
+        Route("/metrics", asks.metrics_text),
+        Route("/api/status", asks.status),
+        Route("/api/events", _Events(commands, followers, leaving), methods=["GET"]),
+    ]
+    handlers: dict[type[Exception] | int, Callable[[Request, Exception], Awaitable[Response]]] = {
+        HTTPException: _not_served,
+        RequestError: _refused,
+        Exception: _broken,
+    }
+    return Starlette(routes=routes, exception_handlers=handlers)
+
+
+class _Asks:
+    """The endpoints that answer at once."""
+
+    def __init__(self, commands: DaemonCommands, metrics: HttpMetrics) -> None:
+        self._commands = commands
+        self._metrics = metrics
+        self._started_at = int(time.time())
+
+    async def models(self, request: Request) -> Response:
+        return JsonResponse(models_object(self._commands.models(), self._started_at))
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        served = self._commands.models()
+        if name not in served:
+            text = f"the model '{name}' is not loaded; served: {', '.join(served) or 'none'}"
+            raise RequestError("model_not_found", text)
+        return JsonResponse(models_object([name], self._started_at)["data"][0])
+
+    async def health(self, request: Request) -> Response:
+        """Alive: this process answers. Whether it is of use is `/ready`'s to say."""
+        return JsonResponse({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        readiness = self._commands.ready()
+        if readiness.ready:
+            return JsonResponse({"ready": True})
+        error = RequestError(readiness.code or "not_ready", readiness.text, ExitCode.DEGRADED)
+        headers = error_response(error).headers
+        body = {"ready": False, "code": error.code, "reason": error.text, **error_object(error)}
+        return JsonResponse(body, 503, {"retry-after": headers.get("retry-after", "2")})
+
+    async def metrics_text(self, request: Request) -> Response:
+        return Response(self._metrics.text(), media_type=CONTENT_TYPE)
+
+    async def status(self, request: Request) -> Response:
+        return JsonResponse(self._commands.status())
+
+
+class _Events:
+    """`GET /api/events`: the bounded log, then what happens, as server-sent events until the client leaves.
+
+    `?since=T` (Unix seconds) or the header `Last-Event-ID`, which browsers send by themselves, leaves out what
+    is older; each event's id is its time.
+    """
+
+    def __init__(self, commands: DaemonCommands, followers: Slots, leaving: asyncio.Event) -> None:
+        self._commands = commands
+        self._followers = followers
+        self._leaving = leaving
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
+        reply = Reply(send)
+        try:
+            since = _since(request)
+            with self._followers.take():
+                await reply.begin()
+                await unless_over(self._follow(since, reply), receive, self._leaving)
+        except ClientGoneError:
+            return
+        except StoppedError:
+            await reply.fail(shutting_down())
+        except RequestError as error:
+            await reply.fail(error)
+
+    async def _follow(self, since: float | None, reply: Reply) -> None:
+        async with aclosing(paced(self._commands.events(since, True), stream_keepalive.KEEP_ALIVE_S)) as events:
+            async for event in events:
+                await reply.event(sse_comment("keep-alive") if event is None else _event(event))
+        await reply.finish(b"")
+
+
+def _event(event: Event) -> bytes:
+    return b"id: %s\ndata: %s\n\n" % (repr(event.ts).encode(), msgspec.json.encode(flat_event(event)))
+
+
+def _since(request: Request) -> float | None:
+    for name, text in (
+        ("since", request.query_params.get("since")),
+        ("Last-Event-ID", request.headers.get("last-event-id")),
+    ):
+        if text:
+            try:
+                return float(text)
+            except ValueError:
+                raise FieldError(name, "expected Unix seconds, such as 1750000000.5") from None
+    return None
+
+
+# --- errors, in OpenAI's shape whatever went wrong ----------------------------------------------------------
+
+
+async def _not_served(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = request.url.path[:100]
+    if error.status_code == 405:
+        refusal = RequestError("method_not_allowed", f"{request.method} {path}: this endpoint has another method")
+    elif error.status_code == 404:
+        refusal = RequestError("not_found", f"{path}: there is no such endpoint; there are: {', '.join(ENDPOINTS)}")
+    else:
+        refusal = RequestError("invalid_request", error.detail)
+    response = error_response(refusal)
+    if error.headers:
+        response.headers.update(error.headers)
+    return response
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return error_response(error)
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    """A fault of this daemon: the client gets one line, the log (Starlette raises it on) the story."""
+    text = f"an internal error of exod ({type(error).__name__}); its log has the story"
+    return error_response(RequestError("internal_error", text, ExitCode.INTERNAL))

@@ -1,0 +1,107 @@
+"""Home Assistant's device discovery: one retained message a node, with all of its entities. Pure.
+
+The format is Home Assistant's device-based MQTT discovery (2024.11 and later): `dev` the device, `o` the origin
+(both required), `cmps` the entities by a key that stays, each with its platform `p` and a `unique_id`. Called by
+`mqtt_topics`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from exod.model import EngineState, Health
+from exod.mqtt.view import LinkView, MqttView, NodeView
+
+if TYPE_CHECKING:
+    from exod.mqtt.topics import TopicTree
+
+MANUFACTURER: Final = "exod"
+Component = dict[str, object]
+
+
+def device_config(node: NodeView, view: MqttView, tree: TopicTree) -> dict[str, object]:
+    """The discovery payload of `node`: its health, engine, and one RTT for each of its links."""
+    components: dict[str, Component] = {
+        "connectivity": _connectivity(node, tree),
+        "health": _health(node, tree),
+        "engine": _engine_state(node, tree),
+        "tokens_per_s": _tokens_per_s(node, tree),
+    }
+    names = {other.id: other.name for other in view.nodes}
+    for link in view.links:
+        if node.id in (link.a, link.b):
+            peer = link.b if link.a == node.id else link.a
+            components[f"rtt_{peer}"] = _link_rtt(node, link, names.get(peer, peer), tree)
+    return {
+        "dev": {"ids": [f"exod_{node.id}"], "name": node.name, "mf": MANUFACTURER, "sw": node.version},
+        "o": {"name": "exod", "sw": node.version},
+        "cmps": components,
+        "qos": 1,
+    }
+
+
+def _entity(node: NodeView, tree: TopicTree, key: str, platform: str, name: str, topic: str) -> Component:
+    """An entity that is unavailable while its node is offline."""
+    return {
+        "p": platform,
+        "uniq_id": f"exod_{node.id}_{key}",
+        "name": name,
+        "stat_t": topic,
+        "avty_t": tree.availability(node.id),
+    }
+
+
+def _connectivity(node: NodeView, tree: TopicTree) -> Component:
+    """Reads the availability itself, so it is never unavailable: it is on or off."""
+    topic = tree.availability(node.id)
+    component = _entity(node, tree, "connectivity", "binary_sensor", "Connectivity", topic)
+    del component["avty_t"]
+    return {
+        **component,
+        "dev_cla": "connectivity",
+        "ent_cat": "diagnostic",
+        "pl_on": "online",
+        "pl_off": "offline",
+    }
+
+
+def _health(node: NodeView, tree: TopicTree) -> Component:
+    return {
+        **_entity(node, tree, "health", "sensor", "Health", tree.node(node.id)),
+        "dev_cla": "enum",
+        "ops": [health.value for health in Health],
+        "val_tpl": "{{ value_json.health }}",
+        "json_attr_t": tree.node(node.id),
+    }
+
+
+def _engine_state(node: NodeView, tree: TopicTree) -> Component:
+    return {
+        **_entity(node, tree, "engine", "sensor", "Engine", tree.engine(node.id)),
+        "dev_cla": "enum",
+        "ops": [state.value for state in EngineState],
+        "val_tpl": "{{ value_json.state }}",
+        "json_attr_t": tree.engine(node.id),
+    }
+
+
+def _tokens_per_s(node: NodeView, tree: TopicTree) -> Component:
+    return {
+        **_entity(node, tree, "tokens_per_s", "sensor", "Tokens per second", tree.engine(node.id)),
+        "unit_of_meas": "tokens/s",
+        "stat_cla": "measurement",
+        "val_tpl": "{{ value_json.tokens_per_s }}",
+    }
+
+
+def _link_rtt(node: NodeView, link: LinkView, peer_name: str, tree: TopicTree) -> Component:
+    peer = link.b if link.a == node.id else link.a
+    topic = tree.link(link.a, link.b)
+    return {
+        **_entity(node, tree, f"rtt_{peer}", "sensor", f"Link to {peer_name}", topic),
+        "dev_cla": "duration",
+        "unit_of_meas": "ms",
+        "stat_cla": "measurement",
+        "val_tpl": "{{ value_json.rtt_ms }}",
+        "json_attr_t": topic,
+    }

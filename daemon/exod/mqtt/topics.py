@@ -1,0 +1,224 @@
+"""From a view of the cluster to the retained topics of the contract. Pure: no clock, no socket, no state.
+
+Decides what stands on which topic, and whose topic it is: its *author* is the node that it is about (for a link
+its lower end, for the mesh the coordinator, for an alert whoever raised it). Who really publishes a topic on a
+given broker is `mqtt_ledger`'s decision. Called by `mqtt.py` for every new view.
+
+A payload has parts of three kinds, because "on change" must not mean "on every measurement": what is published
+at once when it changes, what drifts (an RTT, a rate) and is published at most every few seconds, and what only
+the clock moves (the uptime), which goes along with the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from exod.daemon_api.shapes import flat_event
+from exod.model import Event, Health, NodeId, NodeState
+from exod.mqtt.home_assistant import device_config
+from exod.mqtt.view import AlertView, EngineView, LinkView, MeshView, MqttView, NodeView
+
+ONLINE: Final = b"online"
+OFFLINE: Final = b"offline"
+
+MAX_LEVEL: Final = 100
+"""Characters of one topic level. Brokers take 65,535 bytes a topic; people and their tools far less."""
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._:@=-]+")
+"""`~` is not safe only because it marks a level that got a hash."""
+
+
+class Publication(msgspec.Struct, frozen=True):
+    """One message. `steady` and `drifting` are what a change is told by; see the module's docstring."""
+
+    topic: str
+    payload: bytes
+    author: NodeId
+    retain: bool = True
+    qos: int = 1
+    steady: bytes = b""
+    drifting: bytes = b""
+
+
+def topic_level(text: str) -> str:
+    """`text` as one level of a topic: no wildcard, separator, space or control character.
+
+    A text that had to be changed or cut gets a short hash of itself, so that two texts never share a level.
+    """
+    clean = _UNSAFE.sub("-", text)
+    if clean == text and 0 < len(clean) <= MAX_LEVEL:
+        return clean
+    return f"{clean[: MAX_LEVEL - 9]}~{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+class TopicTree:
+    """The names of this cluster's topics: `<prefix>/<cluster>/…`."""
+
+    def __init__(self, prefix: str, cluster: str) -> None:
+        self.base = f"{prefix.strip('/')}/{topic_level(cluster)}"
+
+    def availability(self, node: NodeId) -> str:
+        return f"{self.base}/node/{node}/availability"
+
+    def node(self, node: NodeId) -> str:
+        return f"{self.base}/node/{node}/state"
+
+    def link(self, a: NodeId, b: NodeId) -> str:
+        return f"{self.base}/link/{a}--{b}/state"
+
+    def mesh(self) -> str:
+        return f"{self.base}/mesh/state"
+
+    def engine(self, node: NodeId) -> str:
+        return f"{self.base}/engine/{node}/state"
+
+    def alert(self, code: str, subject: str) -> str:
+        return f"{self.base}/alert/{topic_level(code)}--{topic_level(subject)}"
+
+    def event(self, event_id: str) -> str:
+        return f"{self.base}/event/{topic_level(event_id)}"
+
+    def discovery(self, node: NodeId) -> str:
+        """Home Assistant's own prefix: it looks nowhere else by default."""
+        return f"homeassistant/device/exod_{node}/config"
+
+    def subscriptions(self) -> tuple[tuple[str, int], ...]:
+        """(filter, QoS) of everything retained that a node of this cluster may have left on a broker."""
+        base = self.base
+        return (
+            (f"{base}/node/+/availability", 1),
+            (f"{base}/node/+/state", 1),
+            (f"{base}/link/+/state", 0),
+            (f"{base}/mesh/state", 0),
+            (f"{base}/engine/+/state", 0),
+            (f"{base}/alert/+", 1),
+        )
+
+    def node_of(self, topic: str, leaf: str) -> NodeId | None:
+        """The node of a topic `<base>/node/<id>/<leaf>`; None for any other topic."""
+        levels = topic.removeprefix(f"{self.base}/").split("/")
+        return NodeId(levels[1]) if len(levels) == 3 and (levels[0], levels[2]) == ("node", leaf) else None
+
+
+def publications(view: MqttView, tree: TopicTree, publisher: NodeId) -> dict[str, Publication]:
+    """Every retained topic that is true by `view`, keyed by topic. `publisher` is named in each payload (`by`)."""
+    found: list[Publication] = []
+    for node in view.nodes:
+        found += (_availability(node, tree), _node(node, tree, publisher), _discovery(node, view, tree))
+    found += (_link(link, tree, publisher) for link in view.links)
+    found.append(_mesh(view.mesh, tree, publisher))
+    found += (_engine(engine, tree, publisher) for engine in view.engines)
+    found += (_alert(alert, tree, publisher) for alert in view.alerts)
+    return {publication.topic: publication for publication in found}
+
+
+def event_publication(event: Event, event_id: str, tree: TopicTree, publisher: NodeId) -> Publication:
+    """One event, not retained. `event_id` is unique in the cluster's life."""
+    payload = {**flat_event(event), "id": event_id, "node": publisher}
+    return Publication(tree.event(event_id), _json(payload), publisher, retain=False)
+
+
+def _availability(node: NodeView, tree: TopicTree) -> Publication:
+    payload = OFFLINE if node.state is NodeState.DOWN else ONLINE
+    return Publication(tree.availability(node.id), payload, node.id, steady=payload)
+
+
+def _node(node: NodeView, tree: TopicTree, publisher: NodeId) -> Publication:
+    down = node.state is NodeState.DOWN
+    steady = {
+        "name": node.name,
+        "state": node.state,
+        "health": Health.DOWN if down else node.health,
+        "reasons": [{"code": r.code, "subject": r.subject, "text": r.text, "since": r.since} for r in node.reasons],
+        "version": node.version,
+        "by": publisher,
+    }
+    memory = {
+        "model_mib": node.memory.model_mib,
+        "total_mib": node.memory.total_mib,
+        "used_mib": None if down else node.memory.used_mib,
+    }
+    clocked = {"uptime": None if down or node.uptime_s is None else round(node.uptime_s), "memory": memory}
+    return _state(tree.node(node.id), node.id, steady, clocked=clocked)
+
+
+def _link(link: LinkView, tree: TopicTree, publisher: NodeId) -> Publication:
+    steady = {
+        "a": link.a,
+        "b": link.b,
+        "agreed": link.agreed,
+        "selected": link.selected,
+        "kind": link.kind,
+        "interface": link.interface,
+        "since": link.since,
+        "by": publisher,
+    }
+    drifting = {"rtt_ms": _rounded(link.rtt_ms, 3), "loss": _rounded(link.loss, 3)}
+    return _state(tree.link(link.a, link.b), link.a, steady, drifting)
+
+
+def _mesh(mesh: MeshView, tree: TopicTree, publisher: NodeId) -> Publication:
+    steady = {
+        "state": mesh.state,
+        "epoch": mesh.epoch,
+        "coordinator": mesh.coordinator,
+        "members": mesh.members,
+        "ring": mesh.ring,
+        "reason": mesh.reason,
+        "by": publisher,
+    }
+    return _state(tree.mesh(), mesh.coordinator or publisher, steady)
+
+
+def _engine(engine: EngineView, tree: TopicTree, publisher: NodeId) -> Publication:
+    steady = {
+        "state": engine.state,
+        "model": engine.model,
+        "layers": engine.layers,
+        "sync": {"mode": engine.sync_mode, "reason": engine.sync_reason},
+        "by": publisher,
+    }
+    drifting = {"tokens_per_s": _rounded(engine.tokens_per_s, 2)}
+    return _state(tree.engine(engine.node), engine.node, steady, drifting)
+
+
+def _alert(alert: AlertView, tree: TopicTree, publisher: NodeId) -> Publication:
+    steady = {
+        "code": alert.code,
+        "subject": alert.subject,
+        "severity": alert.severity,
+        "text": alert.text,
+        "since": alert.since,
+        "node": alert.node,
+        "by": publisher,
+    }
+    return _state(tree.alert(alert.code, alert.subject), alert.node, steady)
+
+
+def _discovery(node: NodeView, view: MqttView, tree: TopicTree) -> Publication:
+    payload = _json(device_config(node, view, tree))
+    return Publication(tree.discovery(node.id), payload, node.id, steady=payload)
+
+
+def _state(
+    topic: str,
+    author: NodeId,
+    steady: Mapping[str, object],
+    drifting: Mapping[str, object] | None = None,
+    clocked: Mapping[str, object] | None = None,
+) -> Publication:
+    payload = _json({**steady, **(drifting or {}), **(clocked or {})})
+    return Publication(topic, payload, author, steady=_json(steady), drifting=_json(drifting or {}))
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def _json(value: Mapping[str, object]) -> bytes:
+    return msgspec.json.encode(value)

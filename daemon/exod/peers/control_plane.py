@@ -1,0 +1,485 @@
+"""Control connections between daemons: mutual TLS from the cluster key, several warm paths for each peer.
+
+Dials what discovery, the configuration and the mesh point at, greets with this node's card, and carries messages
+over the best connection there is. A message may be lost with its connection: whoever sends what matters repeats
+it. Decides nothing about links or plans.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+import structlog
+
+from exod.errors import StartError
+from exod.model import NodeCard, NodeId
+from exod.peers.connection import Connection
+from exod.peers.peer_messages import (
+    CONTROL_PROTOCOL,
+    CardUpdate,
+    ControlMessage,
+    FrameError,
+    Goodbye,
+    Greeting,
+    PeerMessage,
+    StillThere,
+    frame,
+)
+from exod.peers.rejected_peers import Strangers
+from exod.platform import Platform
+
+log = structlog.get_logger()
+
+HANDSHAKE_S: Final = 5.0
+"""TLS takes two round trips; 5 s pass even over a VPN at its worst, and bound a half-open connection."""
+
+MAX_HANDSHAKES: Final = 64
+MAX_HANDSHAKES_PER_ADDRESS: Final = 8
+"""Half-open connections that are borne at a time: all peers of 8 nodes at once. Past it the oldest goes, not the
+newest: a peer is through in milliseconds, one that only takes up room is not.
+"""
+
+KEEP_ALIVE_S: Final = 2.0
+SILENCE_S: Final = 10.0
+"""Probes notice a dead path in a fraction of a second and its connections are closed then; this is for a
+connection that died while its path lives (a restarted peer behind a lost reset)."""
+
+UNACKNOWLEDGED_S: Final = 1.5
+"""A connection can be dead while its path lives (one end gave it up, and its word of that was lost): what is sent
+over it waits for retransmissions that grow to many seconds. Kernels acknowledge in milliseconds, over a VPN in
+fifty, so this is some retransmissions in vain: the connection ends, and what is repeated takes another."""
+
+DOUBTED_UNACKNOWLEDGED_S: Final = 0.7
+"""Of a peer that is silent on all paths. A power cut shows within 2 s (contract, MQTT): 0.3 s until the silence is
+noticed, this, and some for telling it."""
+
+LAG_S: Final = 1.0
+"""A loop that ran later than this has not read yet what peers said meanwhile: nobody is judged this time."""
+
+RETRY_FIRST_S: Final = 0.2
+RETRY_LIMIT_S: Final = 3.0
+"""A daemon that was restarted is found again within the limit; a peer that is off costs 20 dials a minute."""
+
+MAX_CONNECTIONS_PER_PEER: Final = 8
+
+
+class Target(msgspec.Struct, frozen=True):
+    """Where to dial: `local` and `interface` are empty where the route table may choose."""
+
+    address: str
+    port: int
+    local: str = ""
+    interface: str = ""
+
+
+class ControlPlane:
+    """All control connections of this node.
+
+    `on_card`, `on_message`, `on_connected` (the first connection of a peer), `on_disconnected` (the last one
+    went) are called from the loop and must not block.
+    """
+
+    def __init__(
+        self,
+        node_id: NodeId,
+        contexts: tuple[ssl.SSLContext, ssl.SSLContext],
+        platform: Platform,
+        on_card: Callable[[NodeCard], None],
+        on_message: Callable[[NodeId, PeerMessage], None],
+        on_connected: Callable[[NodeId], None],
+        on_disconnected: Callable[[NodeId], None],
+    ) -> None:
+        self._node_id = node_id
+        self._server_context, self._client_context = contexts
+        self._platform = platform
+        self._on_card, self._on_message = on_card, on_message
+        self._on_connected, self._on_disconnected = on_connected, on_disconnected
+        self._card: NodeCard | None = None
+        self._listener: socket.socket | None = None
+        self._connections: dict[NodeId, list[Connection]] = {}
+        self._handshakes: dict[asyncio.Task[None], str] = {}
+        """Oldest first, with the address that each came from."""
+        self._own: set[str] = set()
+        """Addresses that turned out to be this node's own."""
+        self._contacts: dict[Target, str] = {}
+        self._paths: dict[NodeId, tuple[Target, ...]] = {}
+        self._doubted: set[NodeId] = set()
+        self._dials: dict[Target, asyncio.Task[None]] = {}
+        self._pools_changed = asyncio.Event()
+        """Set, and replaced, whenever a connection came or went: dials that wait for that look again."""
+        self._tasks: asyncio.TaskGroup | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._strangers = Strangers()
+        self.messages_sent = 0
+        self.messages_received = 0
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    def listen(self, port: int) -> None:
+        """Raises StartError where the port is taken."""
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setblocking(False)
+        try:
+            listener.bind(("0.0.0.0", port))
+            listener.listen(MAX_HANDSHAKES)
+        except OSError as error:
+            listener.close()
+            raise StartError(
+                f"port {port} (mesh.port) cannot be used: {error.strerror}; is another exod running?"
+            ) from None
+        self._listener = listener
+
+    async def run(self) -> None:
+        """Accepts and dials until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            self._accepting = tasks.create_task(self._accept(), name="control accept")
+            tasks.create_task(self._keep_alive(), name="control keep-alive")
+            self._reconcile()
+
+    async def goodbye(self, incarnation: int, text: str) -> None:
+        """Says goodbye to every peer and closes all connections in order; none is made any more."""
+        self._tasks = None
+        ending = [task for task in (self._accepting, *self._dials.values()) if task is not None]
+        for task in ending:
+            task.cancel()
+        if ending:
+            await asyncio.wait(ending)
+        for peer in list(self._connections):
+            self.send(peer, Goodbye(incarnation, text))
+        connections = [connection for pool in self._connections.values() for connection in pool]
+        for connection in connections:
+            connection.close()
+        if connections:
+            await asyncio.wait([connection.closed for connection in connections], timeout=1.0)
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    # --- whom to reach --------------------------------------------------------------------------------------
+
+    def set_card(self, card: NodeCard) -> None:
+        """This node's card, told to every peer at once and to each new one."""
+        changed = self._card is not None and self._card != card
+        self._card = card
+        if changed:
+            self._own.clear()
+            data = frame(CardUpdate(card))
+            for connection in self._all():
+                connection.send(data)
+
+    def contact(self, address: str, port: int, name: str) -> None:
+        """A peer may be reached here: dial until there is a connection, and again when it is lost."""
+        self._contacts[Target(address, port)] = name
+        self._reconcile()
+
+    def forget_contact(self, address: str, port: int) -> None:
+        self._contacts.pop(Target(address, port), None)
+        self._reconcile()
+
+    def set_paths(self, peer: NodeId, targets: tuple[Target, ...]) -> None:
+        """The usable paths to `peer`, best first: a connection is kept warm on each, dialled by the lower id."""
+        if self._paths.get(peer, ()) != targets:
+            self._paths[peer] = targets
+            self._reconcile()
+
+    def doubt(self, peer: NodeId, silent: bool) -> None:
+        """A peer that is silent on all paths: its daemon stands still, or its host is gone. A living host's kernel
+        acknowledges what a connection carries; one that does not loses its connections, which tells the two apart.
+        """
+        if silent == (peer in self._doubted):
+            return
+        self._doubted ^= {peer}
+        for connection in list(self._connections.get(peer, ())):
+            self._set_patience(connection)
+            if silent:
+                connection.send(frame(StillThere()))
+
+    def _set_patience(self, connection: Connection) -> None:
+        doubted = connection.peer in self._doubted
+        connection.give_up_after(self._platform, DOUBTED_UNACKNOWLEDGED_S if doubted else UNACKNOWLEDGED_S)
+
+    def path_died(self, peer: NodeId, local: str, remote: str) -> None:
+        """Closes the connections that run over a dead path: what is sent from now on takes another."""
+        for connection in list(self._connections.get(peer, ())):
+            if (connection.local, connection.remote) == (local, remote):
+                connection.reset()
+
+    def _reconcile(self) -> None:
+        """Starts the dials that are wanted and ends those that are not."""
+        if self._tasks is None:
+            return
+        wanted = set(self._contacts)
+        for peer, targets in self._paths.items():
+            if self._node_id < peer:
+                wanted.update(targets[:MAX_CONNECTIONS_PER_PEER])
+        for target in [known for known in self._dials if known not in wanted]:
+            self._dials.pop(target).cancel()
+        for target in wanted:
+            if target not in self._dials:
+                task = self._tasks.create_task(self._dial_for_ever(target), name=f"dial {target.address}")
+                self._dials[target] = task
+
+    # --- messages -------------------------------------------------------------------------------------------
+
+    def send(self, peer: NodeId, message: PeerMessage) -> bool:
+        """Sends over the best connection; False where there is none. True is no promise that it arrives."""
+        try:
+            data = frame(message)
+        except FrameError as error:
+            log.error("message_too_long", peer=peer, kind=type(message).__name__, text=str(error))
+            return False
+        for connection in self._by_preference(peer):
+            if connection.send(data):
+                self.messages_sent += 1
+                return True
+        return False
+
+    def broadcast(self, message: PeerMessage) -> None:
+        for peer in list(self._connections):
+            self.send(peer, message)
+
+    def peers(self) -> list[NodeId]:
+        return list(self._connections)
+
+    def connection_on(self, peer: NodeId, local: str, remote: str) -> Connection | None:
+        """The connection that runs over this path, if there is one."""
+        for connection in self._connections.get(peer, ()):
+            if (connection.local, connection.remote) == (local, remote) and connection.is_open:
+                return connection
+        return None
+
+    def strangers(self) -> tuple[str, ...]:
+        """Who was refused for another key lately, in words."""
+        return self._strangers.texts()
+
+    def _all(self) -> list[Connection]:
+        return [connection for pool in self._connections.values() for connection in pool]
+
+    def _by_preference(self, peer: NodeId) -> list[Connection]:
+        order = {(target.local, target.address): place for place, target in enumerate(self._paths.get(peer, ()))}
+        usable = [connection for connection in self._connections.get(peer, ()) if connection.is_open]
+        return sorted(usable, key=lambda c: order.get((c.local, c.remote), len(order)))
+
+    # --- dialling and accepting -----------------------------------------------------------------------------
+
+    async def _dial_for_ever(self, target: Target) -> None:
+        delay = RETRY_FIRST_S
+        while True:
+            while not self._is_needed(target):
+                await self._pools_changed.wait()
+            connection = await self._dial(target)
+            if connection is not None:
+                opened = time.monotonic()
+                await asyncio.shield(connection.closed)
+                if time.monotonic() - opened > RETRY_LIMIT_S:
+                    delay = RETRY_FIRST_S
+            await asyncio.sleep(delay)
+            delay = min(RETRY_LIMIT_S, delay * 2)
+
+    def _is_needed(self, target: Target) -> bool:
+        """A contact is dialled only while nothing leads to that address; a path while nothing runs over it."""
+        for connection in self._all():
+            if connection.remote == target.address and target.local in ("", connection.local):
+                return False
+        if target.local:
+            return True
+        return target.address not in self._own and not any(
+            target.address in _addresses(card) for card in self._cards()
+        )
+
+    def _cards(self) -> list[NodeCard]:
+        """Cards of peers that are connected: their other addresses need no contact."""
+        return [pool[0].card for pool in self._connections.values() if pool and pool[0].card is not None]
+
+    async def _dial(self, target: Target) -> Connection | None:
+        loop = asyncio.get_running_loop()
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        try:
+            async with asyncio.timeout(HANDSHAKE_S):
+                if target.local:
+                    self._platform.bind_to_interface(sock, target.interface)
+                    sock.bind((target.local, 0))
+                address = await self._resolve(target)
+                if address is None:
+                    raise OSError(f"{target.address} has no address")
+                await loop.sock_connect(sock, (address, target.port))
+                _, connection = await loop.create_connection(
+                    lambda: Connection(self, dialled=True),
+                    sock=sock,
+                    ssl=self._client_context,
+                    server_hostname="",
+                    ssl_handshake_timeout=HANDSHAKE_S,
+                )
+                return connection
+        except ssl.SSLError as error:
+            self._strangers.note(target.address, self._contacts.get(target, ""), error)
+        except (OSError, TimeoutError) as error:
+            log.debug("dial_failed", address=f"{target.address}:{target.port}", error=str(error))
+        except asyncio.CancelledError:
+            sock.close()
+            raise
+        sock.close()
+        return None
+
+    async def _resolve(self, target: Target) -> str | None:
+        """Static peers may be host names: looked up again at each dial."""
+        if target.local:
+            return target.address
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(target.address, target.port, family=socket.AF_INET, type=socket.SOCK_STREAM)
+        return str(found[0][4][0]) if found else None
+
+    async def _accept(self) -> None:
+        assert self._listener is not None, "listen() comes first"
+        loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                try:
+                    sock, source = await loop.sock_accept(self._listener)
+                except OSError as error:
+                    # Out of descriptors, or a connection that was reset before it was taken: neither ends us.
+                    log.warning("accept_failed", error=error.strerror)
+                    await asyncio.sleep(RETRY_FIRST_S)
+                    continue
+                self._make_room(source[0])
+                task = tasks.create_task(self._greet_stranger(sock, source[0]), name=f"handshake {source[0]}")
+                self._handshakes[task] = source[0]
+                task.add_done_callback(self._handshakes.pop)
+
+    def _make_room(self, address: str) -> None:
+        """Ends the oldest half-open connection where there are too many, of this address or of all."""
+        same = [task for task, source in self._handshakes.items() if source == address]
+        if len(same) >= MAX_HANDSHAKES_PER_ADDRESS:
+            same[0].cancel()
+        elif len(self._handshakes) >= MAX_HANDSHAKES:
+            next(iter(self._handshakes)).cancel()
+
+    async def _greet_stranger(self, sock: socket.socket, address: str) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: Connection(self, dialled=False),
+                sock,
+                ssl=self._server_context,
+                ssl_handshake_timeout=HANDSHAKE_S,
+            )
+        except ssl.SSLError as error:
+            sock.close()
+            self._strangers.note(address, "", error)
+        except (OSError, TimeoutError):
+            sock.close()
+        except asyncio.CancelledError:
+            sock.close()
+            raise
+
+    # --- what connections report ----------------------------------------------------------------------------
+
+    def opened(self, connection: Connection) -> None:
+        if connection.peer == self._node_id:
+            self._own.add(connection.remote)
+        if self._card is None or connection.peer == self._node_id:
+            connection.abort()  # not ready yet, or one of our own addresses
+            return
+        self._set_patience(connection)
+        connection.send(frame(Greeting(CONTROL_PROTOCOL, self._card)))
+
+    def received(self, connection: Connection, message: ControlMessage) -> None:
+        match message:
+            case Greeting(protocol=protocol, card=card):
+                if protocol != CONTROL_PROTOCOL:
+                    connection.refuse(
+                        f"it speaks control protocol {protocol}, this node {CONTROL_PROTOCOL}: upgrade"
+                    )
+                elif card.id != connection.peer:
+                    connection.refuse(f"its certificate names {connection.peer}, its card {card.id}")
+                else:
+                    self._greeted(connection, card)
+            case _ if not connection.greeted or connection.peer is None:
+                connection.refuse("it sent something else before its greeting")
+            case CardUpdate(card=card):
+                if card.id == connection.peer:
+                    for other in self._connections.get(connection.peer, ()):
+                        other.card = card
+                    self._note_pools_changed()
+                    self._on_card(card)
+            case StillThere():
+                pass
+            case _:
+                self.messages_received += 1
+                self._on_message(connection.peer, message)
+
+    def _greeted(self, connection: Connection, card: NodeCard) -> None:
+        assert connection.peer is not None
+        connection.card = card
+        self._end_earlier_life(connection.peer, card.incarnation)
+        pool = self._connections.setdefault(connection.peer, [])
+        first = not pool
+        pool.append(connection)
+        self._prune(pool)
+        self._note_pools_changed()
+        self._on_card(card)
+        if first:
+            self._on_connected(connection.peer)
+
+    def _end_earlier_life(self, peer: NodeId, incarnation: int) -> None:
+        """The peer's daemon is a new one: whatever connections of the one before seem to stand are dead."""
+        for connection in list(self._connections.get(peer, ())):
+            if connection.card is not None and connection.card.incarnation < incarnation:
+                connection.reset()
+                self.lost(connection)
+
+    def _prune(self, pool: list[Connection]) -> None:
+        """One connection for each pair of addresses: the lower id's dial before the other's, the older before the
+        younger. Both ends judge alike, but of those that the peer dialled the peer alone closes the surplus: which
+        is older may differ by a moment at each end.
+        """
+        by_pair: dict[tuple[str, str], list[Connection]] = {}
+        for connection in pool:
+            by_pair.setdefault((connection.local, connection.remote), []).append(connection)
+        for same in by_pair.values():
+            lower_dials = self._node_id < (same[0].peer or "")
+            same.sort(key=lambda c: (c.dialled != lower_dials, c.opened_at))
+            for surplus in same[1:]:
+                if surplus.dialled or same[0].dialled:
+                    surplus.close()
+        for surplus in pool[MAX_CONNECTIONS_PER_PEER:]:
+            surplus.close()
+
+    def lost(self, connection: Connection) -> None:
+        peer = connection.peer
+        pool = self._connections.get(peer, []) if peer is not None else []
+        if peer is None or connection not in pool:
+            return
+        pool.remove(connection)
+        self._note_pools_changed()
+        if not pool:
+            del self._connections[peer]
+            self._on_disconnected(peer)
+
+    def _note_pools_changed(self) -> None:
+        self._pools_changed.set()
+        self._pools_changed = asyncio.Event()
+
+    async def _keep_alive(self) -> None:
+        data = frame(StillThere())
+        while True:
+            due = time.monotonic() + KEEP_ALIVE_S
+            await asyncio.sleep(KEEP_ALIVE_S)
+            now = time.monotonic()
+            for connection in self._all():
+                if now - connection.heard_at > SILENCE_S and now - due < LAG_S:
+                    connection.refuse(f"nothing was heard for {SILENCE_S:.0f} s")
+                else:
+                    connection.send(data)
+
+
+def _addresses(card: NodeCard) -> list[str]:
+    return [address.address for address in card.addresses]

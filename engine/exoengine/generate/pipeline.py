@@ -1,0 +1,297 @@
+"""One step of one rank: receive, run the stage, send or draw.
+
+No stage waits for the word to build a step of decode. The first one begins it before the token that it runs is
+known: the last rank sends the token round the ring as soon as it is drawn, and it goes into a graph that was built
+meanwhile. The others build theirs while they have nothing else to do, and evaluate nothing of it. What that step
+becomes, the outcome of the one before decides (generation.py); nothing of it leaves this rank before.
+
+Decides nothing but the order of evaluation that a safe or a fast step means. The only room that sends and receives
+hidden states and drawn tokens (dataring.py has the means). No graph holds two operations on one direction of the
+ring (see group.py): tokens have the last edge, from the last rank to the first, for themselves. Called by
+runner.py; raises RingLostError or RuntimeError where the group was aborted or lost a neighbour.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import mlx.core as mx
+
+from exoengine.model.cache_rollback import StageCaches
+from exoengine.model.stages import Stage, StageGraph
+from exoengine.ring.group import RingGroup
+from exoengine.ring.hidden_states import Arrival, DataRing, InGraph, begin_evaluation
+from exoengine.ring.step_messages import NO_LIKELIHOOD, Likelihood, Step
+from mlx_patches.switch import Switch
+
+TOKEN_DTYPE: Final = mx.int32
+"""Of a token on its way to the first rank: that of the tokens that come from a prompt."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """What the last stage drew; -1 where the step drew nothing or this is not the last stage."""
+
+    token: int = -1
+    likelihood: Likelihood = NO_LIKELIHOOD
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """`graph_s` is how long the step would have lasted, or lasted, as one graph; `waited_s` of it for input.
+
+    In a fast step the wait cannot be told from the work: `waited_s` is then an upper bound.
+    """
+
+    drawn: Drawn
+    sent: Any
+    """The hidden state for the next stage; None on the last one."""
+    graph_s: float
+    waited_s: float
+
+
+Draws = tuple[Any, Any]
+"""A token (1,) and the log probabilities (1, vocabulary) that it was drawn from, neither evaluated."""
+
+Draw = Callable[[Any], Draws]
+"""Builds the draw from logits (1, vocabulary)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """The stage's graph of some tokens: built, and its input on its way in a fast step, here in a safe one."""
+
+    start: int
+    """The position of its first token."""
+    safe: bool
+    out: Any
+    draws: Draws | None
+    """On the last stage, where what is drawn was known as it was built."""
+    begun: float
+    received: float
+    """When its input was here, in a safe step; monotonic, as `begun`."""
+    arrival: Arrival | None
+    """What came from another rank, if anything had to."""
+
+
+class Built:
+    """The graph of tokens whose input was not let come: nothing of it is evaluated, the caches can forget it."""
+
+    def __init__(
+        self, start: int, safe: bool, graph: StageGraph, draws: Draws | None, arrival: Arrival,
+        caches: StageCaches, before: list[dict[str, Any]],
+    ) -> None:  # fmt: skip
+        """`before` is how the caches were."""
+        self.start, self.safe = start, safe
+        self._graph, self._draws, self._arrival = graph, draws, arrival
+        self._caches, self._before = caches, before
+
+    def undo(self) -> None:
+        self._caches.put_back(self._before, self.start)
+
+    def take_up(self, begun: float) -> Pass:
+        """Lets its input come: it will be evaluated, and in a safe step its first layer is at work already."""
+        try:
+            self._arrival.let_come()
+        except BaseException:
+            self.undo()
+            raise
+        received = time.monotonic()
+        self._before = []  # while the caches' arrays of before are held, MLX would copy what it writes to
+        if self.safe and self._graph.first is not None:
+            begin_evaluation([self._graph.first])
+        return Pass(self.start, self.safe, self._graph.out, self._draws, begun, received, self._arrival)
+
+
+class Pipeline:
+    """Runs steps on the group that exists."""
+
+    def __init__(
+        self, stage: Stage, group: RingGroup, rank: int, size: int, vocab_size: int, switch: Switch | None
+    ) -> None:  # fmt: skip
+        """`switch` is that of a patched MLX: with it no wait of a safe step can reach the GPU by any way."""
+        self._stage = stage
+        self._vocab_size = vocab_size
+        self._group = group
+        self._rank, self._size = rank, size
+        self._switch = switch
+        self._token: Any = None
+        """What the step under way draws, on a single rank."""
+
+    def run(
+        self, step: Step, tokens: Sequence[int], caches: StageCaches, draw: Draw | None, top_logprobs: int,
+        sends: bool, ahead: Pass | Built | None, meanwhile: Callable[[], None],
+    ) -> Result:  # fmt: skip
+        """Runs `step`, whose tokens are `tokens`, and evaluates all of it; `ahead` is what there is of it already.
+        The last stage draws with `draw`; without `sends` the next rank has the tokens already. `meanwhile` is
+        called once: before this rank waits for anything, or on a single one when the token is being drawn.
+        """
+        outcome_here = time.monotonic()
+        begun = ahead
+        if not isinstance(begun, Pass):
+            self._turn_switch(step.safe)
+        if begun is None:
+            begun = self._build(step.start, step.safe, step.singly, mx.array([list(tokens)]), caches, draw)
+        if self._size > 1:
+            meanwhile()
+        passing = begun.take_up(outcome_here) if isinstance(begun, Built) else begun
+        out = passing.out
+        if self._stage.is_last:
+            drawn = self._draw(passing, step, caches, draw, top_logprobs, meanwhile)
+            out = None
+        else:
+            drawn = Drawn()
+            if not sends:
+                mx.eval(out, caches.arrays())
+            else:
+                if step.safe:
+                    mx.eval(out)
+                self._send(out, step.safe, caches)
+        done = time.monotonic()
+        here = passing.received
+        if not step.safe:
+            # The first rank's token came before the outcome that tells it.
+            here = outcome_here if passing is ahead else done
+        waited_s = here - passing.begun if passing.arrival is not None else 0.0
+        return Result(drawn, out, done - passing.begun, waited_s)
+
+    def run_ahead(self, safe: bool, caches: StageCaches) -> Pass:
+        """Begins the first stage's pass of the token that the step under way draws. The step must have said so
+        (`Step.ahead`), and this rank must have no further part in it.
+        """
+        self._turn_switch(safe)
+        arrival = None
+        begun = time.monotonic()
+        if self._size == 1:
+            token, self._token = self._token, None
+        else:
+            arrival = self._expect((1,), TOKEN_DTYPE, self._size - 1, safe)
+            # MLX runs what depends on a receive even where that failed, on whatever the memory held: an embedding
+            # is not looked up beyond its end.
+            token = mx.remainder(arrival.array, self._vocab_size)
+        built = self._build(caches.position, safe, True, token.reshape(1, 1), caches, None, arrival)
+        passing = built.take_up(begun) if isinstance(built, Built) else built
+        begin_evaluation([passing.out, *caches.arrays()])
+        return passing
+
+    @property
+    def can_run_ahead(self) -> bool:
+        """Is it known which tokens there are?"""
+        return self._size == 1 or self._vocab_size > 0
+
+    def build(self, token: int, safe: bool, caches: StageCaches, draw: Draw) -> Built:
+        """The graph of the token after what the caches hold, on a rank that `can_build`."""
+        built = self._build(caches.position, safe, True, mx.array([[token]]), caches, draw)
+        assert isinstance(built, Built)
+        return built
+
+    @property
+    def can_build(self) -> bool:
+        """Can a step's graph be built before its input is here, and does it wait for any?"""
+        return self._stage.takes is not None and not self._stage.looks_at_values
+
+    def send_again(self, hidden: Any) -> None:
+        """What this stage has sent before, to a rank that needs it again."""
+        self._data.send(hidden)
+
+    @property
+    def _data(self) -> DataRing:
+        assert self._group.data is not None, "a single rank has nobody to send to"
+        return self._group.data
+
+    def _turn_switch(self, safe: bool) -> None:
+        if self._switch is not None:
+            self._switch.set_gpu_may_wait(not safe)
+
+    def _build(
+        self, start: int, safe: bool, singly: bool, tokens: Any, caches: StageCaches, draw: Draw | None,
+        arrival: Arrival | None = None,
+    ) -> Built | Pass:  # fmt: skip
+        """The stage's graph, upon the `arrival` or the hidden state that it takes; a Pass where it waits for
+        nothing. It is built before anyone waits: that takes Python a while, and the others are at work meanwhile.
+        """
+        begun = time.monotonic()
+        hidden = None
+        takes = self._stage.takes
+        if takes is not None:
+            arrival = self._expect(takes.shape(tokens.shape[1]), takes.dtype, self._rank - 1, safe)
+            hidden = arrival.array
+        if arrival is not None and self._stage.looks_at_values:
+            arrival.let_come()  # first: it must not be a graph that waits for it
+        before, position = caches.references() if arrival is not None else [], caches.position
+        try:
+            graph = self._run_stage(tokens, hidden, caches, singly)
+            draws = draw(graph.out[:, -1, :]) if draw is not None and self._stage.is_last else None
+        except BaseException:
+            if arrival is not None:
+                caches.put_back(before, position)
+            raise
+        if arrival is not None:
+            return Built(start, safe, graph, draws, arrival, caches, before)
+        return Pass(start, safe, graph.out, draws, begun, begun, None)
+
+    def _expect(self, shape: tuple[int, ...], dtype: Any, source: int, safe: bool) -> Arrival:
+        if safe:
+            return self._data.expect(shape, dtype)
+        return InGraph(mx.distributed.recv(shape, dtype, source, group=self._group.handle))
+
+    def _run_stage(self, tokens: Any, hidden: Any, caches: StageCaches, singly: bool) -> StageGraph:
+        if not singly or tokens.shape[1] == 1:
+            return self._stage.run(tokens, hidden, caches)
+        first, outs = None, []
+        for index in range(tokens.shape[1]):
+            part = slice(index, index + 1)
+            graph = self._stage.run(tokens[:, part], hidden[:, part] if hidden is not None else None, caches)
+            first = graph.first if first is None else first
+            if not self._stage.is_last:
+                outs.append(graph.out)
+        return StageGraph(mx.concatenate(outs, axis=1) if outs else graph.out, first)
+
+    def _send(self, hidden: Any, safe: bool, caches: StageCaches) -> None:
+        """To the next rank. A fast step evaluates all in one graph with it; a safe one evaluates what `hidden` did
+        not need of the caches while the next rank is at work.
+        """
+        if safe:
+            self._data.send(hidden)
+            mx.eval(caches.arrays())
+        else:
+            mx.eval(mx.distributed.send(hidden, self._rank + 1, group=self._group.handle), caches.arrays())
+
+    def _draw(
+        self, passing: Pass, step: Step, caches: StageCaches, draw: Draw | None, top_logprobs: int,
+        meanwhile: Callable[[], None],
+    ) -> Drawn:  # fmt: skip
+        alone = self._size == 1
+        if draw is None:
+            # Nobody reads these logits: only the caches are evaluated, and the head is never run.
+            if alone:
+                meanwhile()
+            mx.eval(caches.arrays())
+            return Drawn()
+        token, logprobs = passing.draws if passing.draws is not None else draw(passing.out[:, -1, :])
+        token = token.astype(TOKEN_DTYPE)
+        wanted = [token] if top_logprobs < 0 else [token, logprobs]
+        if alone:
+            # The caches are not waited for: by then they may be those of the next step.
+            self._token = token
+            begin_evaluation([*wanted, *caches.arrays()])
+            meanwhile()
+        else:
+            wanted += caches.arrays()
+            if step.ahead and not step.safe:
+                wanted.append(mx.distributed.send(token, 0, group=self._group.handle))
+        mx.eval(wanted)
+        if step.ahead and step.safe and not alone:
+            self._data.send(token)
+        if top_logprobs < 0:
+            return Drawn(int(token.item()))
+        return _with_logprobs(int(token.item()), logprobs[0], top_logprobs)
+
+
+def _with_logprobs(token: int, logprobs: Any, top_logprobs: int) -> Drawn:
+    values: list[float] = logprobs.astype(mx.float32).tolist()
+    best = sorted(range(len(values)), key=values.__getitem__, reverse=True)[:top_logprobs]
+    return Drawn(token, Likelihood(values[token], tuple((index, values[index]) for index in best)))

@@ -1,0 +1,88 @@
+"""The requests of a rank: those that wait, in their order, and the last ones that are finished.
+
+Decides: whose turn it is, and which requests are refused before anything is computed. No MLX. Called by
+generation.py.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final
+
+from exoengine.generate.request import Generation, accept
+from exoengine.protocol import Begin, FromWorker, RequestFailed
+
+if TYPE_CHECKING:
+    from exoengine.model.loading import LoadedModel
+
+FINISHED_KEPT: Final = 8
+"""A rank that finished a request keeps it for those that had a fault in its last step. At least as many as the
+control thread tells again (TOLD_KEPT), so that a request told again is never generated again."""
+
+
+class Backlog:
+    def __init__(self, model: LoadedModel, emit: Callable[[FromWorker], None]) -> None:
+        self._model, self._emit = model, emit
+        self._waiting: dict[int, Generation] = {}
+        self._finished: dict[int, Generation] = {}
+        self._orders: dict[str, int] = {}
+        self._ended: deque[str] = deque()
+        """The requests that wait no longer, oldest first."""
+
+    @property
+    def first(self) -> Generation | None:
+        """The request whose turn it is, whether it was opened or not."""
+        return self._waiting[min(self._waiting)] if self._waiting else None
+
+    @property
+    def waiting(self) -> tuple[int, ...]:
+        """The orders of the requests that this rank has not finished."""
+        return tuple(self._waiting)
+
+    def recall(self, orders: Iterable[int]) -> None:
+        """These are unfinished on other ranks: they wait here again, so that they are opened for those."""
+        for order in orders:
+            if order in self._finished:
+                self._waiting[order] = self._finished.pop(order)
+
+    def get(self, order: int) -> Generation | None:
+        return self._waiting.get(order) or self._finished.get(order)
+
+    def begin(self, message: Begin) -> None:
+        """Takes a request; one that is known already is left alone."""
+        request_id = message.request.request_id
+        if request_id in self._orders:
+            return
+        self._orders[request_id] = message.order
+        accepted = accept(
+            message.order, message.request, message.tokens, self._model.tokenizer, self._model.summary.vocab_size,
+            self._model.max_context_tokens, self._emit,
+        )  # fmt: skip
+        if isinstance(accepted, RequestFailed):
+            self._retire(request_id)
+            self._emit(accepted)
+        elif accepted.finished is not None:
+            self.finished(accepted)
+        else:
+            self._waiting[message.order] = accepted
+
+    def cancel(self, request_id: str) -> None:
+        generation = self._waiting.get(self._orders.get(request_id, -1))
+        if generation is not None:
+            generation.cancelled = True
+
+    def finished(self, generation: Generation) -> None:
+        self.drop(generation)
+        self._finished[generation.order] = generation
+
+    def drop(self, generation: Generation) -> None:
+        """It is answered, well or badly, and waits no longer."""
+        self._waiting.pop(generation.order, None)
+        self._retire(generation.request.request_id)
+
+    def _retire(self, request_id: str) -> None:
+        if request_id not in self._ended:
+            self._ended.append(request_id)
+        while len(self._ended) > FINISHED_KEPT:
+            self._finished.pop(self._orders.pop(self._ended.popleft()), None)

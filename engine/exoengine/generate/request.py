@@ -1,0 +1,138 @@
+"""One request as a rank knows it: its tokens, its text so far, and what the daemon is told of it.
+
+Decides: when an answer is finished, from its tokens alone, so that every rank finds the same. No MLX.
+Called by generation.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from exoengine.model.text import PromptError, TextStream, Tokenizer
+from exoengine.protocol import Finished, FromWorker, GenerationRequest, RequestFailed, TokenOut
+from exoengine.ring.pass_log import Course
+from exoengine.ring.step_messages import NO_LIKELIHOOD, Likelihood
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class Generation:
+    """A request that was accepted. `prompt` and `tokens` together are the sequence that goes through the model."""
+
+    def __init__(
+        self, order: int, request: GenerationRequest, prompt: list[int], max_context_tokens: int,
+        tokenizer: Tokenizer, emit: Callable[[FromWorker], None],
+    ) -> None:  # fmt: skip
+        self.order, self.request, self.prompt = order, request, prompt
+        self.max_tokens = min(request.max_tokens, max_context_tokens - len(prompt))
+        self.tokens: list[int] = []
+        self.likelihoods: list[Likelihood] = []
+        """Of each token, where the request asks for them."""
+        self.cancelled = False
+        """Somebody asked for its end; it takes effect on all ranks at the same step."""
+        self.finished: FinishReason | None = None
+        self.course: Course | None = None
+        """How its tokens were cut into passes so far; None until it is opened."""
+        self.cached_tokens = 0
+        self.prefill_s = 0.0
+        self.decode_s = 0.0
+        self._tokenizer = tokenizer
+        self._emit = emit
+        self._text = TextStream(tokenizer, request.stop)
+        if self.max_tokens <= 0:
+            self._finish("length", "")
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.tokens)
+
+    def sequence(self, start: int, count: int) -> Sequence[int]:
+        """Tokens [start, start + count) of prompt and answer, without joining the two."""
+        end, boundary = start + count, len(self.prompt)
+        return [*self.prompt[start:end], *self.tokens[max(0, start - boundary) : max(0, end - boundary)]]
+
+    def recent(self, count: int) -> Sequence[int]:
+        """The last `count` tokens of prompt and answer."""
+        start = max(0, self.length - count)
+        return self.sequence(start, self.length - start)
+
+    def adopt(self, tokens: Sequence[int], likelihoods: Sequence[Likelihood] = ()) -> None:
+        """Takes what the daemon or another rank has beyond this rank's tokens. `likelihoods` may end earlier."""
+        for index in range(len(self.tokens), len(tokens)):
+            self.add(tokens[index], likelihoods[index] if index < len(likelihoods) else NO_LIKELIHOOD)
+
+    def add(self, token: int, likelihood: Likelihood = NO_LIKELIHOOD) -> None:
+        """One more token that all ranks have completed; it may be the last."""
+        if self.finished is not None:
+            return
+        index = len(self.tokens)
+        self.tokens.append(token)
+        if self.request.sampling.logprobs >= 0:
+            self.likelihoods.append(likelihood)
+        if token in self._tokenizer.eos:
+            self._emit(self._token_out(index, token, "", likelihood))
+            self._finish("stop", self._text.finish().text)
+            return
+        step = self._text.add(token)
+        self._emit(self._token_out(index, token, step.text, likelihood))
+        if step.stopped:
+            self._finish("stop", "")
+        elif len(self.tokens) >= self.max_tokens:
+            last = self._text.finish()
+            self._finish("stop" if last.stopped else "length", last.text)
+
+    def cancel(self) -> None:
+        if self.finished is None:
+            self._finish("cancelled", self._text.finish().text)
+
+    def _token_out(self, index: int, token: int, text: str, likelihood: Likelihood) -> TokenOut:
+        top = tuple((self._tokenizer.token_text(other), logprob) for other, logprob in likelihood.top)
+        return TokenOut(self.request.request_id, index, token, text, likelihood.logprob, top)
+
+    def _finish(self, reason: FinishReason, text: str) -> None:
+        self.finished = reason
+        self._emit(
+            Finished(
+                request_id=self.request.request_id,
+                reason=reason,
+                text=text,
+                prompt_tokens=len(self.prompt),
+                cached_tokens=self.cached_tokens,
+                completion_tokens=len(self.tokens),
+                prefill_s=self.prefill_s,
+                decode_s=self.decode_s,
+            )
+        )
+
+
+def accept(
+    order: int, request: GenerationRequest, tokens: Sequence[int], tokenizer: Tokenizer, vocab_size: int,
+    max_context_tokens: int, emit: Callable[[FromWorker], None],
+) -> Generation | RequestFailed:  # fmt: skip
+    """Every rank comes to the same verdict, before anything is computed."""
+    if (request.messages is None) == (request.prompt is None):
+        return RequestFailed(request.request_id, "bad_request", "exactly one of messages and prompt must be set")
+    if request.max_tokens < 1:
+        return RequestFailed(request.request_id, "bad_request", "max_tokens must be at least 1")
+    try:
+        prompt = tokenizer.prompt_tokens(request)
+    except PromptError as error:
+        return RequestFailed(request.request_id, error.code, str(error))
+    if not prompt:
+        return RequestFailed(request.request_id, "empty_prompt", "the prompt has no tokens")
+    strange = next((token for token in prompt if not 0 <= token < (vocab_size or token + 1)), None)
+    if strange is not None:
+        return RequestFailed(
+            request.request_id, "bad_token", f"token {strange} is not in the model's vocabulary of {vocab_size}"
+        )
+    if len(prompt) >= max_context_tokens:
+        return RequestFailed(
+            request.request_id,
+            "context_length_exceeded",
+            f"the prompt has {len(prompt)} tokens; with room for an answer at most {max_context_tokens - 1} of the"
+            f" context of {max_context_tokens} are allowed",
+        )
+    generation = Generation(order, request, prompt, max_context_tokens, tokenizer, emit)
+    generation.adopt(tokens)
+    return generation

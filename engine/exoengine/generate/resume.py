@@ -1,0 +1,85 @@
+"""Where a request goes on when it is opened: at its first opening, and again after each fault.
+
+Every rank has told how far its caches are, to which positions they can go back, and how much of what it sent
+downstream it has kept. The ranks then go on from the furthest position that can be reached without computing
+anything twice that is known: whoever is behind (a replaced rank from the very beginning) catches up by itself, fed
+by what the rank before it kept or computes just then; the others wait.
+
+Decides that, alike on every rank, from the same standings. Pure: no MLX. Called by generation.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from exoengine.ring.pass_log import Course
+from exoengine.ring.step_messages import Standing
+
+
+@dataclasses.dataclass(frozen=True)
+class Resumption:
+    starts: tuple[int, ...]
+    """For each rank the position that its caches go back to, and from which it takes part in steps."""
+    course: Course
+    """Of what is known; where it is run again, it is followed."""
+    cached_tokens: int
+    """Of the prompt, that no rank had to run for this request."""
+    furthest: int
+    """Up to here some rank had run the sequence before: what is run again below it, is run because of a fault."""
+
+    @property
+    def reached(self) -> int:
+        """From here on all ranks run every step."""
+        return max(self.starts)
+
+    def runs(self, rank: int, start: int) -> bool:
+        """Does `rank` run the step at `start`? If not, its caches have these tokens already."""
+        return self.starts[rank] <= start
+
+    def pass_end(self, start: int, end: int) -> int:
+        """`end`, or where before it the next rank joins in."""
+        return min((joins for joins in self.starts if start < joins), default=end) if start < self.reached else end
+
+
+def resume(standings: Sequence[Standing], prompt_end: int, end: int) -> Resumption:
+    """`prompt_end` is the position of the prompt's last token, `end` that of the last token known."""
+    leading = max(standings, key=lambda one: (one.started, one.position))
+    if not leading.started:
+        return _first_opening(standings, leading.course, prompt_end)
+    course = leading.course
+    cached = max(one.cached_tokens for one in standings if one.started)
+    furthest = max(one.position for one in standings)
+    targets = {end}.union(*((one.position, one.sent_tokens, *one.marks) for one in standings))
+    for target in sorted((position for position in targets if position <= end), reverse=True):
+        starts = tuple(_place(one, course, target) for one in standings)
+        if target in starts and _is_fed(starts, standings):
+            return Resumption(starts, course, cached, furthest)
+    return Resumption((0,) * len(standings), course, cached, furthest)
+
+
+def _first_opening(standings: Sequence[Standing], course: Course, prompt_end: int) -> Resumption:
+    """From an earlier turn's caches where every rank has them: to run them again for one rank, token by token as
+    they came, would take longer than a new prefill.
+    """
+    shared = min(min(one.position for one in standings), prompt_end)
+    if shared == 0 or not all(one.course.agrees(course, shared) for one in standings):
+        return Resumption((0,) * len(standings), Course(), 0, 0)
+    return Resumption((shared,) * len(standings), course.up_to(shared), shared, shared)
+
+
+def _place(standing: Standing, course: Course, target: int) -> int:
+    """The furthest position up to `target` that this rank's caches can be at."""
+    reachable = {standing.position, *standing.marks}
+    if standing.can_trim and standing.position > target:
+        reachable.add(target)
+    return max(
+        (position for position in reachable if position <= target and standing.course.agrees(course, position)),
+        default=0,
+    )
+
+
+def _is_fed(starts: Sequence[int], standings: Sequence[Standing]) -> bool:
+    """Does every rank get its input: what the rank before kept up to its own start, and computes from there?"""
+    pairs = zip(starts[:-1], starts[1:], standings[:-1], strict=True)
+    return all(after >= before or sender.sent_tokens >= before for before, after, sender in pairs)

@@ -1,0 +1,177 @@
+"""A rank's part in one step: begun, run, measured, and undone where it fails or is not wanted.
+
+What a step leaves in the caches either counts or is taken back: every step is marked before it is built, and when
+anything in it raises, the caches are as they were. Rank 0 begins a step ahead of its turn here, and the others
+build theirs; nobody else knows of it until the step is said, and until then it can be given up.
+
+Decides: when a step's caches go back. Which step is run, in which mode, and what its outcome means is
+generation.py's. Called by it on the MLX thread.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import mlx.core as mx
+
+from exoengine.generate.active_request import Work
+from exoengine.generate.outbox import Words
+from exoengine.generate.pipeline import Built, Draw, Drawn, Pass, Pipeline
+from exoengine.generate.sync_mode import NOTHING_MEASURED, SyncPolicy, WatchdogModel
+from exoengine.model.loading import LoadedModel
+from exoengine.model.sampling import PENALTY_CONTEXT_TOKENS
+from exoengine.process.shared_state import Board
+from exoengine.protocol import SyncSettings
+from exoengine.ring.group import RingGroup
+from exoengine.ring.message_ring import RingLostError
+from exoengine.ring.step_messages import Step
+from mlx_patches.switch import find_switch
+
+
+class StepRunner:
+    """Runs the steps of one loaded model, over any number of groups."""
+
+    def __init__(
+        self, model: LoadedModel, group: RingGroup, board: Board, words: Words, settings: SyncSettings
+    ) -> None:
+        self.policy: Final = SyncPolicy(settings, fast_hangs=mx.cuda.is_available())
+        self._model, self._group, self._board, self._words = model, group, board, words
+        self._watchdog = WatchdogModel(settings.watchdog_s)
+        board.longest_gpu_wait_s, board.gpu_wait_violations = 0.0, 0
+        board.safe, board.sync_reason = NOTHING_MEASURED.safe, NOTHING_MEASURED.reason
+        self._switch = find_switch()
+        self._alone = True
+        self._pipeline: Pipeline | None = None
+
+    # --- the group --------------------------------------------------------------------------------------
+
+    def joined(self, rank: int, size: int) -> None:
+        vocab_size = self._model.summary.vocab_size
+        self._pipeline = Pipeline(self._model.stage, self._group, rank, size, vocab_size, self._switch)
+        self._alone = size == 1
+        self.policy.forget()
+
+    def parted(self) -> None:
+        self._pipeline = None
+
+    @property
+    def _joined(self) -> Pipeline:
+        assert self._pipeline is not None, "steps are run in a group, or alone as one of one rank"
+        return self._pipeline
+
+    # --- a step -----------------------------------------------------------------------------------------
+
+    @property
+    def can_run_ahead(self) -> bool:
+        return self._joined.can_run_ahead
+
+    def run(self, step: Step, work: Work, sends: bool) -> Drawn:
+        """Runs this rank's part of `step` to its end. Without `sends` the next rank has the tokens already. Raises
+        RingLostError or RuntimeError; the caches are then as they were before the step, or lost (holding.py).
+        """
+        generation, holding = work.generation, work.holding
+        caches = holding.caches
+        ahead, said = work.ahead, (step.start, step.count, step.singly, step.safe)
+        if ahead is not None and said != (ahead.start, 1, True, ahead.safe):
+            self.give_up_ahead(work)
+        ahead, work.ahead = work.ahead, None
+        if (caches.position if ahead is None else ahead.start) != step.start:
+            raise RingLostError("rank 0 asks for a step that does not fit this rank's caches")
+        decoding = step.draw >= 0
+        draw = _draw(work, step.draw) if decoding else None
+        if ahead is None:
+            caches.mark(step.count)
+
+        def meanwhile() -> None:
+            self._words.let_out()
+            if step.ahead and self._alone:
+                self.run_ahead(work)
+
+        try:
+            result = self._joined.run(
+                step, generation.sequence(step.start, step.count), caches, draw,
+                generation.request.sampling.logprobs, sends, ahead, meanwhile,
+            )  # fmt: skip
+            self._check_aborted()
+        except BaseException:
+            holding.undo(step.start)
+            raise
+        work.ran(step)
+        work.coming_safe = work.next_safe
+        if result.sent is not None:
+            holding.sent.add(step.start, result.sent)
+        self._watchdog.record(step.safe, result.waited_s)
+        if decoding:
+            self.policy.observe(result.graph_s)
+        board = self._board
+        board.longest_gpu_wait_s = self._watchdog.longest_wait_s
+        board.gpu_wait_violations = self._watchdog.violations
+        board.kv_tokens = step.start + step.count
+        board.memory_bytes = mx.get_active_memory()
+        board.replayed_tokens += max(0, min(work.resumption.furthest - step.start, step.count))
+        return result.drawn
+
+    def send_again(self, step: Step, work: Work) -> None:
+        """What this rank sent of the step's tokens before, to a rank that needs it again."""
+        self._joined.send_again(work.holding.sent.part(step.start, step.count))
+
+    def run_ahead(self, work: Work) -> None:
+        """Begins the next step in this rank's layers: the token that it runs is being drawn."""
+        caches = work.holding.caches
+        start = caches.position
+        caches.mark(1)
+        try:
+            work.ahead = self._joined.run_ahead(work.next_safe, caches)
+        except BaseException:
+            work.holding.undo(start)
+            raise
+
+    def build_ahead(self, work: Work) -> None:
+        """Builds the next step of an answer, if all of it is known but that it will be run: the rank has nothing
+        else to do until it is told.
+        """
+        generation, caches = work.generation, work.holding.caches
+        last = generation.length - 1
+        if work.ahead is None and generation.tokens and caches.position == last and self._joined.can_build:
+            caches.mark(1)
+            draw = _draw(work, len(generation.tokens))
+            work.ahead = self._joined.build(generation.tokens[-1], work.coming_safe, caches, draw)
+
+    @staticmethod
+    def give_up_ahead(work: Work) -> None:
+        """The step that was begun or built will not be, or not now; no other rank has heard of it."""
+        ahead, work.ahead = work.ahead, None
+        if isinstance(ahead, Built):
+            ahead.undo()
+        elif ahead is not None:
+            work.holding.undo(ahead.start)
+
+    def sit_out_ahead(self, work: Work) -> None:
+        """As `give_up_ahead`, where the token that was to be run has been drawn, and so was sent."""
+        if isinstance(work.ahead, Pass) and work.ahead.arrival is not None:
+            work.ahead.arrival.sit_out()
+        self.give_up_ahead(work)
+
+    def _check_aborted(self) -> None:
+        """An abort that came as the step ended: what was received may be of a connection that was shut down."""
+        reason = self._group.abort_reason
+        if reason is not None:
+            raise RingLostError(reason.text)
+
+    # --- the mode ---------------------------------------------------------------------------------------
+
+    def show_mode(self, safe: bool) -> None:
+        """A change is told at once, with the step that it comes after: the next heartbeat may miss it."""
+        if not self.policy.has_measured:
+            return
+        board = self._board
+        changed, board.safe, board.sync_reason = safe != board.safe, safe, self.policy.reason_of(safe)
+        if changed:
+            self._words.say(board.heartbeat())
+
+
+def _draw(work: Work, index: int) -> Draw:
+    """Draws the answer's token `index`, the next one."""
+    sampling = work.generation.request.sampling
+    history = work.generation.recent(max(sampling.repetition_context_tokens, PENALTY_CONTEXT_TOKENS))
+    return lambda logits: work.sampler.draw(logits, history, index)

@@ -1,0 +1,222 @@
+"""From a model folder to a stage in memory: only this rank's layers are ever read, and none that is there already.
+
+Decides: what is wrong with a folder, in one line with a stable code. Called by worker.py on the MLX thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import psutil
+from mlx.utils import tree_flatten
+from mlx_lm.utils import load_config, load_model
+
+from exoengine.model.cache_rollback import NotQuantisableError, Quantisation
+from exoengine.model.stages import NotSplittableError, Stage, parameter_bytes
+from exoengine.model.text import Tokenizer
+from exoengine.model_files.memory_fit import gib, kv_bytes, needs_text, span_bytes
+from exoengine.model_files.model_folder import ModelFolderError, ModelSummary, inspect
+from exoengine.protocol import Load
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """What a rank holds after a load."""
+
+    folder: Path
+    summary: ModelSummary
+    stage: Stage
+    tokenizer: Tokenizer
+    weight_bytes: int
+    max_context_tokens: int
+
+
+class LoadCalledOffError(Exception):
+    """Nobody wants any more what is being loaded."""
+
+
+class HeldLayers:
+    """The layers of one model that are in memory, from one load to the next.
+
+    A rank is given more layers when another is gone, and has to give them back when it returns: what both shares
+    have in common is not read again, whether the load between came to its end or was called off.
+    """
+
+    def __init__(self) -> None:
+        self._fingerprint = ""
+        self._parameters: dict[int, Any] = {}
+        """By the layer's index; the same arrays as the stage's."""
+        self.layer_s = 0.0
+        """How long it took to read one, the last time that any was read."""
+
+    def keep(self, fingerprint: str, first: int, last: int) -> None:
+        """Lets go of all but these layers of this model."""
+        if fingerprint != self._fingerprint:
+            self._fingerprint = fingerprint
+            self._parameters.clear()
+        for index in [index for index in self._parameters if not first <= index < last]:
+            del self._parameters[index]
+
+    def nbytes(self) -> int:
+        return sum(array.nbytes for tree in self._parameters.values() for _, array in tree_flatten(tree))
+
+    def put_into(self, index: int, layer: Any) -> bool:
+        """Gives a new layer the parameters that are held; False where they are not."""
+        if index not in self._parameters:
+            return False
+        layer.update(self._parameters[index])
+        return True
+
+    def take(self, index: int, layer: Any) -> None:
+        self._parameters[index] = layer.parameters()
+
+
+def load(asked: Load, progress: Callable[[int, int], None], held: HeldLayers | None = None) -> LoadedModel:
+    """Reads the layers that are asked for and not held, and whatever else the stage runs. Raises ModelFolderError,
+    and whatever `progress` raises, which is called after each layer. What was read until then is held.
+    """
+    held = held or HeldLayers()
+    folder, first, last = Path(asked.folder), asked.first_layer, asked.last_layer
+    summary = inspect(folder)
+    if not 0 <= first < last <= summary.total_layers:
+        raise ModelFolderError(
+            "bad_span", f"layers {first} to {last} are asked for; the model has {summary.total_layers}"
+        )
+    held.keep(summary.fingerprint, first, last)
+    mx.clear_cache()  # of what was let go: memory that MLX keeps for itself is not available to be counted
+    check_fit(asked, summary, psutil.virtual_memory().available + held.nbytes())
+    before = mx.get_active_memory() - held.nbytes()
+    model = _build(folder, summary)
+    stage = _divide(model, folder, summary, first, last)
+    sizes = [parameter_bytes(layer) for layer in stage.span]
+    done, read, reading_s = 0, 0, 0.0
+    for index, (layer, size) in enumerate(zip(stage.span, sizes, strict=True), first):
+        if not held.put_into(index, layer):
+            begun = time.monotonic()
+            _evaluate(folder, layer.parameters())
+            held.take(index, layer)
+            read, reading_s = read + 1, reading_s + time.monotonic() - begun
+            held.layer_s = reading_s / read
+        done += size
+        progress(done, sum(sizes))
+    _probe(stage, folder)
+    if asked.kv_bits:
+        _quantise(stage, summary, Quantisation(asked.kv_bits, asked.kv_group_size))
+    mx.clear_cache()
+    return LoadedModel(
+        folder=folder,
+        summary=summary,
+        stage=stage,
+        tokenizer=Tokenizer(folder, load_config(folder).get("eos_token_id")),
+        weight_bytes=mx.get_active_memory() - before,
+        max_context_tokens=min(asked.max_context_tokens or summary.max_context_tokens, summary.max_context_tokens),
+    )
+
+
+def check_fit(asked: Load, summary: ModelSummary, available: int) -> None:
+    """Raises ModelFolderError `does_not_fit` with the sum. No context is reckoned with where none was asked for in
+    particular: a model's own limit is often far beyond what anybody uses.
+    """
+    first, last = asked.first_layer, asked.last_layer
+    tokens = summary.context(asked.max_context_tokens)
+    weights = span_bytes(summary, first, last)
+    context = kv_bytes(summary, first, last, tokens, asked.kv_bits, asked.kv_group_size)
+    if weights + context > available:
+        raise ModelFolderError(
+            "does_not_fit",
+            f"{asked.folder}: {needs_text(first, last, weights, context, tokens)}; {gib(available)} are available:"
+            f" give this node fewer layers{', a shorter context' if context else ''} or more memory",
+        )
+
+
+def _build(folder: Path, summary: ModelSummary) -> Any:
+    try:
+        model, _ = load_model(folder, lazy=True, strict=True)
+    except ValueError as error:
+        text = _first_line(error)
+        if "not supported" in text:
+            raise ModelFolderError(
+                "unknown_architecture", f"{folder}: mlx-lm has no architecture {summary.model_type!r}"
+            ) from error
+        if "model_file" in text or "custom" in text:
+            raise ModelFolderError(
+                "custom_code", f"{folder} wants to run its own Python code ({text}); that is not allowed"
+            ) from error
+        raise ModelFolderError("weights_differ", f"{folder}: config and weights differ: {text}") from error
+    except ModuleNotFoundError as error:
+        raise ModelFolderError("unknown_architecture", f"{folder}: {_first_line(error)}") from error
+    except (RuntimeError, OSError) as error:
+        raise ModelFolderError("unreadable", f"{folder}: {_first_line(error)}") from error
+    except (TypeError, KeyError, AttributeError, IndexError, AssertionError, ZeroDivisionError) as error:
+        raise ModelFolderError(
+            "bad_config",
+            f"{folder / 'config.json'} does not describe a {summary.model_type} model:"
+            f" {type(error).__name__}: {_first_line(error)}",
+        ) from error
+    if len(model.layers) != summary.total_layers:
+        raise ModelFolderError(
+            "layers_differ",
+            f"{folder / 'config.json'} says {summary.total_layers} layers; the model it makes has"
+            f" {len(model.layers)}",
+        )
+    return model
+
+
+def _divide(model: Any, folder: Path, summary: ModelSummary, first: int, last: int) -> Stage:
+    try:
+        return Stage(model, first, last)
+    except NotSplittableError as error:
+        raise ModelFolderError(
+            "not_splittable",
+            f"{summary.model_type} cannot be divided at layers {first} and {last}: {error}; run it on one node",
+        ) from error
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        raise ModelFolderError(
+            "weights_differ", f"{folder}: config and weights differ: {_first_line(error)}"
+        ) from error
+
+
+def _evaluate(folder: Path, parameters: Any) -> None:
+    try:
+        mx.eval(parameters)
+    except RuntimeError as error:
+        raise ModelFolderError("unreadable", f"{folder}: a weight cannot be read: {_first_line(error)}") from error
+
+
+def _probe(stage: Stage, folder: Path) -> None:
+    try:
+        stage.probe()
+    except NotSplittableError as error:
+        raise ModelFolderError(
+            "not_splittable", f"{folder}: the model cannot be divided here: {error}; run it on one node"
+        ) from error
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise ModelFolderError(
+            "weights_differ", f"{folder}: the model does not run: {_first_line(error)}"
+        ) from error
+
+
+def _quantise(stage: Stage, summary: ModelSummary, how: Quantisation) -> None:
+    """From here on the stage makes quantised caches, and has shown that it runs with them."""
+    stage.quantisation = how
+    try:
+        stage.probe()
+    except (NotQuantisableError, NotSplittableError) as error:
+        reason = str(error)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+        reason = f"it does not run with {how.bits} bits in groups of {how.group_size}: {_first_line(error)}"
+    else:
+        return
+    raise ModelFolderError(
+        "kv_bits_unsupported",
+        f"the KV cache of {summary.model_type} cannot be quantised: {reason}; set engine.kv_bits = 0",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,0 +1,119 @@
+"""What the ranks of a group say to each other about the work: the messages of tokenring.py.
+
+Rank 0 leads: it says what is run next, and a `Step` travels from rank to rank ahead of the hidden state, taking
+each rank's votes with it. The last rank answers with an `Outcome`, which travels on from rank 0 so that every rank
+learns every token. Rank 0 counts a step as done when its outcome is here, the others when they pass it on; so two
+ranks never differ by more than the steps under way.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from exoengine.ring.pass_log import SINGLY, Course
+
+
+class Vote(enum.IntFlag):
+    """What any one rank can ask for; gathered from all ranks with each step."""
+
+    NONE = 0
+    CANCEL = 1
+    PAUSE = 2
+    """Leave the group at this step's end: another plan waits, or this rank must go."""
+    SAFE = 4
+    """Evaluate the next step safely."""
+
+
+class Likelihood(msgspec.Struct, frozen=True, array_like=True):
+    """The log probability of a drawn token and of the likeliest ones, where the request asked for them."""
+
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+NO_LIKELIHOOD = Likelihood()
+
+
+class Roll(msgspec.Struct, frozen=True, array_like=True):
+    """First in a group, from every rank: the requests that it has not finished."""
+
+    orders: tuple[int, ...]
+
+
+class Open(msgspec.Struct, frozen=True, tag="open", array_like=True):
+    """All ranks: say how far you are with this request (see `Standing`)."""
+
+    order: int
+
+
+class Step(msgspec.Struct, frozen=True, tag="step", array_like=True):
+    """Run tokens [start, start + count) of the sequence through the stages."""
+
+    order: int
+    start: int
+    count: int
+    grain: int
+    """As course.py has it. Of what was run when it was new: the caches come out the same to the last bit."""
+    draw: int
+    """The index of the answer's token to draw from the last position's logits; -1: none."""
+    safe: bool
+    votes: int
+    ahead: bool = False
+    """Rank 0 begins the next step before this one's outcome: the last rank sends it the token once it is drawn."""
+
+    @property
+    def singly(self) -> bool:
+        """One token at a time?"""
+        return self.grain == SINGLY
+
+
+class Outcome(msgspec.Struct, frozen=True, tag="outcome", array_like=True):
+    """A step is through all stages. `token` is -1 where none was drawn."""
+
+    order: int
+    position: int
+    token: int
+    votes: int
+    likelihood: Likelihood = NO_LIKELIHOOD
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop", array_like=True):
+    """No step is under way; every rank acts on these votes now, at the same position."""
+
+    order: int
+    votes: int
+
+
+class Standing(msgspec.Struct, frozen=True, array_like=True):
+    """How far one rank is with a request; resume.py makes of all ranks' standings where it goes on."""
+
+    order: int
+    request_id: str
+    tokens: tuple[int, ...]
+    likelihoods: tuple[Likelihood, ...]
+    """Of each token where the request asked for them, else none. Without figures where this rank has the token from
+    its daemon alone.
+    """
+    cancelled: bool
+    started: bool
+    """Did this rank open the request before? If not, `position` is what an earlier turn has in common with it."""
+    cached_tokens: int
+    course: Course
+    position: int
+    """How many of the sequence's tokens are in its caches."""
+    can_trim: bool
+    """Can the caches go back to any position?"""
+    marks: tuple[int, ...]
+    """Positions that they can go back to in any case."""
+    sent_tokens: int
+    """From the beginning on, for how many tokens it has kept what it sent downstream."""
+
+
+Message = Open | Step | Outcome | Stop
+
+
+def joined(step: Step, votes: int) -> Step:
+    """The step with one more rank's votes."""
+    return msgspec.structs.replace(step, votes=step.votes | votes)

@@ -1,0 +1,354 @@
+"""One rank's life, command by command; its process: test_rank_process.py; what it tells: test_rank_told.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from exod.core.engine.engine_messages import FormOrder, RankPhase
+from exod.core.engine.rank import FAILED_RETRY_S, FORM_GIVEN_S
+from exod.core.engine.rank_commands import (
+    LeaveWorker,
+    RankCommand,
+    Report,
+    ResolveModel,
+    StartWorker,
+    Story,
+)
+from exod.core.engine.worker_life import KEEP_S
+from exod.model import MeshPlan
+from exoengine.protocol import (
+    Abort,
+    Aborted,
+    Begin,
+    Cancel,
+    Form,
+    Formed,
+    Load,
+    LoadFailed,
+    Prepare,
+    Prepared,
+)
+from tests.core.engine.engine_samples import (
+    FOLDER,
+    A,
+    B,
+    C,
+    a_plan,
+    beat,
+    begin,
+    finished,
+    hello,
+    loaded,
+    only,
+    phases,
+    token,
+    told,
+)
+from tests.core.engine.rank_samples import (
+    FACTS,
+    PLAN,
+    a_formed_rank,
+    a_loaded_rank,
+    a_rank,
+    a_resolved_rank,
+    order,
+    prepare,
+    reformed,
+)
+
+# --- the way into a group -----------------------------------------------------------------------------------
+
+
+def test_a_plan_is_followed_step_by_step_into_its_group() -> None:
+    rank = a_rank()
+    assert only(rank.commit(PLAN, "why", 0.0), ResolveModel) == [ResolveModel("m")]
+    assert only(rank.model_found(FACTS, 0.0), StartWorker) == [StartWorker()]
+    assert told(rank.worker_said(hello(), 1.0)) == [Load(FOLDER, 6, 12)]
+    assert phases(rank.worker_said(loaded(6, 12), 2.0))[-1] is RankPhase.LOADED
+    orders = told(rank.order(order(PLAN, 1, "prepare"), 3.0))
+    assert orders == [
+        Prepare(
+            PLAN.hash,
+            1,
+            1,
+            2,
+            ("10.0.0.1:52420", "10.0.0.2:52420"),
+            ("10.0.0.1", "10.0.0.2"),
+            connect_from="10.0.0.2",
+            key=b"the ring's key",
+        )
+    ]
+    assert phases(rank.worker_said(Prepared(PLAN.hash, 1), 3.1)) == [RankPhase.PREPARED]
+    assert told(rank.order(order(PLAN, 1, "form"), 3.2)) == [Form(PLAN.hash, 1, FORM_GIVEN_S)]
+    assert phases(rank.worker_said(Formed(PLAN.hash, 1, 0.1, -1), 3.4)) == [RankPhase.FORMED]
+
+
+def test_a_rank_alone_prepares_without_neighbours() -> None:
+    plan = a_plan(B)
+    rank = a_loaded_rank(plan)
+    (prepared,) = told(rank.order(order(plan, 1, "prepare"), 3.0))
+    assert isinstance(prepared, Prepare)
+    assert (prepared.size, prepared.hosts, prepared.connect_from) == (1, (), "")
+
+
+def test_an_order_that_was_followed_is_answered_by_a_report_and_nothing_else() -> None:
+    rank = a_formed_rank()
+    for step in ("prepare", "form"):
+        commands = rank.order(order(PLAN, 1, step), 4.0)
+        assert told(commands) == []
+        assert phases(commands) == [RankPhase.FORMED]
+
+
+def test_orders_of_other_plans_other_nodes_and_older_attempts_change_nothing() -> None:
+    rank = a_loaded_rank()
+    prepare(rank, attempt=3)
+    for strange in (
+        FormOrder(A, "plan0", 9, "prepare"),
+        FormOrder(C, PLAN.hash, 9, "prepare"),
+        order(PLAN, 2, "prepare"),
+        order(PLAN, 2, "form"),
+        order(PLAN, 4, "form"),
+    ):
+        assert told(rank.order(strange, 4.0)) == []
+
+
+def test_a_new_plan_with_the_same_span_keeps_the_group_until_it_is_prepared() -> None:
+    rank = a_formed_rank()
+    plan = a_plan(A, B, number=2)
+    assert told(rank.commit(plan, "why", 4.0)) == []
+    assert rank.phase is RankPhase.LOADED
+    assert [type(message) for message in told(rank.order(order(plan, 1, "prepare"), 4.1))] == [Prepare]
+
+
+@pytest.mark.parametrize(
+    ("plan", "span"),
+    [
+        (a_plan(A, B, number=2, split=(2, 10)), (2, 12)),
+        (a_plan(A, B, C, number=2), (4, 8)),
+        (a_plan(A, B, number=2, split=(10, 2)), (10, 12)),
+    ],
+)
+def test_a_new_plan_with_another_span_loads_it(plan: MeshPlan, span: tuple[int, int]) -> None:
+    rank = a_formed_rank(layer_s=60.0)
+    assert told(rank.commit(plan, "why", 4.0)) == [Load(FOLDER, *span)]
+
+
+@pytest.mark.parametrize(("layer_s", "patience_s"), [(0.01, 0.16), (0.5, 3.1), (60.0, KEEP_S)])
+def test_a_rank_that_is_gone_is_waited_for_as_long_as_loading_its_layers_takes(
+    layer_s: float, patience_s: float
+) -> None:
+    rank = a_formed_rank(layer_s=layer_s)
+    commands, due = rank.commit(a_plan(B, number=2), "studio1 is down", 4.0), 4.0
+    assert "come back" in only(commands, Report)[-1].status.text
+    while not told(commands):
+        due = rank.next_deadline()
+        commands = rank.handle_timer(due)
+        rank.worker_said(beat(), due)
+    assert told(commands) == [Load(FOLDER, 0, 12)]
+    assert due == pytest.approx(4.0 + patience_s)
+
+
+def test_a_rank_that_comes_back_in_time_finds_the_others_with_their_layers() -> None:
+    rank = a_formed_rank(layer_s=60.0)
+    assert told(rank.commit(a_plan(B, number=2), "studio1 is down", 4.0)) == []
+    assert rank.phase is RankPhase.LOADING
+    assert told(rank.commit(a_plan(A, B, number=3), "studio1 joined", 6.0)) == []
+    assert rank.phase is RankPhase.LOADED
+
+
+def test_a_plan_that_is_suspended_is_aborted_at_once() -> None:
+    rank = a_formed_rank()
+    commands = rank.suspend(PLAN.hash, "the cable was cut", 4.0)
+    assert told(commands) == [Abort("the cable was cut")]
+    assert only(commands, Report)[-1].status.plan_hash == ""
+    assert rank.order(order(PLAN, 2, "prepare"), 4.1) == []
+    assert rank.suspend(PLAN.hash, "again", 4.2) == []
+    assert rank.suspend("plan0", "another", 4.2) == []
+
+
+def test_the_same_plan_committed_again_is_taken_up_again() -> None:
+    rank = a_formed_rank()
+    rank.suspend(PLAN.hash, "the cable was cut", 4.0)
+    commands = rank.commit(PLAN, "why", 5.0)
+    assert only(commands, Report)[-1].status.plan_hash == PLAN.hash
+    assert told(rank.order(order(PLAN, 1, "prepare"), 5.1)) == []
+    assert [type(message) for message in told(rank.order(order(PLAN, 2, "prepare"), 5.2))] == [Prepare]
+
+
+def test_a_rank_that_gave_up_says_so_and_follows_the_next_attempt() -> None:
+    rank = a_formed_rank()
+    commands = rank.worker_said(Aborted(PLAN.hash, 1, "peer_lost", "gone", 4), 10.0)
+    assert phases(commands) == [RankPhase.ABORTED]
+    assert only(commands, Story) == [Story("engine.aborted", {"code": "peer_lost", "text": "gone", "step": 4})]
+    prepare(rank, attempt=2, now=10.1)
+    rank.order(order(PLAN, 2, "form"), 10.2)
+    stories = only(rank.worker_said(Formed(PLAN.hash, 2, 0.1, 5), 10.25), Story)
+    assert stories == [reformed(250.0, step=5, attempt=2, cause="fault", reason="gone")]
+
+
+# --- leaving ------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_without_this_rank_lets_the_worker_leave_once() -> None:
+    rank = a_formed_rank()
+    without = a_plan(A, number=2)
+    assert only(rank.commit(without, "why", 4.0), LeaveWorker) == [LeaveWorker()]
+    assert only(rank.handle_timer(rank.next_deadline()), LeaveWorker) == []
+    assert rank.phase is RankPhase.OFF
+    assert only(rank.worker_gone("it ended", 5.0), Story) == []
+    assert rank.restarts == 0
+    assert only(rank.handle_timer(60.0), StartWorker) == []
+
+
+def test_a_plan_that_comes_while_the_worker_leaves_starts_the_next_when_it_is_gone() -> None:
+    rank = a_formed_rank()
+    rank.commit(a_plan(A, number=2), "why", 4.0)
+    rank.commit(a_plan(A, B, number=3), "why", 4.1)
+    commands = rank.model_found(FACTS, 4.2)
+    assert told(commands) == []
+    assert only(commands, StartWorker) == []
+    assert told(rank.order(order(a_plan(A, B, number=3), 1, "prepare"), 4.3)) == []
+    assert only(rank.worker_gone("it ended", 5.0), StartWorker) == [StartWorker()]
+
+
+def test_a_worker_that_leaves_with_its_daemon_has_not_crashed() -> None:
+    rank = a_formed_rank()
+    rank.leaving()
+    assert only(rank.worker_gone("it ended", 5.0), Story) == []
+    assert rank.restarts == 0
+
+
+def test_a_plan_without_a_model_hosts_nothing() -> None:
+    rank = a_formed_rank()
+    assert only(rank.commit(a_plan(A, B, number=2, model=""), "why", 4.0), LeaveWorker) == [LeaveWorker()]
+
+
+# --- models that cannot be had ------------------------------------------------------------------------------
+
+
+def test_a_model_that_is_not_found_is_looked_for_again_and_alerts_once() -> None:
+    rank = a_rank()
+    rank.commit(PLAN, "why", 0.0)
+    commands = rank.model_failed("m", "no_folder", "there is no such folder", 1.0)
+    assert only(commands, Story) == [
+        Story("alert.raised", {"code": "no_folder", "severity": "error", "text": "there is no such folder"})
+    ]
+    final = only(commands, Report)[-1].status
+    assert (final.phase, final.code, final.text) == (RankPhase.FAILED, "no_folder", "there is no such folder")
+    again: list[RankCommand] = []
+    while rank.next_deadline() <= 1.0 + FAILED_RETRY_S:
+        again += rank.handle_timer(rank.next_deadline())
+    assert only(again, ResolveModel) == [ResolveModel("m")]
+    assert only(rank.model_failed("m", "no_folder", "there is no such folder", 62.0), Story) == []
+
+
+def test_an_alert_is_cleared_when_the_model_was_loaded_after_all() -> None:
+    rank = a_resolved_rank()
+    rank.worker_said(hello(), 1.0)
+    assert only(rank.worker_said(LoadFailed(FOLDER, "bad_file", "torn"), 2.0), Story)
+    rank.handle_timer(63.0)
+    rank.handle_timer(63.0)
+    assert told(rank.model_found(FACTS, 63.0)) == [Load(FOLDER, 6, 12)]
+    stories = only(rank.worker_said(loaded(6, 12), 64.0), Story)
+    assert stories[0] == Story("alert.cleared", {"code": "bad_file"})
+
+
+def test_layers_that_cannot_be_shared_fail_until_another_plan_can() -> None:
+    rank = a_rank()
+    rank.commit(a_plan(A, B, split=(5, 5)), "why", 0.0)
+    rank.model_found(FACTS, 0.1)
+    assert rank.failure is not None
+    assert rank.failure[0] == "cannot_split"
+    assert only(rank.commit(a_plan(A, B, number=2, split=(5, 7)), "why", 1.0), StartWorker) == [StartWorker()]
+
+
+def test_an_answer_about_a_model_that_is_wanted_no_more_changes_nothing() -> None:
+    rank = a_rank()
+    rank.commit(PLAN, "why", 0.0)
+    rank.commit(a_plan(A, B, number=2, model="other"), "why", 0.1)
+    assert rank.model_found(FACTS, 0.2) == []
+    assert rank.model_failed("m", "x", "y", 0.2) == []
+    assert rank.phase is RankPhase.RESOLVING
+
+
+# --- requests -----------------------------------------------------------------------------------------------
+
+
+def test_a_request_is_given_to_the_worker_once() -> None:
+    rank = a_formed_rank()
+    first = begin(10)
+    assert told(rank.begin(first, 4.0)) == [Begin(10, first.request)]
+    assert told(rank.begin(first, 4.1)) == []
+    assert rank.begun_order == 10
+
+
+def test_a_new_process_is_given_the_request_with_what_is_known_of_the_answer() -> None:
+    rank = a_formed_rank()
+    first = begin(10)
+    name = first.request.request_id
+    rank.begin(first, 4.0)
+    for index in (0, 1, 1, 2):
+        rank.worker_said(token(name, index), 5.0)
+    rank.worker_gone("it crashed", 6.0)
+    rank.handle_timer(7.0)
+    rank.worker_said(hello(), 8.0)
+    # Less the last token: with a whole answer the worker would find nothing left to do, and say nothing.
+    assert told(rank.worker_said(loaded(6, 12), 9.0)) == [Begin(10, first.request, (100, 101))]
+
+
+def test_a_new_process_is_given_the_last_finished_request_until_it_has_ended_everywhere() -> None:
+    rank = a_formed_rank()
+    first = begin(10)
+    name = first.request.request_id
+    rank.begin(first, 4.0)
+    rank.worker_said(token(name, 0), 5.0)
+    rank.worker_said(finished(name), 5.0)
+
+    def what_a_new_process_is_told(now: float) -> list[object]:
+        rank.worker_gone("it crashed", now)
+        rank.handle_timer(now + 20)
+        rank.worker_said(hello(), now + 21)
+        return list(told(rank.worker_said(loaded(6, 12), now + 22)))
+
+    assert what_a_new_process_is_told(6.0) == [Begin(10, first.request, (100,))]
+    rank.ended(10, 30.0)
+    assert what_a_new_process_is_told(40.0) == []
+
+
+def test_a_cancel_is_kept_for_the_next_process() -> None:
+    rank = a_formed_rank()
+    first = begin(10, "r7")
+    rank.begin(first, 4.0)
+    rank.worker_gone("it crashed", 5.0)
+    assert told(rank.cancel("r7")) == []
+    rank.handle_timer(6.0)
+    rank.worker_said(hello(), 7.0)
+    name = first.request.request_id
+    assert told(rank.worker_said(loaded(6, 12), 8.0)) == [Begin(10, first.request), Cancel(name)]
+
+
+def test_a_cancel_goes_by_the_clients_name_and_is_said_once() -> None:
+    rank = a_formed_rank()
+    first = begin(10, "r7")
+    rank.begin(first, 4.0)
+    assert told(rank.cancel("r7")) == [Cancel(first.request.request_id)]
+    assert told(rank.cancel("r7")) == []
+    assert told(rank.cancel("r8")) == []
+
+
+def test_a_rank_that_still_holds_what_has_ended_elsewhere_makes_its_worker_forget_it() -> None:
+    rank = a_formed_rank()
+    rank.begin(begin(10), 4.0)
+    nxt = begin(20, "next")
+    commands = rank.begin(nxt, 5.0)
+    assert told(commands) == [Load(FOLDER, 6, 12)]
+    assert told(rank.worker_said(loaded(6, 12), 6.0)) == [Begin(20, nxt.request)]
+    final = only(rank.handle_timer(rank.next_deadline()), Report)[-1].status
+    assert (final.begun_order, final.finished_order) == (20, 19)
+
+
+def test_another_model_does_not_go_on_with_this_ones_words() -> None:
+    rank = a_formed_rank()
+    rank.begin(begin(10), 4.0)
+    rank.commit(a_plan(A, B, number=2, model="other"), "why", 5.0)
+    assert rank.active == {}

@@ -1,0 +1,180 @@
+"""Health in words: what is a reason, what is none, and since when."""
+
+from __future__ import annotations
+
+import msgspec
+
+from exod.core.status.health import HealthInput, HealthJudge, HealthSnapshot
+from exod.core.status.view import LinkView, MeshView, NodeEntry, NodeView, PathView
+from exod.model import EngineState, Health, Kind, MeshState, NodeState, PathId, PathState
+from tests.core.pair.cards import card
+
+ME, PEER = card(1), card(2)
+
+
+def path(interface: str, kind: Kind, **changes: object) -> PathView:
+    made = PathView(
+        id=PathId(f"{interface}-path"),
+        interface=interface,
+        kind=kind,
+        local="10.0.0.1",
+        remote="10.0.0.2",
+        remote_interface=interface,
+        state=PathState.UP,
+        own_state=PathState.UP,
+        peer_state=PathState.UP,
+        rtt_ms=0.4,
+        rtt_p90_ms=0.6,
+        score_ms=0.5,
+        in_band=True,
+        samples=10,
+        last_rtt_ms=0.4,
+        last_heard_s=0.0,
+        loss=0.0,
+        lasting_loss=0.0,
+        selected=False,
+        eligible=True,
+        route_wrong=False,
+        routed=False,
+        why="",
+    )
+    return msgspec.structs.replace(made, **changes)
+
+
+CABLE = path("bridge0", Kind.THUNDERBOLT, selected=True)
+LAN = path("en0", Kind.ETHERNET)
+VPN = path("utun4", Kind.VPN, state=PathState.DEGRADED, rtt_ms=44.1)
+DEAD = {"state": PathState.DEAD, "selected": False}
+
+
+def given(
+    *paths: PathView, agreed: bool = True, peer: NodeState = NodeState.UP, left: bool = False, **changes: object
+) -> HealthInput:
+    nodes = (
+        NodeEntry(ME.id, ME.name, NodeState.UP, 0.0, "this node", True, 1, "0"),
+        NodeEntry(PEER.id, PEER.name, peer, 0.0, "silent for 3.0 s", False, 1, "0", left),
+    )
+    selected = next((one for one in paths if one.selected), None)
+    link = LinkView(
+        peer=PEER.id,
+        peer_name=PEER.name,
+        agreed=agreed,
+        agreed_since=0.0,
+        selected=None if selected is None else selected.id,
+        peer_selected=None,
+        peer_seq=1,
+        seq=1,
+        kind=None,
+        paths=paths,
+    )
+    mesh = changes.pop("mesh", MeshView(MeshState.AGREED, 1, ME.id, None, None, (), None))
+    view = NodeView(ME, nodes, (link,), mesh)  # type: ignore[arg-type]
+    return HealthInput(view, 5.0, **changes)  # type: ignore[arg-type]
+
+
+def lasting(what: HealthInput, judge: HealthJudge | None = None) -> HealthSnapshot:
+    judge = judge or HealthJudge()
+    judge.judge(what, 100.0)
+    return judge.judge(what, 110.0)
+
+
+def texts(what: HealthInput) -> list[str]:
+    return [reason.text for reason in lasting(what).reasons]
+
+
+def test_a_pair_on_its_cable_is_healthy() -> None:
+    assert lasting(given(CABLE, LAN, VPN)) == HealthSnapshot(Health.HEALTHY, ())
+
+
+def test_a_pulled_cable_is_no_reason_while_ethernet_carries() -> None:
+    dead = msgspec.structs.replace(CABLE, **DEAD)
+    assert lasting(given(dead, msgspec.structs.replace(LAN, selected=True), VPN)).health is Health.HEALTHY
+
+
+def test_a_vpn_is_named_with_what_is_dead() -> None:
+    cable, lan = (msgspec.structs.replace(one, **DEAD) for one in (CABLE, LAN))
+    what = given(cable, lan, msgspec.structs.replace(VPN, selected=True))
+    assert lasting(what).health is Health.DEGRADED
+    assert texts(what) == ["studio1–studio2 runs over VPN utun4 at 44.1 ms: bridge0 and en0 are dead"]
+
+
+def test_loss_that_stays_is_a_reason_until_it_is_gone() -> None:
+    judge = HealthJudge()
+
+    def at(loss: float, now: float) -> list[tuple[str, str]]:
+        cable = msgspec.structs.replace(CABLE, lasting_loss=loss)
+        return [(reason.code, reason.text) for reason in judge.judge(given(cable, LAN), now).reasons]
+
+    assert at(0.06, 0.0) == []
+    assert at(0.04, 4.9) == []
+    said = at(0.08, 5.0)
+    assert said == [("link_lossy", f"{ME.name} loses 8% of what {PEER.name} sends over bridge0")]
+    assert at(0.03, 6.0), "it comes and goes by chance"
+    assert at(0.02, 7.0) == []
+    assert at(0.04, 20.0) == []
+
+
+def test_loss_is_told_of_a_path_that_is_degraded_too() -> None:
+    cable = msgspec.structs.replace(CABLE, state=PathState.DEGRADED, why="loses 21%", lasting_loss=0.13)
+    judge = HealthJudge()
+    judge.judge(given(cable, LAN), 0.0)
+    said = judge.judge(given(cable, LAN), 5.0)
+    assert [reason.code for reason in said.reasons] == ["link_degraded", "link_lossy"]
+
+
+def test_a_wrong_route_is_a_reason_only_for_a_better_cable() -> None:
+    wrong = msgspec.structs.replace(CABLE, selected=False, eligible=False, route_wrong=True, why="ineligible: ...")
+    lan = msgspec.structs.replace(LAN, selected=True)
+    assert [reason.code for reason in lasting(given(wrong, lan)).reasons] == ["path_ineligible"]
+    assert not lasting(given(CABLE, msgspec.structs.replace(LAN, route_wrong=True))).reasons
+
+
+def test_a_lost_node_and_one_that_left() -> None:
+    assert texts(given(CABLE, peer=NodeState.DOWN)) == ["studio2 is down: silent for 3.0 s"]
+    assert lasting(given(CABLE, peer=NodeState.DOWN, left=True)).health is Health.HEALTHY
+
+
+def test_a_moment_of_disagreement_alarms_nobody() -> None:
+    judge = HealthJudge()
+    what = given(CABLE, agreed=False)
+    assert judge.judge(what, 100.0).health is Health.HEALTHY
+    assert judge.judge(what, 100.3).health is Health.HEALTHY
+    assert judge.judge(given(CABLE), 100.5).health is Health.HEALTHY
+    judge.judge(what, 101.0)
+    (reason,) = judge.judge(what, 102.5).reasons
+    assert (reason.code, reason.since) == ("ends_disagree", 101.0)
+
+
+def test_since_stays_while_a_reason_lasts_and_its_text_may_move() -> None:
+    judge = HealthJudge()
+    for now, rtt_ms in ((100.0, 44.1), (130.0, 46.0)):
+        what = given(msgspec.structs.replace(VPN, selected=True, rtt_ms=rtt_ms))
+        snapshot = judge.judge(what, now)
+    (reason,) = snapshot.reasons
+    assert reason.since == 100.0
+    assert "46.0 ms" in reason.text
+
+
+def test_a_clock_set_back_keeps_since_in_the_past() -> None:
+    judge = HealthJudge()
+    what = given(CABLE, peer=NodeState.DOWN)
+    judge.judge(what, 100.0)
+    (reason,) = judge.judge(what, 50.0).reasons
+    assert reason.since <= 50.0
+
+
+def test_a_failed_engine_is_down_and_a_missing_one_is_not() -> None:
+    failed = given(CABLE, engine_enabled=True, engine_state=EngineState.FAILED, engine_text="no such model")
+    assert lasting(failed).health is Health.DOWN
+    assert texts(failed) == ["no such model"]
+    assert lasting(given(CABLE, engine_state=EngineState.OFF)).health is Health.HEALTHY
+
+
+def test_a_configured_broker_counts_and_a_suspended_plan_is_explained() -> None:
+    assert texts(given(CABLE, mqtt_text="mqtt://broker refuses")) == ["mqtt://broker refuses"]
+    suspended = MeshView(MeshState.RENEGOTIATING, 1, ME.id, None, "bridge0 to studio2 is dead", (), None)
+    assert texts(given(CABLE, mesh=suspended)) == ["the plan is suspended: bridge0 to studio2 is dead"]
+    waiting = MeshView(MeshState.FORMING, 0, ME.id, None, None, (PEER.id,), None)
+    assert texts(given(CABLE, mesh=waiting)) == ["waits for studio2 to join"]
+    outcast = MeshView(MeshState.FORMING, 1, ME.id, None, None, (PEER.id,), None, (PEER.id,))
+    assert texts(given(CABLE, mesh=outcast)) == ["studio2 keeps to a plan without studio1"]

@@ -1,0 +1,112 @@
+"""The checks whose failure the lab cannot bring about: a wrong route, too little memory, a path nobody measured."""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from typing import Any
+
+import pytest
+
+from exod.core.engine.engine_messages import RankPhase
+from exod.daemon_api.shapes import PreflightCheck
+from exod.diagnostics import preflight as module
+from exod.diagnostics.preflight import Preflight
+from exod.model import ContextSettings, NodeId
+from exod.platform import current
+from tests.core.engine.engine_samples import A, B, a_plan, address, sizes
+
+PLAN = a_plan(A, B)
+GIB = 2**30
+
+
+def engine(**changes: Any) -> Any:
+    """What preflight reads of the engine host: a plan of two, nothing loaded yet, ten layers of 1 GiB."""
+    rank = types.SimpleNamespace(phase=RankPhase.LOADING, loaded=None, hello=None, span=lambda: (0, 10))
+    summary = sizes(20, layer_bytes=GIB)
+    return types.SimpleNamespace(**({"plan": PLAN, "rank": rank, "summary": summary, "ranks": list} | changes))
+
+
+def a_card(node: NodeId, name: str, bits: int = 0) -> Any:
+    return types.SimpleNamespace(id=node, name=name, context=ContextSettings(kv_bits=bits))
+
+
+def a_preflight(*, leaves_from: str | None = address(A), paths: tuple[Any, ...] = (), **changes: Any) -> Preflight:
+    link = types.SimpleNamespace(peer=B, paths=paths)
+    core: Any = types.SimpleNamespace(
+        view=lambda _: types.SimpleNamespace(links=(link,)), card=a_card(A, "studio1"), links={}
+    )
+    control: Any = types.SimpleNamespace(connection_on=lambda *_: None, send=lambda *_: False)
+    return Preflight(A, control, engine(**changes), core, 5.0, lambda _: leaves_from, current())
+
+
+def checks(**given: Any) -> tuple[PreflightCheck, ...]:
+    """Of this node alone."""
+    return asyncio.run(a_preflight(**given).own_checks())
+
+
+def failed(found: tuple[PreflightCheck, ...], name: str) -> PreflightCheck:
+    (check,) = [check for check in found if check.name == name]
+    assert not check.ok
+    return check
+
+
+def test_a_ring_that_would_leave_from_another_address_is_refused_with_the_command_that_mends_it() -> None:
+    check = failed(checks(leaves_from="10.9.9.9"), "route")
+    assert check.figure == "10.9.9.9"
+    assert "would not use" in check.text
+    assert address(B) in check.cure, "the command names the address to route"
+
+
+def test_a_peer_without_any_route_is_refused() -> None:
+    assert failed(checks(leaves_from=None), "route").figure == "no route"
+
+
+def test_a_path_that_nobody_measured_is_refused() -> None:
+    assert failed(checks(), "rtt").figure == "not measured"
+
+
+def test_a_path_without_a_connection_is_refused() -> None:
+    check = failed(checks(), "transfer")
+    assert "TCP may be blocked" in check.text
+    assert "firewall" in check.cure
+
+
+def test_a_share_that_does_not_fit_into_free_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = types.SimpleNamespace(available=8 * GIB)
+    monkeypatch.setattr(module.psutil, "virtual_memory", lambda: free)
+    check = failed(checks(), "memory")
+    assert check.figure == "8.0 GiB free"
+    assert "layers 0 to 9 need 10.00 GiB" in check.text
+    assert "fewer layers" in check.cure
+
+
+def test_a_share_that_fits_into_free_memory_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=12 * GIB))
+    (check,) = [check for check in checks() if check.name == "memory"]
+    assert check.ok
+
+
+def test_a_node_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ANSWER_DEADLINE_S", 0.01)
+    check = failed(asyncio.run(a_preflight().run()).checks, "answer")
+    assert check.subject == B
+
+
+def test_without_a_plan_the_reason_is_the_plan() -> None:
+    report = asyncio.run(a_preflight(plan=None).run())
+    assert [check.name for check in report.checks] == ["plan"]
+    assert not report.ok
+
+
+def test_a_node_whose_context_is_configured_otherwise_is_named() -> None:
+    status = types.SimpleNamespace(phase=RankPhase.LOADED, versions="1", fingerprint="f")
+    preflight = a_preflight(ranks=lambda: [status, status])
+    for bits, ok in ((0, True), (8, False)):
+        peer: Any = types.SimpleNamespace(peer=a_card(B, "studio2", bits))
+        preflight._core.links[B] = peer
+        found = next(check for check in preflight._common_checks() if check.name == "context")
+        assert found.ok is ok
+        assert found.figure == "as long as the model allows, KV cache not quantised"
+        assert ("studio2" in found.text) is not ok
+        assert ("kv_group_size alike" in found.cure) is not ok

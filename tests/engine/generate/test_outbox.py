@@ -1,0 +1,29 @@
+"""When a rank tells the daemon."""
+
+from __future__ import annotations
+
+from exoengine.generate.outbox import Words
+from exoengine.protocol import FromWorker, RequestFailed, TokenOut
+
+
+def token(index: int) -> TokenOut:
+    return TokenOut("q", index, 7, "x", None, ())
+
+
+def test_tokens_wait_until_they_are_let_out_and_go_in_order() -> None:
+    told: list[FromWorker] = []
+    words = Words(told.append)
+    words.say(token(0))
+    words.say(token(1))
+    assert told == []
+    words.let_out()
+    words.let_out()
+    assert told == [token(0), token(1)]
+
+
+def test_what_ends_a_request_lets_out_what_came_before() -> None:
+    told: list[FromWorker] = []
+    words = Words(told.append)
+    words.say(token(0))
+    words.say(RequestFailed("q", "engine", "why"))
+    assert told == [token(0), RequestFailed("q", "engine", "why")]

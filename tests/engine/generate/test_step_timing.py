@@ -1,0 +1,72 @@
+"""What a rank says of the time that an answer took."""
+
+from __future__ import annotations
+
+import pytest
+
+from exoengine.generate import step_timing as module
+from exoengine.generate.step_timing import Pace
+from exoengine.protocol import SyncSettings
+
+
+class Clock:
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def after(clock: Clock, seconds: float) -> None:
+    clock.now += seconds
+
+
+def test_an_answers_time_is_that_to_its_first_token_and_since(clock: Clock) -> None:
+    pace = Pace(SyncSettings())
+    pace.opened(0)
+    for seconds in (2.0, 0.5, 0.5):
+        after(clock, seconds)
+        pace.token()
+    assert pace.durations_s() == (2.0, 1.0)
+
+
+def test_a_fault_is_a_part_of_the_answers_time(clock: Clock) -> None:
+    pace = Pace(SyncSettings())
+    pace.opened(0)
+    after(clock, 2.0)
+    pace.token()
+    pace.interrupted(True)
+    after(clock, 3.0)
+    pace.opened(1)
+    assert pace.token() == 3000.0
+    assert pace.durations_s() == (2.0, 3.0)
+
+
+def test_a_rank_that_came_in_the_middle_says_nothing_of_an_answers_time(clock: Clock) -> None:
+    pace = Pace(SyncSettings())
+    pace.opened(20)
+    for _ in range(3):
+        after(clock, 0.5)
+        pace.token()
+    assert pace.durations_s() == (0.0, 0.0)
+    pace.opened(0)
+    after(clock, 1.0)
+    pace.token()
+    assert pace.durations_s() == (1.0, 0.0)
+
+
+def test_an_answer_that_others_began_is_not_reckoned_from_the_one_before(clock: Clock) -> None:
+    pace = Pace(SyncSettings())
+    pace.opened(0)
+    pace.token()
+    pace.interrupted(False)  # it was finished
+    after(clock, 60.0)
+    pace.opened(5)
+    pace.token()
+    assert pace.durations_s() == (0.0, 0.0)

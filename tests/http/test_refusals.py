@@ -1,0 +1,243 @@
+"""What the HTTP API refuses, with which status and words: requests, and who may make them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exod.daemon_api.shapes import Readiness
+from exod.errors import ConfigError, ExitCode, RequestError
+from exod.http.exchange import MAX_BODY_BYTES
+from exod.http.server import HttpApi
+from tests.fake_daemon import MODEL, FakeDaemon
+from tests.http.raw_http import Stream
+from tests.http.served import CHAT, KEY, count, served
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "words"),
+    [
+        ({"temperature": "hot"}, "temperature", "expected float"),
+        ({"temperature": 3}, "temperature", "<= 2"),
+        ({"top_p": -0.1}, "top_p", ">= 0"),
+        ({"max_tokens": 0}, "max_tokens", ">= 1"),
+        ({"max_tokens": 1.5}, "max_tokens", "expected int"),
+        ({"seed": 2**70}, "seed", "expected int"),
+        ({"n": 2}, "n", "one choice"),
+        ({"stop": ""}, "stop", "1 to 256"),
+        ({"stop": ["a"] * 17}, "stop", "length <= 16"),
+        ({"stop": ["a", 3]}, "stop[1]", "expected str"),
+        ({"logit_bias": {"a": 1}}, "logit_bias", "expected int"),
+        ({"logit_bias": {"1": 101}}, "logit_bias", "<= 100"),
+        ({"top_logprobs": 3}, "top_logprobs", "needs logprobs"),
+        ({"tools": [{"type": "function"}]}, "tools", "calls no tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format.type", "only"),
+        ({"messages": []}, "messages", "length >= 1"),
+        ({"messages": "hi"}, "messages", "expected array"),
+        ({"messages": [{"role": "robot", "content": "hi"}]}, "messages[0].role", "robot"),
+        ({"messages": [{"content": "hi"}]}, "messages[0].role", "is missing"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "needs a text"),
+        ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content", "expected str | array"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0].content[0].type",
+            "only text",
+        ),
+        ({"temprature": 1}, "temprature", "did you mean temperature"),
+        ({"stream": "yes"}, "stream", "expected bool"),
+        ({"stream_options": {"include_usage": 3}}, "stream_options.include_usage", "expected bool"),
+    ],
+)
+async def test_bad_input_is_a_400_that_names_the_field(change: dict[str, Any], param: str, words: str) -> None:
+    async with served() as place:
+        answer = await place.http.ask("POST", CHAT, {**count(1, 2), **change})
+        assert place.daemon.requests == []
+    error = answer.json["error"]
+    assert answer.status == 400
+    assert error["type"] == "invalid_request_error"
+    assert error["param"].startswith(param)
+    assert words in error["message"]
+    assert error["message"].startswith(param)
+    assert error["code"] in {"invalid_value", "unsupported_value", "unknown_field"}
+
+
+@pytest.mark.parametrize("prompt", [[], ["a", "b"], [1, -1], [1, "a"], [True], {"a": 1}, None, [[1], [2]], [[]]])
+async def test_a_prompt_that_is_none_is_refused(prompt: Any) -> None:
+    async with served() as place:
+        answer = await place.http.ask("POST", "/v1/completions", {"prompt": prompt})
+    assert (answer.status, answer.json["error"]["param"]) == (400, "prompt")
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"7", b"\xff", b'{"messages":"\\ud800"}', b"[" * 100_000])
+async def test_what_is_no_json_object_is_a_400(body: bytes) -> None:
+    async with served() as place:
+        answer = await place.http.ask("POST", CHAT, body)
+    assert answer.status == 400
+
+
+async def test_another_model_is_a_404_that_names_what_is_served() -> None:
+    async with served() as place:
+        answer = await place.http.ask("POST", CHAT, count(1, 2, model="gpt-4o"))
+        lookup = await place.http.ask("GET", "/v1/models/gpt-4o")
+    for refusal in (answer, lookup):
+        assert (refusal.status, refusal.code, refusal.json["error"]["param"]) == (404, "model_not_found", "model")
+        assert MODEL in refusal.json["error"]["message"]
+
+
+async def test_before_a_model_is_served_requests_get_503_with_the_reason() -> None:
+    async with served() as place:
+        place.daemon.models_now = []
+        place.daemon.ready_now = Readiness(False, "model_loading", "embedded:count is loading")
+        answer = await place.http.ask("POST", CHAT, count(1, 2))
+        ready = await place.http.ask("GET", "/ready")
+    assert (answer.status, answer.code, answer.headers["retry-after"]) == (503, "model_loading", "2")
+    assert (ready.status, ready.json["reason"], ready.code) == (503, "embedded:count is loading", "model_loading")
+    assert ready.headers["retry-after"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (RequestError("queue_full", "32 requests wait already"), 503),
+        (RequestError("context_length_exceeded", "9000 tokens do not fit 4096"), 400),
+        (RequestError("something_new", "text", ExitCode.USAGE), 400),
+        (RequestError("something_new", "text", ExitCode.NO_PATH), 503),
+        (RequestError("something_new", "text", ExitCode.INTERNAL), 500),
+    ],
+)
+async def test_a_refusal_of_the_daemon_is_a_status_even_for_a_stream(error: RequestError, status: int) -> None:
+    async with served() as place:
+        place.daemon.refuse = error
+        for stream in (False, True):
+            answer = await place.http.ask("POST", CHAT, count(1, 2, stream=stream))
+            assert (answer.status, answer.code) == (status, error.code)
+            assert answer.json["error"]["message"] == error.text
+
+
+async def test_too_large_a_body_is_refused_before_it_is_read() -> None:
+    async with served() as place:
+        announced = await place.http.open("POST", CHAT, b"", {"content-length": str(MAX_BODY_BYTES + 1)})
+        assert announced.status == 413
+        assert json.loads(await announced.body())["error"]["code"] == "body_too_large"
+        announced.close()
+        odd = await place.http.open("POST", CHAT, b"", {"content-length": "-5"})
+        assert odd.status in (400, 413)
+        odd.close()
+
+
+async def test_a_chunked_body_is_bounded_too() -> None:
+    async with served() as place:
+        reader, writer = await asyncio.open_connection("127.0.0.1", place.api.port)
+        writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n".encode())
+        piece = b"%x\r\n%s\r\n" % (1024 * 1024, b" " * (1024 * 1024))
+
+        async def flood() -> None:
+            try:
+                for _ in range(MAX_BODY_BYTES // (1024 * 1024) + 2):
+                    writer.write(piece)
+                    await writer.drain()
+            except ConnectionError:
+                pass
+
+        sending = asyncio.create_task(flood(), name="flood")
+        stream = Stream(reader, writer)
+        await stream.head()
+        assert stream.status == 413
+        sending.cancel()
+        stream.close()
+
+
+async def test_unknown_endpoints_and_methods_are_named_in_openais_shape() -> None:
+    async with served() as place:
+        lost = await place.http.ask("GET", "/v1/chat/completion")
+        wrong = await place.http.ask("GET", CHAT)
+        preflight = await place.http.ask("OPTIONS", CHAT, headers={"origin": "http://localhost:3000"})
+    assert (lost.status, lost.code) == (404, "not_found")
+    assert CHAT in lost.json["error"]["message"]
+    assert (wrong.status, wrong.code, wrong.headers["allow"]) == (405, "method_not_allowed", "POST")
+    assert preflight.status == 405
+    assert not [name for name in preflight.headers if name.startswith("access-control")]
+
+
+async def test_a_fault_of_the_daemon_is_a_500_without_its_story() -> None:
+    async with served() as place:
+        place.daemon.status = lambda: 1 // 0  # type: ignore[method-assign, assignment, return-value]
+        answer = await place.http.ask("GET", "/api/status")
+        assert (answer.status, answer.code) == (500, "internal_error")
+        assert "Traceback" not in answer.body.decode()
+        place.daemon.generate = lambda request: 1 // 0  # type: ignore[method-assign, assignment, return-value]
+        answer = await place.http.ask("POST", CHAT, count(1, 2))
+        assert (answer.status, answer.code) == (500, "internal_error")
+
+
+async def test_with_keys_everything_but_health_needs_one(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"# mine\n{KEY}\n\nanother-key-for-the-lab\n")
+    file.chmod(0o600)
+    async with served(file) as place:
+        assert (await place.http.ask("GET", "/health")).status == 200
+        for path in ("/v1/models", "/ready", "/metrics", "/api/status", "/api/events", "/nothing"):
+            for headers in ({}, {"authorization": f"Bearer {KEY}x"}, {"authorization": f"Basic {KEY}"}):
+                answer = await place.http.ask("GET", path, headers=headers)
+                assert (answer.status, answer.code) == (401, "invalid_api_key")
+                assert answer.headers["www-authenticate"] == "Bearer"
+        for key in (KEY, "another-key-for-the-lab"):
+            answer = await place.http.ask("GET", "/v1/models", headers={"authorization": f"bearer {key}"})
+            assert answer.status == 200
+        strange = await place.http.ask(
+            "GET", "/v1/models", headers={"authorization": f"Bearer {KEY}", "host": "a.b"}
+        )
+        assert strange.status == 200, "whoever has a key may call the host what it likes"
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"host": "evil.example:52415"}, "host_refused"),
+        ({"host": "["}, "host_refused"),
+        ({"origin": "https://evil.example"}, "origin_refused"),
+        ({"origin": "http://["}, "origin_refused"),
+        ({"host": "localhost:52415"}, None),
+        ({"host": "studio1"}, None),
+        ({"host": "[::1]:52415"}, None),
+        ({"host": "host.docker.internal:52415"}, None),
+        ({"origin": "http://localhost:3000"}, None),
+        ({"origin": "app://obsidian.md"}, None),
+    ],
+)
+async def test_without_keys_web_pages_of_strangers_are_refused(headers: dict[str, str], code: str | None) -> None:
+    async with served() as place:
+        answer = await place.http.ask("GET", "/v1/models", headers=headers)
+    if code is None:
+        assert answer.status == 200
+    else:
+        assert (answer.status, answer.code) == (403, code)
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "words"),
+    [
+        (KEY, 0o644, "chmod 600"),
+        ("short", 0o600, "at least 16"),
+        ("# nothing\n", 0o600, "one key a line"),
+        (None, 0o600, "cannot be read"),
+    ],
+)
+async def test_a_key_file_that_is_no_good_is_one_line(
+    tmp_path: Path, text: str | None, mode: int, words: str
+) -> None:
+    file = tmp_path / "keys"
+    if text is not None:
+        file.write_text(text)
+        file.chmod(mode)
+    with pytest.raises(ConfigError) as caught:
+        HttpApi(FakeDaemon(), "127.0.0.1", 0, file).start()
+    assert words in str(caught.value)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)

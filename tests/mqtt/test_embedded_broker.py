@@ -1,0 +1,223 @@
+"""The embedded broker: amqtt's faults are corrected, and it is bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import aiomqtt
+import pytest
+
+from exod.errors import StartError
+from exod.mqtt.broker_probe import Listener, who_listens
+from exod.mqtt.embedded_broker import CORRECTED_VERSION, EmbeddedBroker, check_version
+from tests.conftest import missing
+from tests.mqtt.mqtt_parts import RawClient, free_port, subscriber
+
+
+@asynccontextmanager
+async def embedded() -> AsyncGenerator[int, None]:
+    port = free_port()
+    broker = await EmbeddedBroker.start(port)
+    try:
+        yield port
+    finally:
+        await broker.stop()
+
+
+async def publish(port: int, topic: str, payload: str, retain: bool = True) -> None:
+    async with aiomqtt.Client("127.0.0.1", port) as client:
+        await client.publish(topic, payload, qos=1, retain=retain)
+
+
+# --- retained messages --------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_a_subscriber_to_one_topic_gets_that_topic_alone() -> None:
+    """amqtt sends a new client the retained messages of every filter that anybody has subscribed to."""
+    async with embedded() as port:
+        for topic in ("one/state", "two/state", "three/state"):
+            await publish(port, topic, topic)
+        async with subscriber(port, "#") as everything, subscriber(port, "one/state") as one:
+            await one.saw("one/state", b"one/state")
+            await everything.saw("three/state", b"three/state")
+            await publish(port, "one/state", "new", retain=False)
+            await one.saw("one/state", b"new")
+            assert {topic for topic, _, _ in one.messages} == {"one/state"}
+            assert set(everything.last) == {"one/state", "two/state", "three/state"}
+
+
+@pytest.mark.anyio
+async def test_mosquitto_sub_gets_its_one_topic_alone() -> None:
+    program = shutil.which("mosquitto_sub")
+    if program is None:
+        missing("mosquitto_sub is not installed")
+    assert program is not None
+    async with embedded() as port:
+        await publish(port, "one/state", "1")
+        await publish(port, "two/state", "2")
+        async with subscriber(port, "#"):
+            client = await asyncio.create_subprocess_exec(
+                *(program, "-p", str(port), "-t", "one/state", "-v", "-W", "1"), stdout=asyncio.subprocess.PIPE
+            )
+            output, _ = await client.communicate()
+    assert output.decode().splitlines() == ["one/state 1"]
+
+
+@pytest.mark.anyio
+async def test_retained_messages_are_marked_replaced_and_cleared() -> None:
+    async with embedded() as port:
+        await publish(port, "a/state", "old")
+        await publish(port, "a/state", "new")
+        async with subscriber(port) as found:
+            await found.saw("a/state", b"new")
+            assert found.messages == [("a/state", b"new", True)]
+        await publish(port, "a/state", "")
+        await publish(port, "b/state", "b")
+        async with subscriber(port) as found:
+            await found.saw("b/state", b"b")
+            assert "a/state" not in found.last
+
+
+# --- keepalive ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_a_silent_clients_will_fires_after_one_and_a_half_keepalives() -> None:
+    async with embedded() as port, subscriber(port) as found:
+        silent = await RawClient.connect(port, "silent", keepalive_s=2, will_topic="silent/will", retain=True)
+        started = time.monotonic()
+        await asyncio.sleep(2.5)
+        assert "silent/will" not in found.last, "not before 1.5 × keepalive"
+        await found.saw("silent/will", b"gone")
+        assert time.monotonic() - started < 8.0
+        await silent.closed()
+        silent.close()
+        async with subscriber(port, "silent/will") as late:
+            await late.saw("silent/will", b"gone")
+
+
+@pytest.mark.anyio
+async def test_an_idle_client_that_pings_as_late_as_its_keepalive_stays() -> None:
+    async with embedded() as port, subscriber(port) as found:
+        idle = await RawClient.connect(port, "idle", keepalive_s=1, will_topic="idle/will")
+        for _ in range(4):
+            await asyncio.sleep(1.05)
+            await idle.ping()
+        assert "idle/will" not in found.last
+        idle.close()
+        await found.saw("idle/will", b"gone")
+
+
+@pytest.mark.anyio
+async def test_an_idle_library_client_stays_and_one_without_keepalive_too() -> None:
+    async with (
+        embedded() as port,
+        subscriber(port, keepalive=2) as library,
+        subscriber(port, keepalive=0) as unlimited,
+    ):
+        await asyncio.sleep(4.5)
+        await publish(port, "still/there", "yes")
+        await library.saw("still/there", b"yes")
+        await unlimited.saw("still/there", b"yes")
+
+
+@pytest.mark.anyio
+async def test_a_client_that_stops_inside_a_packet_is_silent_too() -> None:
+    async with embedded() as port, subscriber(port) as found:
+        stuck = await RawClient.connect(port, "stuck", keepalive_s=1, will_topic="stuck/will")
+        stuck.send(b"\x30\x7f\x00\x05half")
+        await found.saw("stuck/will", b"gone")
+        await stuck.closed()
+        stuck.close()
+
+
+@pytest.mark.anyio
+async def test_a_clean_disconnect_fires_no_will() -> None:
+    async with embedded() as port, subscriber(port) as found:
+        client = await RawClient.connect(port, "clean", keepalive_s=1, will_topic="clean/will")
+        client.send(b"\xe0\x00")
+        client.close()
+        await asyncio.sleep(2.0)
+        await publish(port, "after", "it")
+        await found.saw("after", b"it")
+        assert "clean/will" not in found.last
+
+
+@pytest.mark.anyio
+async def test_a_client_id_that_connects_again_takes_over_and_the_old_will_comes_before() -> None:
+    async with embedded() as port, subscriber(port) as found:
+        old = await RawClient.connect(port, "same", keepalive_s=60, will_topic="node", retain=True)
+        async with aiomqtt.Client("127.0.0.1", port, identifier="same") as new:
+            await new.publish("node", "online", qos=1, retain=True)
+            await found.saw("node", b"online")
+            await old.closed()
+            assert [payload for _, payload, _ in found.messages] == [b"gone", b"online"]
+        old.close()
+
+
+# --- bounds, versions, ends ---------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_connections_that_say_nothing_or_nonsense_change_nothing() -> None:
+    async with embedded() as port, subscriber(port) as found:
+        halves = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
+        for noise in (b"GET / HTTP/1.1\r\n\r\n", b"\x10\xff\xff\xff\x7f" + b"x" * 100, b"\x00" * 50):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(noise)
+            halves.append((_, writer))
+        await publish(port, "still", "there")
+        await found.saw("still", b"there")
+        for _, writer in halves:
+            writer.close()
+
+
+@pytest.mark.anyio
+async def test_a_subscriber_that_never_reads_is_cut_and_costs_no_memory() -> None:
+    async with embedded() as port:
+        stuck = await RawClient.connect(port, "stuck", keepalive_s=0, will_topic="stuck/will")
+        stuck.send(b"\x82\x06\x00\x01\x00\x01#\x00")
+        await asyncio.sleep(0.1)
+        stuck.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        async with subscriber(port, "stuck/will") as found, aiomqtt.Client("127.0.0.1", port) as client:
+            for _ in range(60):
+                if "stuck/will" in found.last:
+                    break
+                for _ in range(40):
+                    await client.publish("flood", b"x" * 60_000, qos=0)
+                await asyncio.sleep(0.05)
+            await found.saw("stuck/will", b"gone")
+        stuck.close()
+
+
+def test_another_version_of_amqtt_is_refused_with_a_clear_error() -> None:
+    check_version(CORRECTED_VERSION)
+    with pytest.raises(StartError, match=r"amqtt 0\.13\.0 is installed and exod knows how to correct 0\.12\.1"):
+        check_version("0.13.0")
+
+
+@pytest.mark.anyio
+async def test_a_port_in_use_is_a_clear_error() -> None:
+    async with embedded() as port:
+        with pytest.raises(StartError, match=f"cannot listen on 127.0.0.1:{port}"):
+            await EmbeddedBroker.start(port)
+
+
+@pytest.mark.anyio
+async def test_it_ends_within_two_seconds_with_all_kinds_of_clients_connected() -> None:
+    port = free_port()
+    broker = await EmbeddedBroker.start(port)
+    _, half = await asyncio.open_connection("127.0.0.1", port)
+    silent = await RawClient.connect(port, "silent", keepalive_s=60, will_topic="silent/will")
+    async with subscriber(port):
+        started = time.monotonic()
+        await broker.stop()
+        assert time.monotonic() - started < 5.0
+    assert await who_listens("127.0.0.1", port) is Listener.NOBODY
+    half.close()
+    silent.close()
