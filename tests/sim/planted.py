@@ -44,8 +44,8 @@ def _forget_the_dwell() -> Any:
     return mock.patch.object(path_selection, "DWELL_S", 0.0)
 
 
-def _convict_without_alibi() -> Any:
-    return mock.patch.object(dead_detection, "_alibi", lambda silent, paths, late_enough: silent)
+def _convict_without_witness() -> Any:
+    return mock.patch.object(dead_detection, "_witness", lambda silent, paths, late_enough: silent)
 
 
 def _commit_without_all_acks() -> Any:
@@ -65,7 +65,7 @@ PLANTED = {
     "incarnation": (_drop_the_incarnation_check, "4"),
     "both-select": (_let_both_sides_select, "2"),
     "dwell": (_forget_the_dwell, "7"),
-    "alibi": (_convict_without_alibi, "9"),
+    "alibi": (_convict_without_witness, "9"),
     "acks": (_commit_without_all_acks, "5"),
     "replay": (_accept_replays, "12"),
 }

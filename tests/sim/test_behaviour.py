@@ -282,7 +282,7 @@ def test_a_node_that_does_not_hear_the_coordinator_says_who_leaves_it_out_and_pl
     assert mesh.committed is not None, "it does not wait for ever"
     assert [member.id for member in mesh.committed.members] == [outcast.id]
     assert outcast.running == mesh.committed.hash
-    assert mesh.aloof == (world.hosts[1].id,)
+    assert mesh.excluded_by == (world.hosts[1].id,)
     commits = sum("studio3" in line and "COMMITS" in line for line in world.story)
     world.run(world.now + 40.0)
     assert sum("studio3" in line and "COMMITS" in line for line in world.story) == commits == 1, "and keeps to it"

@@ -18,7 +18,7 @@ from exod.core.base.errors import IllegalMoveError, WireError
 from exod.core.base.events import Command, Input, LogRejected
 from exod.core.base.journal import Decision, Journal
 from exod.core.cluster.mesh import Mesh
-from exod.core.cluster.pair_summary import pair_standing
+from exod.core.cluster.pair_summary import summarize_pair
 from exod.core.cluster.plan_acceptance import shares_edge
 from exod.core.pair.link import Link
 from exod.core.probe.datagram import decode
@@ -275,7 +275,7 @@ class NodeCore:
         links = [self.links[peer] for peer in sorted(changed)]
         for link in links:
             link.changed = False
-        self.mesh.update([pair_standing(link) for link in links], now)
+        self.mesh.update([summarize_pair(link) for link in links], now)
 
     def _propagate(self, now: float) -> None:
         """Links tell the mesh what changed; the mesh's plan tells the links whom to watch closely."""
@@ -285,8 +285,8 @@ class NodeCore:
             return
         self._announced, self._announced_plan = mesh.epoch_seen, mesh.committed
         for link in self.links.values():
-            link.prober.epoch_number, link.prober.plan_prefix = mesh.epoch_seen, mesh.plan_prefix
-            link.prober.edge = self._watched_closely(link.peer.id)
+            link.probes.epoch_number, link.probes.plan_prefix = mesh.epoch_seen, mesh.plan_prefix
+            link.probes.edge = self._watched_closely(link.peer.id)
 
     def _watched_closely(self, peer: NodeId) -> bool:
         plan = self.mesh.committed

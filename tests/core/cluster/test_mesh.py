@@ -22,7 +22,7 @@ from exod.core.base.mesh_messages import (
     RenegotiateWish,
 )
 from exod.core.cluster.mesh import Mesh
-from exod.core.cluster.pair_summary import PairStanding
+from exod.core.cluster.pair_summary import PairSummary
 from exod.core.cluster.ring_order import plan_hash
 from exod.model import Epoch, Kind, MeshPlan, MeshState, NodeCard, NodeId, NodeState, PathId, Selection, path_id
 from tests.core.pair.cards import card
@@ -33,10 +33,10 @@ OTHER_PATH = path_id("10.9.0.1", "10.9.0.2")
 SELECTION = Selection(LOW.incarnation, HIGH.incarnation, 1, PATH)
 
 
-def standing(peer: NodeCard, **changes: object) -> PairStanding:
+def summary_of(peer: NodeCard, **changes: object) -> PairSummary:
     """The pair as the other one sees it: agreed and well."""
     mine = "10.0.0.1" if peer.id == HIGH.id else "10.0.0.2"
-    made = PairStanding(
+    made = PairSummary(
         peer=peer.id,
         card=peer,
         incarnation=peer.incarnation,
@@ -73,8 +73,8 @@ class Pair:
         return self.nodes[HIGH.id]
 
     def update(self, **changes: object) -> None:
-        self.low.update([standing(HIGH, **changes)], self.now)
-        self.high.update([standing(LOW, **changes)], self.now)
+        self.low.update([summary_of(HIGH, **changes)], self.now)
+        self.high.update([summary_of(LOW, **changes)], self.now)
 
     def sent(self, node: NodeCard) -> list[MeshMessage]:
         """What the node has said since it was last asked; other commands are kept."""
@@ -193,7 +193,7 @@ def test_what_a_member_refuses() -> None:
     assert refusal(pair, propose(plan, members=plan.members[:1])) == "it does not name me"
     moved = tuple(msgspec.structs.replace(one, path=OTHER_PATH) for one in plan.edges)
     assert "is bridge0 (10.0.0.2) at studio2" in refusal(pair, propose(plan, edges=moved))
-    pair.high.update([standing(LOW, agreed=False)], pair.now)
+    pair.high.update([summary_of(LOW, agreed=False)], pair.now)
     assert "is agreed at studio2" in refusal(pair, propose(plan))
 
 
@@ -240,8 +240,8 @@ def test_a_dead_edge_suspends_the_plan_at_once_on_both_ends() -> None:
 def test_a_slow_edge_runs_on_until_the_next_plan() -> None:
     pair = Pair()
     pair.agree()
-    slow = msgspec.structs.replace(standing(HIGH).summary, in_band=False, cost_ms=40.0)
-    pair.low.update([standing(HIGH, summary=slow)], pair.now)
+    slow = msgspec.structs.replace(summary_of(HIGH).summary, in_band=False, cost_ms=40.0)
+    pair.low.update([summary_of(HIGH, summary=slow)], pair.now)
     assert not pair.done(LOW, SuspendPlan)
     assert pair.low.state is MeshState.AGREED
 
@@ -250,7 +250,7 @@ def test_a_member_that_goes_down_is_planned_without() -> None:
     pair = Pair()
     pair.agree()
     pair.done(LOW, CommitPlan)
-    pair.low.update([standing(HIGH, state=NodeState.DOWN, agreed=False)], pair.now)
+    pair.low.update([summary_of(HIGH, state=NodeState.DOWN, agreed=False)], pair.now)
     (commit,) = pair.done(LOW, CommitPlan)
     assert isinstance(commit, CommitPlan)
     assert commit.plan.ring == (LOW.id,)
@@ -260,8 +260,8 @@ def test_a_member_that_goes_down_is_planned_without() -> None:
 def test_a_suspended_member_whose_coordinator_knows_nothing_asks() -> None:
     pair = Pair()
     plan = pair.agree()
-    pair.high.update([standing(LOW, usable=frozenset[PathId](), agreed=False)], pair.now)
-    pair.high.update([standing(LOW)], pair.now)
+    pair.high.update([summary_of(LOW, usable=frozenset[PathId](), agreed=False)], pair.now)
+    pair.high.update([summary_of(LOW)], pair.now)
     pair.sent(HIGH)
     pair.wait(0.3)
     (wish,) = [one for one in pair.sent(HIGH) if isinstance(one, RenegotiateWish)]
@@ -311,7 +311,7 @@ def test_a_member_that_shows_another_plan_for_long_gets_the_commit_again() -> No
     pair = Pair()
     pair.agree()
     pair.wait(0.5)
-    pair.low.update([standing(HIGH, plan_prefix="00" * 8)], pair.now)
+    pair.low.update([summary_of(HIGH, plan_prefix="00" * 8)], pair.now)
     pair.wait(0.2)
     assert not any(isinstance(one, Commit) for one in pair.sent(LOW))
     pair.wait(2.0)
@@ -323,7 +323,7 @@ def test_a_join_is_not_given_the_figure_of_the_verdict_that_parted_them() -> Non
     pair.agree()
     pair.now += 3.0
     lost = {"state": NodeState.DOWN, "agreed": False, "detect_ms": 3001.0, "verdict_at": pair.now}
-    pair.low.update([standing(HIGH, **lost)], pair.now)
+    pair.low.update([summary_of(HIGH, **lost)], pair.now)
     pair.wait(0.1)
     (alone,) = [one for one in pair.done(LOW, CommitPlan) if isinstance(one, CommitPlan)][-1:]
     assert (alone.reason, alone.detect_ms) == ("studio2 is down", 3001.0)
@@ -345,9 +345,9 @@ def test_a_coordinator_that_started_again_has_its_first_plan_and_the_member_a_ch
     selection = Selection(again.incarnation, HIGH.incarnation, 1, PATH)
     for mesh, peer in ((pair.low, HIGH), (pair.high, again)):
         summary = msgspec.structs.replace(
-            standing(peer).summary, peer_incarnation=peer.incarnation, selection=selection
+            summary_of(peer).summary, peer_incarnation=peer.incarnation, selection=selection
         )
-        mesh.update([standing(peer, summary=summary)], pair.now)
+        mesh.update([summary_of(peer, summary=summary)], pair.now)
     pair.wait(1.5)
     pair.deliver()
     reasons = [
@@ -363,7 +363,7 @@ def test_a_member_whose_daemon_started_again_suspends_nothing_because_its_rank_m
     pair.done(LOW, CommitPlan)
     pair.now += 3.0
     again = msgspec.structs.replace(HIGH, incarnation=HIGH.incarnation + 1)
-    measuring = standing(again, heard=False, agreed=False, usable=frozenset())
+    measuring = summary_of(again, heard=False, agreed=False, usable=frozenset())
     pair.low.update([measuring], pair.now)
     assert pair.low.committed == plan
     assert pair.low.suspended is None
@@ -371,9 +371,9 @@ def test_a_member_whose_daemon_started_again_suspends_nothing_because_its_rank_m
     selection = Selection(LOW.incarnation, again.incarnation, 1, PATH)
     for mesh, peer in ((pair.low, again), (pair.high, LOW)):
         summary = msgspec.structs.replace(
-            standing(peer).summary, peer_incarnation=peer.incarnation, selection=selection
+            summary_of(peer).summary, peer_incarnation=peer.incarnation, selection=selection
         )
-        mesh.update([standing(peer, summary=summary)], pair.now)
+        mesh.update([summary_of(peer, summary=summary)], pair.now)
     pair.wait(1.5)
     pair.deliver()
     commands = pair.journals[LOW.id].drain()
@@ -386,7 +386,7 @@ def test_a_member_whose_daemon_started_again_and_falls_silent_is_a_fault() -> No
     pair = Pair()
     pair.agree()
     again = msgspec.structs.replace(HIGH, incarnation=HIGH.incarnation + 1)
-    pair.low.update([standing(again, heard=False, agreed=False, state=NodeState.DOWN)], pair.now)
+    pair.low.update([summary_of(again, heard=False, agreed=False, state=NodeState.DOWN)], pair.now)
     suspended = [one.reason for one in pair.done(LOW, SuspendPlan) if isinstance(one, SuspendPlan)]
     assert suspended == ["studio2 is down"]
 

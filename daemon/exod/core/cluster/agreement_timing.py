@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from exod.core.cluster.pair_summary import PairStanding
+from exod.core.cluster.pair_summary import PairSummary
 from exod.model import MeshPlan, NodeId
 
 BELONGS_S = 1.0
@@ -29,7 +29,7 @@ class LastChange(msgspec.Struct, frozen=True):
 def agreement_ms(
     before: MeshPlan | None,
     last: LastChange | None,
-    standings: Mapping[NodeId, PairStanding],
+    pairs: Mapping[NodeId, PairSummary],
     trigger_at: float | None,
     now: float,
 ) -> tuple[float | None, float]:
@@ -41,7 +41,7 @@ def agreement_ms(
     if trigger_at is None:
         return None, 0.0
     members = () if before is None or last is None else before.members
-    judged = [standings[one.id] for one in members if one.id in standings]
+    judged = [pairs[one.id] for one in members if one.id in pairs]
     answered_at = -math.inf if last is None else last.at
     verdicts = [
         (one.verdict_at, one.detect_ms)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from exod.core.base.mesh_messages import LinkReport, LinkSummary
-from exod.core.cluster.pair_summary import PairStanding
+from exod.core.cluster.pair_summary import PairSummary
 from exod.core.cluster.ring_order import Pair, PairEdge, build_plan, pair_of
 from exod.model import Epoch, MeshPlan, NodeCard, NodeId, NodeState, PathId
 
@@ -20,7 +20,7 @@ EXCLUDED_S = 10.0
 """A member that never answered a proposal is left out for so long, then asked again."""
 
 
-class Gathering:
+class JoinedMembers:
     def __init__(self, now: float) -> None:
         self.reports: dict[NodeId, LinkReport] = {}
         self._waiting_since: dict[NodeId, float] = {}
@@ -59,19 +59,19 @@ class Gathering:
         if self._ringless_since is not None:
             self._ringless_since += lag_s
 
-    def assess(self, standings: Mapping[NodeId, PairStanding], now: float) -> dict[NodeId, float]:
+    def assess(self, pairs: Mapping[NodeId, PairSummary], now: float) -> dict[NodeId, float]:
         """Update who has joined. Returns those who have not although they live, with when the patience ends."""
         joined, left_out, waiting = set(), set(), {}
-        for peer, standing in standings.items():
-            if standing.state is NodeState.DOWN or standing.left:
+        for peer, pair in pairs.items():
+            if pair.state is NodeState.DOWN or pair.left:
                 self._waiting_since.pop(peer, None)
                 continue
             if self._excluded_until.get(peer, now) > now:
                 left_out.add(peer)
                 continue
             report = self.reports.get(peer)
-            reported = report is not None and report.incarnation == standing.incarnation
-            if standing.heard and standing.agreed and reported:
+            reported = report is not None and report.incarnation == pair.incarnation
+            if pair.heard and pair.agreed and reported:
                 joined.add(peer)
                 self._waiting_since.pop(peer, None)
             else:
@@ -84,7 +84,7 @@ class Gathering:
     def plan(
         self,
         me: NodeCard,
-        standings: Mapping[NodeId, PairStanding],
+        pairs: Mapping[NodeId, PairSummary],
         members: Iterable[NodeId],
         running: tuple[NodeId, ...],
         now: float,
@@ -92,8 +92,8 @@ class Gathering:
         """The plan to have with these members. None while their ranks form no ring but may yet; after the patience
         the worst connected are left out.
         """
-        cards = {me.id: me, **{peer: standings[peer].card for peer in members}}
-        edges = self._edges(me.id, standings, cards)
+        cards = {me.id: me, **{peer: pairs[peer].card for peer in members}}
+        edges = self._edges(me.id, pairs, cards)
         plan = build_plan(Epoch(0, 0), me, list(cards.values()), edges, running)
         if plan is not None:
             self._ringless_since = None
@@ -112,12 +112,12 @@ class Gathering:
         return plan
 
     def _edges(
-        self, me: NodeId, standings: Mapping[NodeId, PairStanding], cards: Mapping[NodeId, NodeCard]
+        self, me: NodeId, pairs: Mapping[NodeId, PairSummary], cards: Mapping[NodeId, NodeCard]
     ) -> dict[Pair, PairEdge]:
         views: dict[tuple[NodeId, NodeId], LinkSummary] = {}
         for peer in cards:
             if peer != me:
-                views[me, peer] = standings[peer].summary
+                views[me, peer] = pairs[peer].summary
                 views |= {(peer, one.peer): one for one in self.reports[peer].links}
         interfaces = {one: {own.address: own.interface for own in card.addresses} for one, card in cards.items()}
         edges = {}

@@ -18,13 +18,13 @@ REPORT_BUSY_S = 0.2
 """While no plan is in force."""
 
 
-class Reporter:
+class LinkReporter:
     def __init__(self) -> None:
         self._seq = 0
         self._said: dict[NodeId, tuple[tuple[LinkSummary, ...], float]] = {}
         """To whom what, and when."""
 
-    def say_again(self) -> None:
+    def report_again(self) -> None:
         """There is a way for messages again."""
         self._said.clear()
 

@@ -35,12 +35,12 @@ from exod.core.base.mesh_messages import (
 )
 from exod.core.cluster.agreement_timing import LastChange, agreement_ms
 from exod.core.cluster.epochs import Epochs
-from exod.core.cluster.joined_members import PATIENCE_S, Gathering
-from exod.core.cluster.link_reports import REPORT_EVERY_S, Reporter
-from exod.core.cluster.pair_summary import PairStanding
+from exod.core.cluster.joined_members import PATIENCE_S, JoinedMembers
+from exod.core.cluster.link_reports import REPORT_EVERY_S, LinkReporter
+from exod.core.cluster.pair_summary import PairSummary
 from exod.core.cluster.plan_acceptance import find_fault, objection
 from exod.core.cluster.plan_diff import as_seen_here, describe_change
-from exod.core.cluster.plan_divergence import Divergence
+from exod.core.cluster.plan_divergence import PlanDivergence
 from exod.core.cluster.renegotiation import FIRST_WAIT_S, Wishes
 from exod.core.cluster.ring_order import content, hash_prefix, is_sound, plan_hash
 from exod.core.cluster.unanimous_ack import RETRY_S, Ballot, Delivery
@@ -59,16 +59,16 @@ class Mesh:
         self.committed: MeshPlan | None = None
         self.suspended: str | None = None
         self.last_change: LastChange | None = None
-        self._standings: dict[NodeId, PairStanding] = {}
-        self._gathering = Gathering(now)
+        self._pairs: dict[NodeId, PairSummary] = {}
+        self._members = JoinedMembers(now)
         self._epochs = Epochs(epoch_number)
         self._ballot: Ballot | None = None
         self._delivery: Delivery | None = None
         self._wishes = Wishes()
         self._trigger_at: float | None = None
         self._started_at = now
-        self._reporter = Reporter()
-        self._divergence = Divergence()
+        self._reporter = LinkReporter()
+        self._divergence = PlanDivergence()
         self.deadline = now
 
     # --- what others ask ----------------------------------------------------------------------------------------
@@ -79,11 +79,11 @@ class Mesh:
 
     @property
     def coordinator(self) -> NodeId:
-        return self._lowest(but=self._divergence.aloof)
+        return self._lowest(but=self._divergence.excluded_by)
 
     def _lowest(self, but: frozenset[NodeId] = frozenset()) -> NodeId:
         """Of this node and those that live."""
-        living = (peer for peer, one in self._standings.items() if self._lives(one))
+        living = (peer for peer, one in self._pairs.items() if self._lives(one))
         return min([self.card.id, *(peer for peer in living if peer not in but)])
 
     @property
@@ -96,11 +96,11 @@ class Mesh:
         if not self.coordinates:
             return ()
         asked = set() if self._ballot is None else self._ballot.missing
-        return tuple(sorted(asked | self._gathering.waiting | self._gathering.left_out))
+        return tuple(sorted(asked | self._members.waiting | self._members.left_out))
 
     @property
-    def aloof(self) -> tuple[NodeId, ...]:
-        return tuple(sorted(self._divergence.aloof))
+    def excluded_by(self) -> tuple[NodeId, ...]:
+        return tuple(sorted(self._divergence.excluded_by))
 
     @property
     def state(self) -> MeshState:
@@ -110,7 +110,7 @@ class Mesh:
         if self.suspended is not None or self._ballot is not None:
             return MeshState.RENEGOTIATING
         if len(plan.members) == 1:
-            others = any(self._lives(one) for one in self._standings.values())
+            others = any(self._lives(one) for one in self._pairs.values())
             return MeshState.FORMING if others else MeshState.ALONE
         return MeshState.AGREED
 
@@ -124,8 +124,8 @@ class Mesh:
         return "" if self.committed is None else hash_prefix(self.committed)
 
     @staticmethod
-    def _lives(standing: PairStanding) -> bool:
-        return standing.heard and not standing.left and standing.state is not NodeState.DOWN
+    def _lives(pair: PairSummary) -> bool:
+        return pair.heard and not pair.left and pair.state is not NodeState.DOWN
 
     # --- inputs -------------------------------------------------------------------------------------------------
 
@@ -137,23 +137,23 @@ class Mesh:
                 self._suspend("this node started a new incarnation", now)
             self.committed, self.suspended = None, None
             self._ballot = self._delivery = None
-            self._reporter = Reporter()
+            self._reporter = LinkReporter()
         self.evaluate(now)
 
-    def update(self, standings: Iterable[PairStanding], now: float) -> None:
+    def update(self, pairs: Iterable[PairSummary], now: float) -> None:
         """Links changed: all of them are taken before anything is concluded."""
-        self._standings |= {standing.peer: standing for standing in standings}
+        self._pairs |= {pair.peer: pair for pair in pairs}
         self.evaluate(now)
 
     def forget(self, peer: NodeId) -> None:
-        self._standings.pop(peer, None)
-        self._gathering.forget(peer)
+        self._pairs.pop(peer, None)
+        self._members.forget(peer)
         self._divergence.forget(peer)
 
     def connected(self, peer: NodeId, now: float) -> None:
         """There is a way for messages again: say again what may have been lost."""
-        self._gathering.welcome(peer)
-        self._reporter.say_again()
+        self._members.welcome(peer)
+        self._reporter.report_again()
         if self._ballot is not None:
             self._ballot.retry_at = now
         if self._delivery is not None:
@@ -169,7 +169,7 @@ class Mesh:
         self.evaluate(now)
 
     def lagged(self, lag_s: float) -> None:
-        self._gathering.shift(lag_s)
+        self._members.shift(lag_s)
         self._divergence.shift(lag_s)
         if self._ballot is not None:
             self._ballot.started_at += lag_s
@@ -219,12 +219,12 @@ class Mesh:
     def _refusal(self, peer: NodeId, plan: MeshPlan) -> str | None:
         if plan.coordinator != peer or not is_sound(plan):
             return "not the plan of its sender"
-        if self._lowest(but=self._divergence.aloof - {peer}) != peer:
+        if self._lowest(but=self._divergence.excluded_by - {peer}) != peer:
             return f"{self._name(self.coordinator)} coordinates at {self.card.name}"
         if self._epochs.taken(plan):
             self.saw_epoch(plan.epoch.number + 1)
             return f"epoch {plan.epoch.number} is taken"
-        return objection(plan, self.card, self._standings)
+        return objection(plan, self.card, self._pairs)
 
     def _follow(self, peer: NodeId, message: Commit, now: float) -> None:
         plan, me = message.plan, self.card
@@ -247,12 +247,12 @@ class Mesh:
         self._journal.command(PersistEpoch(self.epoch_seen))
 
     def _report(self, now: float) -> None:
-        # To an aloof one too: should it lose its own coordinator it must know of us.
+        # To a node that excludes this one too: should it lose its own coordinator it must know of this one.
         targets = {self.coordinator, self._lowest()} - {self.card.id}
         if not targets:
             return
-        links = [one.summary for _, one in sorted(self._standings.items()) if self._lives(one)]
-        calm = self.state is MeshState.AGREED or bool(self.aloof)
+        links = [one.summary for _, one in sorted(self._pairs.items()) if self._lives(one)]
+        calm = self.state is MeshState.AGREED or bool(self.excluded_by)
         for to in sorted(targets):
             report = self._reporter.due(self.card, to, links, epoch_seen=self.epoch_seen, calm=calm, now=now)
             if report is not None:
@@ -264,7 +264,7 @@ class Mesh:
         if report.sender != peer:
             return False
         self.saw_epoch(report.epoch_seen)
-        return self._gathering.take(report)
+        return self._members.take(report)
 
     def _take_ack(self, peer: NodeId, message: Ack, now: float) -> None:
         ballot = self._ballot
@@ -295,7 +295,7 @@ class Mesh:
         return asked and message.sender == peer and (message.epoch, message.plan_hash) == (plan.epoch, plan.hash)
 
     def _coordinate(self, now: float) -> None:
-        waiting = self._gathering.assess(self._standings, now)
+        waiting = self._members.assess(self._pairs, now)
         self._send_again_to_strays(now)
         desired = self._desired(waiting, now)
         if desired is None:
@@ -325,7 +325,7 @@ class Mesh:
             if now < until and (current is None or peer in bound):
                 return None
         running = () if current is None or self._wishes.by_hand else current.ring
-        return self._gathering.plan(self.card, self._standings, self._gathering.joined, running, now)
+        return self._members.plan(self.card, self._pairs, self._members.joined, running, now)
 
     def _settled(self, current: MeshPlan | None, desired: MeshPlan, now: float) -> bool:
         """Give nodes that come together the time to meet; a repair waits for nobody."""
@@ -333,7 +333,7 @@ class Mesh:
             return now >= self._started_at + self._config.solo_settle_s
         members = {member.id for member in current.members}
         newcomers = any(member.id not in members for member in desired.members)
-        return self.suspended is not None or not newcomers or now >= self._gathering.grew_at + JOIN_SETTLE_S
+        return self.suspended is not None or not newcomers or now >= self._members.grew_at + JOIN_SETTLE_S
 
     def _propose(self, desired: MeshPlan, now: float) -> None:
         epoch = Epoch(self.epoch_seen + 1, self.card.incarnation)
@@ -360,7 +360,7 @@ class Mesh:
             return
         if now - ballot.started_at >= PATIENCE_S:
             for peer in sorted(ballot.missing):
-                self._gathering.exclude(peer, now)
+                self._members.exclude(peer, now)
                 self._journal.decide(
                     now,
                     ballot.plan.hash,
@@ -378,8 +378,8 @@ class Mesh:
         if delivery is None:
             return
         for member in delivery.plan.members:
-            standing = self._standings.get(member.id)
-            if standing is None or not self._lives(standing) or standing.incarnation != member.incarnation:
+            pair = self._pairs.get(member.id)
+            if pair is None or not self._lives(pair) or pair.incarnation != member.incarnation:
                 delivery.missing.discard(member.id)
         for peer in delivery.due(now):
             self._send(peer, Commit(delivery.plan, delivery.reason))
@@ -400,7 +400,7 @@ class Mesh:
     def evaluate(self, now: float) -> None:
         """Work out what follows from what is known. Safe to call at any time, any number of times."""
         self._watch_plan(now)
-        lower = [one for peer, one in self._standings.items() if peer < self.card.id and self._lives(one)]
+        lower = [one for peer, one in self._pairs.items() if peer < self.card.id and self._lives(one)]
         self._divergence.judge(lower, self.plan_prefix, self.committed is None or self.suspended is not None, now)
         if self.coordinates:
             self._wishes.stop_asking()
@@ -421,7 +421,7 @@ class Mesh:
         plan = self.committed
         if plan is None or self.suspended is not None:
             return
-        fault = find_fault(plan, self.card, self._standings)
+        fault = find_fault(plan, self.card, self._pairs)
         coordinator = self.coordinator
         if fault is None and coordinator != self.card.id and self._apart(coordinator, now):
             fault = "the coordinator runs another plan"
@@ -430,11 +430,11 @@ class Mesh:
 
     def _apart(self, peer: NodeId, now: float) -> bool:
         """Has this peer shown another plan than ours for too long?"""
-        standing = self._standings.get(peer)
-        if standing is None or not self._lives(standing):
+        pair = self._pairs.get(peer)
+        if pair is None or not self._lives(pair):
             self._divergence.forget(peer)
             return False
-        return self._divergence.apart(standing, self.plan_prefix, now)
+        return self._divergence.apart(pair, self.plan_prefix, now)
 
     def _suspend(self, reason: str, now: float) -> None:
         assert self.committed is not None
@@ -461,7 +461,7 @@ class Mesh:
 
     def _commit(self, plan: MeshPlan, reason: str, now: float) -> None:
         """The one setter of the plan in force."""
-        detect_ms, agree_ms = agreement_ms(self.committed, self.last_change, self._standings, self._trigger_at, now)
+        detect_ms, agree_ms = agreement_ms(self.committed, self.last_change, self._pairs, self._trigger_at, now)
         self._promise(plan)
         self.committed, self.suspended = plan, None
         self._ballot = None
@@ -481,7 +481,7 @@ class Mesh:
         return self._names().get(node, node)
 
     def _names(self) -> dict[NodeId, str]:
-        return {self.card.id: self.card.name, **{peer: one.card.name for peer, one in self._standings.items()}}
+        return {self.card.id: self.card.name, **{peer: one.card.name for peer, one in self._pairs.items()}}
 
     def _send(self, peer: NodeId, message: MeshMessage) -> None:
         self._journal.command(SendMessage(peer, message))

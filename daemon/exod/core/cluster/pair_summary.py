@@ -14,7 +14,7 @@ from exod.core.probe.path_order import Band
 from exod.model import Kind, NodeCard, NodeId, NodeState, PathId
 
 
-class PairStanding(msgspec.Struct, frozen=True):
+class PairSummary(msgspec.Struct, frozen=True):
     peer: NodeId
     card: NodeCard
     incarnation: int
@@ -32,10 +32,10 @@ class PairStanding(msgspec.Struct, frozen=True):
     verdict_at: float | None
 
 
-def pair_standing(link: Link) -> PairStanding:
+def summarize_pair(link: Link) -> PairSummary:
     path = link.selected_path
     cost = 0.0 if path is None else path.rtt.cost_ms or 0.0
-    return PairStanding(
+    return PairSummary(
         peer=link.peer.id,
         card=link.peer,
         incarnation=link.peer_incarnation,

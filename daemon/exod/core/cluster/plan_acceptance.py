@@ -8,48 +8,48 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from exod.core.cluster.pair_summary import PairStanding
+from exod.core.cluster.pair_summary import PairSummary
 from exod.core.cluster.ring_order import ring_pairs
 from exod.model import Edge, MeshPlan, NodeCard, NodeId, NodeState
 
 
-def objection(plan: MeshPlan, me: NodeCard, standings: Mapping[NodeId, PairStanding]) -> str | None:
+def objection(plan: MeshPlan, me: NodeCard, pairs: Mapping[NodeId, PairSummary]) -> str | None:
     """Why this node cannot say yes, in words; None where it can."""
     for member in plan.members:
         if member.id == me.id:
             if member.incarnation != me.incarnation:
                 return "it names an earlier incarnation of mine"
             continue
-        standing = standings.get(member.id)
-        if standing is not None and standing.incarnation != member.incarnation:
-            return f"{standing.card.name} has another incarnation"
+        pair = pairs.get(member.id)
+        if pair is not None and pair.incarnation != member.incarnation:
+            return f"{pair.card.name} has another incarnation"
     if all(member.id != me.id for member in plan.members):
         return "it does not name me"
     for edge in plan.edges:
-        text = _edge_objection(edge, me, standings)
+        text = _edge_objection(edge, me, pairs)
         if text is not None:
             return text
     return None
 
 
-def _edge_objection(edge: Edge, me: NodeCard, standings: Mapping[NodeId, PairStanding]) -> str | None:
+def _edge_objection(edge: Edge, me: NodeCard, pairs: Mapping[NodeId, PairSummary]) -> str | None:
     if edge.source == me.id:
         peer, address = edge.target, edge.source_address
     elif edge.target == me.id:
         peer, address = edge.source, edge.target_address
     else:
         return None
-    standing = standings.get(peer)
-    if standing is None or not standing.agreed:
-        name = peer if standing is None else standing.card.name
+    pair = pairs.get(peer)
+    if pair is None or not pair.agreed:
+        name = peer if pair is None else pair.card.name
         return f"no path to {name} is agreed at {me.name}"
-    summary = standing.summary
+    summary = pair.summary
     if summary.path != edge.path or summary.address != address:
-        return f"the path to {standing.card.name} is {summary.interface} ({summary.address}) at {me.name}"
+        return f"the path to {pair.card.name} is {summary.interface} ({summary.address}) at {me.name}"
     return None
 
 
-def find_fault(plan: MeshPlan, me: NodeCard, standings: Mapping[NodeId, PairStanding]) -> str | None:
+def find_fault(plan: MeshPlan, me: NodeCard, pairs: Mapping[NodeId, PairSummary]) -> str | None:
     """What broke in the plan in force, in words; None while it can run.
 
     Only what stops the ring: a rank that went, and an edge of this node on a path that no longer carries. A slow
@@ -60,23 +60,23 @@ def find_fault(plan: MeshPlan, me: NodeCard, standings: Mapping[NodeId, PairStan
     ranks = set(plan.ring)
     reborn = set()
     for member in plan.members:
-        standing = standings.get(member.id)
-        if member.id == me.id or member.id not in ranks or standing is None:
+        pair = pairs.get(member.id)
+        if member.id == me.id or member.id not in ranks or pair is None:
             continue
-        if standing.left:
-            return f"{standing.card.name} left"
-        if standing.state is NodeState.DOWN:
-            return f"{standing.card.name} is down"
-        if standing.incarnation != member.incarnation:
+        if pair.left:
+            return f"{pair.card.name} left"
+        if pair.state is NodeState.DOWN:
+            return f"{pair.card.name} is down"
+        if pair.incarnation != member.incarnation:
             reborn.add(member.id)
     for edge in plan.edges:
         if me.id not in (edge.source, edge.target):
             continue
         peer = edge.target if edge.source == me.id else edge.source
-        standing = standings.get(peer)
-        if standing is not None and peer not in reborn and edge.path not in standing.usable:
+        pair = pairs.get(peer)
+        if pair is not None and peer not in reborn and edge.path not in pair.usable:
             interface = edge.source_interface if edge.source == me.id else edge.target_interface
-            return f"{interface} to {standing.card.name} is dead"
+            return f"{interface} to {pair.card.name} is dead"
     return None
 
 

@@ -7,7 +7,7 @@ peer's word, there (3). Whatever changes is sent at once on every path that was 
 trip.
 
 Decides what a datagram may change and when to look again. Leaves to others: a path's own state (path.py), the order
-(scoring.py), the choice (selection.py), the register (agreement.py), the datagrams (prober.py). Owned and called by
+(scoring.py), the choice (selection.py), the register (agreement.py), the datagrams (probes.py). Owned and called by
 node.py.
 """
 
@@ -17,17 +17,17 @@ from exod.core.base.config import CoreConfig
 from exod.core.base.events import LogRejected, RaiseIncarnation
 from exod.core.base.journal import Journal
 from exod.core.pair import change_events, dead_detection
-from exod.core.pair.deadlines import Lookout
+from exod.core.pair.next_check import NextCheck
 from exod.core.pair.pair_agreement import PairAgreement
-from exod.core.pair.path_appraisal import SLOW_ALARM, standing
+from exod.core.pair.path_rating import SLOW_ALARM, rate_path
 from exod.core.pair.path_selection import PathSelector
 from exod.core.pair.peer_liveness import PeerLiveness
 from exod.core.probe.candidate_paths import candidate_paths
 from exod.core.probe.datagram import Datagram, PathReport
 from exod.core.probe.path import USABLE, Evidence, Path
-from exod.core.probe.path_order import hindsight
+from exod.core.probe.path_order import why_left
 from exod.core.probe.path_table import PathTable
-from exod.core.probe.probe_sender import Prober
+from exod.core.probe.probe_sender import ProbeSender
 from exod.model import NodeCard, NodeState, PathId, PathState, Selection
 
 POKE_S = 0.1
@@ -55,7 +55,7 @@ class Link:
         self.peer_incarnation = peer.incarnation
         self._config = config
         self._journal = journal
-        self.prober = Prober(me, peer, key, journal, seed)
+        self.probes = ProbeSender(me, peer, key, journal, seed)
         self.paths = PathTable(peer.id, config, journal)
         self.liveness = PeerLiveness(now)
         self.selector = PathSelector(config)
@@ -77,7 +77,7 @@ class Link:
         self._raised = 0
         self._poked_at = -POKE_S
         self._overdue = False
-        self._lookout = Lookout(self.paths, self.liveness, now)
+        self._next_check = NextCheck(self.paths, self.liveness, now)
         self._adopt_candidates(now)
 
     @property
@@ -108,7 +108,7 @@ class Link:
     def adopt_me(self, card: NodeCard, now: float) -> None:
         """This node's card changed."""
         reborn = card.incarnation != self.me.incarnation
-        self.me = self.prober.me = card
+        self.me = self.probes.me = card
         if reborn:
             self._restart(now)
         self._adopt_candidates(now)
@@ -119,7 +119,7 @@ class Link:
         if card.incarnation < self.peer_incarnation:
             self._poke(now)
             return
-        self.peer = self.prober.peer = card
+        self.peer = self.probes.peer = card
         if card.incarnation > self.peer_incarnation:
             self._peer_restarted(card.incarnation, now)
         self._adopt_candidates(now)
@@ -127,9 +127,9 @@ class Link:
         self._check(now)
 
     def _adopt_candidates(self, now: float) -> None:
-        if self.paths.adopt(candidate_paths(self.me, self.peer), self.prober.first_seq(), now):
+        if self.paths.adopt(candidate_paths(self.me, self.peer), self.probes.first_seq(), now):
             self._last_reports = None
-        self.prober.hasten(self.paths.present, now)
+        self.probes.hasten(self.paths.present, now)
 
     def _peer_restarted(self, incarnation: int, now: float) -> None:
         before, self.peer_incarnation = self.peer_incarnation, incarnation
@@ -150,13 +150,13 @@ class Link:
         self._last_reports = None
         self._refresh_agreed(now)
         self.changed = True
-        self._lookout.at_once(now)
+        self._next_check.at_once(now)
 
     def _poke(self, now: float) -> None:
         """Let the peer see which incarnations are known here."""
         if now - self._poked_at >= POKE_S:
             self._poked_at = now
-            self.prober.hasten(self.paths.present, now)
+            self.probes.hasten(self.paths.present, now)
 
     # --- receiving ----------------------------------------------------------------------------------------------
 
@@ -200,21 +200,21 @@ class Link:
             self._peer_changed(now)
             unsettled = True
         unsettled |= self._take_word(datagram, now)
-        if datagram.urgent and self.prober.answer_urgent(now):
-            self.prober.hasten(self.paths.heard, now)
+        if datagram.urgent and self.probes.answer_urgent(now):
+            self.probes.hasten(self.paths.heard, now)
         selected = self.selected_path
         if path is selected and path.own is PathState.UP:
             if path.rtt.slow_streak >= SLOW_ALARM:
                 self._alarm(now)
             elif path.rtt.slow_streak == 0:
-                self.prober.calm_down()
+                self.probes.calm_down()
         if unsettled or (self.selector.deadline is not None and now >= self.selector.deadline):
             self._check(now)
         elif path is selected and path.own in USABLE:
-            self._lookout.heard(path)
-        if path.ripe_at <= now:
+            self._next_check.heard(path)
+        if path.may_send_at <= now:
             # The loop is awake and the echo is fresh: better now than by a timer of its own a moment later.
-            self.prober.hasten((path,), now)
+            self.probes.hasten((path,), now)
 
     def _meant_for_another_life(self, known: int, now: float) -> None:
         if known > self.me.incarnation and known > self._raised:
@@ -263,7 +263,7 @@ class Link:
 
     def connected(self, now: float) -> None:
         self.liveness.connection_broken = False
-        self.prober.hasten(self.paths.present, now)
+        self.probes.hasten(self.paths.present, now)
 
     def disconnected(self, now: float) -> None:
         self.liveness.connection_broken = True
@@ -288,7 +288,7 @@ class Link:
         if path.route is not before:
             verdict, expected = path.route.name.lower(), path.candidate.local.address
             self._journal.decide(now, path_id, f"route is {verdict}", leaves_from=leaves_from, expected=expected)
-            self.prober.hasten(self.paths.present, now)
+            self.probes.hasten(self.paths.present, now)
             self._check(now)
 
     def lagged(self, lag_s: float, now: float) -> None:
@@ -296,7 +296,7 @@ class Link:
         self.liveness.forgive(lag_s, now)
         for path in self.paths:
             path.forgive(lag_s, now)
-        self._lookout.at_once(now)
+        self._next_check.at_once(now)
 
     def fault(self, path_id: PathId, *, drop: bool, delay_ms: float, until: float) -> None:
         path = self.paths.get(path_id)
@@ -312,7 +312,7 @@ class Link:
     # --- time ---------------------------------------------------------------------------------------------------
 
     def next_deadline(self) -> float:
-        at = self._lookout.at
+        at = self._next_check.at
         for path in self.paths.present:
             at = min(at, path.next_send)
         return at
@@ -322,7 +322,7 @@ class Link:
         is put off where datagrams that came meanwhile have moved all deadlines. One datagram at a time: it says how
         long the last echo was held, up to `now`, and making another takes as long as a round trip on a cable.
         """
-        lookout = self._lookout
+        lookout = self._next_check
         if now >= lookout.at:
             lookout.put_off(self.selected_path, self.selector.deadline)
             if lookout.at <= now:
@@ -330,7 +330,7 @@ class Link:
         due = next((path for path in self.paths.present if path.next_send <= now), None)
         if due is not None:
             self._send(due, now)
-            self.prober.hasten((path for path in self.paths.present if path.ripe_at <= now), now)
+            self.probes.hasten((path for path in self.paths.present if path.may_send_at <= now), now)
 
     def goodbye(self, now: float) -> None:
         for path in self.paths.heard:
@@ -338,7 +338,7 @@ class Link:
 
     def _send(self, path: Path, now: float, goodbye: bool = False) -> None:
         wish = self._wish
-        self.prober.send(
+        self.probes.send(
             path,
             self.paths,
             selection=self.agreement.register,
@@ -359,10 +359,10 @@ class Link:
             self._peer_changed(now)
         self._watch_selected(now)
         self._settle(now)
-        self.paths.bury(self.selected, now)
+        self.paths.forget_gone(self.selected, now)
         if self.liveness.state is not NodeState.DOWN:
             self.paths.ask_due_routes(now)
-        self._lookout.looked(self.selected_path, self.selector.deadline, now)
+        self._next_check.looked(self.selected_path, self.selector.deadline, now)
 
     def _peer_changed(self, now: float) -> None:
         change_events.peer_changed(self._journal, self.peer, self.liveness, now)
@@ -374,7 +374,7 @@ class Link:
         self.changed = True
 
     def _watch_selected(self, now: float) -> None:
-        """The first miss on the path in use: burst, so that the verdict finds alibi and measure ready."""
+        """The first miss on the path in use: burst, so that the verdict finds witness and measure ready."""
         path = self.selected_path
         if path is None or path.own not in USABLE or self.liveness.state is NodeState.DOWN:
             return
@@ -382,8 +382,8 @@ class Link:
             self._alarm(now)
 
     def _alarm(self, now: float) -> None:
-        if self.prober.hurry(now):
-            self.prober.hasten(self.paths.heard, now)
+        if self.probes.hurry(now):
+            self.probes.hasten(self.paths.heard, now)
 
     def _settle(self, now: float) -> None:
         """Carry this end's and the peer's words into states, states into the selection, that into agreement."""
@@ -397,8 +397,8 @@ class Link:
             if path is self.selected_path and path.state is not PathState.UP:
                 self.verdict_at, self.detect_ms = now, detect_ms
         if self.selects and self.liveness.state is NodeState.UP:
-            standings = [standing(path, self.prober, now) for path in self.paths]
-            choice = self.selector.decide(self.selected, standings, now)
+            ratings = [rate_path(path, self.probes, now) for path in self.paths]
+            choice = self.selector.decide(self.selected, ratings, now)
             if choice is not None:
                 before_path = self.selected
                 self.agreement.select(choice.path)
@@ -408,13 +408,13 @@ class Link:
         self._refresh_agreed(now)
         if moved:
             self.changed = True
-            self.prober.hasten(self.paths.heard, now)
+            self.probes.hasten(self.paths.heard, now)
 
     def _follow(self, now: float) -> None:
         """The peer selected. Why is its own to say; what shows here says as much as can be known."""
         before, self._followed = self._followed, self.agreement.register
         left = None if before is None else before.path
-        shown = hindsight(left, self.selected, [standing(path, self.prober, now) for path in self.paths])
+        shown = why_left(left, self.selected, [rate_path(path, self.probes, now) for path in self.paths])
         said = f"{self.peer.name} selected it"
         self._selection_changed(left, "peer", f"{said}: {shown}" if shown else said, now)
 
@@ -434,7 +434,7 @@ class Link:
             reason=reason,
             now=now,
         )
-        self.prober.hasten(self.paths.heard, now)
+        self.probes.hasten(self.paths.heard, now)
         if path is not None:
             self.paths.ask_route(path, now)
         self.changed = True

@@ -6,7 +6,7 @@ Decides nothing. Called by view.py.
 from __future__ import annotations
 
 from exod.core.pair.link import Link
-from exod.core.pair.path_appraisal import standing
+from exod.core.pair.path_rating import rate_path
 from exod.core.probe.datagram import RouteVerdict
 from exod.core.probe.path import INIT_SAMPLES, USABLE, Path
 from exod.core.probe.path_order import comparison, grade
@@ -56,7 +56,7 @@ def _passed_over(path: Path, link: Link, now: float) -> str:
         return f"{link.peer.name} is down"
     if present is None or present.state not in USABLE:
         return "usable; the next selection may take it"
-    mine, its = standing(path, link.prober, now), standing(present, link.prober, now)
+    mine, its = rate_path(path, link.probes, now), rate_path(present, link.probes, now)
     if grade(mine) >= grade(its):
         return comparison(its, mine)
     if not link.selects:

@@ -12,7 +12,7 @@ made us leave: that is governed by the hold-up alone. Silence of everything move
 usable. Where every path is slow, none is in a better band, and we stay.
 
 Decides the path; never states (path.py) or order (scoring.py), and sends nothing. Owned by the link of the pair's
-lower node, which calls `decide` when a standing changed or a deadline passed.
+lower node, which calls `decide` when a rating changed or a deadline passed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from enum import StrEnum
 import msgspec
 
 from exod.core.base.config import CoreConfig
-from exod.core.probe.path_order import Grade, Standing, comparison, grade, order, praise
+from exod.core.probe.path_order import Grade, PathRating, comparison, grade, order, why_best
 from exod.model import PathId, PathState
 
 FIRST_PATIENCE_S = 1.0
@@ -98,17 +98,17 @@ class PathSelector:
         """Are the voluntary switches of the last ten minutes used up?"""
         return len(self._spent) == BUCKET and now < self._spent[0] + BUCKET_WINDOW_S
 
-    def decide(self, current: PathId | None, standings: Sequence[Standing], now: float) -> Choice | None:
+    def decide(self, current: PathId | None, ratings: Sequence[PathRating], now: float) -> Choice | None:
         """The new choice, or None to stay."""
         self.deadline = None
-        self._remember(standings, current, now)
-        ranked = sorted((one for one in standings if one.usable), key=order)
-        present = next((one for one in standings if one.path == current), None)
+        self._remember(ratings, current, now)
+        ranked = sorted((one for one in ratings if one.usable), key=order)
+        present = next((one for one in ratings if one.path == current), None)
         choice = self._pinned(current, ranked, now)
         if choice is None and self._anew:
-            choice = self._first(current, ranked, standings, now)
+            choice = self._first(current, ranked, ratings, now)
         elif choice is None and (present is None or not present.usable):
-            choice = self._forced(current, present, ranked, standings)
+            choice = self._forced(current, present, ranked, ratings)
         elif choice is None and present is not None and not self._is_pinned(present.path, now):
             choice = self._voluntary(present, ranked, now)
         if choice is not None:
@@ -118,27 +118,27 @@ class PathSelector:
     # --- the four movers ----------------------------------------------------------------------------------------
 
     def _first(
-        self, current: PathId | None, ranked: list[Standing], standings: Sequence[Standing], now: float
+        self, current: PathId | None, ranked: list[PathRating], ratings: Sequence[PathRating], now: float
     ) -> Choice | None:
         if not ranked:
             self._first_usable_at = None
             return None
         if self._first_usable_at is None:
             self._first_usable_at = now
-        if any(one.undecided for one in standings) and now < self._first_usable_at + FIRST_PATIENCE_S:
+        if any(one.undecided for one in ratings) and now < self._first_usable_at + FIRST_PATIENCE_S:
             self._ask_again(self._first_usable_at + FIRST_PATIENCE_S)
             return None
         self._anew, self._first_usable_at = False, None
         if ranked[0].path == current:
             return None  # the peer is back, and so is the path in use
-        return Choice(ranked[0].path, Cause.FIRST, praise(ranked))
+        return Choice(ranked[0].path, Cause.FIRST, why_best(ranked))
 
     def _forced(
         self,
         current: PathId | None,
-        present: Standing | None,
-        ranked: list[Standing],
-        standings: Sequence[Standing],
+        present: PathRating | None,
+        ranked: list[PathRating],
+        ratings: Sequence[PathRating],
     ) -> Choice | None:
         if ranked:
             best = min(ranked, key=lambda one: (not one.audible, order(one)))
@@ -147,11 +147,11 @@ class PathSelector:
                 return Choice(best.path, Cause.ROUTE, f"the route of {left} leaves another interface")
             return Choice(best.path, Cause.DEATH, f"{left} is dead")
         self._anew = True
-        if current is not None and any(one.state in (PathState.UP, PathState.DEGRADED) for one in standings):
+        if current is not None and any(one.state in (PathState.UP, PathState.DEGRADED) for one in ratings):
             return Choice(None, Cause.ROUTE, "no path that the ring's connections would take")
         return None  # silence on all paths switches nothing
 
-    def _voluntary(self, present: Standing, ranked: list[Standing], now: float) -> Choice | None:
+    def _voluntary(self, present: PathRating, ranked: list[PathRating], now: float) -> Choice | None:
         for better in ranked:
             if grade(better) >= grade(present):
                 return None
@@ -173,7 +173,7 @@ class PathSelector:
                 return Choice(better.path, cause, comparison(better, present), free)
         return None
 
-    def _pinned(self, current: PathId | None, ranked: list[Standing], now: float) -> Choice | None:
+    def _pinned(self, current: PathId | None, ranked: list[PathRating], now: float) -> Choice | None:
         if self._pin is None or not self._is_pinned(self._pin[0], now):
             return None
         path, until = self._pin
@@ -187,11 +187,11 @@ class PathSelector:
 
     # --- memory -------------------------------------------------------------------------------------------------
 
-    def _remember(self, standings: Sequence[Standing], current: PathId | None, now: float) -> None:
+    def _remember(self, ratings: Sequence[PathRating], current: PathId | None, now: float) -> None:
         if len(self._records) > RECORDS:
-            present_paths = {one.path for one in standings}
+            present_paths = {one.path for one in ratings}
             self._records = {path: record for path, record in self._records.items() if path in present_paths}
-        for one in standings:
+        for one in ratings:
             record = self._records.setdefault(one.path, _Record(now))
             present = grade(one) if one.usable else None
             if present == record.grade:

@@ -131,7 +131,7 @@ class Path:
 
         self.seq = seq
         self._stamps: dict[int, float] = {}
-        self.next_send = self.ripe_at = now
+        self.next_send = self.may_send_at = now
         self.announced_s = WIRED_BEAT_S
         self.lingering_s = WIRED_BEAT_S
         self.linger = 0
@@ -347,4 +347,4 @@ class Path:
         self.echo_seq = self._newest_echo = 0
         self._lossy_since = self._well_since = None
         self._stamps.clear()
-        self.next_send = self.ripe_at = now
+        self.next_send = self.may_send_at = now

@@ -26,7 +26,7 @@ class Band(IntEnum):
     LOSSY = 2
 
 
-class Standing(msgspec.Struct, frozen=True):
+class PathRating(msgspec.Struct, frozen=True):
     """One path as its pair sees it: both ends' states combined."""
 
     path: PathId
@@ -53,28 +53,28 @@ class Standing(msgspec.Struct, frozen=True):
 Grade = tuple[int, int, int]
 
 
-def grade(standing: Standing) -> Grade:
+def grade(rating: PathRating) -> Grade:
     """(state, band, kind), smaller is better. Only for usable paths."""
     return (
-        0 if standing.state is PathState.UP else 1,
-        int(standing.band),
-        KIND_PREFERENCE[standing.kind],
+        0 if rating.state is PathState.UP else 1,
+        int(rating.band),
+        KIND_PREFERENCE[rating.kind],
     )
 
 
-def order(standing: Standing) -> tuple[Grade, float, PathId]:
+def order(rating: PathRating) -> tuple[Grade, float, PathId]:
     """A total order, best first."""
-    return (grade(standing), standing.cost_ms, standing.path)
+    return (grade(rating), rating.cost_ms, rating.path)
 
 
-def praise(ranked: Sequence[Standing]) -> str:
+def why_best(ranked: Sequence[PathRating]) -> str:
     """Why the first of these is the one to begin with, in words."""
     return "the only path" if len(ranked) == 1 else f"best of {len(ranked)}: {comparison(ranked[0], ranked[1])}"
 
 
-def hindsight(left: PathId | None, taken: PathId | None, standings: Iterable[Standing]) -> str | None:
+def why_left(left: PathId | None, taken: PathId | None, ratings: Iterable[PathRating]) -> str | None:
     """Why the other end left one path for another, in words, as far as it shows at this end."""
-    ranked = sorted((one for one in standings if one.usable or one.path == left), key=order)
+    ranked = sorted((one for one in ratings if one.usable or one.path == left), key=order)
     old = next((one for one in ranked if one.path == left), None)
     new = next((one for one in ranked if one.path == taken), None)
     if old is not None and not old.usable:
@@ -83,11 +83,11 @@ def hindsight(left: PathId | None, taken: PathId | None, standings: Iterable[Sta
     if new is None:
         return None
     if old is None:
-        return praise(ranked) if ranked[0] is new else None
+        return why_best(ranked) if ranked[0] is new else None
     return comparison(new, old) if order(new) < order(old) else None
 
 
-def comparison(better: Standing, worse: Standing) -> str:
+def comparison(better: PathRating, worse: PathRating) -> str:
     """Why one path comes before another, in words."""
     if better.state is not worse.state:
         return f"{worse.state} comes after {better.state}"

@@ -16,7 +16,7 @@ from exod.core.probe.path import WIRED_BEAT_S, Evidence, Path
 from exod.core.probe.replay_window import SequenceWindow
 from exod.model import NodeId, PathId, PathState
 
-TOMBSTONE_S = 10.0
+GONE_KEPT_S = 10.0
 """A path whose address went is reported DEAD for so long, then forgotten."""
 WINDOWS_KEPT = 64
 """Replay windows of paths that came and went in one incarnation of the peer."""
@@ -105,12 +105,12 @@ class PathTable:
             path.restart(self._window(path_id), now)
         self._index()
 
-    def bury(self, selected: PathId | None, now: float) -> None:
+    def forget_gone(self, selected: PathId | None, now: float) -> None:
         """Forget paths whose address has been gone for long; never the selected one, whose name is in use."""
         old = [
             path_id
             for path_id, path in self._paths.items()
-            if path.gone and now - path.state_since > TOMBSTONE_S and path_id != selected
+            if path.gone and now - path.state_since > GONE_KEPT_S and path_id != selected
         ]
         for path_id in old:
             del self._paths[path_id]

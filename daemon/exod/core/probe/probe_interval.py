@@ -3,11 +3,11 @@
 The theory. The selected path of a ring edge is probed 20 times a second, its standbys 4 times, pairs that share no
 edge once. Every datagram announces the longest gap before the next, so the receiver judges silence by what was
 promised. A pair that misses something bursts: 50 a second on every path, in both directions (the urgent flag asks
-for the other), so that the alibi, the standbys' fresh measure and the second chance of the suspect path are all
+for the other), so that the witness, the standbys' fresh measure and the second chance of the suspect path are all
 there before the verdict. Gaps are jittered to 75-100% (as RFC 5880, 6.8.7) by a seeded generator, so nodes that
 started together drift apart and a run repeats from its seed.
 
-Decides when a datagram is due; never what is in it (prober.py). Called by prober.py.
+Decides when a datagram is due; never what is in it (probes.py). Called by probes.py.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ ANSWER_FOR_S = 0.10
 """How long one urgent datagram makes the other end answer fast: while it is needed, another comes 20 ms later."""
 
 
-class Prober:
+class ProbeSender:
     def __init__(self, me: NodeCard, peer: NodeCard, key: bytes, journal: Journal, seed: int) -> None:
         self.me = me
         self.peer = peer
@@ -157,4 +157,4 @@ class Prober:
             else:
                 pace = min(pace, probe_interval.proving_s(path, self.edge) or pace)
         path.next_send = now + self._jitter.gap_s(pace)
-        path.ripe_at = now + probe_interval.SHORTEST_GAP * pace
+        path.may_send_at = now + probe_interval.SHORTEST_GAP * pace

@@ -192,9 +192,9 @@ def _mesh_facts(view: NodeView) -> Iterator[_Fact]:
         return
     if mesh.suspended is not None:
         text = f"the plan is suspended: {mesh.suspended}"
-    elif mesh.aloof:
-        keep = "keeps" if len(mesh.aloof) == 1 else "keep"
-        text = f"{_and([_name(view, one) for one in mesh.aloof])} {keep} to a plan without {view.me.name}"
+    elif mesh.excluded_by:
+        keep = "keeps" if len(mesh.excluded_by) == 1 else "keep"
+        text = f"{_and([_name(view, one) for one in mesh.excluded_by])} {keep} to a plan without {view.me.name}"
     elif mesh.waiting_for:
         text = f"waits for {_and([_name(view, one) for one in mesh.waiting_for])} to join"
     elif mesh.coordinator != view.me.id:

@@ -10,7 +10,7 @@ import msgspec
 from exod.core.cluster.agreement_timing import LastChange
 from exod.core.cluster.mesh import Mesh
 from exod.core.pair.link import Link
-from exod.core.pair.path_appraisal import standing
+from exod.core.pair.path_rating import rate_path
 from exod.core.pair.path_reason import why
 from exod.core.probe.datagram import RouteVerdict
 from exod.core.probe.path import Path
@@ -97,7 +97,7 @@ class MeshView(msgspec.Struct, frozen=True):
     """Why the plan in force cannot be used just now."""
     waiting_for: tuple[NodeId, ...]
     last_change: LastChange | None
-    aloof: tuple[NodeId, ...] = ()
+    excluded_by: tuple[NodeId, ...] = ()
     """Live nodes that would coordinate this one but keep to a plan without it."""
 
 
@@ -133,7 +133,7 @@ def link_view(link: Link, platform: str, now: float) -> LinkView:
 
 def _place(path: Path, link: Link, now: float) -> tuple[bool, int, tuple[Grade, float, PathId]]:
     """The selection's own order, and behind it what cannot be used."""
-    found = standing(path, link.prober, now)
+    found = rate_path(path, link.probes, now)
     return (not found.usable, _STATE_PLACE[path.state], order(found))
 
 
@@ -205,5 +205,5 @@ def mesh_view(mesh: Mesh) -> MeshView:
         suspended=mesh.suspended,
         waiting_for=mesh.waiting_for,
         last_change=mesh.last_change,
-        aloof=mesh.aloof,
+        excluded_by=mesh.excluded_by,
     )

@@ -20,7 +20,7 @@ MISS_REPEAT_S = 0.1
 """While the selected path stays silent, renew the burst this often."""
 
 
-class Lookout:
+class NextCheck:
     def __init__(self, paths: PathTable, peer: PeerLiveness, now: float) -> None:
         self._paths = paths
         self._peer = peer

@@ -6,8 +6,8 @@ Decides nothing: the order is scoring.py's, the choice selection.py's. Called by
 from __future__ import annotations
 
 from exod.core.probe.path import USABLE, Path
-from exod.core.probe.path_order import Standing
-from exod.core.probe.probe_sender import Prober
+from exod.core.probe.path_order import PathRating
+from exod.core.probe.probe_sender import ProbeSender
 from exod.model import PathState
 
 SLOW_ALARM = 5
@@ -19,13 +19,13 @@ FRESH_S = 1.5
 """A standby at 4 a second has 6 samples in this time; an alarm's burst makes it fresh at once."""
 
 
-def standing(path: Path, prober: Prober, now: float) -> Standing:
+def rate_path(path: Path, probes: ProbeSender, now: float) -> PathRating:
     quiet = now - path.last_rx
-    long_burst = prober.bursting(now) and now - prober.burst_since >= AUDIBLE_IN_BURST_S
+    long_burst = probes.bursting(now) and now - probes.burst_since >= AUDIBLE_IN_BURST_S
     age = path.rtt.age_s(now)
     unmeasured = path.state is PathState.INIT and not path.ineligible
     unrouted = path.state in USABLE and not path.eligible and not path.ineligible
-    return Standing(
+    return PathRating(
         path=path.candidate.path,
         name=path.name,
         state=path.state,
