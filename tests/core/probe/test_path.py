@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from exod.core.base.config import CoreConfig
 from exod.core.base.errors import IllegalMoveError
+from exod.core.base.journal import Journal
 from exod.core.probe.candidate_paths import candidate_paths
 from exod.core.probe.datagram import Datagram, RouteVerdict
 from exod.core.probe.path import (
@@ -37,7 +38,8 @@ class Heard:
         me, peer = card(1, f"{kind}=10.0.0.1/24"), card(2, f"{kind}=10.0.0.2/24")
         self.now = 100.0
         (candidate,) = candidate_paths(me, peer)
-        self.path = Path(candidate, CoreConfig(), SequenceWindow(), 0, self.now)
+        self.journal = Journal()
+        self.path = Path(candidate, CoreConfig(), self.journal, SequenceWindow(), 0, self.now)
         self.seq = 0
 
     def exchange(self, rtt_ms: float, *, lose: bool = False) -> None:
@@ -181,6 +183,19 @@ def test_every_state_and_evidence_is_a_transition_or_an_illegal_move(state: Path
     else:
         path.apply(evidence, 1.0, "test")
         assert path.own is after
+
+
+def test_a_change_of_state_is_a_decision_and_an_illegal_one_tells_what_led_there() -> None:
+    heard = Heard()
+    heard.beats(INIT_SAMPLES, 0.4)
+    heard.path.silent(heard.now + 0.2, "silent for 200 ms while en0 was heard")
+    decisions = [one.decision for one in heard.journal.history()]
+    assert decisions == ["path is up at this end", "path is dead at this end"]
+    with pytest.raises(IllegalMoveError) as caught:
+        heard.path.silent(heard.now + 0.4, "again")
+    assert caught.value.story == heard.journal.history()
+    assert "silent for 200 ms while en0 was heard" in str(caught.value)
+    assert heard.journal.history()[-1].inputs["before"] is PathState.UP
 
 
 @given(st.sampled_from(PathState), st.sampled_from(PathState))

@@ -14,6 +14,8 @@ from exod.model import Event
 
 HISTORY = 512
 """Decisions kept: hours of a calm mesh, minutes of a wild one, ~200 KB at most."""
+STORY = 8
+"""Decisions about one subject that an error carries: enough to see how it came there, and still one screen."""
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -43,6 +45,10 @@ class Journal:
     def drain(self) -> list[Command]:
         commands, self._commands = self._commands, []
         return commands
+
+    def story(self, subject: str) -> tuple[Decision, ...]:
+        """The newest decisions about one subject, oldest first."""
+        return tuple(one for one in self._history if one.subject == subject)[-STORY:]
 
     def history(self) -> tuple[Decision, ...]:
         return tuple(self._history)

@@ -10,7 +10,7 @@ Decides which paths are dead by silence; never how good a measured path is (path
 
 from __future__ import annotations
 
-from exod.core.probe.path import WIRED_BEAT_S, WIRED_MISSES, Evidence, Path
+from exod.core.probe.path import WIRED_BEAT_S, WIRED_MISSES, Path
 from exod.core.probe.path_table import PathTable
 
 WITNESS_SHARE = 0.7
@@ -42,9 +42,8 @@ def convict(paths: PathTable, audible_since: float, now: float) -> bool:
         if witness is None:
             overdue = True
             continue
-        path.detect_ms = (now - path.last_rx) * 1e3
-        interface = witness.candidate.local.interface
-        path.apply(Evidence.SILENT, now, f"silent for {path.detect_ms:.0f} ms while {interface} was heard")
+        silent_ms = (now - path.last_rx) * 1e3
+        path.silent(now, f"silent for {silent_ms:.0f} ms while {witness.candidate.local.interface} was heard")
     return overdue
 
 

@@ -24,7 +24,7 @@ from exod.core.pair.path_selection import PathSelector
 from exod.core.pair.peer_liveness import PeerLiveness
 from exod.core.probe.candidate_paths import candidate_paths
 from exod.core.probe.datagram import Datagram, PathReport
-from exod.core.probe.path import USABLE, Evidence, Path
+from exod.core.probe.path import USABLE, Path
 from exod.core.probe.path_order import why_left
 from exod.core.probe.path_table import PathTable
 from exod.core.probe.probe_sender import ProbeSender
@@ -277,7 +277,7 @@ class Link:
     def refused(self, path_id: PathId, errno: int) -> None:
         """The system refused a datagram. Silence will convict the path; the words for it come from here."""
         if (path := self.paths.get(path_id)) is not None:
-            path.refused_errno = errno
+            path.refused(errno)
 
     def routed(self, path_id: PathId, leaves_from: str | None, now: float) -> None:
         path = self.paths.get(path_id)
@@ -301,7 +301,7 @@ class Link:
     def fault(self, path_id: PathId, *, drop: bool, delay_ms: float, until: float) -> None:
         path = self.paths.get(path_id)
         if path is not None:
-            path.fault_until, path.fault_drop, path.fault_delay_s = until, drop, delay_ms / 1e3
+            path.set_fault(drop=drop, delay_ms=delay_ms, until=until)
 
     def pin(self, path_id: PathId, until: float, now: float) -> None:
         """The lower node selects the path for a while; the upper one asks for it."""
@@ -369,8 +369,7 @@ class Link:
         if self.liveness.state is NodeState.DOWN:
             for path in self.paths:
                 if path.own is not PathState.DEAD:
-                    path.detect_ms = (now - path.last_rx) * 1e3
-                    path.apply(Evidence.SILENT, now, f"{self.peer.name} is down: {self.liveness.reason}")
+                    path.silent(now, f"{self.peer.name} is down: {self.liveness.reason}")
         self.changed = True
 
     def _watch_selected(self, now: float) -> None:

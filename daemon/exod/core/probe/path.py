@@ -6,8 +6,11 @@ one way only is dead at both. A path is INIT until enough round trips were measu
 loss, DEAD by silence, by the loss of its address, or by the other end's word; from DEAD the way leads only through
 INIT, so nothing old makes a path look well.
 
-Decides the state of one path; never which path is used (selection.py), and never that silence is proven (link.py
-knows whether the peer was heard meanwhile). Owned and called by link.py.
+Every field of a path is written here and nowhere else; every change of this end's own state is a decision in the
+journal.
+
+Decides the state of one path; never which path is used (path_selection.py), and never that silence is proven
+(dead_detection.py). Times are monotonic seconds. IllegalMoveError for evidence that the table does not allow.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from enum import StrEnum
 
 from exod.core.base.config import CoreConfig
 from exod.core.base.errors import IllegalMoveError
+from exod.core.base.journal import Journal
 from exod.core.probe.candidate_paths import Candidate
 from exod.core.probe.datagram import Datagram, PathReport, RouteVerdict
 from exod.core.probe.path_order import Band
@@ -91,10 +95,17 @@ def combined(own: PathState, theirs: PathState) -> PathState:
 
 class Path:
     def __init__(
-        self, candidate: Candidate, config: CoreConfig, window: SequenceWindow, seq: int, now: float
+        self,
+        candidate: Candidate,
+        config: CoreConfig,
+        journal: Journal,
+        window: SequenceWindow,
+        seq: int,
+        now: float,
     ) -> None:
         self.candidate = candidate
         self._config = config
+        self._journal = journal
         self.window = window
         self.rtt = RttEstimator(config.degraded_ms)
         self.created_at = now
@@ -132,9 +143,9 @@ class Path:
         self.seq = seq
         self._stamps: dict[int, float] = {}
         self.next_send = self.may_send_at = now
-        self.announced_s = WIRED_BEAT_S
-        self.lingering_s = WIRED_BEAT_S
-        self.linger = 0
+        self._announced_s = WIRED_BEAT_S
+        self._lingering_s = WIRED_BEAT_S
+        self._linger = 0
         """Datagrams still sent at the old pace after a slower one was announced: the other end must know before we
         slow down (the same care as in RFC 5880, 6.8.3)."""
 
@@ -198,7 +209,57 @@ class Path:
     def quiet_s(self, now: float) -> float:
         return now - self.quiet_since
 
+    # --- its address --------------------------------------------------------------------------------------------
+
+    def follow(self, candidate: Candidate, now: float) -> bool:
+        """The candidate of the present cards. Returns whether the path came back, and so begins again."""
+        self.candidate = candidate
+        if not self.gone:
+            return False
+        self.gone = False
+        self.restart(self.window, now)
+        return True
+
+    def lose_address(self, now: float) -> None:
+        self.gone = True
+        if self.own is not PathState.DEAD:
+            self.detect_ms = 0.0
+            self.apply(Evidence.GONE, now, "one end lost its address")
+
     # --- sending ------------------------------------------------------------------------------------------------
+
+    def send_by(self, at: float) -> None:
+        """The next datagram leaves at this time at the latest."""
+        self.next_send = min(self.next_send, at)
+
+    def schedule(self, at: float, may_send_at: float) -> None:
+        """When the next datagram is due, and from when on it may leave together with another that is due."""
+        self.next_send, self.may_send_at = at, may_send_at
+
+    def announce(self, interval_s: float, linger: int) -> float:
+        """A datagram announces this interval. Returns the one to send at: after a slower one was announced, the
+        next `linger` datagrams still leave at the old interval.
+        """
+        if interval_s > self._announced_s:
+            self._linger = linger
+        elif interval_s < self._announced_s:
+            self._linger = 0
+        present = interval_s
+        if self._linger:
+            self._linger -= 1
+            present = min(interval_s, self._lingering_s)
+        if self._linger == 0:
+            self._lingering_s = interval_s
+        self._announced_s = interval_s
+        return present
+
+    def refused(self, errno: int) -> None:
+        """The system refused a datagram."""
+        self.refused_errno = errno
+
+    def set_fault(self, *, drop: bool, delay_ms: float, until: float) -> None:
+        """A debug fault of this end."""
+        self.fault_until, self.fault_drop, self.fault_delay_s = until, drop, delay_ms / 1e3
 
     def next_seq(self) -> int:
         self.seq += 1
@@ -254,6 +315,9 @@ class Path:
         self.peer_route = report.route
         self.peer_loss = report.loss_percent / 100
 
+    def route_asked(self, now: float) -> None:
+        self.route_asked_at = now
+
     def routed(self, leaves_from: str | None, now: float) -> None:
         self.leaves_from = leaves_from
         self.route_checked_at = now
@@ -268,6 +332,11 @@ class Path:
     def forgive(self, seconds: float, now: float) -> None:
         """Silence that proves nothing about this path does not count."""
         self.quiet_since = min(now, self.quiet_since + seconds)
+
+    def silent(self, now: float, cause: str) -> None:
+        """Its silence is proven, by a witness path or because the peer is down."""
+        self.detect_ms = (now - self.last_rx) * 1e3
+        self.apply(Evidence.SILENT, now, cause)
 
     def _judge_rtt(self, now: float) -> None:
         rtt, config = self.rtt, self._config
@@ -313,10 +382,28 @@ class Path:
 
     def apply(self, evidence: Evidence, now: float, cause: str) -> None:
         """The one setter of this end's own state."""
-        after = TRANSITIONS.get((self.own, evidence))
+        before, name = self.own, self.candidate.path
+        after = TRANSITIONS.get((before, evidence))
         if after is None:
-            raise IllegalMoveError("no such transition of a path", state=self.own, evidence=evidence, cause=cause)
+            raise IllegalMoveError(
+                "no such transition of a path",
+                story=self._journal.story(name),
+                path=name,
+                state=before,
+                evidence=evidence,
+                cause=cause,
+            )
         self.own = after
+        self._journal.decide(
+            now,
+            name,
+            f"path is {after} at this end",
+            before=before,
+            evidence=evidence,
+            cause=cause,
+            floor_ms=self.rtt.floor_ms,
+            loss=self.window.loss,
+        )
         self.cause = cause
         if after is PathState.DEGRADED:
             self._well_since = None

@@ -12,7 +12,7 @@ from exod.core.base.events import CheckRoute
 from exod.core.base.journal import Journal
 from exod.core.probe.candidate_paths import Candidate
 from exod.core.probe.datagram import RouteVerdict
-from exod.core.probe.path import WIRED_BEAT_S, Evidence, Path
+from exod.core.probe.path import WIRED_BEAT_S, Path
 from exod.core.probe.replay_window import SequenceWindow
 from exod.model import NodeId, PathId, PathState
 
@@ -73,21 +73,15 @@ class PathTable:
         for path_id, candidate in found.items():
             path = self._paths.get(path_id)
             if path is None:
-                self._paths[path_id] = Path(candidate, self._config, self._window(path_id), first_seq, now)
+                self._paths[path_id] = Path(
+                    candidate, self._config, self._journal, self._window(path_id), first_seq, now
+                )
                 reread = True
                 continue
-            path.candidate = candidate
-            if path.gone:
-                path.gone = False
-                path.restart(path.window, now)
-                reread = True
+            reread |= path.follow(candidate, now)
         for path_id, path in self._paths.items():
-            if path_id in found or path.gone:
-                continue
-            path.gone = True
-            if path.own is not PathState.DEAD:
-                path.detect_ms = 0.0
-                path.apply(Evidence.GONE, now, "one end lost its address")
+            if path_id not in found and not path.gone:
+                path.lose_address(now)
         self._index()
         for path in self:
             self.ask_route(path, now)
@@ -138,7 +132,7 @@ class PathTable:
     def ask_route(self, path: Path, now: float) -> None:
         if path.gone or (path.route_asked_at is not None and now - path.route_asked_at < WIRED_BEAT_S):
             return
-        path.route_asked_at = now
+        path.route_asked(now)
         self._journal.command(CheckRoute(self._peer, path.candidate.path, path.candidate.remote.address))
 
     def ask_due_routes(self, now: float) -> None:

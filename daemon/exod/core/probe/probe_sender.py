@@ -71,7 +71,7 @@ class ProbeSender:
     def hasten(self, paths: Iterable[Path], now: float, within_s: float = 0.0) -> None:
         """Send on these paths by `now + within_s`."""
         for path in paths:
-            path.next_send = min(path.next_send, now + within_s)
+            path.send_by(now + within_s)
 
     # --- datagrams ----------------------------------------------------------------------------------------------
 
@@ -138,17 +138,7 @@ class ProbeSender:
         )
 
     def _schedule(self, path: Path, steady: float, peer_state: NodeState, now: float) -> None:
-        if steady > path.announced_s:
-            path.linger = probe_interval.LINGER
-        elif steady < path.announced_s:
-            path.linger = 0
-        pace = steady
-        if path.linger:
-            path.linger -= 1
-            pace = min(steady, path.lingering_s)
-        if path.linger == 0:
-            path.lingering_s = steady
-        path.announced_s = steady
+        pace = path.announce(steady, probe_interval.LINGER)
         if peer_state is not NodeState.DOWN:
             if self.bursting(now):
                 pace = probe_interval.BURST_S
@@ -156,5 +146,4 @@ class ProbeSender:
                 pace = min(pace, probe_interval.MEASURING_S)
             else:
                 pace = min(pace, probe_interval.proving_s(path, self.edge) or pace)
-        path.next_send = now + self._jitter.gap_s(pace)
-        path.may_send_at = now + probe_interval.SHORTEST_GAP * pace
+        path.schedule(now + self._jitter.gap_s(pace), now + probe_interval.SHORTEST_GAP * pace)
