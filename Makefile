@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lab bench sim chaos clean
+.PHONY: help setup setup-cross launcher run test lab bench sim chaos clean
 
 help: ## print the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -16,6 +16,12 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 setup: $(BIN)/.installed ## create .venv and install everything into it
+
+setup-cross: setup ## also what cross-compiles for macOS and checks the result (ziglang, lief)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,cross]'
+
+launcher: setup-cross ## cross-compile the launcher of exod.app; the same source gives the same bytes
+	$(BIN)/python -m launchd.app.build
 
 run: setup ## one node in the foreground, with the demo model and an MQTT broker
 	@exec $(BIN)/python -m exod run --demo

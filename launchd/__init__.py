@@ -1,7 +1,7 @@
 """What starts exod with the machine: launchd's plists and systemd's units, rendered from the templates here.
 
-Pure: from a Job to a text, for either system, anywhere. Nothing is written or started here; that is
-exod/cli/service.py, the only caller. The templates say why each key is as it is.
+Pure: from a Job to a text, for either system, anywhere. Nothing is written or started here: exod/cli/service/ does
+that. The templates say why each key is as it is.
 """
 
 from __future__ import annotations
@@ -38,12 +38,15 @@ class Job(NamedTuple):
     user: str
     home: PurePosixPath
     config: PurePosixPath | None = None
+    launcher: PurePosixPath | None = None
+    """exod.app's executable, which starts `python -P -m exod` inside itself: see launchd/app."""
 
     @property
     def arguments(self) -> tuple[str, ...]:
         """`-P`: a folder called `exod` in the user's home must not be taken for the package."""
         config = ("--config", str(self.config)) if self.config is not None else ()
-        return (str(self.python), "-P", "-m", "exod", "run", *config)
+        program = (str(self.python), "-P", "-m", "exod") if self.launcher is None else (str(self.launcher),)
+        return (*program, "run", *config)
 
     @property
     def path(self) -> str:

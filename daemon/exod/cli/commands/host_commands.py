@@ -24,8 +24,12 @@ def register(commands: Commands) -> None:
     commands.add("doctor", doctor)
     service = commands.group("service", "exod as a service of launchd or systemd", service_status)
     service.set_defaults(system=False)
+    install = service.add("install", service_install)
+    install.add_argument(
+        "--build-launcher", action="store_true", help="macOS: compile the launcher of exod.app on this Mac"
+    )
     parsers = [
-        service.add("install", service_install),
+        install,
         service.add("uninstall", service_uninstall),
         service.add("status", service_status),
         service.add("print", service_print),
@@ -161,11 +165,11 @@ def service_status(shell: Shell, system: bool) -> ExitCode:
     return code
 
 
-def service_install(shell: Shell, system: bool) -> ExitCode:
+def service_install(shell: Shell, system: bool, build_launcher: bool) -> ExitCode:
     """Writes the unit, loads it and starts exod; safe to repeat."""
     from exod.cli.service import verbs as service
 
-    _say(shell, service.install(system, shell.config_file), ExitCode.OK)
+    _say(shell, service.install(system, shell.config_file, build_launcher=build_launcher), ExitCode.OK)
     return ExitCode.OK
 
 

@@ -1,7 +1,6 @@
 """What installing a service needs of a host: who asks, where files go, and running a command.
 
 A value that tests replace: with it, macOS's sequence of commands runs anywhere against recorded answers.
-Called by cli/service/verbs.py and the two installers.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
@@ -61,10 +61,12 @@ class Host(NamedTuple):
     sleep: Callable[[float], None] = time.sleep
     root: Path = Path("/")
     """Where the system's folders hang: a test's folder in tests."""
+    library: Path | None = None
+    """Python's shared library, which exod.app loads; None where this Python has none."""
 
-    def job(self, config: Path | None) -> Job:
+    def job(self, config: Path | None, launcher: PurePosixPath | None = None) -> Job:
         absolute = PurePosixPath(config.absolute()) if config is not None else None
-        return Job(PurePosixPath(self.python), self.user, PurePosixPath(self.home), absolute)
+        return Job(PurePosixPath(self.python), self.user, PurePosixPath(self.home), absolute, launcher)
 
 
 def this_host() -> Host:
@@ -87,7 +89,22 @@ def this_host() -> Host:
         # Not resolved: the link in the virtual environment is what finds the installed packages.
         python=Path(sys.executable).absolute(),
         run=run_command,
+        library=shared_library(),
     )
+
+
+def shared_library() -> Path | None:
+    """The library of the Python that runs this, by a path that an upgrade of its patch version keeps."""
+    name = sysconfig.get_config_var("LDLIBRARY")
+    if not isinstance(name, str) or name.endswith(".a"):
+        return None  # built without --enable-shared, as pyenv does by default
+    folders = (
+        sysconfig.get_config_var("PYTHONFRAMEWORKPREFIX"),  # Homebrew and python.org: a framework
+        sysconfig.get_config_var("LIBDIR"),
+        Path(sys.base_prefix) / "lib",  # a Python that was moved after it was built, as uv's are
+    )
+    candidates = (Path(folder) / name for folder in folders if folder)
+    return next((path for path in candidates if path.is_absolute() and path.is_file()), None)
 
 
 def run_command(argv: Sequence[str]) -> Answer:

@@ -1,7 +1,7 @@
 """launchd: installs, removes and asks for the agent or the daemon, by the commands that Apple documents.
 
 Written against what launchctl is known to print; its exit codes differ between releases, so the last word on
-whether a job is loaded is always `launchctl print`. Called by cli/service/verbs.py.
+whether a job is loaded is always `launchctl print`. Raises ServiceError and UsageError.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import launchd
+from exod.cli.service import app_bundle
 from exod.cli.service.host import Answer, Host, ServiceError, UsageError, remove, write_whole
 from exod.errors import ExitCode
+from launchd import Job, app
 
 LAUNCHCTL = "/bin/launchctl"
 
@@ -26,20 +28,46 @@ BOOTSTRAP_ATTEMPTS = 5
 """“Bootstrap failed: 5: Input/output error” is what a domain that is still busy with the last job says."""
 
 
+BOOTSTRAP_CAUSES = {
+    5: "it is still loaded or disabled, nobody is logged in on the screen, or exod is switched off in System "
+    "Settings, General, Login Items & Extensions, Allow in the Background",
+    37: "the last job is still ending: try again in a moment",
+    125: "this domain takes no such job",
+}
+"""What launchd means by the codes that it gives without a word of why."""
+
+NO_LIBRARY = (
+    " This Python has no shared library, so launchd starts Python itself instead of exod.app, and macOS may keep "
+    "it from the local network without asking: an environment of `brew install python@3.13` has one."
+)
+
+
 def plist_path(host: Host, system: bool) -> Path:
     if system:
         return host.root / "Library" / "LaunchDaemons" / f"{launchd.DAEMON_LABEL}.plist"
     return host.home / "Library" / "LaunchAgents" / f"{launchd.AGENT_LABEL}.plist"
 
 
-def install(host: Host, system: bool, config: Path | None) -> str:
+def job_of(host: Host, system: bool, config: Path | None) -> Job:
+    """The agent's program is exod.app's, for Local Network privacy; a LaunchDaemon is exempt from it and needs no
+    bundle in somebody's home. A host that is no Mac shows what a Mac would be given.
+    """
+    has_app = not system and (host.library is not None or host.system != "darwin")
+    return host.job(config, app.executable_path(PurePosixPath(host.home)) if has_app else None)
+
+
+def install(host: Host, system: bool, config: Path | None, build_launcher: bool = False) -> str:
     _check_who(host, system, "install")
     other = plist_path(host, not system)
     if other.exists():
         cure = "exoctl service uninstall" if system else "sudo exoctl service uninstall --system"
         raise UsageError(f"{other} is installed already and two daemons would fight over one data folder: {cure}")
     path = plist_path(host, system)
-    job = host.job(config)
+    job = job_of(host, system, config)
+    if build_launcher and job.launcher is None:
+        raise UsageError("--build-launcher is for the LaunchAgent, of a Python that has a shared library")
+    # Before the old job ends: a bundle that cannot be made leaves what runs alone.
+    said = app_bundle.install(host, build_launcher) if job.launcher is not None else "" if system else NO_LIBRARY
     _make_log_folder(host, Path(job.logs))
     _unload(host, system)
     write_whole(path, launchd.render_daemon(job) if system else launchd.render_agent(job))
@@ -47,7 +75,7 @@ def install(host: Host, system: bool, config: Path | None) -> str:
     # Loaded means started (RunAtLoad); after a crash moments ago launchd would wait, and this does not.
     _launchctl(host, "kickstart", f"{domain}/{_label(system)}")
     login = "" if system else " It starts with a login of this user; a headless Mac needs --system."
-    return f"installed {path} and started {domain}/{_label(system)}; its log is {job.logs}.{login}"
+    return f"installed {path} and started {domain}/{_label(system)}; its log is {job.logs}.{login}{said}"
 
 
 def uninstall(host: Host, system: bool) -> str:
@@ -55,6 +83,7 @@ def uninstall(host: Host, system: bool) -> str:
     was_loaded = _unload(host, system)
     path = plist_path(host, system)
     had_file = remove(path)
+    had_file = (not system and app_bundle.uninstall(host)) or had_file
     _remove_logs(Path(host.job(None).logs))
     if not was_loaded and not had_file:
         return f"nothing to do: {path} is not installed"
@@ -159,13 +188,18 @@ def _load(host: Host, system: bool, path: Path) -> str:
                 break
             if attempt + 1 < BOOTSTRAP_ATTEMPTS:
                 host.sleep(POLL_S)
-        refused.append(f"{domain}: {answer.text}")
+        refused.append(f"{domain}: {answer.text}{_cause(answer)}")
     raise ServiceError(f"launchd does not load {path}: {'; '.join(refused)}")
 
 
 def _may_pass(answer: Answer) -> bool:
     """Input/output error, or an operation in progress: the last job's end is not over yet."""
     return answer.code in {5, 36, 37} or "Input/output error" in answer.text
+
+
+def _cause(answer: Answer) -> str:
+    cause = BOOTSTRAP_CAUSES.get(answer.code)
+    return f" ({cause})" if cause is not None else ""
 
 
 def _make_log_folder(host: Host, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """`exoctl service print | install | uninstall | status`: exod as a service of launchd or systemd.
 
 Decides which system and which unit; the two installers know the commands, the `launchd` package the texts. It
-never talks to the daemon. Each function raises ExodError with one line for a person. Called by cli/main.py.
+never talks to the daemon. Each function raises ExodError with one line for a person.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ def print_unit(
 ) -> str:
     """The plist or unit that `install` would write, for either platform on any host."""
     host = host if host is not None else this_host()
-    job = host.job(config if config is not None else _config_of_environment())
+    config = config if config is not None else _config_of_environment()
+    job = host.job(config)
     try:
         match platform or host.system, system:
             case "darwin", False:
-                return launchd.render_agent(job)
+                return launchd.render_agent(service_darwin.job_of(host, system, config))
             case "darwin", True:
                 return launchd.render_daemon(job)
             case "linux", False:
@@ -44,15 +45,22 @@ def print_unit(
         raise ServiceError(str(error)) from None
 
 
-def install(system: bool = False, config: Path | None = None, host: Host | None = None) -> str:
-    """Writes the unit, loads it and starts the daemon. Safe to repeat: the newest unit is the one that runs."""
+def install(
+    system: bool = False, config: Path | None = None, host: Host | None = None, build_launcher: bool = False
+) -> str:
+    """Writes the unit, loads it and starts the daemon. Safe to repeat: the newest unit is the one that runs.
+
+    `build_launcher`: on macOS, compile exod.app's launcher here instead of taking the prebuilt one.
+    """
     host = host if host is not None else this_host()
     config = config if config is not None else _config_of_environment()
     if config is not None and not config.is_file():
         raise UsageError(f"{config}: there is no such config file, and the service would start without it")
     try:
         if host.system == "darwin":
-            return service_darwin.install(host, system, config)
+            return service_darwin.install(host, system, config, build_launcher)
+        if build_launcher:
+            raise UsageError("--build-launcher is for macOS: systemd starts Python itself")
         return service_linux.install(host, system, config)
     except ValueError as error:
         raise ServiceError(str(error)) from None

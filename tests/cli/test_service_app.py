@@ -1,0 +1,154 @@
+"""`exoctl service install` on a Mac: exod.app is made once, signed, and left alone as long as it is the same."""
+
+from __future__ import annotations
+
+import plistlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from exod.cli.service import verbs as service
+from exod.cli.service.host import Answer, Host, ServiceError, UsageError
+from launchd import app
+from tests.cli.test_service import UID, Launchd, files, mac
+
+LIBRARY = Path("/opt/homebrew/opt/python@3.13/Frameworks/Python.framework/Versions/3.13/Python")
+
+
+class Mac(Launchd):
+    """launchd with codesign and cc beside it. A signature is a line at the end of the executable."""
+
+    def __init__(self) -> None:
+        super().__init__([f"gui/{UID}", f"user/{UID}", "system"])
+        self.tools: list[str] = []
+        self.codesign_fails = False
+
+    def __call__(self, argv: Sequence[str]) -> Answer:
+        match Path(argv[0]).name:
+            case "codesign":
+                return self._codesign(argv)
+            case "cc":
+                self.tools.append("cc")
+                Path(argv[argv.index("-o") + 1]).write_bytes(b"built here")
+                return Answer(0)
+        return super().__call__(argv)
+
+    def _codesign(self, argv: Sequence[str]) -> Answer:
+        executable = Path(argv[-1]) / "Contents/MacOS/exod"
+        if "--verify" in argv:
+            return Answer(0 if executable.read_bytes().endswith(b"signed") else 1)
+        self.tools.append(" ".join(argv[1:-1]))
+        if self.codesign_fails:
+            return Answer(1, err="error: can't exec 'codesign_allocate'\n")
+        executable.write_bytes(executable.read_bytes() + b"signed")
+        return Answer(0)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Mac:
+    monkeypatch.delenv("EXOD_CONFIG", raising=False)
+    return Mac()
+
+
+def with_library(machine: Mac, folder: Path) -> Host:
+    return mac(machine, folder)._replace(library=LIBRARY)
+
+
+SIGN = "--force --sign - --identifier com.exod.launcher"
+
+
+def test_the_agents_program_is_a_signed_bundle_at_a_fixed_path(machine: Mac, tmp_path: Path) -> None:
+    host = with_library(machine, tmp_path)
+    said = service.install(host=host)
+    bundle = host.home / "Applications/exod.app"
+    plist = plistlib.loads((host.home / "Library/LaunchAgents/com.exod.agent.plist").read_bytes())
+    assert plist["ProgramArguments"] == [str(bundle / "Contents/MacOS/exod"), "run"]
+    assert (bundle / "Contents/MacOS/exod").read_bytes() == app.prebuilt() + b"signed"
+    assert (bundle / "Contents/MacOS/exod").stat().st_mode & 0o777 == 0o755
+    assert plistlib.loads((bundle / "Contents/Info.plist").read_bytes())["CFBundleIdentifier"] == app.IDENTIFIER
+    assert machine.tools == [SIGN]
+    settings = (host.home / "Library/Application Support/exod/launcher.conf").read_text().splitlines()
+    assert settings[:2] == [f"library={LIBRARY}", f"python={host.python}"]
+    assert "Local Network, entry “exod”" in said
+    assert sorted(path.name for path in bundle.parent.iterdir()) == ["exod.app"]
+
+
+def test_an_upgrade_touches_nothing_inside_the_bundle(machine: Mac, tmp_path: Path) -> None:
+    """Another environment, another Python: only the settings outside change, so a grant survives."""
+    host = with_library(machine, tmp_path)
+    service.install(host=host)
+    inside = [path.stat() for path in sorted((host.home / "Applications").rglob("*"))]
+    newer = host._replace(python=Path("/Users/me/new/bin/python3"), library=Path("/opt/new/Python"))
+    assert "Local Network" not in service.install(host=newer)
+    assert [path.stat() for path in sorted((host.home / "Applications").rglob("*"))] == inside
+    assert machine.tools == [SIGN]
+    settings = (host.home / "Library/Application Support/exod/launcher.conf").read_text()
+    assert "library=/opt/new/Python\npython=/Users/me/new/bin/python3\n" in settings
+
+
+def test_a_bundle_that_was_changed_is_made_again(machine: Mac, tmp_path: Path) -> None:
+    host = with_library(machine, tmp_path)
+    service.install(host=host)
+    executable = host.home / "Applications/exod.app/Contents/MacOS/exod"
+    executable.write_bytes(b"something else")
+    service.install(host=host)
+    assert executable.read_bytes() == app.prebuilt() + b"signed"
+
+
+def test_a_person_may_have_the_launcher_built_here_and_it_stays(machine: Mac, tmp_path: Path) -> None:
+    host = with_library(machine, tmp_path)
+    service.install(host=host, build_launcher=True)
+    executable = host.home / "Applications/exod.app/Contents/MacOS/exod"
+    assert executable.read_bytes() == b"built heresigned"
+    service.install(host=host)
+    assert executable.read_bytes() == b"built heresigned"
+    assert machine.tools == ["cc", SIGN]
+
+
+def test_a_bundle_that_cannot_be_signed_is_one_line_and_leaves_nothing(machine: Mac, tmp_path: Path) -> None:
+    machine.codesign_fails = True
+    with pytest.raises(ServiceError, match=r"codesign_allocate.*xcode-select --install"):
+        service.install(host=with_library(machine, tmp_path))
+    assert files(tmp_path) == []
+
+
+def test_a_bundle_that_cannot_be_made_leaves_the_running_job_alone(machine: Mac, tmp_path: Path) -> None:
+    service.install(host=mac(machine, tmp_path))
+    loaded = dict(machine.loaded)
+    machine.codesign_fails = True
+    with pytest.raises(ServiceError):
+        service.install(host=with_library(machine, tmp_path))
+    assert machine.loaded == loaded
+    assert machine.ending == {}
+
+
+def test_uninstalling_takes_the_bundle_and_its_settings_away(machine: Mac, tmp_path: Path) -> None:
+    host = with_library(machine, tmp_path)
+    service.install(host=host)
+    service.uninstall(host=host)
+    assert files(tmp_path) == []
+    assert not (host.home / "Applications/exod.app").exists()
+
+
+def test_a_python_without_a_library_starts_itself_and_says_so(machine: Mac, tmp_path: Path) -> None:
+    host = mac(machine, tmp_path)
+    assert "no shared library" in service.install(host=host)
+    plist = plistlib.loads((host.home / "Library/LaunchAgents/com.exod.agent.plist").read_bytes())
+    assert plist["ProgramArguments"][:4] == [str(host.python), "-P", "-m", "exod"]
+    with pytest.raises(UsageError, match="--build-launcher"):
+        service.install(host=host, build_launcher=True)
+
+
+def test_what_is_printed_is_what_is_installed_here_too(machine: Mac, tmp_path: Path) -> None:
+    host = with_library(machine, tmp_path)
+    service.install(host=host)
+    installed = (host.home / "Library/LaunchAgents/com.exod.agent.plist").read_text()
+    assert installed == service.print_unit(host=host)
+
+
+def test_what_launchd_refuses_is_told_with_its_cause(machine: Mac, tmp_path: Path) -> None:
+    refusal = Answer(5, err="Bootstrap failed: 5: Input/output error\n")
+    machine.bootstrap_answers = [refusal] * 20
+    with pytest.raises(ServiceError, match="Login Items & Extensions, Allow in the Background"):
+        service.install(host=with_library(machine, tmp_path))
