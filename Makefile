@@ -4,13 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cross launcher run test lab bench sim chaos clean
+.PHONY: help setup setup-cross launcher dist formula resolve floors run test lab bench sim chaos clean
 
 help: ## print the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
 
 $(BIN)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "exod needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11")'
+	@$(PYTHON) launchd/supported.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
@@ -22,6 +22,22 @@ setup-cross: setup ## also what cross-compiles for macOS and checks the result (
 
 launcher: setup-cross ## cross-compile the launcher of exod.app; the same source gives the same bytes
 	$(BIN)/python -m launchd.app.build
+
+dist: setup ## build the wheel and the sdist into dist/
+	$(BIN)/python -m hatchling build
+
+formula: dist ## a Homebrew formula of the sdist, dist/exod.rb (brew style was not run on it)
+	$(BIN)/python -m launchd.formula dist/exod-*.tar.gz >dist/exod.rb
+
+resolve: setup-cross ## resolve all dependencies for macOS 14, 15, 26 and Python 3.11 to 3.14, wheels only
+	$(BIN)/python -m tests.platform.mac.resolve
+
+floors: setup-cross ## the test suite with the oldest versions that pyproject.toml allows
+	rm -rf build/floors
+	mkdir -p build
+	$(BIN)/python -m venv build/floors
+	$(BIN)/uv pip install --quiet --python build/floors/bin/python --resolution lowest-direct --editable '.[dev]'
+	build/floors/bin/pytest
 
 run: setup ## one node in the foreground, with the demo model and an MQTT broker
 	@exec $(BIN)/python -m exod run --demo

@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from exod import VERSION
 from exod.errors import ExitCode, ExodError
 
 DEMO_OVERRIDES = {"EXOD_ENGINE__MODEL": "embedded:count", "EXOD_MQTT__BROKER": "embedded"}
@@ -15,6 +16,7 @@ DEMO_OVERRIDES = {"EXOD_ENGINE__MODEL": "embedded:count", "EXOD_MQTT__BROKER": "
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="exod", description="The supervisor of an MLX cluster of Macs.")
+    parser.add_argument("--version", action="version", version=VERSION)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="run")
     run = verbs.add_parser("run", help="run the daemon in the foreground")
     run.add_argument("--config", type=Path, metavar="FILE", help="the configuration, a TOML file")

@@ -89,5 +89,5 @@ def of_worker(versions: Mapping[str, str], can_reform: bool, has_switch: bool) -
     if can_reform:
         return [], [*well, "the ring can be formed again in a living process (clear_backends is exported)"]
     text = f"{mlx} does not export clear_backends: each fault costs the process, its weights and its KV cache"
-    cure = "install an MLX that exod was made for: pip install --force-reinstall exod"
+    cure = "install exod again from its checkout, with its MLX: make setup, or uv tool install --force ."
     return [Finding("cannot_reform", "warning", "mlx", text, cure)], well

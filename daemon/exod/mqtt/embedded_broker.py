@@ -80,7 +80,7 @@ def check_version(found: str) -> None:
     if found != CORRECTED_VERSION:
         raise StartError(
             f"amqtt {found} is installed and exod knows how to correct {CORRECTED_VERSION}: "
-            f"pip install amqtt=={CORRECTED_VERSION}, or install mosquitto"
+            "install mosquitto, or exod again from its checkout: make setup, or uv tool install --force ."
         )
 
 

@@ -147,9 +147,9 @@ def test_the_prebuilt_launcher_is_built_again_to_the_same_bytes(tmp_path: Path) 
 
 
 def test_the_prebuilt_launcher_is_a_program_for_apple_silicon() -> None:
+    program = parsed()
     import lief
 
-    program = parsed()
     assert program.header.cpu_type == lief.MachO.Header.CPU_TYPE.ARM64
     assert program.header.file_type == lief.MachO.Header.FILE_TYPE.EXECUTE
     assert program.is_pie

@@ -120,11 +120,8 @@ def _model() -> list[Finding]:
 
     missing = [name for name in MODELS if not (model_folder(name) / "model.safetensors").is_file()]
     text = f"{', '.join(missing)} is not in the package: the installation is not whole"
-    return (
-        [Finding("model.absent", "error", "embedded model", text, "pip install --force-reinstall exod")]
-        if missing
-        else []
-    )
+    cure = "install exod again from its checkout: make setup, or uv tool install --force ."
+    return [Finding("model.absent", "error", "embedded model", text, cure)] if missing else []
 
 
 def _folder(config: Config) -> list[Finding]:
