@@ -14,9 +14,9 @@ from exod.diagnostics.netcheck import (
     check_mdns,
     check_peer,
     check_primary,
-    check_thunderbolt,
     netcheck,
 )
+from exod.diagnostics.thunderbolt_advice import check_thunderbolt
 from exod.model import Kind, NodeId
 from exod.network.mdns_discovery import DiscoveryState, Found
 from exod.platform import ThunderboltPort

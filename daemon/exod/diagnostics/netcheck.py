@@ -15,9 +15,10 @@ from typing import Final
 import msgspec
 
 from exod.daemon_api.shapes import InterfaceLine, NetcheckReport, NetworkCheck
+from exod.diagnostics.thunderbolt_advice import check_thunderbolt
 from exod.model import Kind
 from exod.network.mdns_discovery import DiscoveryState
-from exod.platform import Platform, ThunderboltPort
+from exod.platform import Platform
 
 CONNECT_S: Final = 2.0
 """For a TCP handshake: a VPN takes 0.1 s, and one lost SYN is sent again after 1 s."""
@@ -43,7 +44,7 @@ async def netcheck(
     checks = [
         check_mdns(discovery),
         check_primary(primary, interfaces),
-        *check_thunderbolt(ports, interfaces),
+        *check_thunderbolt(ports, interfaces, primary),
         *answers,
     ]
     return NetcheckReport(interfaces=interfaces, checks=tuple(checks))
@@ -76,35 +77,6 @@ def check_primary(primary: str | None, interfaces: Sequence[InterfaceLine]) -> N
         text = f"leaves by {primary}, a VPN: a peer that shares no subnet with this host is reached through it"
         return NetworkCheck("primary", "default route", ok=True, text=text)
     return NetworkCheck("primary", "default route", ok=True, text=f"leaves by {primary}")
-
-
-def check_thunderbolt(ports: Sequence[ThunderboltPort], interfaces: Sequence[InterfaceLine]) -> list[NetworkCheck]:
-    """One check for each receptacle with a computer behind it, and one for what a bridge cannot do."""
-    usable = [line.name for line in interfaces if line.kind is Kind.THUNDERBOLT and line.eligible]
-    cabled = [port for port in ports if port.connected and (port.peer_name or port.peer_domain)]
-    checks = [_check_cable(port, usable) for port in cabled]
-    if len(cabled) > 1 and any(name.startswith("bridge") for name in usable):
-        text = (
-            f"{len(cabled)} computers are cabled to one bridge, and macOS's bridge has no loop protection: "
-            "where the cables close a ring, frames circle for ever"
-        )
-        cure = "in a ring, take the ports out of the bridge and give each one an address of its own"
-        checks.append(NetworkCheck("thunderbolt", "bridge", ok=True, text=text, cure=cure))
-    return checks
-
-
-def _check_cable(port: ThunderboltPort, usable: Sequence[str]) -> NetworkCheck:
-    subject = f"receptacle {port.receptacle or 'unknown'}"
-    cable = f"cable to {port.peer_name or port.peer_domain}" + (f" at {port.speed}" if port.speed else "")
-    if usable:
-        return NetworkCheck("thunderbolt", subject, ok=True, text=f"{cable}; carried by {', '.join(usable)}")
-    return NetworkCheck(
-        "thunderbolt",
-        subject,
-        ok=False,
-        text=f"{cable}, but no Thunderbolt interface has an address: the bridge is missing, down or switched off",
-        cure='sudo networksetup -setnetworkserviceenabled "Thunderbolt Bridge" on',
-    )
 
 
 async def check_peer(platform: Platform, peer: PeerPort) -> NetworkCheck:

@@ -130,8 +130,12 @@ class Darwin:
         return None
 
     def route_fix_command(self, remote: str, interface: str, local: str) -> str:
-        """macOS takes the local address from the interface."""
-        return f"sudo route -n delete -host {remote}; sudo route -n add -host {remote} -interface {interface}"
+        """No route: one bound to an interface makes the kernel send the peer's frames to this Mac itself."""
+        return (
+            f"give {interface} a subnet of its own (System Settings, Network); for the cable: "
+            'sudo networksetup -setmanual "Thunderbolt Bridge" 10.254.0.1 255.255.255.252; '
+            "on the other Mac the same with 10.254.0.2"
+        )
 
     async def route_interface(self, remote: str) -> str | None:
         return parse_route_interface(await self._commands.output("/sbin/route", "-n", "get", remote) or "")

@@ -99,7 +99,7 @@ def _sign(host: Host, bundle: Path) -> None:
     answer = host.run((CODESIGN, "--force", "--sign", "-", "--identifier", app.IDENTIFIER, str(bundle)))
     if answer.code != 0:
         raise ServiceError(
-            f"{app.NAME} cannot be signed: {answer.text}; `xcode-select --install` brings what codesign needs, "
+            f"{app.NAME} cannot be signed: {answer.text}; `xcode-select --install` brings what is missing, "
             "then: exoctl service install"
         )
 

@@ -87,7 +87,12 @@ def _wrong_route(path: Path, link: Link, platform: str) -> str:
 def mending_command(path: Path, platform: str) -> str:
     local, remote = path.candidate.local, path.candidate.remote
     if platform == "darwin":
-        return f"sudo route -n add -host {remote.address} -interface {local.interface}"
+        # No route: one that is bound to an interface makes macOS send the peer's frames to this Mac itself.
+        return (
+            f"give {local.interface} a subnet of its own (System Settings, Network); for the cable: "
+            'sudo networksetup -setmanual "Thunderbolt Bridge" 10.254.0.1 255.255.255.252; '
+            "on the other Mac the same with 10.254.0.2"
+        )
     return f"sudo ip route add {remote.address}/32 dev {local.interface} src {local.address}"
 
 

@@ -1,0 +1,175 @@
+"""Every shell command that exod tells a person stands in a table with where it is known from.
+
+A text with a command that is in no row fails: somebody would run it. Commands of ours (`exoctl …`) must be ones
+that the parser knows.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from exod.cli.main import build
+
+ROOT = Path(__file__).parents[2]
+
+BOTH = frozenset({"darwin", "linux"})
+MAC, LINUX = frozenset({"darwin"}), frozenset({"linux"})
+
+TABLE = {
+    # Thunderbolt: networksetup(8) and ifconfig(8) of macOS; what the service and the bridge are called is fixed.
+    'sudo networksetup -setmanual "Thunderbolt Bridge" 10.254.0.1 255.255.255.252': (MAC, "networksetup(8)"),
+    'sudo networksetup -setnetworkserviceenabled "Thunderbolt Bridge" on': (MAC, "networksetup(8)"),
+    'sudo networksetup -setnetworkserviceenabled "Thunderbolt Bridge" off': (MAC, "networksetup(8)"),
+    "sudo ifconfig {} create": (MAC, "ifconfig(8), bridge parameters; lost at a restart"),
+    "sudo ifconfig {} addm {} up": (MAC, "ifconfig(8), bridge parameters; lost at a restart"),
+    "sudo ipconfig set {} DHCP": (MAC, "ipconfig(8)"),
+    # Linux: the lab runs them (tests/lab/test_link_interfaces.py).
+    "sudo ip route add {}/32 dev {} src {}": (LINUX, "the lab runs it"),
+    "sudo ip route replace {}/32 dev {} src {}": (LINUX, "the lab runs the same with add"),
+    "journalctl -u exod": (LINUX, "journalctl(1)"),
+    "journalctl --user -u exod": (LINUX, "journalctl(1)"),
+    "loginctl enable-linger {}": (LINUX, "loginctl(1)"),
+    # Installing. CI installs the wheel; uv's manual has --force.
+    "brew install python@3.13": (MAC, "Homebrew's formula python@3.13"),
+    "xcode-select --install": (MAC, "xcode-select(1)"),
+    "make setup PYTHON=python3.13": (MAC, "the Makefile"),
+    "make setup PYTHON=/path/to/python3.11": (LINUX, "the Makefile"),
+    "make setup-cross": (BOTH, "the Makefile"),
+    "make setup": (BOTH, "the Makefile"),
+    "uv tool install --force .": (BOTH, "uv's manual, tools"),
+    # Files, ports, variables: POSIX, or the same on both.
+    "chmod 600 {}": (BOTH, "POSIX"),
+    "sudo chown -R $(id -un) {}": (BOTH, "POSIX"),
+    "sudo lsof -nP -iUDP:5353": (BOTH, "lsof(8)"),
+    "lsof -i :{}": (BOTH, "lsof(8)"),
+    "openssl rand -hex 32 > {}": (BOTH, "openssl-rand(1)"),
+    "unset {}": (BOTH, "POSIX"),
+    "launchctl unsetenv": (MAC, "launchctl(1)"),
+}
+
+PROGRAMS = (
+    "brew|caffeinate|chmod|chown|codesign|defaults|docker|ifconfig|ip route|ipconfig|journalctl|kill|killall"
+    "|launchctl|loginctl|lsof|networksetup|openssl|pip3?|pipx|pmset|route (?:-n|add|delete)|scutil|sysctl|systemctl"
+    "|unset|uv (?:tool|pip)|xcode-select"
+)
+COMMAND = re.compile(
+    rf"(?<![\w/.-])(?:sudo (?!exoctl)|(?:{PROGRAMS})(?= \S)|make (?:setup|run|test|launcher|dist)\b)"
+)
+ENDS = re.compile(r"$|[;,)`.:]| \(| where ")
+OURS = re.compile(r"(?<![\w/.-])exoctl((?: [a-z-]+| --[a-z-]+)*)")
+
+NO_TEXTS = {"launchd/formula.py"}
+"""A program in another language, not something a person is told to type."""
+
+
+class Text(NamedTuple):
+    file: str
+    line: int
+    text: str
+
+    @property
+    def platforms(self) -> frozenset[str]:
+        name = Path(self.file).stem
+        if name in {"darwin", "launchd", "app_bundle", "thunderbolt_advice"}:
+            return MAC
+        return LINUX if name in {"linux", "systemd"} else BOTH
+
+
+def texts() -> Iterator[Text]:
+    """Every string of the program that is no docstring; `{}` stands for what is filled in."""
+    for folder in ("daemon", "engine", "launchd"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if str(path.relative_to(ROOT)) in NO_TEXTS:
+                continue
+            tree = ast.parse(path.read_text())
+            skipped: set[int] = set()
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                    skipped.add(id(node.value))
+                if isinstance(node, ast.JoinedStr):
+                    skipped |= {id(value) for value in node.values}
+            for node in ast.walk(tree):
+                if id(node) in skipped:
+                    continue
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield Text(str(path.relative_to(ROOT)), node.lineno, node.value)
+                elif isinstance(node, ast.JoinedStr):
+                    parts = [str(one.value) if isinstance(one, ast.Constant) else "{}" for one in node.values]
+                    yield Text(str(path.relative_to(ROOT)), node.lineno, "".join(parts))
+
+
+def unknown_commands(text: str) -> list[tuple[str, frozenset[str]]]:
+    """Commands in this text that no row has (with no platform), and those that a row has, with its platforms."""
+    found = []
+    place = 0
+    while (match := COMMAND.search(text, place)) is not None:
+        rest = text[match.start() :]
+        rows = [row for row in TABLE if rest.startswith(row) and ENDS.match(rest, len(row))]
+        row = max(rows, key=len, default="")
+        found.append((row or rest[:80], TABLE[row][0] if row else frozenset()))
+        place = match.start() + max(len(row), 1)
+    return found
+
+
+TEXTS = list(texts())
+
+
+def test_every_command_in_a_text_stands_in_the_table() -> None:
+    strangers = [
+        f"{one.file}:{one.line}: {command}"
+        for one in TEXTS
+        for command, platforms in unknown_commands(one.text)
+        if not platforms
+    ]
+    assert strangers == []
+
+
+def test_a_command_is_told_on_the_platform_that_has_it() -> None:
+    for one in TEXTS:
+        for command, platforms in unknown_commands(one.text):
+            assert platforms & one.platforms, f"{one.file}:{one.line}: {command}"
+
+
+def test_every_row_of_the_table_is_told_somewhere() -> None:
+    told = {command for one in TEXTS for command, _ in unknown_commands(one.text)}
+    assert set(TABLE) - told == set()
+
+
+def test_no_route_is_ever_added_on_a_mac() -> None:
+    """It makes the kernel keep this Mac's own hardware address for the peer: frames go to ourselves."""
+    for one in TEXTS:
+        assert not re.search(r"route (-n )?(add|delete)(?! \{\}/32 dev)", one.text), f"{one.file}:{one.line}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mend it: sudo route -n add -host 10.0.0.2 -interface bridge0",
+        "mend it: sudo rm -rf /",
+        "pip install something",
+        "run `sudo ifconfig bridge0 down`",
+        "chmod 600 {} && curl",
+    ],
+)
+def test_a_planted_command_is_found(text: str) -> None:
+    assert any(not platforms for _, platforms in unknown_commands(text))
+
+
+def test_commands_of_ours_are_ones_that_there_are() -> None:
+    _, commands = build()
+    for one in TEXTS:
+        for match in OURS.finditer(one.text):
+            words = [word for word in match[1].split() if not word.startswith("-")]
+            if not words or (words[0] not in commands.names and not one.text.strip().startswith("exoctl ")):
+                continue  # prose about exoctl
+            where = f"{one.file}:{one.line}: {match[0]}"
+            assert words[0] in commands.names, where
+            group = commands.groups.get(words[0])
+            if group is not None and len(words) > 1:
+                assert words[1] in group.names, where
