@@ -1,0 +1,279 @@
+"""What goes into the engine's core and what comes out of it. Frozen values both ways, with `now` beside them.
+
+The shell turns what it sees into an EngineInput and carries out the EngineCommands that come back, in their order.
+`now` is monotonic seconds. Commands never name this node: what it says to itself, the core handles inside. A
+connection to a peer is the same input as the mesh's core takes: `PeerConnected` of core/base/events.py.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from exod.core.base.events import PeerConnected
+from exod.core.engine.engine_messages import EngineMessage
+from exod.model import MeshPlan, NodeId
+from exoengine.model_files.memory_fit import ModelSizes
+from exoengine.protocol import Finished, FromWorker, GenerationRequest, TokenOut, ToWorker
+
+
+class ModelFacts(msgspec.Struct, frozen=True):
+    """What is known of a model before it is loaded."""
+
+    model: str
+    folder: str
+    sizes: ModelSizes
+
+
+# --- inputs: the mesh ---------------------------------------------------------------------------------------
+
+
+class PlanCommitted(msgspec.Struct, frozen=True):
+    """All members agreed on `plan`; `reason` is for people."""
+
+    plan: MeshPlan
+    reason: str
+
+
+class PlanSuspended(msgspec.Struct, frozen=True):
+    """The plan with this hash cannot be used until the next commit."""
+
+    plan_hash: str
+    reason: str
+
+
+class LinkHealthChanged(msgspec.Struct, frozen=True):
+    """Are the links of this rank's edges agreed and healthy? May be said again without a change."""
+
+    healthy: bool
+    reason: str
+
+
+class PeerLost(msgspec.Struct, frozen=True):
+    """The node is down: what it said of its rank is void."""
+
+    peer: NodeId
+
+
+class EngineMessageReceived(msgspec.Struct, frozen=True):
+    sender: NodeId
+    message: EngineMessage
+
+
+# --- inputs: the worker and the model -----------------------------------------------------------------------
+
+
+class WorkerSaid(msgspec.Struct, frozen=True):
+    message: FromWorker
+
+
+class WorkerGone(msgspec.Struct, frozen=True):
+    """The process ended, or it could not be started; `text` says how. Exactly one follows each StartWorker that was
+    carried out.
+    """
+
+    text: str
+
+
+class ModelFound(msgspec.Struct, frozen=True):
+    """Answers ResolveModel."""
+
+    facts: ModelFacts
+
+
+class ModelNotFound(msgspec.Struct, frozen=True):
+    """Answers ResolveModel: there is no such model, or it cannot be read."""
+
+    model: str
+    code: str
+    text: str
+
+
+# --- inputs: clients and people -----------------------------------------------------------------------------
+
+
+class ClientAsked(msgspec.Struct, frozen=True):
+    """A client of this node wants this generated. Its id is unique among this node's requests. Answered by
+    DeliverToken and DeliverKeepAlive, until one DeliverEnd or DeliverError.
+    """
+
+    request: GenerationRequest
+
+
+class ClientLeft(msgspec.Struct, frozen=True):
+    """The client went away before its end was delivered; nothing more is delivered. Harmless after the end."""
+
+    request_id: str
+
+
+class ClientStoppedReading(msgspec.Struct, frozen=True):
+    """More is waiting for this client than the shell can keep: its generation is ended with an error."""
+
+    request_id: str
+
+
+class ModelWanted(msgspec.Struct, frozen=True):
+    """A person wants this model hosted by the cluster; empty: none."""
+
+    model: str
+
+
+class DrainChanged(msgspec.Struct, frozen=True):
+    """`draining`: this node, where it coordinates, admits no more requests."""
+
+    draining: bool
+
+
+class Leaving(msgspec.Struct, frozen=True):
+    """The daemon ends: the worker is asked to leave by the shell, and its end is no crash."""
+
+
+EngineInput = (
+    PlanCommitted
+    | PlanSuspended
+    | LinkHealthChanged
+    | PeerLost
+    | PeerConnected
+    | EngineMessageReceived
+    | WorkerSaid
+    | WorkerGone
+    | ModelFound
+    | ModelNotFound
+    | ClientAsked
+    | ClientLeft
+    | ClientStoppedReading
+    | ModelWanted
+    | DrainChanged
+    | Leaving
+)
+
+
+# --- commands: the worker and the model ---------------------------------------------------------------------
+
+
+class ResolveModel(msgspec.Struct, frozen=True):
+    """Find (or download) this model and read what it is. Answered by ModelFound or ModelNotFound."""
+
+    model: str
+
+
+class StartWorker(msgspec.Struct, frozen=True):
+    """Adopt the process that an earlier daemon left, or start one. It is never given twice without a WorkerGone
+    between.
+    """
+
+
+class KillWorker(msgspec.Struct, frozen=True):
+    """At once. WorkerGone follows; the command may be repeated until then."""
+
+    text: str
+
+
+class WakeWorker(msgspec.Struct, frozen=True):
+    """Continue the process, if it was stopped from outside."""
+
+
+class LeaveWorker(msgspec.Struct, frozen=True):
+    """Nothing is asked of the worker any more: let it leave its group, then end. WorkerGone follows."""
+
+
+class TellWorker(msgspec.Struct, frozen=True):
+    message: ToWorker
+
+
+class SweepWorkers(msgspec.Struct, frozen=True):
+    """End a worker that an earlier daemon of this node left: none will be hosted here."""
+
+
+# --- commands: other nodes ----------------------------------------------------------------------------------
+
+
+class SendTo(msgspec.Struct, frozen=True):
+    """To one other node. It may be lost."""
+
+    node: NodeId
+    message: EngineMessage
+
+
+class TellAll(msgspec.Struct, frozen=True):
+    """To every other node. It may be lost."""
+
+    message: EngineMessage
+
+
+class WishModel(msgspec.Struct, frozen=True):
+    """Put this model on this node's card: it coordinates, or it is alone."""
+
+    model: str
+
+
+class AnnounceRingPort(msgspec.Struct, frozen=True):
+    """Put this port on this node's card: the next plan's ring listens there."""
+
+    port: int
+
+
+# --- commands: people and clients ---------------------------------------------------------------------------
+
+
+class EmitEvent(msgspec.Struct, frozen=True):
+    """An event of the contract, about this node."""
+
+    type: str
+    data: dict[str, object]
+
+
+class StatusChanged(msgspec.Struct, frozen=True):
+    """Something that reports show of the engine changed."""
+
+
+class DeliverToken(msgspec.Struct, frozen=True):
+    """The next token of a client's answer: indices start at 0 and never skip or repeat."""
+
+    request_id: str
+    token: TokenOut
+
+
+class DeliverKeepAlive(msgspec.Struct, frozen=True):
+    """Nothing new came for a while; `text` says what is waited for."""
+
+    request_id: str
+    text: str
+
+
+class DeliverEnd(msgspec.Struct, frozen=True):
+    """The answer is complete. Nothing more is delivered."""
+
+    request_id: str
+    end: Finished
+
+
+class DeliverError(msgspec.Struct, frozen=True):
+    """The request cannot be served, or not to its end. Nothing more is delivered. `retry_after_s`: when it is worth
+    asking again; None where that would not help.
+    """
+
+    request_id: str
+    code: str
+    text: str
+    retry_after_s: float | None = None
+
+
+EngineCommand = (
+    ResolveModel
+    | StartWorker
+    | KillWorker
+    | WakeWorker
+    | LeaveWorker
+    | TellWorker
+    | SweepWorkers
+    | SendTo
+    | TellAll
+    | WishModel
+    | AnnounceRingPort
+    | EmitEvent
+    | StatusChanged
+    | DeliverToken
+    | DeliverKeepAlive
+    | DeliverEnd
+    | DeliverError
+)
