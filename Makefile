@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 .PHONY: help setup setup-cross launcher dist formula resolve floors run test lab bench sim chaos clean
 
 help: ## print the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST) | sort
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) launchd/supported.py

@@ -7,8 +7,9 @@ that. The templates say why each key is as it is.
 from __future__ import annotations
 
 import html
+import re
 from importlib import resources
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from string import Template
 from typing import NamedTuple
 
@@ -76,6 +77,14 @@ def render_user_unit(job: Job) -> str:
 def render_system_unit(job: Job) -> str:
     """The systemd unit of the system: at boot, as `job.user`."""
     return _render_unit("exod-system.service.template", job)
+
+
+def config_of_unit(unit: str) -> Path | None:
+    """The configuration that a unit of `render_*_unit` was rendered with."""
+    match = re.search(r'^ExecStart=.* "--config" "((?:[^"\\]|\\.)*)"$', unit, re.MULTILINE)
+    if match is None:
+        return None
+    return Path(re.sub(r"\\(.)", r"\1", match[1].replace("%%", "%").replace("$$", "$")))
 
 
 def _render_plist(template: str, job: Job, label: str) -> str:

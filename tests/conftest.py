@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
+import sys
 
 import pytest
+
+if sys.platform == "darwin":
+    # Its own temporary folders have long names, and the path of a UNIX socket may have 104 bytes.
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/tmp")
 
 
 @pytest.fixture
@@ -18,3 +24,13 @@ def missing(reason: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(f"{reason} (CI installs what the tests meet: see .ci/run)")
     pytest.skip(reason)
+
+
+@pytest.fixture
+def second_loopback() -> None:
+    """For a test with two addresses on loopback: Linux has all of 127.0.0.0/8, macOS 127.0.0.1 alone."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.2", 0))
+        except OSError:
+            pytest.skip("needs 127.0.0.2: on macOS lo0 has 127.0.0.1 alone")

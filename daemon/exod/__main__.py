@@ -51,7 +51,9 @@ def run(options: argparse.Namespace) -> int:
 
     environment = {**os.environ, **DEMO_OVERRIDES} if options.demo else dict(os.environ)
     config = load(options.config, environment)
-    log.configure(config.log.level, config.log.format)
+    named = environment.get(log.FILE_VARIABLE)
+    file = config.log.file or (Path(named) if named else None)
+    log.configure(config.log.level, config.log.format, file, config.log.max_mib * 1024 * 1024, config.log.keep)
     daemon = Daemon(config, announce=options.demo)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(daemon.run())

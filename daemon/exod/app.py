@@ -37,7 +37,7 @@ from exod.core.base.events import (
     SuspendPlan,
 )
 from exod.core.base.mesh_messages import MeshMessage
-from exod.core.engine.engine_messages import EngineMessage, ModelWish
+from exod.core.engine.engine_messages import EngineMessage, ModelWish, RankPhase
 from exod.core.node import NodeCore
 from exod.daemon_api.shapes import PreflightCheck
 from exod.diagnostics.crash_watch import Crash, CrashReports, from_exit
@@ -45,6 +45,7 @@ from exod.diagnostics.event_log import EventLog
 from exod.diagnostics.frame_size_check import EdgeWatch
 from exod.diagnostics.preflight import Preflight, preflight_data
 from exod.engine_service.engine_driver import EngineHost
+from exod.engine_service.keep_awake import keep_awake
 from exod.http.server import HttpApi
 from exod.identity import claim
 from exod.local_api.server import ControlSocket
@@ -248,6 +249,7 @@ class Daemon:
                 "control socket": self.socket.run(),
                 "http": self.http.run(),
                 "figures": self._refresh_for_ever(),
+                "awake": keep_awake(self.platform.system, self._rank_work),
                 "thunderbolt": self._follow_thunderbolt(),
                 "crash reports": self.crash_reports.run(self._crashed, time.time),
             }
@@ -282,6 +284,11 @@ class Daemon:
         await self.control.goodbye(self.card.incarnation, "it was stopped")
         for job in jobs.values():
             job.cancel()
+
+    def _rank_work(self) -> tuple[int | None, bool]:
+        """The worker's pid, and does its rank load or answer?"""
+        rank = self.engine.rank
+        return self.engine.worker.pid, rank.phase is RankPhase.LOADING or bool(rank.active)
 
     def _say_what_to_try(self) -> None:
         """For a person who started this in a terminal."""

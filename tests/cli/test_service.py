@@ -63,6 +63,8 @@ class Launchd:
     def __call__(self, argv: Sequence[str]) -> Answer:
         assert argv[0] == "/bin/launchctl"
         verb, target, *rest = argv[1:]
+        if verb == "kill":  # its signal comes first
+            rest, target = [target], rest[0]
         if verb != "print":
             self.commands.append(" ".join([verb, target, *(Path(one).name for one in rest)]))
         answer: Answer = getattr(self, f"_{verb}")(target, *rest)
@@ -104,6 +106,9 @@ class Launchd:
             return IO_ERROR
         self.loaded[target] = path
         return Answer(0)
+
+    def _kill(self, target: str, _signal: str) -> Answer:
+        return Answer(0) if target in self.loaded else NOT_FOUND
 
     def _kickstart(self, target: str) -> Answer:
         return Answer(0) if target in self.loaded else NOT_FOUND

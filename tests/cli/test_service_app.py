@@ -11,7 +11,7 @@ import pytest
 from exod.cli.service import verbs as service
 from exod.cli.service.host import Answer, Host, ServiceError, UsageError
 from launchd import app
-from tests.cli.test_service import UID, Launchd, files, mac
+from tests.cli.test_service import UID, Launchd, Systemd, files, linux, mac
 
 LIBRARY = Path("/opt/homebrew/opt/python@3.13/Frameworks/Python.framework/Versions/3.13/Python")
 
@@ -152,3 +152,69 @@ def test_what_launchd_refuses_is_told_with_its_cause(machine: Mac, tmp_path: Pat
     machine.bootstrap_answers = [refusal] * 20
     with pytest.raises(ServiceError, match="Login Items & Extensions, Allow in the Background"):
         service.install(host=with_library(machine, tmp_path))
+
+
+# --- upgrade -------------------------------------------------------------------------------------------------
+
+
+def test_an_upgrade_in_place_replaces_the_daemon_alone(machine: Mac, tmp_path: Path) -> None:
+    """Killed, not asked to leave: the rank's process lives on. Bundle and property list stay as they are."""
+    host = with_library(machine, tmp_path)
+    service.install(host=host)
+    machine.commands.clear()
+    said = service.upgrade(host=host._replace(library=Path("/opt/newer/Python")))
+    target = f"gui/{UID}/com.exod.agent"
+    assert machine.commands == [f"kill {target} SIGKILL", f"kickstart {target}"]
+    assert "a running answer goes on" in said
+    assert machine.tools == [SIGN]
+    assert "library=/opt/newer/Python" in (host.home / "Library/Application Support/exod/launcher.conf").read_text()
+
+
+def test_an_upgrade_to_another_environment_keeps_the_configuration(machine: Mac, tmp_path: Path) -> None:
+    host = with_library(machine, tmp_path)
+    config = tmp_path / "exod.toml"
+    config.write_text("")
+    service.install(config=config, host=host)
+    machine.commands.clear()
+    said = service.upgrade(host=host._replace(python=Path("/Users/me/new/bin/python3")))
+    assert f"bootstrap gui/{UID} com.exod.agent.plist" in machine.commands
+    assert "a running answer ended" in said
+    plist = plistlib.loads((host.home / "Library/LaunchAgents/com.exod.agent.plist").read_bytes())
+    assert plist["ProgramArguments"][-2:] == ["--config", str(config)]
+    assert plist["EnvironmentVariables"]["PATH"].startswith("/Users/me/new/bin:")
+
+
+def test_without_an_install_there_is_nothing_to_upgrade(machine: Mac, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="exoctl service install"):
+        service.upgrade(host=with_library(machine, tmp_path))
+    plist = tmp_path / "Users/me/Library/LaunchAgents/com.exod.agent.plist"
+    plist.parent.mkdir(parents=True)
+    plist.write_text("nonsense")
+    with pytest.raises(ServiceError, match="cannot be read"):
+        service.upgrade(host=with_library(machine, tmp_path))
+
+
+def test_a_unit_is_upgraded_with_its_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EXOD_CONFIG", raising=False)
+    systemd = Systemd()
+    host = linux(systemd, tmp_path)
+    config = tmp_path / 'of "50%" $HOME.toml'
+    config.write_text("")
+    service.install(config=config, host=host)
+    unit = tmp_path / "home/me/.config/systemd/user/exod.service"
+    before = unit.read_text()
+    service.upgrade(host=host)
+    assert unit.read_text() == before
+    service.upgrade(host=host._replace(python=Path("/opt/new/bin/python3")))
+    assert unit.read_text() == before.replace("/usr/bin/python3", "/opt/new/bin/python3").replace(
+        "PATH=/usr/bin:", "PATH=/opt/new/bin:"
+    )
+
+
+def test_uninstalling_takes_rotated_logs_away(machine: Mac, tmp_path: Path) -> None:
+    host = with_library(machine, tmp_path)
+    service.install(host=host)
+    for name in ("exod.log", "exod.log.1", "exod.log.2", "exod.err.log"):
+        (host.home / "Library/Logs/exod" / name).write_text("x")
+    service.uninstall(host=host)
+    assert files(tmp_path) == []

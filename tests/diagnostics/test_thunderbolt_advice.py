@@ -18,7 +18,7 @@ def port(receptacle: str, peer: str = "studio2", connected: bool = True) -> Thun
     return ThunderboltPort(receptacle, connected, "", f"en{receptacle}", "A", peer, "B" if peer else "")
 
 
-def test_two_macs_on_the_default_bridge_need_nothing_and_may_have_fixed_addresses() -> None:
+def test_two_macs_on_the_default_bridge_may_have_fixed_addresses() -> None:
     used, addresses = check_thunderbolt([port("1")], [ETHERNET, bridge("169.254.7.1/16")], "en0")
     assert used.ok
     assert addresses.ok

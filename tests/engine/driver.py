@@ -160,7 +160,7 @@ class Cluster:
     ) -> None:
         self.folder, self.options = folder, options
         self.withins = [within for within, _ in hosts] or [()] * size
-        self.addresses = [address for _, address in hosts] or [f"127.0.0.{rank + 1}" for rank in range(size)]
+        self.addresses = [address for _, address in hosts] or ["127.0.0.1"] * size
         self.names = itertools.count()
         self.ranks = [self.start(rank) for rank in range(size)]
         self.plans = itertools.count()
@@ -191,8 +191,8 @@ class Cluster:
     def prepare(self, size: int | None = None) -> None:
         count = len(self.loads) if size is None else size
         self.plan = (f"plan{next(self.plans)}", 1)
-        port = next(_ports)
-        hosts = tuple(f"{address}:{port}" for address in self.addresses[:count]) if count > 1 else ()
+        # A port each: macOS has 127.0.0.1 alone.
+        hosts = tuple(f"{address}:{next(_ports)}" for address in self.addresses[:count]) if count > 1 else ()
         self.prepared_hosts = hosts
         for index, rank in enumerate(self.ranks[:count]):
             rank.send(Prepare(*self.plan, index, count, hosts, key=b"k" * 32))

@@ -219,6 +219,7 @@ async def test_a_message_too_long_for_the_peer_is_not_sent() -> None:
         await until(lambda: [len(model) for model in b.wishes()] == [3_000_000], "the long one came whole")
 
 
+@pytest.mark.usefixtures("second_loopback")
 async def test_a_dead_path_closes_its_connection_and_messages_take_another() -> None:
     async with a_pair() as (a, b):
         second = Target("127.0.0.1", b.port, local="127.0.0.2")
@@ -248,6 +249,7 @@ def local_tcp_ports() -> set[int]:
     return {int(line.split()[1].rpartition(":")[2], 16) for line in lines}
 
 
+@pytest.mark.usefixtures("second_loopback")
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a socket drop what comes")
 async def test_a_connection_that_died_while_its_path_lives_is_given_up_within_two_seconds() -> None:
     async with a_pair() as (a, b):
@@ -276,6 +278,7 @@ async def test_nothing_is_left_of_a_connection_over_a_dead_path() -> None:
         assert port not in local_tcp_ports(), "the kernel still sends"
 
 
+@pytest.mark.usefixtures("second_loopback")
 async def test_messages_take_the_best_path_that_has_a_connection() -> None:
     async with a_pair() as (a, b):
         best = Target("127.0.0.1", b.port, local="127.0.0.2")

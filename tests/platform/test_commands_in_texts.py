@@ -43,6 +43,7 @@ TABLE = {
     "make setup-cross": (BOTH, "the Makefile"),
     "make setup": (BOTH, "the Makefile"),
     "uv tool install --force .": (BOTH, "uv's manual, tools"),
+    "sudo pmset -c sleep 0": (MAC, "pmset(1): -c is on mains"),
     # Files, ports, variables: POSIX, or the same on both.
     "chmod 600 {}": (BOTH, "POSIX"),
     "sudo chown -R $(id -un) {}": (BOTH, "POSIX"),
@@ -76,7 +77,7 @@ class Text(NamedTuple):
     @property
     def platforms(self) -> frozenset[str]:
         name = Path(self.file).stem
-        if name in {"darwin", "launchd", "app_bundle", "thunderbolt_advice"}:
+        if name in {"darwin", "launchd", "app_bundle", "thunderbolt_advice", "mac_findings"}:
             return MAC
         return LINUX if name in {"linux", "systemd"} else BOTH
 

@@ -81,6 +81,9 @@ class MqttConfig(msgspec.Struct, frozen=True):
 class LogConfig(msgspec.Struct, frozen=True):
     level: str
     format: str
+    file: Path | None
+    max_mib: int
+    keep: int
 
 
 class DebugConfig(msgspec.Struct, frozen=True):
@@ -169,6 +172,9 @@ def _keys(data_dir: Path, host_name: str) -> dict[str, dict[str, Key]]:
         "log": {
             "level": Key("info", checks.choice("debug", "info", "warning", "error")),
             "format": Key("auto", checks.choice("auto", "console", "json")),
+            "file": Key("", checks.path),
+            "max_mib": Key(10, checks.whole(1, 1024)),
+            "keep": Key(5, checks.whole(1, 99)),
         },
         "debug": {"enabled": Key(False, checks.boolean)},
     }

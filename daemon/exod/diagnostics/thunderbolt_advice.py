@@ -84,7 +84,7 @@ def _ring_of_cables(count: int) -> NetworkCheck:
 def _check_addresses(
     bridge: InterfaceLine, interfaces: Sequence[InterfaceLine], primary: str | None, has_cable: bool
 ) -> list[NetworkCheck]:
-    """The cable needs no address of its own: exod binds its sockets to the interface."""
+    """Whose subnet is the bridge in? Self-assigned addresses are no fault, and may be replaced by set ones."""
     twin = next((line.name for line in interfaces if line is not bridge and _share_subnet(line, bridge)), None)
     if primary == BRIDGE or twin is not None:
         trouble = f"carries this Mac's default route: {BRIDGE} took a lease from a router behind the cable"
@@ -93,7 +93,7 @@ def _check_addresses(
         text = f"{BRIDGE} {trouble}"
         return [NetworkCheck("thunderbolt", "bridge", ok=False, text=text, cure=FIXED_ADDRESSES)]
     if has_cable and bridge.addresses and all(_is_link_local(one) for one in bridge.addresses):
-        text = f"{BRIDGE} has a self-assigned address, which may change: exod works with it, other programs may not"
+        text = f"{BRIDGE} has a self-assigned address, which may change; one that is set lasts"
         return [NetworkCheck("thunderbolt", "bridge", ok=True, text=text, cure=FIXED_ADDRESSES)]
     return []
 

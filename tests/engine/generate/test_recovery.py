@@ -244,7 +244,7 @@ def test_ranks_of_different_plans_refuse_each_other(ranks: Cluster, llama: Path)
     ranks.prepare()
     second.expect(Prepared)
     first.expect(Prepared)
-    hosts = ("127.0.0.1:20999", "127.0.0.2:20999")
+    hosts = ("127.0.0.1:20998", "127.0.0.1:20999")
     from exoengine.protocol import Prepare
 
     first.send(Prepare(*old, 0, 2, hosts, key=b"k" * 32))

@@ -257,7 +257,7 @@ def test_another_load_makes_a_worker_forget_its_requests(pair: Cluster, llama: P
 
 
 def test_a_load_that_hangs_is_reported_and_ends_the_process(tmp_path: Path, llama: Path) -> None:
-    hangs = "import time; from exoengine import loading; loading._probe = lambda *_: time.sleep(600)"
+    hangs = "import time; from exoengine.model import loading; loading._probe = lambda *_: time.sleep(600)"
     rank = Rank(tmp_path, "hangs", prelude=hangs)
     try:
         rank.send(Load(str(llama), 0, 2, SyncSettings(load_deadline_s=0.5)))
@@ -317,7 +317,7 @@ def test_a_stranger_on_the_ring_port_is_turned_away(trio: Cluster, llama: Path) 
     until = time.monotonic() + GENEROUS_S
     while len(strangers) < 3 and time.monotonic() < until:
         try:
-            strangers.append(socket.create_connection(("127.0.0.2", port)))
+            strangers.append(socket.create_connection(("127.0.0.1", port)))
         except ConnectionRefusedError:
             time.sleep(0.01)
     strangers[0].sendall(b"GET / HTTP/1.1\r\n\r\n" * 20)
@@ -327,7 +327,7 @@ def test_a_stranger_on_the_ring_port_is_turned_away(trio: Cluster, llama: Path) 
         rank.expect(Formed)
     assert len(trio.generate(request([65], 3)).tokens) == 3
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.2", port))  # it listens only while it forms
+        socket.create_connection(("127.0.0.1", port))  # it listens only while it forms
     for stranger in strangers:
         stranger.close()
 
@@ -340,7 +340,7 @@ def test_forming_without_a_neighbour_ends_by_deadline_and_can_be_called_off(trio
     trio.ranks[0].send(Form(*trio.plan, 0.5))
     said = trio.ranks[0].expect(Aborted)
     assert said.code == "deadline"
-    assert "127.0.0.2" in said.text
+    assert trio.prepared_hosts[1] in said.text
     trio.form()
 
 

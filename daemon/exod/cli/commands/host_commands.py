@@ -6,8 +6,10 @@ runs. `service` hands over to `cli/service/`. Called by `main.py`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import plistlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,7 @@ def register(commands: Commands) -> None:
     )
     parsers = [
         install,
+        service.add("upgrade", service_upgrade),
         service.add("uninstall", service_uninstall),
         service.add("status", service_status),
         service.add("print", service_print),
@@ -66,7 +69,7 @@ def examine(shell: Shell) -> DoctorReport:
         return DoctorReport(
             (Finding("config.invalid", "error", "configuration", str(error), mend),), ("configuration",)
         )
-    findings = [*_folder(config), *_key(config), *_environment(), *_model()]
+    findings = [*_folder(config), *_key(config), *_environment(), *_model(), *_mac(config, sys.platform)]
     checked = ["configuration", "data folder", "cluster key", "environment", "embedded model", "daemon"]
     facts: tuple[str, ...] = ()
     try:
@@ -124,6 +127,24 @@ def _model() -> list[Finding]:
     return [Finding("model.absent", "error", "embedded model", text, cure)] if missing else []
 
 
+def _mac(config: Config, system: str) -> list[Finding]:
+    """What a Mac keeps from a service: protected folders, and sleep where a rank may run."""
+    if system != "darwin":
+        return []
+    from exod.cli.service.host import ServiceError, run_command
+    from exod.diagnostics.mac_findings import of_protected_folders, of_sleep
+
+    places = {"the environment": Path(sys.prefix), "the data folder": config.node.data_dir}
+    model = Path(config.engine.model).expanduser()
+    if model.is_absolute():
+        places["the model"] = model
+    findings = of_protected_folders(places, Path.home())
+    if config.engine.enabled:
+        with contextlib.suppress(ServiceError):  # no pmset, no finding
+            findings += of_sleep(run_command(("/usr/bin/pmset", "-g")).out)
+    return findings
+
+
 def _folder(config: Config) -> list[Finding]:
     from exod.daemon_api.shapes import Finding
 
@@ -167,6 +188,14 @@ def service_install(shell: Shell, system: bool, build_launcher: bool) -> ExitCod
     from exod.cli.service import verbs as service
 
     _say(shell, service.install(system, shell.config_file, build_launcher=build_launcher), ExitCode.OK)
+    return ExitCode.OK
+
+
+def service_upgrade(shell: Shell, system: bool) -> ExitCode:
+    """Runs the installed service from this environment; a running answer goes on where it can."""
+    from exod.cli.service import verbs as service
+
+    _say(shell, service.upgrade(system), ExitCode.OK)
     return ExitCode.OK
 
 

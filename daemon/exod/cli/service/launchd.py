@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import plistlib
 import re
 from pathlib import Path, PurePosixPath
 
@@ -75,7 +76,33 @@ def install(host: Host, system: bool, config: Path | None, build_launcher: bool 
     # Loaded means started (RunAtLoad); after a crash moments ago launchd would wait, and this does not.
     _launchctl(host, "kickstart", f"{domain}/{_label(system)}")
     login = "" if system else " It starts with a login of this user; a headless Mac needs --system."
-    return f"installed {path} and started {domain}/{_label(system)}; its log is {job.logs}.{login}{said}"
+    return f"installed {path} and started {domain}/{_label(system)}; its log is {job.logs}/exod.log.{login}{said}"
+
+
+def upgrade(host: Host, system: bool) -> str:
+    """Runs the job from this environment. Where its property list stays the same the daemon alone is replaced: it
+    is killed and not asked to leave, so that its rank's process lives on and the next daemon takes it over.
+    """
+    _check_who(host, system, "upgrade")
+    path = plist_path(host, system)
+    try:
+        installed = plistlib.loads(path.read_bytes())
+        given = [str(one) for one in installed["ProgramArguments"]]
+    except FileNotFoundError:
+        raise UsageError(f"{path} is not installed: exoctl service install") from None
+    except (OSError, ValueError, KeyError, TypeError, plistlib.InvalidFileException) as error:
+        raise ServiceError(f"{path} cannot be read ({error}): exoctl service install writes it anew") from None
+    config = Path(given[given.index("--config") + 1]) if "--config" in given[:-1] else None
+    job = job_of(host, system, config)
+    text = launchd.render_daemon(job) if system else launchd.render_agent(job)
+    domain = next((one for one in _domains(host, system) if _is_loaded_in(host, one, system)), None)
+    if domain is None or text.encode() != path.read_bytes():
+        return f"the job changed and was loaded anew, a running answer ended: {install(host, system, config)}"
+    said = app_bundle.install(host, build=False) if job.launcher is not None else ""
+    _launchctl(host, "kill", "SIGKILL", f"{domain}/{_label(system)}")
+    _launchctl(host, "kickstart", f"{domain}/{_label(system)}")
+    job_name = f"{domain}/{_label(system)}"
+    return f"{job_name} runs from {host.python} now; a running answer goes on where its rank fits.{said}"
 
 
 def uninstall(host: Host, system: bool) -> str:
@@ -143,19 +170,17 @@ def _launchctl(host: Host, *arguments: str) -> Answer:
     return host.run((LAUNCHCTL, *arguments))
 
 
+def _is_loaded_in(host: Host, domain: str, system: bool) -> bool:
+    return _launchctl(host, "print", f"{domain}/{_label(system)}").code == 0
+
+
 def _is_loaded(host: Host, system: bool) -> bool:
-    return any(
-        _launchctl(host, "print", f"{domain}/{_label(system)}").code == 0 for domain in _domains(host, system)
-    )
+    return any(_is_loaded_in(host, domain, system) for domain in _domains(host, system))
 
 
 def _unload(host: Host, system: bool) -> bool:
     """Out of both domains, and waits until it is gone. True where it was loaded."""
-    loaded = [
-        domain
-        for domain in _domains(host, system)
-        if _launchctl(host, "print", f"{domain}/{_label(system)}").code == 0
-    ]
+    loaded = [domain for domain in _domains(host, system) if _is_loaded_in(host, domain, system)]
     for domain in loaded:
         _launchctl(host, "bootout", f"{domain}/{_label(system)}")
     waited_s = 0.0
@@ -213,7 +238,7 @@ def _make_log_folder(host: Host, folder: Path) -> None:
 
 
 def _remove_logs(folder: Path) -> None:
-    for name in ("exod.out.log", "exod.err.log"):
-        remove(folder / name)
+    for path in (folder / "exod.out.log", folder / "exod.err.log", *sorted(folder.glob("exod.log*"))):
+        remove(path)
     with contextlib.suppress(OSError):  # not there, or with files that exod did not put there
         folder.rmdir()

@@ -35,6 +35,19 @@ def install(host: Host, system: bool, config: Path | None) -> str:
     return f"installed {path} and started it; its log is `{journal}`.{login}"
 
 
+def upgrade(host: Host, system: bool) -> str:
+    """Installs again, with the configuration of the unit that is there. systemd ends the rank with the daemon."""
+    _check_who(host, system, "upgrade")
+    path = unit_path(host, system)
+    try:
+        unit = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"{path} is not installed: exoctl service install") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ServiceError(f"{path} cannot be read: {error}") from None
+    return install(host, system, launchd.config_of_unit(unit))
+
+
 def uninstall(host: Host, system: bool) -> str:
     _check_who(host, system, "uninstall")
     path = unit_path(host, system)

@@ -66,6 +66,17 @@ def install(
         raise ServiceError(str(error)) from None
 
 
+def upgrade(system: bool = False, host: Host | None = None) -> str:
+    """Runs an installed service from this environment: after a new wheel or another `make setup`."""
+    host = host if host is not None else this_host()
+    try:
+        if host.system == "darwin":
+            return service_darwin.upgrade(host, system)
+        return service_linux.upgrade(host, system)
+    except ValueError as error:
+        raise ServiceError(str(error)) from None
+
+
 def uninstall(system: bool = False, host: Host | None = None) -> str:
     """Stops the daemon and removes what `install` made. Safe to repeat."""
     host = host if host is not None else this_host()

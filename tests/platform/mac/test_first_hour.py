@@ -1,0 +1,103 @@
+"""docs/first-hour.md against the program: each screen in it that can be made here is what is printed.
+
+A screen is a fenced block below a line `<!-- screen: NAME -->`. `python -m tests.platform.mac.test_first_hour`
+prints them all, for whoever changed a text and mends the document.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from exod.cli.service import verbs as service
+from exod.cli.service.host import Answer, ServiceError
+from exod.daemon_api.shapes import InterfaceLine, NetworkCheck
+from exod.diagnostics.mac_findings import of_protected_folders, of_sleep
+from exod.diagnostics.thunderbolt_advice import check_thunderbolt
+from exod.model import Kind
+from exod.platform import ThunderboltPort
+from launchd.supported import complaint
+from tests.cli.test_service import UID
+from tests.cli.test_service_app import Mac, with_library
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "first-hour.md"
+
+ETHERNET = InterfaceLine("en0", Kind.ETHERNET, "", True, ("192.168.1.20/24",), True, "")
+CABLE = ThunderboltPort("1", True, "80 Gb/s", "en1", "A", "studio2", "B")
+SECOND_CABLE = ThunderboltPort("2", True, "80 Gb/s", "en2", "A", "studio3", "C")
+EMPTY_PORT = ThunderboltPort("1", False, "", "en1", "A", "", "")
+
+
+def bridge(address: str) -> InterfaceLine:
+    return InterfaceLine("bridge0", Kind.THUNDERBOLT, "", True, (address,), True, "")
+
+
+def said(check: NetworkCheck) -> str:
+    return f"{check.subject}: {check.text}\n  {check.cure}"
+
+
+def service_screens() -> Iterator[tuple[str, str]]:
+    with tempfile.TemporaryDirectory() as folder:
+        machine = Mac()
+        host = with_library(machine, Path(folder))
+        yield "service install", service.install(host=host).replace(folder, "")
+        yield "service status", service.status(host=host)[0].replace(folder, "")
+        yield "service upgrade", service.upgrade(host=host).replace(folder, "")
+        yield "service uninstall", service.uninstall(host=host).replace(folder, "")
+        machine.domains.discard(f"gui/{UID}")
+        machine.bootstrap_answers = [Answer(5, err="Bootstrap failed: 5: Input/output error\n")] * 20
+        with pytest.raises(ServiceError) as raised:
+            service.install(host=host)
+        yield "service refused", f"exoctl: {raised.value}".replace(folder, "")
+
+
+def screens() -> dict[str, str]:
+    found = dict(service_screens())
+    for name, macos, machine, python in (
+        ("too old a Python", "15.1", "arm64", (3, 9, 6)),
+        ("macOS 13", "13.6.1", "arm64", (3, 13, 0)),
+        ("Intel", "15.1", "x86_64", (3, 13, 0)),
+    ):
+        found[name] = complaint("Darwin", machine, macos, python)
+    found["default bridge"] = said(check_thunderbolt([CABLE], [ETHERNET, bridge("169.254.7.1/16")], "en0")[-1])
+    found["bridge missing"] = said(check_thunderbolt([CABLE], [ETHERNET], "en0")[-1])
+    found["ring of three"] = said(check_thunderbolt([CABLE, SECOND_CABLE], [ETHERNET, bridge("10.254.0.1/24")])[-1])
+    found["bridge with a lease"] = said(
+        check_thunderbolt([CABLE], [ETHERNET, bridge("192.168.1.99/24")], "en0")[-1]
+    )
+    found["nothing connected"] = said(check_thunderbolt([EMPTY_PORT], [ETHERNET], "en0")[-1])
+    home = Path("/Users/me")
+    for name, finding in (
+        ("protected folder", of_protected_folders({"the model": home / "Documents/qwen"}, home)[0]),
+        ("sleep", of_sleep(" sleep                10\n")[0]),
+    ):
+        found[name] = f"{finding.text}\n  {finding.cure}"
+    return found
+
+
+def in_the_document() -> dict[str, str]:
+    blocks = re.findall(r"<!-- screen: (.+?) -->\n```\n(.*?)\n```", DOCUMENT.read_text(), re.DOTALL)
+    return dict(blocks)
+
+
+def test_every_screen_of_the_first_hour_is_what_is_printed() -> None:
+    assert in_the_document() == screens()
+
+
+def test_commands_in_the_document_are_ones_that_there_are() -> None:
+    from exod.cli.main import build
+
+    _, commands = build()
+    for words in re.findall(r"^exoctl ([a-z]+)(?: ([a-z]+))?", DOCUMENT.read_text(), re.MULTILINE):
+        assert words[0] in commands.names
+        if words[0] in commands.groups and words[1]:
+            assert words[1] in commands.groups[words[0]].names
+
+
+if __name__ == "__main__":
+    for name, text in screens().items():
+        print(f"<!-- screen: {name} -->\n```\n{text}\n```\n")
