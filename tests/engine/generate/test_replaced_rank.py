@@ -40,7 +40,7 @@ def slow(self, step, *args):
 Pipeline.run = slow
 """
 
-KEEPS_LITTLE = "from exoengine import sent; sent.MAX_SENT_BYTES = 1500 * 256"
+KEEPS_LITTLE = "from exoengine.generate import sent_activations; sent_activations.MAX_SENT_BYTES = 1500 * 256"
 """The llama's hidden state has 256 bytes."""
 
 KINDS: dict[str, dict[str, Any]] = {
