@@ -107,7 +107,7 @@ class Situation:
                 daemon.engine.peer_lost(node.id)
         daemon.engine.link_health(*self._link_health(view))
         health = self.health(view)
-        for event in self._alerts.changes(health, self._told_by_rank(), time.time()):
+        for event in self._alerts.changes(health, self._told_by_rank()):
             daemon.events.write(event)
         daemon.mqtt.update(self._mqtt_view(view, health))
         told = (health.health, tuple((reason.code, reason.subject) for reason in health.reasons))
@@ -210,7 +210,8 @@ class Situation:
                 edge_text="; ".join(f"{check.subject}: {check.text}" for check in self._daemon.edge_watch.failed),
                 mqtt_text=mqtt.text if configured_broker and mqtt.state != "connected" else "",
             ),
-            now=time.time(),
+            now=time.monotonic(),
+            wall=time.time(),
         )
 
     def failed_edge(self) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
+from exod.core.status.alerts import Alerts
 from exod.core.status.health import HealthInput, HealthJudge, HealthSnapshot
 from exod.core.status.view import LinkView, MeshView, NodeEntry, NodeView, PathView
 from exod.model import EngineState, Health, Kind, MeshState, NodeState, PathId, PathState
@@ -74,8 +76,8 @@ def given(
 
 def lasting(what: HealthInput, judge: HealthJudge | None = None) -> HealthSnapshot:
     judge = judge or HealthJudge()
-    judge.judge(what, 100.0)
-    return judge.judge(what, 110.0)
+    judge.judge(what, 100.0, 100.0)
+    return judge.judge(what, 110.0, 110.0)
 
 
 def texts(what: HealthInput) -> list[str]:
@@ -103,7 +105,7 @@ def test_loss_that_stays_is_a_reason_until_it_is_gone() -> None:
 
     def at(loss: float, now: float) -> list[tuple[str, str]]:
         cable = msgspec.structs.replace(CABLE, lasting_loss=loss)
-        return [(reason.code, reason.text) for reason in judge.judge(given(cable, LAN), now).reasons]
+        return [(reason.code, reason.text) for reason in judge.judge(given(cable, LAN), now, now).reasons]
 
     assert at(0.06, 0.0) == []
     assert at(0.04, 4.9) == []
@@ -117,8 +119,8 @@ def test_loss_that_stays_is_a_reason_until_it_is_gone() -> None:
 def test_loss_is_told_of_a_path_that_is_degraded_too() -> None:
     cable = msgspec.structs.replace(CABLE, state=PathState.DEGRADED, why="loses 21%", lasting_loss=0.13)
     judge = HealthJudge()
-    judge.judge(given(cable, LAN), 0.0)
-    said = judge.judge(given(cable, LAN), 5.0)
+    judge.judge(given(cable, LAN), 0.0, 0.0)
+    said = judge.judge(given(cable, LAN), 5.0, 5.0)
     assert [reason.code for reason in said.reasons] == ["link_degraded", "link_lossy"]
 
 
@@ -137,11 +139,11 @@ def test_a_lost_node_and_one_that_left() -> None:
 def test_a_moment_of_disagreement_alarms_nobody() -> None:
     judge = HealthJudge()
     what = given(CABLE, agreed=False)
-    assert judge.judge(what, 100.0).health is Health.HEALTHY
-    assert judge.judge(what, 100.3).health is Health.HEALTHY
-    assert judge.judge(given(CABLE), 100.5).health is Health.HEALTHY
-    judge.judge(what, 101.0)
-    (reason,) = judge.judge(what, 102.5).reasons
+    assert judge.judge(what, 100.0, 100.0).health is Health.HEALTHY
+    assert judge.judge(what, 100.3, 100.3).health is Health.HEALTHY
+    assert judge.judge(given(CABLE), 100.5, 100.5).health is Health.HEALTHY
+    judge.judge(what, 101.0, 101.0)
+    (reason,) = judge.judge(what, 102.5, 102.5).reasons
     assert (reason.code, reason.since) == ("ends_disagree", 101.0)
 
 
@@ -149,7 +151,7 @@ def test_since_stays_while_a_reason_lasts_and_its_text_may_move() -> None:
     judge = HealthJudge()
     for now, rtt_ms in ((100.0, 44.1), (130.0, 46.0)):
         what = given(msgspec.structs.replace(VPN, selected=True, rtt_ms=rtt_ms))
-        snapshot = judge.judge(what, now)
+        snapshot = judge.judge(what, now, now)
     (reason,) = snapshot.reasons
     assert reason.since == 100.0
     assert "46.0 ms" in reason.text
@@ -158,9 +160,27 @@ def test_since_stays_while_a_reason_lasts_and_its_text_may_move() -> None:
 def test_a_clock_set_back_keeps_since_in_the_past() -> None:
     judge = HealthJudge()
     what = given(CABLE, peer=NodeState.DOWN)
-    judge.judge(what, 100.0)
-    (reason,) = judge.judge(what, 50.0).reasons
+    judge.judge(what, 100.0, 100.0)
+    (reason,) = judge.judge(what, 101.0, 50.0).reasons
     assert reason.since <= 50.0
+
+
+@pytest.mark.parametrize("step", [-86_400.0, 86_400.0])
+def test_a_step_of_the_wall_clock_neither_raises_nor_clears_anything(step: float) -> None:
+    judge, alerts, wall = HealthJudge(), Alerts(), 1_700_000_000.0
+    disagree, lost = given(CABLE, agreed=False), given(CABLE, peer=NodeState.DOWN)
+
+    def codes(what: HealthInput, now: float, wall: float) -> tuple[list[str], list[str]]:
+        health = judge.judge(what, now, wall)
+        return [one.code for one in health.reasons], [one.type for one in alerts.changes(health, frozenset())]
+
+    assert codes(disagree, 10.0, wall) == ([], [])
+    assert codes(disagree, 10.5, wall + step) == ([], []), "its grace is not over"
+    assert codes(disagree, 11.0, wall + step) == (["ends_disagree"], ["alert.raised"])
+    assert codes(disagree, 11.5, wall - step) == (["ends_disagree"], [])
+    assert codes(lost, 20.0, wall) == (["node_down"], ["alert.cleared"])
+    assert codes(lost, 20.5, wall + step) == (["node_down"], []), "it has not lasted a second"
+    assert codes(lost, 21.0, wall) == (["node_down"], ["alert.raised"])
 
 
 def test_a_failed_engine_is_down_and_a_missing_one_is_not() -> None:

@@ -84,6 +84,9 @@ class HealthInput(msgspec.Struct, frozen=True):
 class HealthSnapshot(msgspec.Struct, frozen=True):
     health: Health
     reasons: tuple[Reason, ...]
+    """`since` is wall clock, for people."""
+    lasting_s: tuple[float, ...] = ()
+    """How long each reason has lasted, on the monotonic clock."""
 
 
 class _Fact(msgspec.Struct, frozen=True):
@@ -93,23 +96,27 @@ class _Fact(msgspec.Struct, frozen=True):
 
 
 class HealthJudge:
-    """Keeps when each fact was first seen, and nothing else."""
+    """Keeps when each fact was first seen, on both clocks, and nothing else."""
 
     def __init__(self) -> None:
-        self._since: dict[tuple[str, str], float] = {}
+        self._since: dict[tuple[str, str], tuple[float, float]] = {}
 
-    def judge(self, given: HealthInput, now: float) -> HealthSnapshot:
-        """`now` is any clock that only goes forward by itself; `Reason.since` is on the same one."""
+    def judge(self, given: HealthInput, now: float, wall: float) -> HealthSnapshot:
+        """`now` is monotonic seconds, and every duration is measured with it. `wall` is Unix seconds and becomes
+        `Reason.since`, never later than `wall` itself: a clock that was set back shows no reason of the future.
+        """
         facts = {(fact.code, fact.subject): fact for fact in _facts(given, frozenset(self._since))}
-        self._since = {key: min(now, self._since.get(key, now)) for key in facts}
+        known = {key: self._since.get(key, (now, wall)) for key in facts}
+        self._since = {key: (first, min(wall, seen)) for key, (first, seen) in known.items()}
+        lasting = {key: now - first for key, (first, _) in self._since.items()}
+        held = {key: fact for key, fact in facts.items() if lasting[key] >= GRACE_S.get(fact.code, 0.0)}
         reasons = tuple(
-            Reason(fact.code, fact.subject, fact.text, self._since[key])
-            for key, fact in facts.items()
-            if now - self._since[key] >= GRACE_S.get(fact.code, 0.0)
+            Reason(fact.code, fact.subject, fact.text, self._since[key][1]) for key, fact in held.items()
         )
+        health = Health.DEGRADED if reasons else Health.HEALTHY
         if any(reason.code in DOWN_CODES for reason in reasons):
-            return HealthSnapshot(Health.DOWN, reasons)
-        return HealthSnapshot(Health.DEGRADED if reasons else Health.HEALTHY, reasons)
+            health = Health.DOWN
+        return HealthSnapshot(health, reasons, tuple(lasting[key] for key in held))
 
 
 def _facts(given: HealthInput, known: frozenset[tuple[str, str]]) -> Iterator[_Fact]:
