@@ -287,6 +287,20 @@ async def test_the_real_worker_greets_and_leaves(tmp_path: Path) -> None:
         assert not is_alive(pid)
 
 
+async def test_the_worker_runs_no_code_of_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    downloaded = tmp_path / "downloaded"
+    downloaded.mkdir()
+    (downloaded / "msgspec.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nraise SystemExit(3)\n")
+    monkeypatch.chdir(downloaded)
+    async with a_daemon(tmp_path, COMMAND) as daemon:
+        await daemon.start()
+        assert isinstance(daemon.heard[0], Hello)
+        assert not (tmp_path / "ran").exists()
+        await daemon.worker.leave()
+
+
 async def test_a_bug_in_what_hears_the_worker_costs_the_process_and_not_the_daemon(tmp_path: Path) -> None:
     def breaks(message: FromWorker) -> None:
         raise KeyError("a bug")

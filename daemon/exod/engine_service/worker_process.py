@@ -55,7 +55,9 @@ GRACE_S: Final = 3.0
 WATCH_INTERVAL_S: Final = 0.05
 """How often the end of a process is looked for that is not our child."""
 
-COMMAND: Final = (sys.executable, "-m", "exoengine.worker")
+COMMAND: Final = (sys.executable, "-P", "-m", "exoengine.worker")
+"""`-P`: without it Python imports from the current folder first, and whoever wrote that folder's files would run
+code in the worker."""
 
 
 class Record(msgspec.Struct):
