@@ -17,7 +17,7 @@ from typing import Annotated, Final
 import msgspec
 import structlog
 
-from exod.errors import StartError
+from exod.errors import DECODE_ERRORS, StartError
 from exod.model import NodeId
 
 log = structlog.get_logger()
@@ -127,7 +127,7 @@ def _node_id(file: Path) -> NodeId:
     except FileNotFoundError:
         identity = _Identity(id=secrets.token_hex(8))
         _write(file, msgspec.json.encode(identity))
-    except msgspec.DecodeError as error:
+    except DECODE_ERRORS as error:
         raise StartError(f"{file}: is not an identity ({error}); remove it to become a new node") from None
     if len(identity.id) != 16 or not all(digit in "0123456789abcdef" for digit in identity.id):
         raise StartError(
@@ -141,7 +141,7 @@ def _read_state(file: Path) -> _State:
     """A lost or torn state file costs nothing: the wall clock and the peers push the incarnation on."""
     try:
         return msgspec.json.decode(file.read_bytes(), type=_State)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, *DECODE_ERRORS):
         return _State()
 
 

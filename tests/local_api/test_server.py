@@ -194,6 +194,8 @@ async def test_ping_goes_over_the_path_that_an_interface_names(tmp_path: Path) -
         (b'{"id":3,"verb":"status","args":"x"}', "invalid_value", "status: args: expected object"),
         (b'{"id":3,"verb":"generate","args":{"messages":[]}}', "invalid_value", "messages: expected"),
         (b"\xff\xfe\x00", "invalid_json", "one line of JSON"),
+        (b'{"v":1,"id":1,"verb":"\xff"}', "invalid_json", "one line of JSON"),
+        (b'{"v":1,"id":1,"verb":"status","args":' + b"[" * 50_000, "invalid_json", "one line of JSON"),
     ],
 )
 async def test_bad_input_is_named_and_loses_nothing(tmp_path: Path, line: bytes, code: str, words: str) -> None:

@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from exod.errors import DECODE_ERRORS
 from exod.model import Event
 
 log = structlog.get_logger()
@@ -64,7 +65,7 @@ class EventLog:
             for line in data.splitlines():
                 try:
                     events.append(msgspec.json.decode(line, type=Event))
-                except msgspec.DecodeError:
+                except DECODE_ERRORS:
                     continue
         return events[-MAX_EVENTS:]
 

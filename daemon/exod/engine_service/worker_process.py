@@ -26,6 +26,7 @@ import msgspec
 import psutil
 import structlog
 
+from exod.errors import DECODE_ERRORS
 from exoengine.protocol import FromWorker, Leave, ProtocolError, ToWorker, decode_from_worker, encode, read_frame
 
 log = structlog.get_logger()
@@ -276,7 +277,7 @@ class WorkerProcess:
             record = msgspec.json.decode((self._folder / RECORD_FILE).read_bytes(), type=Record)
             process = psutil.Process(record.pid)
             return process if self._is_ours(process.cmdline()) else None
-        except (OSError, msgspec.DecodeError, psutil.Error):
+        except (OSError, *DECODE_ERRORS, psutil.Error):
             return None
 
     def _found(self) -> psutil.Process | None:

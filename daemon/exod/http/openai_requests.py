@@ -19,7 +19,7 @@ import msgspec
 
 from exod.daemon_api.field_errors import field_problem
 from exod.daemon_api.interface import DEFAULT_MAX_TOKENS, DEFAULT_MODEL, MAX_TOKENS_LIMIT
-from exod.errors import RequestError
+from exod.errors import DECODE_ERRORS, RequestError
 from exoengine.protocol import ChatMessage, GenerationRequest, Sampling
 
 DEFAULT_TEMPERATURE: Final = 0.0
@@ -178,7 +178,7 @@ def _decode(data: bytes, shape: type[Body]) -> Body:
         fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     except msgspec.ValidationError:
         raise RequestError("invalid_json", "the body must be a JSON object") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except DECODE_ERRORS as error:
         raise RequestError("invalid_json", f"the body is not valid JSON: {error}") from None
     _refuse_typos(fields.keys() - IGNORED, shape)
     try:
@@ -186,6 +186,8 @@ def _decode(data: bytes, shape: type[Body]) -> Body:
     except msgspec.ValidationError as error:
         field, problem = field_problem(error)
         raise FieldError(field, problem) from None
+    except DECODE_ERRORS as error:
+        raise RequestError("invalid_json", f"the body is not valid JSON: {error}") from None
 
 
 def _refuse_typos(given: set[str], shape: type[SharedBody]) -> None:

@@ -24,7 +24,7 @@ from exod.daemon_api import stream_keepalive
 from exod.daemon_api.field_errors import field_problem
 from exod.daemon_api.interface import DaemonCommands
 from exod.daemon_api.stream_keepalive import paced
-from exod.errors import ExitCode, RequestError, StartError
+from exod.errors import DECODE_ERRORS, ExitCode, RequestError, StartError
 from exod.local_api.line_reader import LineReader, OverlongLineError
 from exod.local_api.protocol import CONTROL_VERSION, MAX_LINE_BYTES, ControlError, ControlReply, ControlRequest
 from exod.local_api.verbs import Verbs
@@ -190,7 +190,7 @@ def _parse(line: bytes) -> ControlRequest:
     except msgspec.ValidationError as error:
         field, problem = field_problem(error)
         raise RequestError("invalid_request", f"{field or 'the request'}: {problem}") from None
-    except msgspec.DecodeError as error:
+    except DECODE_ERRORS as error:
         raise RequestError("invalid_json", f"a request is one line of JSON, this is not: {error}") from None
     if request.v != CONTROL_VERSION:
         text = f"v: this exod speaks version {CONTROL_VERSION}, the request is of version {request.v}"
@@ -206,7 +206,7 @@ def _id_of(line: bytes) -> int | str:
     """The id of a request that is wrong elsewhere, so that its sender can tell which one failed."""
     try:
         return msgspec.json.decode(line, type=_OnlyId).id
-    except msgspec.DecodeError:
+    except DECODE_ERRORS:
         return 0
 
 

@@ -17,7 +17,7 @@ from exod.daemon_api.field_errors import field_problem
 from exod.daemon_api.interface import DEFAULT_MAX_TOKENS, DEFAULT_MODEL, MAX_TOKENS_LIMIT, DaemonCommands
 from exod.daemon_api.resolve_names import check_model, find_path, find_peer
 from exod.daemon_api.shapes import flat_event
-from exod.errors import RequestError
+from exod.errors import DECODE_ERRORS, RequestError
 from exod.local_api.protocol import ControlRequest
 from exod.model import NodeId
 from exoengine.protocol import ChatMessage, GenerationRequest, Sampling
@@ -225,3 +225,5 @@ def _args(request: ControlRequest, shape: type[Args]) -> Args:
     except msgspec.ValidationError as error:
         field, problem = field_problem(error)
         raise RequestError("invalid_value", f"{request.verb}: {field or 'args'}: {problem}") from None
+    except DECODE_ERRORS as error:
+        raise RequestError("invalid_json", f"{request.verb}: args: {error}") from None

@@ -32,6 +32,7 @@ from typing import Final
 
 import msgspec
 
+from exod.errors import DECODE_ERRORS
 from exod.model import NodeId, NodeState
 from exod.mqtt.topics import OFFLINE, ONLINE, Publication, TopicTree, publications
 from exod.mqtt.view import MqttView
@@ -253,7 +254,7 @@ def _speaker_in(payload: bytes) -> NodeId | None:
     """The node that says it published this (`by`); None for plain text and for what exod did not write."""
     try:
         value = msgspec.json.decode(payload, type=Mapping[str, object])
-    except (msgspec.DecodeError, msgspec.ValidationError):
+    except DECODE_ERRORS:
         return None
     speaker = value.get("by")
     return NodeId(speaker) if isinstance(speaker, str) else None

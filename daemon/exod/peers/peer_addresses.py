@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from exod.errors import DECODE_ERRORS
 from exod.model import NodeCard, NodeId
 
 log = structlog.get_logger()
@@ -41,7 +42,7 @@ class PeerBook:
     def _read(self) -> dict[NodeId, Remembered]:
         try:
             peers = msgspec.json.decode(self._file.read_bytes(), type=dict[NodeId, Remembered])
-        except (OSError, msgspec.DecodeError):
+        except (OSError, *DECODE_ERRORS):
             return {}
         newest = sorted(peers.items(), key=lambda item: -item[1].seen)[:MAX_PEERS]
         return {peer: entry for peer, entry in newest if time.time() - entry.seen < KEPT_S}

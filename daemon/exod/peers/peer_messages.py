@@ -13,6 +13,7 @@ import msgspec
 from exod.core.base.mesh_messages import MeshMessage
 from exod.core.engine.engine_messages import EngineMessage
 from exod.daemon_api.shapes import PreflightCheck
+from exod.errors import DECODE_ERRORS
 from exod.model import NodeCard, NodeId
 from exod.platform import ThunderboltPort
 
@@ -119,5 +120,5 @@ def take(buffer: bytearray) -> ControlMessage | None:
     del buffer[:end]
     try:
         return _decoder.decode(body)
-    except msgspec.DecodeError as error:
+    except DECODE_ERRORS as error:
         raise FrameError(f"not a control message: {error}") from None
