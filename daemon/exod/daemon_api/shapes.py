@@ -2,7 +2,7 @@
 
 One struct per answer of `interface.py`, whoever asks: `exoctl`, the HTTP API, MQTT. `StatusReport` encodes to
 exactly the contract's `status --json` plus fields that only add. Nothing here decides, measures or renders:
-`app.py` fills these in, `cli/` and `services/` show them. Field names carry their units; times named `at` or
+`status/` fills these in, `cli/` and the shells show them. Field names carry their units; times named `at` or
 `since` are Unix seconds; an optional figure is None until it was measured, never 0.
 """
 
