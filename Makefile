@@ -40,7 +40,7 @@ floors: setup-cross ## the test suite with the oldest versions that pyproject.to
 	build/floors/bin/pytest
 
 run: setup ## one node in the foreground, with the demo model and an MQTT broker
-	@exec $(BIN)/python -m exod run --demo
+	@exec $(BIN)/python -P -m exod run --demo
 
 test: setup ## ruff, mypy --strict and the test suite
 	$(BIN)/ruff check .

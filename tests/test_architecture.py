@@ -42,6 +42,7 @@ CORE_MAY = PURE_STDLIB | {"msgspec"}
 SHARED = ("exod.core", "exod.model", "exod.errors", "exoengine.protocol", "exoengine.model_files.memory_fit")
 """What the core may know beside itself: values. `exoengine.protocol` is the daemon's half of a conversation."""
 OF_THE_ENGINE = (
+    "exoengine.decoding",
     "exoengine.protocol",
     "exoengine.model_files.memory_fit",
     "exoengine.model_files.model_folder",

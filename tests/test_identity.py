@@ -59,14 +59,13 @@ def test_a_torn_state_file_costs_nothing(tmp_path: Path, torn: bytes) -> None:
 
 
 @pytest.mark.parametrize("broken", [b"", b"{}", b'{"id": "XYZ"}', b'{"id": 3}', b'{"id": "00000000000000AA"}'])
-def test_a_broken_identity_is_refused_with_the_cure(tmp_path: Path, broken: bytes) -> None:
-    a_life(tmp_path)
+def test_a_broken_identity_is_kept_aside_and_a_new_node_begins(tmp_path: Path, broken: bytes) -> None:
+    old, _ = a_life(tmp_path)
     (tmp_path / IDENTITY_FILE).write_bytes(broken)
-    with pytest.raises(StartError, match="to become") as refused:
-        claim(tmp_path)
-    assert "\n" not in str(refused.value)
-    (tmp_path / IDENTITY_FILE).unlink()
-    a_life(tmp_path)  # and the folder is not locked by the attempt
+    new, _ = a_life(tmp_path)
+    assert new != old
+    assert (tmp_path / f"{IDENTITY_FILE}.damaged").read_bytes() == broken
+    assert a_life(tmp_path)[0] == new
 
 
 def test_a_second_daemon_on_the_folder_is_refused_by_name(tmp_path: Path) -> None:

@@ -3,13 +3,6 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Final
-
-import msgspec
-
-DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError)
-"""All that msgspec raises for bytes that are not what was asked for: bad UTF-8 and deep nesting have errors of
-their own. Whoever decodes bytes of somebody else, or a file, catches these."""
 
 
 class ExitCode(IntEnum):

@@ -17,7 +17,9 @@ from typing import Annotated, Final
 import msgspec
 import structlog
 
-from exod.errors import DECODE_ERRORS, StartError
+from exod import data_files
+from exod.data_files import Damaged
+from exod.errors import StartError
 from exod.model import NodeId
 
 log = structlog.get_logger()
@@ -28,7 +30,7 @@ LOCK_FILE: Final = "exod.lock"
 
 
 class _Identity(msgspec.Struct):
-    id: str
+    id: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
 
 
 Counter = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
@@ -43,8 +45,12 @@ class _State(msgspec.Struct):
 class Identity:
     """This node's identity and the lock on its folder, until `release`."""
 
-    def __init__(self, folder: Path, lock: int, node_id: NodeId, state: _State) -> None:
+    def __init__(
+        self, folder: Path, lock: int, node_id: NodeId, state: _State, damaged: tuple[Damaged, ...] = ()
+    ) -> None:
         self.id = node_id
+        self.damaged = damaged
+        """Files of an earlier life that could not be understood: what they held is lost."""
         self._folder = folder
         self._lock = lock
         self._state = state
@@ -83,7 +89,8 @@ class Identity:
 def claim(folder: Path) -> Identity:
     """Takes the data folder, reads or makes the node's id, and raises the incarnation (fsynced).
 
-    Raises StartError, one line each: no permission, a second daemon on the folder, a broken identity file.
+    A file that cannot be understood is set aside; a damaged identity makes this a new node. Raises StartError, one
+    line each: no permission, a second daemon on the folder.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -101,17 +108,15 @@ def claim(folder: Path) -> Identity:
     try:
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
-        node_id = _node_id(folder / IDENTITY_FILE)
-        state = _read_state(folder / STATE_FILE)
+        damaged: list[Damaged] = []
+        node_id = _node_id(folder / IDENTITY_FILE, damaged)
+        state = _read_state(folder / STATE_FILE, damaged)
         state.incarnation = max(state.incarnation + 1, time.time_ns() // 1_000_000)
         _write(folder / STATE_FILE, msgspec.json.encode(state))
     except OSError as error:
         os.close(lock)
         raise StartError(f"{folder}: the data folder cannot be written: {error.strerror}") from None
-    except StartError:
-        os.close(lock)
-        raise
-    return Identity(folder, lock, node_id, state)
+    return Identity(folder, lock, node_id, state, tuple(damaged))
 
 
 def _lock_owner(folder: Path) -> str:
@@ -121,28 +126,29 @@ def _lock_owner(folder: Path) -> str:
         return ""
 
 
-def _node_id(file: Path) -> NodeId:
+def _node_id(file: Path, damaged: list[Damaged]) -> NodeId:
     try:
-        identity = msgspec.json.decode(file.read_bytes(), type=_Identity)
+        identity = data_files.read(file, _Identity)
+        if isinstance(identity, _Identity):
+            return NodeId(identity.id)
+        damaged.append(identity)
     except FileNotFoundError:
-        identity = _Identity(id=secrets.token_hex(8))
-        _write(file, msgspec.json.encode(identity))
-    except DECODE_ERRORS as error:
-        raise StartError(f"{file}: is not an identity ({error}); remove it to become a new node") from None
-    if len(identity.id) != 16 or not all(digit in "0123456789abcdef" for digit in identity.id):
-        raise StartError(
-            f'{file}: id = "{identity.id}": allowed is 16 lowercase hexadecimal digits; remove the file to become '
-            "a new node"
-        )
-    return NodeId(identity.id)
+        pass
+    new = _Identity(id=secrets.token_hex(8))
+    _write(file, msgspec.json.encode(new))
+    return NodeId(new.id)
 
 
-def _read_state(file: Path) -> _State:
+def _read_state(file: Path, damaged: list[Damaged]) -> _State:
     """A lost or torn state file costs nothing: the wall clock and the peers push the incarnation on."""
     try:
-        return msgspec.json.decode(file.read_bytes(), type=_State)
-    except (FileNotFoundError, *DECODE_ERRORS):
+        state = data_files.read(file, _State)
+    except FileNotFoundError:
         return _State()
+    if isinstance(state, _State):
+        return state
+    damaged.append(state)
+    return _State()
 
 
 def _write(file: Path, data: bytes, durable: bool = True) -> None:

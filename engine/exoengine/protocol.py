@@ -14,6 +14,8 @@ from typing import Final, Literal
 
 import msgspec
 
+from exoengine.decoding import DecodingError, decode
+
 PROTOCOL_VERSION: Final = 1
 
 MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
@@ -335,16 +337,16 @@ def encode(message: ToWorker | FromWorker) -> bytes:
 def decode_to_worker(body: bytes) -> ToWorker:
     """Raises ProtocolError where `body` is no message for a worker."""
     try:
-        return _to_worker.decode(body)
-    except msgspec.DecodeError as error:
+        return decode(_to_worker, body)
+    except DecodingError as error:
         raise ProtocolError(f"not a message for a worker: {error}") from error
 
 
 def decode_from_worker(body: bytes) -> FromWorker:
     """Raises ProtocolError where `body` is no message of a worker."""
     try:
-        return _from_worker.decode(body)
-    except msgspec.DecodeError as error:
+        return decode(_from_worker, body)
+    except DecodingError as error:
         raise ProtocolError(f"not a message of a worker: {error}") from error
 
 

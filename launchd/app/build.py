@@ -28,7 +28,7 @@ def build(target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         # The linker signs with the output's name as identifier: always the same name.
         made = Path(folder) / EXECUTABLE
-        compiler = (sys.executable, "-m", "ziglang", "cc", "-target", f"aarch64-macos.{OLDEST_MACOS}.0")
+        compiler = (sys.executable, "-P", "-m", "ziglang", "cc", "-target", f"aarch64-macos.{OLDEST_MACOS}.0")
         cache = {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}
         subprocess.run(
             (*compiler, *FLAGS, "-o", str(made), str(source())),

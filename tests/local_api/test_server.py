@@ -196,6 +196,13 @@ async def test_ping_goes_over_the_path_that_an_interface_names(tmp_path: Path) -
         (b"\xff\xfe\x00", "invalid_json", "one line of JSON"),
         (b'{"v":1,"id":1,"verb":"\xff"}', "invalid_json", "one line of JSON"),
         (b'{"v":1,"id":1,"verb":"status","args":' + b"[" * 50_000, "invalid_json", "one line of JSON"),
+        (b'{"verb":"\xff"}', "invalid_json", "not valid UTF-8"),
+        (b'{"verb":"status","args":{"a":"\xff"}}', "invalid_value", "there is no such field"),
+        (b'{"verb":"links","args":{"peer":"\xff"}}', "invalid_json", "not valid UTF-8"),
+        (b'{"id":"\xff","verb":"status"}', "invalid_json", "not valid UTF-8"),
+        (b"[" * 100_000, "invalid_request", "expected object"),
+        (b'{"verb":"status","args":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "invalid_json", "too deeply"),
+        (b'{"verb":"' + b"x" * 100_000 + b'"}', "unknown_verb", "status"),
     ],
 )
 async def test_bad_input_is_named_and_loses_nothing(tmp_path: Path, line: bytes, code: str, words: str) -> None:

@@ -17,6 +17,7 @@ import msgspec
 
 from exod.errors import ExitCode, ExodError, RequestError
 from exod.local_api.protocol import CONTROL_VERSION, MAX_LINE_BYTES, ControlRequest, RawReply
+from exoengine.decoding import DecodingError, decode
 
 ANSWER_DEADLINE_S: Final = 5.0
 """A daemon that lives answers a snapshot in milliseconds, also on a busy machine."""
@@ -135,8 +136,8 @@ def understood(data: bytes, shape: type[Shape]) -> Shape:
 
 def _decoded(data: bytes, decoder: msgspec.json.Decoder[Shape]) -> Shape:
     try:
-        return decoder.decode(data)
-    except msgspec.DecodeError as error:
+        return decode(decoder, data)
+    except DecodingError as error:
         raise ExodError(f"exod answers what this exoctl does not understand ({error}): restart exod") from None
 
 

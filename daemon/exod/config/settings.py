@@ -221,6 +221,8 @@ def _read(file: Path, must_exist: bool) -> dict[str, Any] | None:
         return tomllib.loads(data.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: is not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{file}: is not valid TOML: it is nested too deeply") from None
 
 
 def build(table: dict[str, Any] | None, environment: Mapping[str, str], source: Path | None) -> Config:
@@ -286,7 +288,7 @@ class _FromVariable(msgspec.Struct, frozen=True):
 def _override_value(text: str) -> _FromVariable:
     try:
         return _FromVariable(text, tomllib.loads(f"value = {text}")["value"])
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return _FromVariable(text, text)
 
 

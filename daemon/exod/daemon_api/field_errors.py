@@ -1,7 +1,6 @@
 """Turns a msgspec validation error into (field, what is wrong with it), in words for whoever sent the value.
 
 msgspec writes "Expected `int`, got `str` - at `$.messages[0].content`"; people are told the field first. Pure.
-Called by `control_socket.py` and `openai_requests.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +10,9 @@ from typing import Final
 
 import msgspec
 
+LONGEST_TEXT: Final = 400
+"""The longest path through the fields of a request, with a few words about what is wrong there."""
+
 _PLACE: Final = re.compile(r" - at (?P<key>`key` in )?`\$\.?(?P<field>[^`]*)`$")
 _MISSING: Final = re.compile(r"Object missing required field `(?P<field>[^`]+)`")
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<field>[^`]+)`")
@@ -19,6 +21,8 @@ _UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<field>[^`]+)`"
 def field_problem(error: msgspec.ValidationError) -> tuple[str, str]:
     """("messages[0].role", "expected one of …"); the field is empty where the whole value is wrong."""
     text = str(error)
+    if len(text) > LONGEST_TEXT:  # it repeats names and values of the sender
+        text = f"{text[:LONGEST_TEXT]}…"
     place = _PLACE.search(text)
     field = place["field"].removesuffix("[...]") if place else ""
     problem = text[: place.start()] if place else text

@@ -1,6 +1,6 @@
 """The bounded event log: in memory for readers, and on disk so that it outlives a restart.
 
-Writes what others decided; decides nothing. Called by the composition root with every Emit of the core.
+Writes what others decided; decides nothing.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Final
 import msgspec
 import structlog
 
-from exod.errors import DECODE_ERRORS
 from exod.model import Event
+from exoengine.decoding import DecodingError, decode
 
 log = structlog.get_logger()
 
@@ -32,7 +32,16 @@ MAX_FOLLOWER_BACKLOG: Final = 1024
 """A follower that reads more slowly than events come loses the oldest of this many."""
 
 WARNINGS: Final = frozenset(
-    {"node.down", "path.dead", "engine.aborted", "engine.restarted", "alert.raised", "crash.seen", "internal.error"}
+    {
+        "node.down",
+        "path.dead",
+        "engine.aborted",
+        "engine.restarted",
+        "alert.raised",
+        "crash.seen",
+        "internal.error",
+        "file.damaged",
+    }
 )
 """What a person who reads only warnings must see."""
 
@@ -54,19 +63,24 @@ class EventLog:
         self.count = 0
 
     def _earlier(self) -> list[Event]:
-        """What earlier lives wrote; a line that was torn by a crash is passed over."""
+        """What earlier lives wrote; a line that was torn by a crash, or damaged on the disk, is passed over."""
         events = []
+        unreadable = 0
+        decoder = msgspec.json.Decoder(Event)
         for file in (self._file.with_suffix(".ndjson.1"), self._file):
             try:
-                data = file.read_bytes()
+                with file.open("rb") as stream:
+                    data = stream.read(2 * MAX_FILE_BYTES)
             except OSError:
                 continue
             self._torn = b"\n" if data and not data.endswith(b"\n") else b""
             for line in data.splitlines():
                 try:
-                    events.append(msgspec.json.decode(line, type=Event))
-                except DECODE_ERRORS:
-                    continue
+                    events.append(decode(decoder, line))
+                except DecodingError:
+                    unreadable += 1
+        if unreadable:
+            log.warning("events_unreadable", file=str(self._file), lines=unreadable, read=len(events))
         return events[-MAX_EVENTS:]
 
     def write(self, event: Event) -> None:

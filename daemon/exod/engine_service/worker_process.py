@@ -20,13 +20,13 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 import psutil
 import structlog
 
-from exod.errors import DECODE_ERRORS
+from exoengine.decoding import DecodingError, from_json
 from exoengine.protocol import FromWorker, Leave, ProtocolError, ToWorker, decode_from_worker, encode, read_frame
 
 log = structlog.get_logger()
@@ -64,7 +64,7 @@ code in the worker."""
 class Record(msgspec.Struct):
     """Where to look first. A pid alone may belong to another process by now: its command line decides."""
 
-    pid: int
+    pid: Annotated[int, msgspec.Meta(ge=1, lt=1 << 31)]
 
 
 class WorkerProcess:
@@ -274,10 +274,10 @@ class WorkerProcess:
     def _recorded(self) -> psutil.Process | None:
         """The recorded worker, if it lives and is beyond doubt ours."""
         try:
-            record = msgspec.json.decode((self._folder / RECORD_FILE).read_bytes(), type=Record)
+            record = from_json((self._folder / RECORD_FILE).read_bytes(), Record)
             process = psutil.Process(record.pid)
             return process if self._is_ours(process.cmdline()) else None
-        except (OSError, *DECODE_ERRORS, psutil.Error):
+        except (OSError, DecodingError, psutil.Error):
             return None
 
     def _found(self) -> psutil.Process | None:

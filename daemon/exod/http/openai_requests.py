@@ -19,7 +19,8 @@ import msgspec
 
 from exod.daemon_api.field_errors import field_problem
 from exod.daemon_api.interface import DEFAULT_MAX_TOKENS, DEFAULT_MODEL, MAX_TOKENS_LIMIT
-from exod.errors import DECODE_ERRORS, RequestError
+from exod.errors import RequestError
+from exoengine.decoding import DecodingError, WrongShapeError, from_json
 from exoengine.protocol import ChatMessage, GenerationRequest, Sampling
 
 DEFAULT_TEMPERATURE: Final = 0.0
@@ -175,18 +176,18 @@ def read_completion(data: bytes) -> Ask:
 
 def _decode(data: bytes, shape: type[Body]) -> Body:
     try:
-        fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-    except msgspec.ValidationError:
+        fields = from_json(data, dict[str, msgspec.Raw])
+    except WrongShapeError:
         raise RequestError("invalid_json", "the body must be a JSON object") from None
-    except DECODE_ERRORS as error:
+    except DecodingError as error:
         raise RequestError("invalid_json", f"the body is not valid JSON: {error}") from None
     _refuse_typos(fields.keys() - IGNORED, shape)
     try:
-        return msgspec.json.decode(data, type=shape)
-    except msgspec.ValidationError as error:
-        field, problem = field_problem(error)
+        return from_json(data, shape)
+    except WrongShapeError as error:
+        field, problem = field_problem(error.cause)
         raise FieldError(field, problem) from None
-    except DECODE_ERRORS as error:
+    except DecodingError as error:
         raise RequestError("invalid_json", f"the body is not valid JSON: {error}") from None
 
 

@@ -1,8 +1,8 @@
 """The control socket: how `exoctl` reaches the daemon. Moves lines between a Unix socket and `DaemonCommands`.
 
 Decides who may connect (the socket's mode 0600: this user), how much one may send, and what a name that a
-person typed stands for; everything else is the daemon's. The protocol is in `exod.local_api.protocol`, the verbs in
-`control_verbs.py`. `app.py` calls `start` (which may raise StartError), then `run` in a task until it cancels it.
+person typed stands for; everything else is the daemon's. The protocol is in `protocol.py`, the verbs are in
+`verbs.py`. `start` may raise StartError; `run` serves until it is cancelled.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from exod.daemon_api import stream_keepalive
 from exod.daemon_api.field_errors import field_problem
 from exod.daemon_api.interface import DaemonCommands
 from exod.daemon_api.stream_keepalive import paced
-from exod.errors import DECODE_ERRORS, ExitCode, RequestError, StartError
+from exod.errors import ExitCode, RequestError, StartError
 from exod.local_api.line_reader import LineReader, OverlongLineError
 from exod.local_api.protocol import CONTROL_VERSION, MAX_LINE_BYTES, ControlError, ControlReply, ControlRequest
 from exod.local_api.verbs import Verbs
+from exoengine.decoding import DecodingError, WrongShapeError, from_json
 
 MAX_CONNECTIONS: Final = 64
 """People and scripts of one user on one host; more is a loop gone wild."""
@@ -115,6 +116,8 @@ class ControlSocket:
                 pass
         except (ConnectionError, TimeoutError):
             pass
+        except Exception:  # a fault of this daemon costs this connection, not the daemon
+            _log.exception("control_connection_failed")
         finally:
             self._connections -= 1
             writer.close()
@@ -186,11 +189,11 @@ class ControlSocket:
 
 def _parse(line: bytes) -> ControlRequest:
     try:
-        request = msgspec.json.decode(line, type=ControlRequest)
-    except msgspec.ValidationError as error:
-        field, problem = field_problem(error)
+        request = from_json(line, ControlRequest)
+    except WrongShapeError as error:
+        field, problem = field_problem(error.cause)
         raise RequestError("invalid_request", f"{field or 'the request'}: {problem}") from None
-    except DECODE_ERRORS as error:
+    except DecodingError as error:
         raise RequestError("invalid_json", f"a request is one line of JSON, this is not: {error}") from None
     if request.v != CONTROL_VERSION:
         text = f"v: this exod speaks version {CONTROL_VERSION}, the request is of version {request.v}"
@@ -205,8 +208,8 @@ class _OnlyId(msgspec.Struct):
 def _id_of(line: bytes) -> int | str:
     """The id of a request that is wrong elsewhere, so that its sender can tell which one failed."""
     try:
-        return msgspec.json.decode(line, type=_OnlyId).id
-    except DECODE_ERRORS:
+        return from_json(line, _OnlyId).id
+    except DecodingError:
         return 0
 
 

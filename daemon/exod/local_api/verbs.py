@@ -1,7 +1,6 @@
 """The verbs of the control socket: their arguments, their bounds, and the daemon's command behind each.
 
-Decides which arguments are allowed and what a typed name stands for; never what a command does. Called by
-`control_socket.py` alone.
+Decides which arguments are allowed and what a typed name stands for; never what a command does.
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ from exod.daemon_api.field_errors import field_problem
 from exod.daemon_api.interface import DEFAULT_MAX_TOKENS, DEFAULT_MODEL, MAX_TOKENS_LIMIT, DaemonCommands
 from exod.daemon_api.resolve_names import check_model, find_path, find_peer
 from exod.daemon_api.shapes import flat_event
-from exod.errors import DECODE_ERRORS, RequestError
+from exod.errors import RequestError
 from exod.local_api.protocol import ControlRequest
 from exod.model import NodeId
+from exoengine.decoding import DecodingError, WrongShapeError, from_json
 from exoengine.protocol import ChatMessage, GenerationRequest, Sampling
 
 MAX_PINGS: Final = 100_000
@@ -132,7 +132,7 @@ class Verbs:
         verb = self._results.get(request.verb)
         if verb is None:
             known = ", ".join(sorted((*self._results, *self._streams)))
-            raise RequestError("unknown_verb", f"there is no verb '{request.verb}'; there are: {known}")
+            raise RequestError("unknown_verb", f"there is no verb '{request.verb[:100]}'; there are: {known}")
         return await verb(request)
 
     # --- verbs without arguments ---
@@ -221,9 +221,9 @@ class Verbs:
 
 def _args(request: ControlRequest, shape: type[Args]) -> Args:
     try:
-        return msgspec.json.decode(request.args, type=shape)
-    except msgspec.ValidationError as error:
-        field, problem = field_problem(error)
+        return from_json(request.args, shape)
+    except WrongShapeError as error:
+        field, problem = field_problem(error.cause)
         raise RequestError("invalid_value", f"{request.verb}: {field or 'args'}: {problem}") from None
-    except DECODE_ERRORS as error:
+    except DecodingError as error:
         raise RequestError("invalid_json", f"{request.verb}: args: {error}") from None

@@ -26,16 +26,15 @@ States are kept one a topic, the latest wins; only events queue, and the oldest 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
 import msgspec
 
-from exod.errors import DECODE_ERRORS
 from exod.model import NodeId, NodeState
 from exod.mqtt.topics import OFFLINE, ONLINE, Publication, TopicTree, publications
 from exod.mqtt.view import MqttView
+from exoengine.decoding import DecodingError, from_json
 
 REFRESH_S: Final = 30.0
 """Everything is published again this often (the contract)."""
@@ -253,8 +252,8 @@ class MqttLedger:
 def _speaker_in(payload: bytes) -> NodeId | None:
     """The node that says it published this (`by`); None for plain text and for what exod did not write."""
     try:
-        value = msgspec.json.decode(payload, type=Mapping[str, object])
-    except DECODE_ERRORS:
+        value = from_json(payload, dict[str, object])
+    except DecodingError:
         return None
     speaker = value.get("by")
     return NodeId(speaker) if isinstance(speaker, str) else None

@@ -1,18 +1,19 @@
 """Where peers were seen, kept over restarts: the fastest way back to a mesh is to dial where it was.
 
-A hint and never a source of truth: who answers must still hold the cluster key. Called by the composition root.
+A hint and never a source of truth: who answers must still hold the cluster key.
 """
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 import structlog
 
-from exod.errors import DECODE_ERRORS
+from exod import data_files
+from exod.data_files import Damaged
 from exod.model import NodeCard, NodeId
 
 log = structlog.get_logger()
@@ -24,10 +25,14 @@ KEPT_S: Final = 30 * 86_400.0
 """A peer that was not seen for a month is found by discovery or not at all."""
 
 
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+Address = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,3}(\.[0-9]{1,3}){3}$")]
+
+
 class Remembered(msgspec.Struct, frozen=True):
     name: str
-    port: int
-    addresses: tuple[str, ...]
+    port: Port
+    addresses: tuple[Address, ...]
     seen: float
     """Unix seconds."""
 
@@ -37,12 +42,16 @@ class PeerBook:
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / FILE
+        self.damaged: tuple[Damaged, ...] = ()
         self._peers = self._read()
 
     def _read(self) -> dict[NodeId, Remembered]:
         try:
-            peers = msgspec.json.decode(self._file.read_bytes(), type=dict[NodeId, Remembered])
-        except (OSError, *DECODE_ERRORS):
+            peers = data_files.read(self._file, dict[NodeId, Remembered])
+        except OSError:
+            return {}
+        if isinstance(peers, Damaged):
+            self.damaged = (peers,)
             return {}
         newest = sorted(peers.items(), key=lambda item: -item[1].seen)[:MAX_PEERS]
         return {peer: entry for peer, entry in newest if time.time() - entry.seen < KEPT_S}

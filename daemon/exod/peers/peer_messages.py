@@ -13,9 +13,9 @@ import msgspec
 from exod.core.base.mesh_messages import MeshMessage
 from exod.core.engine.engine_messages import EngineMessage
 from exod.daemon_api.shapes import PreflightCheck
-from exod.errors import DECODE_ERRORS
 from exod.model import NodeCard, NodeId
 from exod.platform import ThunderboltPort
+from exoengine.decoding import DecodingError, decode
 
 CONTROL_PROTOCOL: Final = 1
 
@@ -119,6 +119,6 @@ def take(buffer: bytearray) -> ControlMessage | None:
     body = bytes(buffer[HEADER_BYTES:end])
     del buffer[:end]
     try:
-        return _decoder.decode(body)
-    except DECODE_ERRORS as error:
+        return decode(_decoder, body)
+    except DecodingError as error:
         raise FrameError(f"not a control message: {error}") from None

@@ -13,6 +13,8 @@ from typing import Final
 
 import msgspec
 
+from exoengine.decoding import DecodingError, from_json
+
 CRASH: Final = "309"
 """The `bug_type` of a crash; others are hangs, panics, spins and statistics."""
 
@@ -114,11 +116,11 @@ def parse_ips(text: str) -> CrashReport | None:
     """None where it reports something else than a crash. Raises CrashTextError."""
     first, _, rest = text.partition("\n")
     try:
-        header = msgspec.json.decode(first, type=_Header)
+        header = from_json(first.encode(), _Header)
         if str(header.bug_type) != CRASH:
             return None
-        body = msgspec.json.decode(rest, type=_Body)
-    except msgspec.DecodeError as error:
+        body = from_json(rest.encode(), _Body)
+    except DecodingError as error:
         raise CrashTextError(f"not a whole .ips report: {error}") from None
     said = [line for lines in body.asi.values() for line in lines]
     end = body.termination

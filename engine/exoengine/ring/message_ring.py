@@ -17,6 +17,8 @@ from typing import Any, Final
 
 import msgspec
 
+from exoengine.decoding import DecodingError, from_msgpack
+
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 """A history of 1,000,000 tokens fits well; more is not a neighbour of ours."""
 
@@ -124,6 +126,6 @@ def encode(message: msgspec.Struct) -> bytes:
 def decode(message: bytes, kind: Any) -> Any:
     """Raises RingLostError where the rank before sent something else: it must not be trusted further."""
     try:
-        return msgspec.msgpack.decode(message, type=kind)
-    except msgspec.DecodeError as error:
+        return from_msgpack(message, kind)
+    except DecodingError as error:
         raise RingLostError(f"the rank before sent what cannot be read: {error}") from error
