@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator
 
 import msgspec
 
+from exod.core.cluster.jaccl import JacclHost, JacclHostfile
 from exod.daemon_api.interface import GenerationDelta, GenerationEnd, KeepAlive, TextDelta, Usage
 from exod.daemon_api.shapes import (
     ClusterReport,
@@ -51,7 +52,6 @@ from exod.daemon_api.shapes import (
     SyncMode,
     ThisNode,
 )
-from exod.diagnostics.jaccl import JacclHost, JacclHostfile
 from exod.errors import ExitCode, RequestError
 from exod.model import (
     EngineState,

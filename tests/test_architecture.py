@@ -39,10 +39,18 @@ PURE_STDLIB = {
 }
 """What computes and neither reads a clock, draws a number, nor touches the world."""
 CORE_MAY = PURE_STDLIB | {"msgspec"}
-SHARED = ("exod.core", "exod.model", "exod.errors", "exoengine.protocol", "exoengine.model_files.memory_fit")
+SHARED = (
+    "exod.core",
+    "exod.model",
+    "exod.errors",
+    "exoengine.framing",
+    "exoengine.protocol",
+    "exoengine.model_files.memory_fit",
+)
 """What the core may know beside itself: values. `exoengine.protocol` is the daemon's half of a conversation."""
 OF_THE_ENGINE = (
     "exoengine.decoding",
+    "exoengine.framing",
     "exoengine.protocol",
     "exoengine.model_files.memory_fit",
     "exoengine.model_files.model_folder",

@@ -39,6 +39,8 @@ from exod.core.base.events import (
 from exod.core.base.mesh_messages import MeshMessage
 from exod.core.engine.engine_messages import EngineMessage, ModelWish, RankPhase
 from exod.core.node import NodeCore
+from exod.daemon_api.discovery_state import Found
+from exod.daemon_api.peer_reports import NodeReport, PreflightAnswer, PreflightWish, TransferProbe, TransferReply
 from exod.daemon_api.shapes import PreflightCheck
 from exod.diagnostics.crash_watch import Crash, CrashReports, from_exit
 from exod.diagnostics.event_log import EventLog
@@ -52,24 +54,16 @@ from exod.local_api.server import ControlSocket
 from exod.model import ContextSettings, Event, LocalAddress, MeshPlan, NodeCard, NodeId
 from exod.mqtt.publisher import MqttService
 from exod.network.interfaces import InterfaceWatcher
-from exod.network.mdns_discovery import Announcement, Discovery, Found, Lost
+from exod.network.mdns_discovery import Announcement, Discovery, Lost
 from exod.network.mesh_driver import MeshDriver
 from exod.network.probe_sockets import Prober
 from exod.peers.control_plane import ControlPlane
 from exod.peers.peer_addresses import PeerBook
-from exod.peers.peer_messages import (
-    Goodbye,
-    NodeReport,
-    PeerMessage,
-    PreflightAnswer,
-    PreflightWish,
-    TransferProbe,
-    TransferReply,
-)
+from exod.peers.peer_messages import Goodbye, PeerMessage
 from exod.peers.static_peers import StaticPeer, StaticPeers
 from exod.peers.trust import create_key, datagram_key, key_fingerprint, read_key, ring_key, tls_contexts
-from exod.platform import current
 from exod.platform.routes import route_source
+from exod.platform.this_host import current
 from exod.status.answers import Answers
 from exod.status.snapshot import PlanChange, Situation
 from exoengine.protocol import SyncSettings
@@ -247,6 +241,7 @@ class Daemon:
                 "static peers": self.static_peers.run(),
                 "engine": self.engine.run(),
                 "edge watch": self.edge_watch.run(),
+                "preflight": self.preflight.serve(),
                 "mqtt": self.mqtt.run(),
                 "control socket": self.socket.run(),
                 "http": self.http.run(),

@@ -81,6 +81,20 @@ class LocalAddress(msgspec.Struct, frozen=True, order=True):
         return ipaddress.IPv4Network((self.address, self.prefix), strict=False)
 
 
+class ThunderboltPort(msgspec.Struct, frozen=True):
+    """One Thunderbolt receptacle. Empty strings and None stand for what the system did not say."""
+
+    receptacle: str
+    connected: bool | None
+    speed: str
+    interface: str
+    """The port's own interface (`en5`); its bridge, where it has one, is another."""
+    domain: str
+    peer_name: str
+    peer_domain: str
+    """Set where the other end is a computer: it is that port's `domain` over there."""
+
+
 class ContextSettings(msgspec.Struct, frozen=True):
     """How much context a model is hosted with, and how its KV cache is kept: alike on all ranks."""
 

@@ -2,26 +2,24 @@
 
 The worker listens on a Unix socket that its daemon names; the daemon connects, and after a crash of the daemon
 the next one connects again and adopts the worker. One daemon at a time: a newer connection replaces the older.
-A frame is a 4-byte big-endian length and that many bytes of MessagePack.
+A frame (`framing.py`) is MessagePack.
 
-This module imports no MLX: the daemon imports it too.
+This module imports no MLX and no asyncio: the daemon and its core import it too.
 """
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final, Literal
 
 import msgspec
 
+from exoengine import framing
 from exoengine.decoding import DecodingError, decode
 
 PROTOCOL_VERSION: Final = 1
 
 MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
 """A prompt of 1,000,000 tokens or characters with its history fits well; more is a broken peer."""
-
-FRAME_HEADER_BYTES: Final = 4
 
 
 class SyncSettings(msgspec.Struct, frozen=True):
@@ -328,10 +326,10 @@ class ProtocolError(Exception):
 
 def encode(message: ToWorker | FromWorker) -> bytes:
     """The whole frame, header included."""
-    body = _encoder.encode(message)
-    if len(body) > MAX_FRAME_BYTES:
-        raise ProtocolError(f"a message of {len(body)} bytes is over the limit of {MAX_FRAME_BYTES}")
-    return len(body).to_bytes(FRAME_HEADER_BYTES, "big") + body
+    try:
+        return framing.frame(_encoder.encode(message), MAX_FRAME_BYTES)
+    except framing.FrameError as error:
+        raise ProtocolError(str(error)) from None
 
 
 def decode_to_worker(body: bytes) -> ToWorker:
@@ -350,13 +348,9 @@ def decode_from_worker(body: bytes) -> FromWorker:
         raise ProtocolError(f"not a message of a worker: {error}") from error
 
 
-async def read_frame(reader: asyncio.StreamReader) -> bytes | None:
+async def read_frame(reader: framing.ByteReader) -> bytes | None:
     """The body of the next frame; None at the end of the stream. Raises ProtocolError on a frame too long."""
     try:
-        header = await reader.readexactly(FRAME_HEADER_BYTES)
-        length = int.from_bytes(header, "big")
-        if length > MAX_FRAME_BYTES:
-            raise ProtocolError(f"a frame of {length} bytes is over the limit of {MAX_FRAME_BYTES}")
-        return await reader.readexactly(length)
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return None
+        return await framing.read(reader, MAX_FRAME_BYTES)
+    except framing.FrameError as error:
+        raise ProtocolError(str(error)) from None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from exod.config.settings import Config, is_loopback, load, matches_any
+from exod.config.settings import Config, is_loopback, load
 from exod.errors import ConfigError
 from exod.model import Kind
 
@@ -244,8 +244,3 @@ def test_keys_make_another_host_than_loopback_possible(tmp_path: Path) -> None:
     assert [is_loopback(host) for host in ("127.0.0.9", "localhost", "::1", "10.0.0.1", "::")] == [True] * 3 + [
         False
     ] * 2
-
-
-def test_interfaces_are_matched_by_name_or_glob() -> None:
-    assert matches_any("en5", ("bridge*", "en?"))
-    assert not matches_any("utun3", ("en*",))

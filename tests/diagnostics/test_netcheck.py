@@ -8,6 +8,7 @@ import socket
 
 import pytest
 
+from exod.daemon_api.discovery_state import DiscoveryState, Found
 from exod.daemon_api.shapes import InterfaceLine
 from exod.diagnostics.netcheck import (
     PeerPort,
@@ -17,9 +18,7 @@ from exod.diagnostics.netcheck import (
     netcheck,
 )
 from exod.diagnostics.thunderbolt_advice import check_thunderbolt
-from exod.model import Kind, NodeId
-from exod.network.mdns_discovery import DiscoveryState, Found
-from exod.platform import ThunderboltPort
+from exod.model import Kind, NodeId, ThunderboltPort
 from exod.platform.linux import Linux
 
 STUDIO2 = Found(NodeId("00000000000000bb"), "studio2", ("10.0.0.2",), 52410, 1)

@@ -13,7 +13,7 @@ from exod.daemon_api.shapes import PreflightCheck
 from exod.diagnostics import preflight as module
 from exod.diagnostics.preflight import Preflight
 from exod.model import ContextSettings, NodeId
-from exod.platform import current
+from exod.platform.this_host import current
 from tests.core.engine.engine_samples import A, B, a_plan, address, sizes
 
 PLAN = a_plan(A, B)

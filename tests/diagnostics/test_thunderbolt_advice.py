@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from exod.daemon_api.shapes import InterfaceLine
 from exod.diagnostics.thunderbolt_advice import check_thunderbolt
-from exod.model import Kind
-from exod.platform import ThunderboltPort
+from exod.model import Kind, ThunderboltPort
 
 ETHERNET = InterfaceLine("en0", Kind.ETHERNET, "", True, ("192.168.1.20/24",), True, "")
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import aiomqtt
 
+from exod.daemon_api.mqtt_view import AlertView, EngineView, LinkView, MeshView, MqttView, NodeMemory, NodeView
 from exod.model import EngineState, Health, Kind, MeshState, NodeId, NodeState, PathId, Reason
 from exod.mqtt.broker_probe import Listener, who_listens
 from exod.mqtt.publisher import MqttService
-from exod.mqtt.view import AlertView, EngineView, LinkView, MeshView, MqttView, NodeMemory, NodeView
 from tests.conftest import missing
 
 A = NodeId("a" * 16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from exod.daemon_api.mqtt_view import MqttView
 from exod.model import Event, NodeId
 from exod.mqtt.publish_schedule import (
     CORRECT_AGAIN_S,
@@ -14,8 +15,8 @@ from exod.mqtt.publish_schedule import (
     UNKNOWN_GRACE_S,
     MqttLedger,
 )
-from exod.mqtt.topics import TopicTree, event_publication, publications
-from exod.mqtt.view import MqttView
+from exod.mqtt.topic_tree import TopicTree
+from exod.mqtt.topics import event_publication, publications
 from tests.mqtt.mqtt_parts import BASE, A, B, C, alert, cluster_view
 
 TREE = TopicTree("exo/1", "home")

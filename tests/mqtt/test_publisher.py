@@ -24,7 +24,8 @@ import pytest
 import structlog
 
 from exod.model import Event
-from exod.mqtt.topics import TopicTree, publications
+from exod.mqtt.topic_tree import TopicTree
+from exod.mqtt.topics import publications
 from tests.conftest import missing
 from tests.mqtt.mqtt_parts import (
     BASE,

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exod.model import Event, NodeId, Reason
-from exod.mqtt.topics import TopicTree, event_publication, publications, topic_level
+from exod.mqtt.topic_tree import TopicTree, topic_level
+from exod.mqtt.topics import event_publication, publications
 from tests.mqtt.mqtt_parts import BASE, A, B, alert, cluster_view
 
 TREE = TopicTree("exo/1", "home")

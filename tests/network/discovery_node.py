@@ -13,10 +13,11 @@ import sys
 import msgspec
 import uvloop
 
+from exod.daemon_api.discovery_state import Found
 from exod.model import NodeId
 from exod.network.interfaces import InterfaceWatcher
-from exod.network.mdns_discovery import Announcement, Discovery, Found, Lost
-from exod.platform import current
+from exod.network.mdns_discovery import Announcement, Discovery, Lost
+from exod.platform.this_host import current
 
 
 def say(**fields: object) -> None:

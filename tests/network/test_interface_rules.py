@@ -6,7 +6,7 @@ import pytest
 
 from exod.model import Kind, LocalAddress
 from exod.network.interface_rules import InterfaceRules, SeenInterface, Verdict, judge, without_doubles
-from exod.platform import Classification
+from exod.platform.system import Classification
 
 CABLE = Classification(Kind.THUNDERBOLT, "hardware port “Thunderbolt Bridge”")
 ETHERNET = Classification(Kind.ETHERNET, "hardware")

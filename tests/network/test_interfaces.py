@@ -12,8 +12,9 @@ import pytest
 from exod.model import Kind, LocalAddress
 from exod.network.interface_rules import SeenInterface
 from exod.network.interfaces import InterfaceWatcher, read_interfaces
-from exod.platform import Classification, current
 from exod.platform.linux import Linux
+from exod.platform.system import Classification
+from exod.platform.this_host import current
 
 DEADLINE_S = 10.0
 

@@ -24,7 +24,7 @@ from exod.core.node import NodeCore
 from exod.model import Kind, LocalAddress, NodeId, PathId
 from exod.network.mesh_driver import MeshDriver
 from exod.network.probe_sockets import Prober
-from exod.platform import current
+from exod.platform.this_host import current
 
 pytestmark = pytest.mark.anyio
 

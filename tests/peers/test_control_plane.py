@@ -24,9 +24,9 @@ from exod.model import Kind, LocalAddress, NodeCard, NodeId
 from exod.peers import connection, control_plane
 from exod.peers.connection import Connection
 from exod.peers.control_plane import ControlPlane, Target
-from exod.peers.peer_messages import MAX_FRAME_BYTES, Goodbye, PeerMessage, StillThere, frame
+from exod.peers.peer_messages import MAX_FRAME_BYTES, Goodbye, PeerMessage, StillThere, encode
 from exod.peers.trust import tls_contexts
-from exod.platform import current
+from exod.platform.this_host import current
 
 KEY, OTHER_KEY = bytes(32), b"\1" * 32
 A, B = NodeId("000000000000000a"), NodeId("000000000000000b")
@@ -186,7 +186,7 @@ async def an_insider(a: Daemon) -> tuple[asyncio.StreamReader, asyncio.StreamWri
     [
         ((MAX_FRAME_BYTES + 1).to_bytes(4, "big"), "over the limit"),
         (b"\0\0\0\4abcd", "not a control message"),
-        (frame(StillThere()), "before its greeting"),
+        (encode(StillThere()), "before its greeting"),
     ],
 )
 async def test_a_peer_that_breaks_the_protocol_is_cut_off_with_the_reason(sent: bytes, why: str) -> None:

@@ -87,7 +87,6 @@ async def test_a_wired_limit_that_a_person_set_is_the_memory_for_models() -> Non
 @pytest.mark.anyio
 async def test_what_the_tools_do_not_say_is_unknown() -> None:
     darwin = Tools().platform()
-    assert await darwin.route_interface("10.0.0.2") is None
     assert await darwin.primary_interface() is None
     assert await darwin.thunderbolt() == ()
 

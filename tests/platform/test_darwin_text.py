@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from exod.model import Kind
-from exod.platform import ThunderboltPort
+from exod.model import Kind, ThunderboltPort
 from exod.platform.darwin_text import (
     NetworkFacts,
     classify_interface,
@@ -15,7 +14,6 @@ from exod.platform.darwin_text import (
     parse_hardware_ports,
     parse_ifconfig,
     parse_nwi_primary,
-    parse_route_interface,
     parse_thunderbolt,
 )
 
@@ -239,22 +237,6 @@ def test_missing_keys_are_unknown_and_nonsense_is_nothing() -> None:
     assert thunderbolt(bus(), "bus", None) == ()  # a virtual machine's bus has no receptacle
     for text in ("", "[]", "{}", "not json", '{"SPThunderboltDataType": "none"}', '{"SPThunderboltDataType": []}'):
         assert parse_thunderbolt(text, {}) == ()
-
-
-def test_route_get_names_the_interface() -> None:
-    through_gateway = """   route to: 8.8.8.8
-destination: default
-       mask: default
-    gateway: 10.0.0.1
-  interface: en0
-      flags: <UP,GATEWAY,DONE,STATIC,PRCLONING,GLOBAL>
- recvpipe  sendpipe  ssthresh  rtt,msec    rttvar  hopcount      mtu     expire
-       0         0         0         0         0         0      1500         0
-"""
-    assert parse_route_interface(through_gateway) == "en0"
-    assert parse_route_interface("   route to: 192.168.4.22\n  interface: bridge0\n") == "bridge0"
-    assert parse_route_interface("route: writing to routing socket: not in table") is None
-    assert parse_route_interface("") is None
 
 
 def test_nwi_names_the_primary_interface_of_ipv4() -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from exod.model import Kind
-from exod.platform import ANCILLARY_BYTES, current
-from exod.platform.clocks import ClockReadings, slept_s
 from exod.platform.commands import run_command
 from exod.platform.linux import Linux
 from exod.platform.routes import route_source
+from exod.platform.system import ANCILLARY_BYTES
+from exod.platform.this_host import current
 
 SO_BINDTODEVICE = 25
 
@@ -93,24 +93,14 @@ def test_netlink_hands_out_a_socket_that_does_not_block() -> None:
 
 
 @pytest.mark.anyio
-async def test_routes_have_interfaces() -> None:
+async def test_it_tells_no_receptacles_and_has_nothing_to_ask() -> None:
     linux = Linux()
-    assert await linux.route_interface("127.0.0.1") == "lo"
     assert await linux.thunderbolt() == ()
     assert not await linux.refresh()
 
 
 def test_memory_is_what_the_host_has() -> None:
     assert Linux().memory_mib() > 64
-
-
-def test_sleep_is_what_one_clock_counted_and_the_other_did_not() -> None:
-    awake = ClockReadings(awake=100.0, elapsed=130.0)
-    assert slept_s(awake, ClockReadings(awake=101.0, elapsed=131.0)) == 0.0
-    assert slept_s(awake, ClockReadings(awake=103.0, elapsed=133.1)) == 0.0  # a stalled loop, not sleep
-    assert slept_s(awake, ClockReadings(awake=101.0, elapsed=191.0)) == pytest.approx(60.0)
-    first = Linux().clock_readings()
-    assert slept_s(first, Linux().clock_readings()) == 0.0
 
 
 def test_a_worker_sees_one_gpu_unless_the_user_says_which(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ import os
 import socket
 import tomllib
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
@@ -365,8 +364,3 @@ def _check_ports(values: dict[str, dict[str, Any]], where: str) -> None:
 
 def is_loopback(host: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
-
-
-def matches_any(name: str, globs: tuple[str, ...]) -> bool:
-    """Does the interface `name` match one of the configured names or globs?"""
-    return any(fnmatchcase(name, glob) for glob in globs)

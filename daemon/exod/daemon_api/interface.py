@@ -16,6 +16,7 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 
+from exod.core.cluster.jaccl import JacclHostfile
 from exod.daemon_api.shapes import (
     ClusterReport,
     DoctorReport,
@@ -31,7 +32,6 @@ from exod.daemon_api.shapes import (
     Readiness,
     StatusReport,
 )
-from exod.diagnostics.jaccl import JacclHostfile
 from exod.model import Event, NodeId, PathId
 from exoengine.protocol import GenerationRequest
 

@@ -14,11 +14,11 @@ from typing import Final
 
 import msgspec
 
+from exod.daemon_api.discovery_state import DiscoveryState
 from exod.daemon_api.shapes import InterfaceLine, NetcheckReport, NetworkCheck
 from exod.diagnostics.thunderbolt_advice import check_thunderbolt
 from exod.model import Kind
-from exod.network.mdns_discovery import DiscoveryState
-from exod.platform import Platform
+from exod.platform.system import Platform
 
 CONNECT_S: Final = 2.0
 """For a TCP handshake: a VPN takes 0.1 s, and one lost SYN is sent again after 1 s."""

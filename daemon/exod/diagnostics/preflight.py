@@ -1,7 +1,8 @@
 """The checks that run before inference: each edge of the plan, and what all ranks must have in common.
 
 Each node checks the edges that start at it and its own port and memory; the one that is asked collects the others'
-answers. Every check gives a figure, and a failed one its cure. Called for `exoctl preflight`, and by edge_watch.py.
+answers. Every check gives a figure, and a failed one its cure. It measures and reports: it neither stops a rank nor
+changes a plan.
 """
 
 from __future__ import annotations
@@ -10,28 +11,31 @@ import asyncio
 import errno
 import socket
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 
 import psutil
+import structlog
 
-from exod.core.engine.engine_messages import RankPhase
+from exod.core.engine.engine_messages import RankPhase, RankStatus
 from exod.core.node import NodeCore
 from exod.core.status.health import LOSSY
 from exod.core.status.view import PathView
-from exod.daemon_api.shapes import PreflightCheck, PreflightReport
-from exod.engine_service.engine_driver import EngineHost
-from exod.model import ContextSettings, Edge, MeshPlan, NodeId
-from exod.peers.control_plane import ControlPlane
-from exod.peers.peer_messages import (
-    PeerMessage,
+from exod.daemon_api.peer_reports import (
     PreflightAnswer,
+    PreflightMessage,
     PreflightWish,
     TransferProbe,
     TransferReply,
 )
-from exod.platform import Platform
+from exod.daemon_api.shapes import PreflightCheck, PreflightReport
+from exod.model import ContextSettings, Edge, MeshPlan, NodeId
+from exod.platform.system import Platform
 from exoengine.model_files.memory_fit import kv_bytes, needs_text, span_bytes
+from exoengine.model_files.model_folder import ModelSummary
+from exoengine.protocol import Hello, Loaded
+
+log = structlog.get_logger()
 
 TRANSFER_BYTES: Final = 1024 * 1024
 """Long enough to leave slow start behind on a LAN, 8 s at 1 Mbit/s on the worst VPN: within the deadline."""
@@ -46,6 +50,50 @@ WATCH_DEADLINE_S: Final = 3.0
 ANSWER_DEADLINE_S: Final = 15.0
 FINE: Final = ""
 
+MAX_WISHES: Final = 64
+"""Wishes of other nodes that wait to be answered: each of the largest mesh has asked several times."""
+
+
+class ControlConnection(Protocol):
+    """One connection of the control plane, over one path."""
+
+    def send_message(self, message: TransferProbe) -> bool: ...
+
+    def abort(self) -> None: ...
+
+
+class ControlPlane(Protocol):
+    """What the checks need of the connections to other daemons."""
+
+    def send(self, peer: NodeId, message: PreflightMessage) -> object: ...
+
+    def connection_on(self, peer: NodeId, local: str, remote: str) -> ControlConnection | None: ...
+
+
+class Rank(Protocol):
+    @property
+    def hello(self) -> Hello | None: ...
+
+    @property
+    def loaded(self) -> Loaded | None: ...
+
+    def span(self) -> tuple[int, int] | None: ...
+
+
+class Engine(Protocol):
+    """What the checks need of this node's engine."""
+
+    @property
+    def plan(self) -> MeshPlan | None: ...
+
+    @property
+    def rank(self) -> Rank: ...
+
+    @property
+    def summary(self) -> ModelSummary | None: ...
+
+    def ranks(self) -> Sequence[RankStatus]: ...
+
 
 class Preflight:
     """Runs the checks of this node and asks other nodes for theirs."""
@@ -54,7 +102,7 @@ class Preflight:
         self,
         me: NodeId,
         control: ControlPlane,
-        engine: EngineHost,
+        engine: Engine,
         core: NodeCore,
         degraded_ms: float,
         route_source: Callable[[str], str | None],
@@ -68,7 +116,14 @@ class Preflight:
         self._serial = 0
         self._answers: dict[int, asyncio.Future[tuple[PreflightCheck, ...]]] = {}
         self._transfers: dict[int, asyncio.Future[int]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._wishes: asyncio.Queue[tuple[NodeId, int]] = asyncio.Queue(MAX_WISHES)
+
+    async def serve(self) -> None:
+        """Answers the wishes of other nodes, side by side: one check may take its whole deadline. Never returns."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                peer, serial = await self._wishes.get()
+                tasks.create_task(self._answer(peer, serial), name=f"preflight answer {serial} to {peer}")
 
     async def run(self) -> PreflightReport:
         """All checks of the present plan, on all its ranks."""
@@ -283,7 +338,7 @@ class Preflight:
         finally:
             del self._answers[serial]
 
-    def handle(self, peer: NodeId, message: PeerMessage) -> None:
+    def handle(self, peer: NodeId, message: PreflightMessage) -> None:
         """A transfer probe or a wish of another node, or an answer to ours."""
         match message:
             case TransferProbe(serial=serial, payload=payload):
@@ -293,15 +348,14 @@ class Preflight:
                 if transfer is not None and not transfer.done():
                     transfer.set_result(received)
             case PreflightWish(serial=serial):
-                task = asyncio.get_running_loop().create_task(self._answer(peer, serial), name="preflight answer")
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                try:
+                    self._wishes.put_nowait((peer, serial))
+                except asyncio.QueueFull:
+                    log.warning("preflight_wish_dropped", peer=peer, waiting=MAX_WISHES)
             case PreflightAnswer(serial=serial, checks=checks):
                 answer = self._answers.get(serial)
                 if answer is not None and not answer.done():
                     answer.set_result(checks)
-            case _:
-                pass
 
     async def _answer(self, peer: NodeId, serial: int) -> None:
         self._control.send(peer, PreflightAnswer(serial, await self.own_checks()))

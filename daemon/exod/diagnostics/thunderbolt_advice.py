@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from exod.daemon_api.shapes import InterfaceLine, NetworkCheck
-from exod.model import Kind
-from exod.platform import ThunderboltPort
+from exod.model import Kind, ThunderboltPort
 
 BRIDGE: Final = "bridge0"
 """macOS's own bridge over the Thunderbolt ports."""

@@ -1,19 +1,16 @@
 """Home Assistant's device discovery: one retained message a node, with all of its entities. Pure.
 
 The format is Home Assistant's device-based MQTT discovery (2024.11 and later): `dev` the device, `o` the origin
-(both required), `cmps` the entities by a key that stays, each with its platform `p` and a `unique_id`. Called by
-`mqtt_topics`.
+(both required), `cmps` the entities by a key that stays, each with its platform `p` and a `unique_id`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from exod.daemon_api.mqtt_view import LinkView, MqttView, NodeView
 from exod.model import EngineState, Health
-from exod.mqtt.view import LinkView, MqttView, NodeView
-
-if TYPE_CHECKING:
-    from exod.mqtt.topics import TopicTree
+from exod.mqtt.topic_tree import TopicTree
 
 MANUFACTURER: Final = "exod"
 Component = dict[str, object]

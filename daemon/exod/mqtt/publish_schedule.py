@@ -31,9 +31,10 @@ from typing import Final
 
 import msgspec
 
+from exod.daemon_api.mqtt_view import MqttView
 from exod.model import NodeId, NodeState
-from exod.mqtt.topics import OFFLINE, ONLINE, Publication, TopicTree, publications
-from exod.mqtt.view import MqttView
+from exod.mqtt.topic_tree import TopicTree
+from exod.mqtt.topics import OFFLINE, ONLINE, Publication, publications
 from exoengine.decoding import DecodingError, from_json
 
 REFRESH_S: Final = 30.0

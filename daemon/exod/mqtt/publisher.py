@@ -21,6 +21,7 @@ from typing import Final
 import aiomqtt
 import structlog
 
+from exod.daemon_api.mqtt_view import MqttView
 from exod.daemon_api.shapes import MqttSummary
 from exod.errors import StartError
 from exod.model import Event, NodeId
@@ -28,8 +29,8 @@ from exod.mqtt.broker_address import PORT, BrokerAddress
 from exod.mqtt.broker_choice import BrokerHost, sweep_leftovers
 from exod.mqtt.client import Client
 from exod.mqtt.publish_schedule import MqttLedger
-from exod.mqtt.topics import OFFLINE, Publication, TopicTree, event_publication
-from exod.mqtt.view import MqttView
+from exod.mqtt.topic_tree import TopicTree
+from exod.mqtt.topics import OFFLINE, Publication, event_publication
 
 KEEPALIVE_S: Final = 5
 """A daemon that is cut off shows `offline` by its will after 1.5 × this, where no peer is left to say it sooner."""

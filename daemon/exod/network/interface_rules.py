@@ -13,8 +13,8 @@ from fnmatch import fnmatchcase
 import msgspec
 
 from exod.model import KIND_PREFERENCE, Kind, LocalAddress
-from exod.platform import Classification
 from exod.platform.names import is_link_local, is_loopback
+from exod.platform.system import Classification
 
 
 class SeenInterface(msgspec.Struct, frozen=True):

@@ -19,7 +19,7 @@ import structlog
 from exod.daemon_api.shapes import InterfaceLine
 from exod.model import Kind, LocalAddress
 from exod.network.interface_rules import InterfaceRules, SeenInterface, Verdict, judge, without_doubles
-from exod.platform import Platform
+from exod.platform.system import Platform
 
 log = structlog.get_logger()
 

@@ -24,6 +24,7 @@ import structlog
 from zeroconf import Error, IPVersion, ServiceInfo, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
+from exod.daemon_api.discovery_state import DiscoveryState, Found
 from exod.model import Kind, LocalAddress, NodeId
 
 log = structlog.get_logger()
@@ -73,28 +74,10 @@ class Announcement(msgspec.Struct, frozen=True):
     port: int
 
 
-class Found(msgspec.Struct, frozen=True):
-    """A node of this cluster's name says it is at these IPv4 addresses. Repeated whenever it says otherwise."""
-
-    node_id: NodeId
-    name: str
-    addresses: tuple[str, ...]
-    port: int
-    incarnation: int
-
-
 class Lost(msgspec.Struct, frozen=True):
     """It said goodbye, its records ran out, or this host has no interface left to hear it on."""
 
     node_id: NodeId
-
-
-class DiscoveryState(msgspec.Struct, frozen=True):
-    """For `exoctl netcheck`: where this node is announced, whom it hears, and what keeps it from working."""
-
-    announced_on: tuple[str, ...]
-    peers: tuple[Found, ...]
-    error: str
 
 
 class Discovery:

@@ -18,7 +18,7 @@ import structlog
 
 from exod.core.base.events import DatagramReceived, DatagramSent, Input, SendDatagram, SendFailed
 from exod.model import LocalAddress
-from exod.platform import Platform
+from exod.platform.system import Platform
 
 log = structlog.get_logger()
 

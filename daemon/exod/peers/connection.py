@@ -16,9 +16,10 @@ import structlog
 
 from exod.errors import TrustError
 from exod.model import NodeCard, NodeId
-from exod.peers.peer_messages import ControlMessage, FrameError, frame, take
+from exod.peers.peer_messages import ControlMessage, encode, take
 from exod.peers.trust import peer_id
-from exod.platform import Platform
+from exod.platform.system import Platform
+from exoengine.framing import FrameError
 
 log = structlog.get_logger()
 
@@ -116,7 +117,7 @@ class Connection(asyncio.Protocol):
 
     def send_message(self, message: ControlMessage) -> bool:
         """Over this very connection: preflight measures one path."""
-        return self.send(frame(message))
+        return self.send(encode(message))
 
     def give_up_after(self, platform: Platform, after_s: float) -> None:
         """Ends this connection where the peer's kernel acknowledges nothing for so long."""

@@ -24,15 +24,15 @@ from exod.peers.peer_messages import (
     CONTROL_PROTOCOL,
     CardUpdate,
     ControlMessage,
-    FrameError,
     Goodbye,
     Greeting,
     PeerMessage,
     StillThere,
-    frame,
+    encode,
 )
 from exod.peers.rejected_peers import Strangers
-from exod.platform import Platform
+from exod.platform.system import Platform
+from exoengine.framing import FrameError
 
 log = structlog.get_logger()
 
@@ -171,7 +171,7 @@ class ControlPlane:
         self._card = card
         if changed:
             self._own.clear()
-            data = frame(CardUpdate(card))
+            data = encode(CardUpdate(card))
             for connection in self._all():
                 connection.send(data)
 
@@ -200,7 +200,7 @@ class ControlPlane:
         for connection in list(self._connections.get(peer, ())):
             self._set_patience(connection)
             if silent:
-                connection.send(frame(StillThere()))
+                connection.send(encode(StillThere()))
 
     def _set_patience(self, connection: Connection) -> None:
         doubted = connection.peer in self._doubted
@@ -232,7 +232,7 @@ class ControlPlane:
     def send(self, peer: NodeId, message: PeerMessage) -> bool:
         """Sends over the best connection; False where there is none. True is no promise that it arrives."""
         try:
-            data = frame(message)
+            data = encode(message)
         except FrameError as error:
             log.error("message_too_long", peer=peer, kind=type(message).__name__, text=str(error))
             return False
@@ -389,7 +389,7 @@ class ControlPlane:
             connection.abort()  # not ready yet, or one of our own addresses
             return
         self._set_patience(connection)
-        connection.send(frame(Greeting(CONTROL_PROTOCOL, self._card)))
+        connection.send(encode(Greeting(CONTROL_PROTOCOL, self._card)))
 
     def received(self, connection: Connection, message: ControlMessage) -> None:
         match message:
@@ -469,7 +469,7 @@ class ControlPlane:
         self._pools_changed = asyncio.Event()
 
     async def _keep_alive(self) -> None:
-        data = frame(StillThere())
+        data = encode(StillThere())
         while True:
             due = time.monotonic() + KEEP_ALIVE_S
             await asyncio.sleep(KEEP_ALIVE_S)

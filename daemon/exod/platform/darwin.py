@@ -11,14 +11,12 @@ import errno as errnos
 import math
 import socket
 import struct
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
-from exod.platform import Ancillary, Classification, ThunderboltPort
-from exod.platform.clocks import ClockReadings
+from exod.model import ThunderboltPort
 from exod.platform.commands import Commands
 from exod.platform.darwin_text import (
     NetworkFacts,
@@ -27,9 +25,9 @@ from exod.platform.darwin_text import (
     parse_hardware_ports,
     parse_ifconfig,
     parse_nwi_primary,
-    parse_route_interface,
     parse_thunderbolt,
 )
+from exod.platform.system import Ancillary, Classification
 
 # From Darwin's headers. Numbers, because Python's `socket` and `time` have these names on macOS alone (or not
 # at all), and the file is type-checked and tested on Linux.
@@ -39,8 +37,6 @@ _TCP_RXT_CONNDROPTIME = 0x80  # netinet/tcp.h
 _SO_TIMESTAMP_MONOTONIC = 0x0800
 _SCM_TIMESTAMP_MONOTONIC = 0x04
 _SOL_SOCKET = 0xFFFF
-_CLOCK_MONOTONIC_RAW = 4
-_CLOCK_UPTIME_RAW = 8
 
 _UINT64 = struct.Struct("=Q")
 _UINT32 = struct.Struct("=I")
@@ -137,20 +133,12 @@ class Darwin:
             "on the other Mac the same with 10.254.0.2"
         )
 
-    async def route_interface(self, remote: str) -> str | None:
-        return parse_route_interface(await self._commands.output("/sbin/route", "-n", "get", remote) or "")
-
     async def primary_interface(self) -> str | None:
         return parse_nwi_primary(await self._commands.output("/usr/sbin/scutil", "--nwi") or "")
 
     async def thunderbolt(self) -> tuple[ThunderboltPort, ...]:
         report = await self._commands.output("/usr/sbin/system_profiler", "SPThunderboltDataType", "-json")
         return parse_thunderbolt(report or "", self._facts.ports)
-
-    def clock_readings(self) -> ClockReadings:
-        return ClockReadings(
-            awake=time.clock_gettime(_CLOCK_UPTIME_RAW), elapsed=time.clock_gettime(_CLOCK_MONOTONIC_RAW)
-        )
 
     def memory_mib(self) -> int:
         """`iogpu.wired_limit_mb` where a person has set it: reported, never set by exod."""

@@ -14,8 +14,7 @@ from typing import Any
 
 import msgspec
 
-from exod.model import Kind
-from exod.platform import ThunderboltPort
+from exod.model import Kind, ThunderboltPort
 from exod.platform.names import carrier_grade_nat, kind_by_name
 
 
@@ -169,15 +168,6 @@ def parse_ifconfig(text: str) -> dict[str, InterfaceFacts]:
         ):
             interfaces[name] = msgspec.structs.replace(known, is_vpn=True)
     return interfaces
-
-
-def parse_route_interface(text: str) -> str | None:
-    """`route -n get ADDRESS` -> the interface; None for `not in table` and anything else."""
-    for line in text.splitlines():
-        key, _, value = line.strip().partition(": ")
-        if key == "interface" and value.strip():
-            return value.strip()
-    return None
 
 
 _NWI_INTERFACE = re.compile(r"\s+(?P<name>[a-z]+\d+) : flags\s*:")

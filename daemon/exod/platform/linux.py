@@ -9,17 +9,15 @@ from __future__ import annotations
 import os
 import socket
 import struct
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
-from exod.platform import Ancillary, Classification, ThunderboltPort
-from exod.platform.clocks import ClockReadings
+from exod.model import ThunderboltPort
 from exod.platform.linux_stamps import WallClockStamps
 from exod.platform.linux_text import LinkFacts, classify_link, parse_default_route
-from exod.platform.routes import route_source
+from exod.platform.system import Ancillary, Classification
 
 # From the kernel's headers. Numbers and not `socket`'s names, so that this file type-checks on macOS too.
 _AF_NETLINK = 16
@@ -29,8 +27,6 @@ _RTMGRP_IPV4_IFADDR = 0x10
 _SO_BINDTODEVICE = 25
 _TCP_USER_TIMEOUT = 18  # milliseconds (tcp(7))
 _SO_TIMESTAMPNS = 35
-_CLOCK_BOOTTIME = 7
-_CLOCK_MONOTONIC = 1
 
 _GPUS = "CUDA_VISIBLE_DEVICES"
 
@@ -108,24 +104,12 @@ class Linux:
     def route_fix_command(self, remote: str, interface: str, local: str) -> str:
         return f"sudo ip route replace {remote}/32 dev {interface} src {local}"
 
-    async def route_interface(self, remote: str) -> str | None:
-        source = route_source(remote)
-        for name, addresses in psutil.net_if_addrs().items():
-            if any(known.address == source for known in addresses):
-                return name
-        return None
-
     async def primary_interface(self) -> str | None:
         return parse_default_route(_read(self._proc / "route"))
 
     async def thunderbolt(self) -> tuple[ThunderboltPort, ...]:
         """sysfs names the cable's interface by its driver; receptacles are not told apart here."""
         return ()
-
-    def clock_readings(self) -> ClockReadings:
-        return ClockReadings(
-            awake=time.clock_gettime(_CLOCK_MONOTONIC), elapsed=time.clock_gettime(_CLOCK_BOOTTIME)
-        )
 
     def memory_mib(self) -> int:
         return int(psutil.virtual_memory().total) // _MIB

@@ -17,6 +17,7 @@ import msgspec
 import psutil
 
 from exod.core.base.events import DebugFault, DebugPin, RenegotiateRequested
+from exod.core.cluster.jaccl import JacclHostfile, NotCabledError, hostfile
 from exod.core.status.health import EDGE_FAILED
 from exod.core.status.view import LinkView, NodeEntry, PathView
 from exod.daemon_api.interface import GenerationDelta
@@ -41,7 +42,6 @@ from exod.daemon_api.shapes import (
     StatusReport,
 )
 from exod.diagnostics import findings
-from exod.diagnostics.jaccl import JacclHostfile, NotCabledError, hostfile
 from exod.diagnostics.netcheck import PeerPort, netcheck
 from exod.diagnostics.preflight import preflight_data
 from exod.errors import ExitCode, RequestError

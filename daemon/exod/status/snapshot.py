@@ -16,11 +16,14 @@ import msgspec
 import psutil
 
 from exod import VERSION
+from exod.core.cluster.jaccl import CabledNode, meeting_address
 from exod.core.engine.engine_messages import RankPhase, RankStatus
 from exod.core.engine.sync_watch import wait_text
 from exod.core.status.alerts import Alerts
 from exod.core.status.health import EDGE_FAILED, HealthInput, HealthJudge, HealthSnapshot, severity
 from exod.core.status.view import LinkView, NodeView
+from exod.daemon_api import mqtt_view
+from exod.daemon_api.peer_reports import NodeReport
 from exod.daemon_api.shapes import (
     ClusterSummary,
     CrashLine,
@@ -37,12 +40,8 @@ from exod.daemon_api.shapes import (
     SyncMode,
     ThisNode,
 )
-from exod.diagnostics.jaccl import CabledNode, meeting_address
-from exod.model import EngineState, Health, MeshPlan, NodeId, NodeState, PathState, Reason
-from exod.mqtt import view as mqtt_view
+from exod.model import EngineState, Health, MeshPlan, NodeId, NodeState, PathState, Reason, ThunderboltPort
 from exod.peers.control_plane import Target
-from exod.peers.peer_messages import NodeReport
-from exod.platform import ThunderboltPort
 
 if TYPE_CHECKING:
     from exod.app import Daemon

@@ -17,7 +17,9 @@ from typing import Any, Final
 
 import msgspec
 
+from exoengine import framing
 from exoengine.decoding import DecodingError, from_msgpack
+from exoengine.framing import FrameError
 
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 """A history of 1,000,000 tokens fits well; more is not a neighbour of ours."""
@@ -43,9 +45,9 @@ class TokenRing:
         self._selector.register(right, selectors.EVENT_READ)  # nothing ever comes from there but its end
 
     def send(self, message: bytes) -> None:
-        """Raises RingLostError."""
+        """Raises RingLostError where the next rank is gone, FrameError where the message is too long."""
         try:
-            self._right.sendall(len(message).to_bytes(4, "big") + message)
+            self._right.sendall(framing.frame(message, MAX_MESSAGE_BYTES))
         except OSError as error:
             raise RingLostError(f"the next rank is gone: {error.strerror or error}") from error
 
@@ -107,16 +109,10 @@ class TokenRing:
         self._received += piece
 
     def _take(self) -> bytes | None:
-        if len(self._received) < 4:
-            return None
-        length = int.from_bytes(self._received[:4], "big")
-        if length > MAX_MESSAGE_BYTES:
-            raise RingLostError(f"the rank before sent a message of {length} bytes")
-        if len(self._received) < 4 + length:
-            return None
-        message = bytes(self._received[4 : 4 + length])
-        del self._received[: 4 + length]
-        return message
+        try:
+            return framing.take(self._received, MAX_MESSAGE_BYTES)
+        except FrameError as error:
+            raise RingLostError(f"the rank before sent {error}") from None
 
 
 def encode(message: msgspec.Struct) -> bytes:

@@ -18,8 +18,7 @@ from exod.cli.service.host import Answer, ServiceError
 from exod.daemon_api.shapes import InterfaceLine, NetworkCheck
 from exod.diagnostics.mac_findings import of_protected_folders, of_sleep
 from exod.diagnostics.thunderbolt_advice import check_thunderbolt
-from exod.model import Kind
-from exod.platform import ThunderboltPort
+from exod.model import Kind, ThunderboltPort
 from launchd.supported import complaint
 from tests.cli.test_service import UID
 from tests.cli.test_service_app import Mac, with_library

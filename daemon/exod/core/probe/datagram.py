@@ -35,7 +35,6 @@ MAX_INTERVAL_MS = 0xFFFF
 _PERSON = b"exod-datagram-1"
 _HEAD = struct.Struct(">BB8s8sQQQQQQ4s4sHQ8sQQQ8s8sB")
 _REPORT = struct.Struct(">8sBB")
-_LIMIT_U64 = 1 << 64
 
 _GOODBYE = 0x01
 _URGENT = 0x02

@@ -13,8 +13,7 @@ from itertools import combinations, permutations
 
 import msgspec
 
-from exod.model import Kind, NodeCard
-from exod.platform import ThunderboltPort
+from exod.model import Kind, NodeCard, ThunderboltPort
 
 _ADDRESS_KINDS = (Kind.ETHERNET, Kind.WIFI, Kind.THUNDERBOLT, Kind.OTHER, Kind.VPN)
 """Of the address where ranks meet before RDMA begins: best one that every node reaches and RDMA does not use."""

@@ -9,9 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from exod.diagnostics.jaccl import CabledNode, NotCabledError, hostfile, meeting_address
-from exod.model import Kind, LocalAddress
-from exod.platform import ThunderboltPort
+from exod.core.cluster.jaccl import CabledNode, NotCabledError, hostfile, meeting_address
+from exod.model import Kind, LocalAddress, ThunderboltPort
 from tests.core.pair.cards import card
 
 

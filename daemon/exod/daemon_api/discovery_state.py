@@ -1,0 +1,28 @@
+"""Who was found by multicast DNS, and what keeps it from working, as `exoctl netcheck` and doctor show it.
+
+Shapes alone: `network/mdns_discovery.py` fills them in.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from exod.model import NodeId
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A node of this cluster's name says it is at these IPv4 addresses. Repeated whenever it says otherwise."""
+
+    node_id: NodeId
+    name: str
+    addresses: tuple[str, ...]
+    port: int
+    incarnation: int
+
+
+class DiscoveryState(msgspec.Struct, frozen=True):
+    """For `exoctl netcheck`: where this node is announced, whom it hears, and what keeps it from working."""
+
+    announced_on: tuple[str, ...]
+    peers: tuple[Found, ...]
+    error: str

@@ -1,0 +1,49 @@
+"""What daemons tell and ask each other for the people who watch them: reports, and the preflight of another node.
+
+Shapes alone: `peers/peer_messages.py` carries them, `status/` and `diagnostics/` fill and read them. Times are Unix
+seconds. The tags are the wire's.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from exod.daemon_api.shapes import PreflightCheck
+from exod.model import NodeId, ThunderboltPort
+
+
+class NodeReport(msgspec.Struct, frozen=True, tag="node_report"):
+    """What a node says of itself for whoever watches the cluster from another node."""
+
+    sender: NodeId
+    health: str
+    reasons: tuple[tuple[str, str, str, float], ...]
+    """(code, subject, text, since) each."""
+    uptime_s: float
+    memory_mib: int
+    thunderbolt: tuple[ThunderboltPort, ...] = ()
+    """Its receptacles, and what each is cabled to."""
+
+
+class TransferProbe(msgspec.Struct, frozen=True, tag="transfer_probe"):
+    """Preflight's short transfer: answered with a TransferReply of the same serial."""
+
+    serial: int
+    payload: bytes
+
+
+class TransferReply(msgspec.Struct, frozen=True, tag="transfer_reply"):
+    serial: int
+    received_bytes: int
+
+
+class PreflightWish(msgspec.Struct, frozen=True, tag="preflight_wish"):
+    serial: int
+
+
+class PreflightAnswer(msgspec.Struct, frozen=True, tag="preflight_answer"):
+    serial: int
+    checks: tuple[PreflightCheck, ...]
+
+
+PreflightMessage = TransferProbe | TransferReply | PreflightWish | PreflightAnswer

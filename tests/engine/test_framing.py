@@ -1,0 +1,41 @@
+"""One framer for all streams: whole frames come out whatever the pieces, and none that is too long."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exoengine import framing
+
+
+@given(bodies=st.lists(st.binary(max_size=40), max_size=6), piece=st.integers(1, 17))
+def test_bodies_come_out_whole_and_in_order_however_they_are_cut(bodies: list[bytes], piece: int) -> None:
+    stream = b"".join(framing.frame(body, 40) for body in bodies)
+    buffer, found = bytearray(), []
+    for start in range(0, len(stream), piece):
+        buffer += stream[start : start + piece]
+        while (body := framing.take(buffer, 40)) is not None:
+            found.append(body)
+    assert found == bodies
+    assert not buffer
+
+
+def test_a_frame_over_the_limit_is_refused_before_its_body_is_there() -> None:
+    with pytest.raises(framing.FrameError, match="5 bytes is over the limit of 4"):
+        framing.frame(b"12345", 4)
+    with pytest.raises(framing.FrameError, match="5 bytes is over the limit of 4"):
+        framing.take(bytearray(b"\0\0\0\x05"), 4)
+
+
+@pytest.mark.parametrize("rest", [b"", b"\0\0", framing.frame(b"abc", 3)[:-1]])
+def test_a_stream_that_ends_in_a_frame_ends(rest: bytes) -> None:
+    async def read() -> list[bytes | None]:
+        reader = asyncio.StreamReader()
+        reader.feed_data(framing.frame(b"whole", 9) + rest)
+        reader.feed_eof()
+        return [await framing.read(reader, 9), await framing.read(reader, 9)]
+
+    assert asyncio.run(read()) == [b"whole", None]
