@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cross launcher dist formula resolve floors run test lab bench sim chaos clean
+.PHONY: help setup setup-cross native-macos launcher dist formula resolve floors run test lab bench sim chaos clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST) | sort
@@ -15,7 +15,12 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-setup: $(BIN)/.installed ## create .venv and install everything into it
+# Where there is no compiler this says so, and everything works in safe steps.
+$(BIN)/.native: $(BIN)/.installed $(wildcard engine/exoengine/native/*.py engine/exoengine/native/*.cpp engine/exoengine/native/*.h)
+	@$(BIN)/python -m exoengine.native build --cache engine/exoengine/native/prebuilt || true
+	@touch $@
+
+setup: $(BIN)/.installed $(BIN)/.native ## create .venv, install everything into it, build the native group
 
 setup-cross: setup ## also what cross-compiles for macOS and checks the result (ziglang, lief)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,cross]'
@@ -28,6 +33,9 @@ dist: setup ## build the wheel and the sdist into dist/
 
 formula: dist ## a Homebrew formula of the sdist, dist/exod.rb (brew style was not run on it)
 	$(BIN)/python -m launchd.formula dist/exod-*.tar.gz >dist/exod.rb
+
+native-macos: setup-cross ## build the native group against MLX's macOS wheel and check its symbols there
+	$(BIN)/python -m tests.engine.native.macos build/native-macos
 
 resolve: setup-cross ## resolve all dependencies for macOS 14, 15, 26 and Python 3.11 to 3.14, wheels only
 	$(BIN)/python -m tests.platform.mac.resolve

@@ -55,6 +55,8 @@ OF_THE_ENGINE = (
     "exoengine.model_files.memory_fit",
     "exoengine.model_files.model_folder",
     "exoengine.embedded",
+    "exoengine.native.build",
+    "exoengine.native.recipe",
 )
 """What the daemon may import of the engine: none of it imports MLX."""
 MLX = ("mlx", "mlx_lm")

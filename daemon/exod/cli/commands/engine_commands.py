@@ -28,6 +28,8 @@ def register(commands: Commands) -> None:
     load.add_argument("model", metavar="MODEL", help="a folder, a Hugging Face repo id, or embedded:count")
     engine.add("unload", engine_unload)
     engine.add("drain", engine_drain)
+    native = engine.add("native", engine_native)
+    native.add_argument("verb", choices=("status", "build"), nargs="?", default="status")
 
     commands.add("preflight", preflight)
 
@@ -113,6 +115,20 @@ def engine_status(shell: Shell) -> ExitCode:
     else:
         shell.show(engine_screen(report, shell.paint(), shell.width))
     return _engine_code(report)
+
+
+def engine_native(shell: Shell, verb: str) -> ExitCode:
+    """The native group: which, why not, and what mends it; `build` makes it. Needs no daemon."""
+    from exod.config.settings import load
+    from exoengine.native.build import build, cache_in, lines, status
+
+    cache = cache_in(load(shell.config_file).node.data_dir)
+    found = build(cache) if verb == "build" else status(cache)
+    if shell.as_json:
+        shell.show_value({"ready": found.is_ready, "file": found.file, "reason": found.reason, "cure": found.cure})
+    else:
+        shell.show(lines(found))
+    return ExitCode.OK if found.is_ready else ExitCode.DEGRADED
 
 
 def _engine_code(report: EngineReport) -> ExitCode:
