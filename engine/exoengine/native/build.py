@@ -25,6 +25,7 @@ from typing import Final
 
 import msgspec
 
+from exoengine.decoding import DecodingError, from_json
 from exoengine.native.recipe import FOLDER, NotBuildableError, Recipe, find_compiler, recipe
 
 BUILD_DEADLINE_S: Final = 300.0
@@ -68,8 +69,8 @@ def cache_in(data_dir: Path) -> Path:
 def lines(found: Status) -> list[str]:
     """For a terminal."""
     if found.is_ready:
-        return [f"native group: ready ({found.file})"]
-    return [f"native group: not used, {found.reason}", f"to mend it: {found.cure}"]
+        return [f"native group: ready ({found.file}); exod's steps do not use it yet"]
+    return [f"native group: not ready, {found.reason}", f"to mend it: {found.cure}"]
 
 
 def status(cache: Path) -> Status:
@@ -146,7 +147,7 @@ def _make_ready(now: Recipe, cache: Path, again: bool) -> Status:
 
 
 def _tested(now: Recipe, file: Path, folder: Path) -> Verdict:
-    said = _run([sys.executable, "-m", "exoengine.native.self_test", str(file)], TEST_DEADLINE_S)
+    said = _run([sys.executable, "-P", "-m", "exoengine.native.self_test", str(file)], TEST_DEADLINE_S)
     reason = "" if said is None else f"its self-test failed: {said}"
     verdict = Verdict(_sha256(file), _stamp(now), reason, BUILD_COMMAND if reason else "")
     _write(folder / VERDICT, verdict)
@@ -156,7 +157,7 @@ def _tested(now: Recipe, file: Path, folder: Path) -> Verdict:
 def _check_internals(now: Recipe) -> None:
     """A nanobind of another kind would build a module that does not know MLX's types."""
     child = subprocess.run(
-        [sys.executable, "-m", "exoengine.native.self_test", "--internals"],
+        [sys.executable, "-P", "-m", "exoengine.native.self_test", "--internals"],
         capture_output=True, text=True, timeout=TEST_DEADLINE_S, check=False,
     )  # fmt: skip
     wanted = int(child.stdout) if child.stdout.strip().isdecimal() else 0
@@ -194,8 +195,8 @@ def _sha256(file: Path) -> str:
 
 def _read(path: Path) -> Verdict | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Verdict)
-    except (OSError, msgspec.DecodeError):
+        return from_json(path.read_bytes(), Verdict)
+    except (OSError, DecodingError):
         return None
 
 

@@ -72,9 +72,6 @@ def examine(shell: Shell) -> DoctorReport:
     findings = [*_folder(config), *_key(config), *_environment(), *_model(), *_mac(config, sys.platform)]
     checked = ["configuration", "data folder", "cluster key", "environment", "embedded model", "daemon"]
     facts: tuple[str, ...] = ()
-    if config.engine.enabled:
-        findings += _native(config)
-        checked.insert(-1, "native group")
     try:
         from exod.cli.client import DEED_DEADLINE_S, NoDaemonError
 
@@ -146,15 +143,6 @@ def _mac(config: Config, system: str) -> list[Finding]:
         with contextlib.suppress(ServiceError):  # no pmset, no finding
             findings += of_sleep(run_command(("/usr/bin/pmset", "-g")).out)
     return findings
-
-
-def _native(config: Config) -> list[Finding]:
-    from exod.daemon_api.shapes import Finding
-    from exoengine.native.build import cache_in, status
-
-    found = status(cache_in(config.node.data_dir))
-    text = f"the native group is not used: {found.reason}; steps over several nodes are slower, and always safe"
-    return [] if found.is_ready else [Finding("native.absent", "warning", "native group", text, found.cure)]
 
 
 def _folder(config: Config) -> list[Finding]:
