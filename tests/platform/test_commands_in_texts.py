@@ -43,6 +43,8 @@ TABLE = {
     "make setup-cross": (BOTH, "the Makefile"),
     "make setup": (BOTH, "the Makefile"),
     "uv tool install --force .": (BOTH, "uv's manual, tools"),
+    "pip install --force-reinstall {}": (BOTH, "pip's manual, pip install"),
+    "sudo apt install g++": (LINUX, "apt(8); CI installs the same package"),
     "sudo pmset -c sleep 0": (MAC, "pmset(1): -c is on mains"),
     # Files, ports, variables: POSIX, or the same on both.
     "chmod 600 {}": (BOTH, "POSIX"),
@@ -51,6 +53,7 @@ TABLE = {
     "lsof -i :{}": (BOTH, "lsof(8)"),
     "openssl rand -hex 32 > {}": (BOTH, "openssl-rand(1)"),
     "unset {}": (BOTH, "POSIX"),
+    "unset CXX": (BOTH, "POSIX"),
     "launchctl unsetenv": (MAC, "launchctl(1)"),
 }
 

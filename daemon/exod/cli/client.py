@@ -17,7 +17,6 @@ import msgspec
 
 from exod.errors import ExitCode, ExodError, RequestError
 from exod.local_api.protocol import CONTROL_VERSION, MAX_LINE_BYTES, ControlRequest, RawReply
-from exoengine.decoding import DecodingError, decode
 
 ANSWER_DEADLINE_S: Final = 5.0
 """A daemon that lives answers a snapshot in milliseconds, also on a busy machine."""
@@ -135,6 +134,8 @@ def understood(data: bytes, shape: type[Shape]) -> Shape:
 
 
 def _decoded(data: bytes, decoder: msgspec.json.Decoder[Shape]) -> Shape:
+    from exoengine.decoding import DecodingError, decode  # only where a daemon answered: a status must start fast
+
     try:
         return decode(decoder, data)
     except DecodingError as error:

@@ -148,7 +148,7 @@ def test_headers_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(recipes, "_package", lambda name: tmp_path)
     found = build(tmp_path / "cache")
     assert "came without its C++ headers" in found.reason
-    assert found.cure == "pip install --force-reinstall mlx"
+    assert found.cure == f"{sys.executable} -m pip install --force-reinstall mlx"
 
 
 def test_the_command_says_what_there_is_in_one_line(cache: Path, tmp_path: Path) -> None:
