@@ -70,6 +70,8 @@ class EngineView(msgspec.Struct, frozen=True):
     tokens_per_s: float | None
     sync_mode: str
     sync_reason: str
+    download: tuple[int, int] | None = None
+    """Bytes of the model that are on the node and of all of it, while it is downloaded."""
 
 
 class AlertView(msgspec.Struct, frozen=True):

@@ -134,6 +134,14 @@ class SyncMode(msgspec.Struct, frozen=True):
     reason: str
 
 
+class DownloadLine(msgspec.Struct, frozen=True):
+    """One node's download of the wished model, in bytes; `total_bytes` is 0 until the hub has answered."""
+
+    node: NodeId
+    done_bytes: int
+    total_bytes: int
+
+
 class EngineSummary(msgspec.Struct, frozen=True):
     state: EngineState
     model: str | None
@@ -146,6 +154,7 @@ class EngineSummary(msgspec.Struct, frozen=True):
     """Why it is in this state, where that is not plain: what it loads and how far, why it failed."""
     requests_active: int = 0
     requests_waiting: int = 0
+    downloads: tuple[DownloadLine, ...] = ()
 
 
 class MqttSummary(msgspec.Struct, frozen=True):

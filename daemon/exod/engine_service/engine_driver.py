@@ -1,8 +1,7 @@
 """Hosts the engine on this node: its own rank, and as coordinator the group and the queue of the whole cluster.
 
 Wires the pure parts (`rank.py`, `group_formation.py` and `request_queue.py` of the core) to the worker process, the
-other daemons and the clients' requests. Decides nothing that they can decide. Called by the composition root with
-plans, messages and requests.
+other daemons and the clients' requests. Decides nothing that they can decide.
 """
 
 from __future__ import annotations
@@ -45,11 +44,12 @@ from exod.core.engine.rank_commands import (
     ResolveModel,
     RingPortTaken,
     StartWorker,
+    StopSearch,
     Story,
     TellWorker,
     WakeWorker,
 )
-from exod.core.engine.request_queue import Scheduler, SchedulerCommand, TellOrigin, TellRank
+from exod.core.engine.request_queue import Scheduler, SchedulerCommand
 from exod.core.engine.ring_port import RingPorts
 from exod.engine_service.model_search import search
 from exod.engine_service.relay import Relay
@@ -70,7 +70,6 @@ PAUSE_AFTER_ERROR_S: Final = 1.0
 
 class EngineHost:
     """This node's part in the engine, and the coordinator's where it is one.
-
     `send(node, message)` reaches another node; `tell_all` every other node; `on_story(type, data)` takes the
     contract's events; `on_change` says that something in the status changed; `on_ring_port` takes the port that the
     ring is to listen on from now, for the next plan.
@@ -109,7 +108,7 @@ class EngineHost:
         self.statuses: dict[NodeId, RankStatus] = {}
         self._incarnations: dict[NodeId, int] = {}
         self.summary: ModelSummary | None = None
-        self.download = (0, 0)
+        self._search: asyncio.Task[None] | None = None
         self.prompt_tokens = self.cached_tokens = self.completion_tokens = 0
         self._progress = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
@@ -130,7 +129,6 @@ class EngineHost:
             await asyncio.get_running_loop().create_future()
 
     def _tick(self) -> None:
-        """One timer for the rank, the group, the queue and the desk."""
         pause_s = PAUSE_AFTER_ERROR_S
         with self._surviving("a timer"):
             now = time.monotonic()
@@ -170,6 +168,8 @@ class EngineHost:
         self._closing = True
         if self._timer is not None:
             self._timer.cancel()
+        if self._search is not None:
+            self._search.cancel()
         self.rank.leaving()
         await self.worker.leave()
 
@@ -439,7 +439,9 @@ class EngineHost:
                 case Story(type=kind, data=data):
                     self._on_story(kind, data)
                 case ResolveModel(model=model):
-                    self._spawn(self._resolve(model), "resolve model")
+                    self._search = self._spawn(self._resolve(model), "resolve model")
+                case StopSearch() if self._search is not None:
+                    self._search.cancel()
                 case StartWorker():
                     if self._tasks is not None and not self._closing:
                         self.worker.start(self._tasks)
@@ -454,18 +456,21 @@ class EngineHost:
         with self._surviving(name):
             await work
 
-    def _spawn(self, work: Coroutine[object, object, None], name: str) -> None:
+    def _spawn(self, work: Coroutine[object, object, None], name: str) -> asyncio.Task[None] | None:
         if self._closing:
             work.close()
         elif self._tasks is None:
             self._early.append((work, name))
         else:
-            self._tasks.create_task(self._outliving(work, name), name=name)
+            return self._tasks.create_task(self._outliving(work, name), name=name)
+        return None
 
     async def _resolve(self, model: str) -> None:
         """Finds or downloads the model, and reads what it is."""
         try:
-            folder, summary = await search(model, self._downloaded)
+            folder, summary = await search(
+                model, lambda *sizes: self._carry_out(self.rank.model_progress(model, *sizes))
+            )
         except ModelFolderError as error:
             self._carry_out(self.rank.model_failed(model, error.code, str(error), time.monotonic()))
         else:
@@ -474,18 +479,13 @@ class EngineHost:
             self._carry_out(self.rank.model_found(facts, time.monotonic()))
         self._nudge()
 
-    def _downloaded(self, done: int, total: int) -> None:
-        self.download = (done, total)
-
     def _give_orders(self, orders: Iterable[OrderRank]) -> None:
         for order in orders:
             self._to(order.to, order.order)
 
     def _tell(self, commands: Iterable[SchedulerCommand]) -> None:
         for command in commands:
-            match command:
-                case TellRank(to=node, message=word) | TellOrigin(to=node, message=word):
-                    self._to(node, word)
+            self._to(command.to, command.message)
 
     def _to(self, node: NodeId, message: EngineMessage) -> bool:
         """This node hears itself too, after what it does now."""

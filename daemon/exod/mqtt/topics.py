@@ -109,14 +109,16 @@ def _mesh(mesh: MeshView, tree: TopicTree, publisher: NodeId) -> Publication:
 
 
 def _engine(engine: EngineView, tree: TopicTree, publisher: NodeId) -> Publication:
+    done, total = engine.download or (None, None)
     steady = {
         "state": engine.state,
         "model": engine.model,
         "layers": engine.layers,
         "sync": {"mode": engine.sync_mode, "reason": engine.sync_reason},
+        "download_total_bytes": total,
         "by": publisher,
     }
-    drifting = {"tokens_per_s": _rounded(engine.tokens_per_s, 2)}
+    drifting = {"tokens_per_s": _rounded(engine.tokens_per_s, 2), "download_done_bytes": done}
     return _state(tree.engine(engine.node), engine.node, steady, drifting)
 
 

@@ -18,7 +18,7 @@ import psutil
 
 from exod.core.base.events import DebugFault, DebugPin, RenegotiateRequested
 from exod.core.cluster.jaccl import JacclHostfile, NotCabledError, hostfile
-from exod.core.status.health import EDGE_FAILED
+from exod.core.status.health import DOWNLOADING, EDGE_FAILED
 from exod.core.status.view import LinkView, NodeEntry, PathView
 from exod.daemon_api.interface import GenerationDelta
 from exod.daemon_api.shapes import (
@@ -160,7 +160,7 @@ class Answers:
             if (status := host.statuses.get(node)) is not None
         )
         loaded, hello = host.rank.loaded, host.rank.hello
-        done, total = host.download if host.download[1] else host.rank.progress
+        done, total = host.rank.progress
         return EngineReport(
             engine=situation.engine(),
             ranks=ranks,
@@ -194,6 +194,8 @@ class Answers:
             case EngineState.OFF:
                 text = "no model is loaded: exoctl engine load MODEL"
                 return Readiness(False, "no_model", engine.text or text)
+            case EngineState.LOADING | EngineState.RECOVERING if engine.downloads:
+                return Readiness(False, DOWNLOADING, engine.text)
             case state:
                 return Readiness(False, f"engine_{state}", engine.text or f"the engine is {state}")
 

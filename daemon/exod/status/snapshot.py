@@ -20,13 +20,14 @@ from exod.core.cluster.jaccl import CabledNode, meeting_address
 from exod.core.engine.engine_messages import RankPhase, RankStatus
 from exod.core.engine.sync_watch import wait_text
 from exod.core.status.alerts import Alerts
-from exod.core.status.health import EDGE_FAILED, HealthInput, HealthJudge, HealthSnapshot, severity
+from exod.core.status.health import EDGE_FAILED, Downloading, HealthInput, HealthJudge, HealthSnapshot, severity
 from exod.core.status.view import LinkView, NodeView
 from exod.daemon_api import mqtt_view
 from exod.daemon_api.peer_reports import NodeReport
 from exod.daemon_api.shapes import (
     ClusterSummary,
     CrashLine,
+    DownloadLine,
     EdgeLine,
     EngineSummary,
     LinkLine,
@@ -206,6 +207,7 @@ class Situation:
                 engine_state=engine.state,
                 engine_text=engine.text,
                 gpu_waits=self._gpu_waits(),
+                downloads=self.downloads(),
                 edge_text="; ".join(f"{check.subject}: {check.text}" for check in self._daemon.edge_watch.failed),
                 mqtt_text=mqtt.text if configured_broker and mqtt.state != "connected" else "",
             ),
@@ -329,9 +331,9 @@ class Situation:
         figures = own if own is not None and plan is not None and self._me in plan.ring else None
         figures = figures or next((status for status in statuses if status is not None), None)
         text = "" if state in (EngineState.READY, EngineState.GENERATING, EngineState.OFF) else host.trouble()
-        if state is EngineState.LOADING and host.download[1]:
-            done, total = host.download
-            text = f"downloading: {done / 2**30:.2f} of {total / 2**30:.2f} GiB"
+        downloads = self.downloads()
+        if downloads and state in (EngineState.LOADING, EngineState.RECOVERING):
+            text = "; ".join(f"{one.node} {one.text()}" for one in downloads)
         return EngineSummary(
             state=state,
             model=plan.model if plan is not None and plan.model else self._daemon.card.model or None,
@@ -347,6 +349,15 @@ class Situation:
             text=self.named(text),
             requests_active=sum(status is not None and status.generating for status in statuses[:1]),
             requests_waiting=host.scheduler.waiting,
+            downloads=tuple(DownloadLine(one.node, one.done_bytes, one.total_bytes) for one in downloads),
+        )
+
+    def downloads(self) -> tuple[Downloading, ...]:
+        """The ranks of the plan whose model is not here yet."""
+        return tuple(
+            Downloading(status.sender, status.model, status.download_done, status.download_total)
+            for status in self._rank_statuses()
+            if status is not None and status.phase is RankPhase.RESOLVING
         )
 
     def _rank_statuses(self) -> list[RankStatus | None]:
@@ -454,6 +465,7 @@ class Situation:
             tokens_per_s=_positive(status.tokens_per_s),
             sync_mode=status.sync_mode,
             sync_reason=status.sync_reason,
+            download=(status.download_done, status.download_total) if status.download_total else None,
         )
 
 

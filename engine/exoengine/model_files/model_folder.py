@@ -1,8 +1,8 @@
 """What a model folder holds, read from its text files and the headers of its weights alone.
 
 Decides: is this a folder that a rank can load, how many layers has it, how large is each, how large is its KV
-cache, and what is its fingerprint. Never imports MLX and never reads a weight: the daemon calls `inspect` and
-`resolve` before it plans a split, and the worker calls `inspect` again before it loads.
+cache, and what is its fingerprint. Never imports MLX, never reads a weight and never asks a network: the daemon
+calls `inspect` before it plans a split, and the worker calls it again before it loads.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import re
 import struct
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -39,11 +39,6 @@ DEFAULT_CONTEXT_TOKENS: Final = 32_768
 
 KV_BYTES_PER_VALUE: Final = 2
 """bfloat16 and float16, which nearly every model computes in."""
-
-DOWNLOAD_PATTERNS: Final = (
-    "*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "tiktoken.model", "*.txt", "*.jsonl",
-    "*.jinja",
-)  # fmt: skip
 
 WHOLE_FILES: Final = (
     "config.json", "generation_config.json", "model.safetensors.index.json", *TOKENIZER_FILES,
@@ -127,11 +122,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", config)
 
 
-def resolve(model: str, cache_dir: Path | None = None, progress: Callable[[int, int], None] | None = None) -> Path:
-    """The local folder of a model: a folder's path, `embedded:NAME`, or a Hugging Face repository's id.
-
-    Downloads what is missing of a repository; `progress(done_bytes, total_bytes)` is called from a thread of
-    the download. Raises ModelFolderError where there is no such model or no network.
+def find_local(model: str) -> Path | None:
+    """The folder of a model that is here: a folder's path, or `embedded:NAME`. None for what can only be the id of
+    a Hugging Face repository. Raises ModelFolderError where it is nothing of these.
     """
     if model.startswith(EMBEDDED_PREFIX):
         return _embedded(model)
@@ -140,7 +133,7 @@ def resolve(model: str, cache_dir: Path | None = None, progress: Callable[[int, 
         return folder
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model) is None or model.startswith((".", "/", "~")):
         raise ModelFolderError("no_folder", f"the model folder {model} does not exist")
-    return _download(model, cache_dir, progress)
+    return None
 
 
 def _embedded(model: str) -> Path:
@@ -150,41 +143,6 @@ def _embedded(model: str) -> Path:
         return Path(embedded.model_folder(model))
     except (KeyError, ValueError, FileNotFoundError) as error:
         raise ModelFolderError("no_such_model", f"there is no embedded model {model!r}: {error}") from error
-
-
-def _download(model: str, cache_dir: Path | None, progress: Callable[[int, int], None] | None) -> Path:
-    import huggingface_hub
-    from huggingface_hub import errors
-    from huggingface_hub.utils import tqdm
-
-    class Progress(tqdm):  # type: ignore[misc] # no types in huggingface_hub
-        def update(self, n: float | None = 1) -> bool | None:
-            shown: bool | None = super().update(n)
-            if progress is not None and self.unit == "B" and self.total:
-                progress(int(self.n), int(self.total))
-            return shown
-
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                model, cache_dir=cache_dir, allow_patterns=list(DOWNLOAD_PATTERNS), tqdm_class=Progress
-            )
-        )
-    except errors.GatedRepoError as error:
-        raise ModelFolderError(
-            "gated", f"{model} asks for consent on huggingface.co first; then set HF_TOKEN"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise ModelFolderError(
-            "no_such_model", f"{model} is neither a folder here nor a repository on huggingface.co"
-        ) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise ModelFolderError(
-            "no_network", f"{model} is not here yet and huggingface.co cannot be reached to download it"
-        ) from error
-    except (errors.HfHubHTTPError, OSError) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise ModelFolderError("download", f"{model} could not be downloaded: {first_line}") from error
 
 
 def _weight_files(folder: Path) -> list[Path]:

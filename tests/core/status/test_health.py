@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from exod.core.status.alerts import Alerts
-from exod.core.status.health import HealthInput, HealthJudge, HealthSnapshot
+from exod.core.status.health import Downloading, HealthInput, HealthJudge, HealthSnapshot
 from exod.core.status.view import LinkView, MeshView, NodeEntry, NodeView, PathView
 from exod.model import EngineState, Health, Kind, MeshState, NodeState, PathId, PathState
 from tests.core.pair.cards import card
@@ -198,3 +198,19 @@ def test_a_configured_broker_counts_and_a_suspended_plan_is_explained() -> None:
     assert texts(given(CABLE, mesh=waiting)) == ["waits for studio2 to join"]
     outcast = MeshView(MeshState.FORMING, 1, ME.id, None, None, (PEER.id,), None, (PEER.id,))
     assert texts(given(CABLE, mesh=outcast)) == ["studio2 keeps to a plan without studio1"]
+
+
+def test_a_download_degrades_the_node_with_its_figures_and_says_whose_it_is() -> None:
+    judge, one = HealthJudge(), Downloading(PEER.id, "maker/model", 3 << 30, 60 << 30)
+    judge.judge(given(CABLE, downloads=(one,)), 0.0, 0.0)
+    found = judge.judge(given(CABLE, downloads=(one,)), 5.0, 5.0)
+    assert found.health is Health.DEGRADED
+    assert [(reason.code, reason.subject) for reason in found.reasons] == [("downloading", PEER.id)]
+    assert found.reasons[0].text == f"{PEER.name} downloads maker/model: 5% of 60.00 GiB"
+
+
+def test_a_hub_that_does_not_answer_is_no_healthy_wait_and_a_model_that_is_here_no_reason() -> None:
+    judge, one = HealthJudge(), Downloading(ME.id, "maker/model", 0, 0)
+    assert judge.judge(given(CABLE, downloads=(one,)), 0.0, 0.0).health is Health.HEALTHY
+    found = judge.judge(given(CABLE, downloads=(one,)), 3.0, 3.0)
+    assert [reason.text for reason in found.reasons] == [f"{ME.name} looks for maker/model"]

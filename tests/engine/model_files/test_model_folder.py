@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from exoengine.model_files import model_folder
-from exoengine.model_files.model_folder import ModelFolderError, inspect, resolve
+from exoengine.model_files.model_folder import ModelFolderError, find_local, inspect
 from tests.engine.architectures import ALL
 from tests.engine.models import LLAMA, write_model
 
@@ -75,28 +75,19 @@ def test_a_large_tensor_is_sampled_all_over_and_a_model_of_many_in_bounds(
 
 
 def test_a_folder_is_resolved_to_itself(llama: Path) -> None:
-    assert resolve(str(llama)) == llama
+    assert find_local(str(llama)) == llama
 
 
 @pytest.mark.parametrize("model", ["/nowhere/at/all", "./nowhere", "three/parts/here", "embedded:nobody"])
 def test_what_is_no_model_is_one_clear_line(model: str) -> None:
     with pytest.raises(ModelFolderError) as caught:
-        resolve(model)
+        find_local(model)
     assert "\n" not in str(caught.value)
     assert caught.value.code in ("no_folder", "no_such_model")
 
 
-def test_a_repository_that_cannot_be_reached_is_one_clear_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    code = (
-        "import sys; from exoengine.model_files.model_folder import *\n"
-        "try: resolve('nobody/nothing', sys.argv[1])\n"
-        "except ModelFolderError as error: print(error.code)"
-    )
-    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "no_network", run
+def test_the_id_of_a_repository_is_no_folder_here() -> None:
+    assert find_local("nobody/nothing") is None
 
 
 def test_the_daemons_part_imports_no_mlx() -> None:

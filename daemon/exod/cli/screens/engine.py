@@ -59,6 +59,11 @@ def engine_screen(report: EngineReport, paint: Paint, width: int) -> list[str]:
     head = [paint.mark(level), Cell(f" {engine.state.value}", "bold"), Cell(f"  {engine.model or ''}")]
     lines = [paint.line(head)]
     lines += [f"  {paint.styled(text, level)}" for text in wrap(engine.text, width - 2) if text]
+    names = {rank.node: rank.node_name for rank in report.ranks}
+    for one in engine.downloads:
+        if one.total_bytes:
+            of_all = f"{mib(one.done_bytes)} of {mib(one.total_bytes)} downloaded"
+            lines.append(f"  {paint.plain(f'{_name(one.node, names)}: {of_all}')}")
     if report.load_total_bytes:
         done = report.load_done_bytes == report.load_total_bytes
         of_all = "" if done else f" of {mib(report.load_total_bytes)}"

@@ -60,6 +60,9 @@ class RankStatus(msgspec.Struct, frozen=True, tag="rank"):
     baseline_tokens_per_s: float = 0.0
     last_gap_ms: float = 0.0
     memory_mib: int = 0
+    download_done: int = 0
+    download_total: int = 0
+    """Bytes of the model's files that are here, and of all of them, while they are downloaded; else 0."""
 
 
 class FormOrder(msgspec.Struct, frozen=True, tag="form_order"):

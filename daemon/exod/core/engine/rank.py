@@ -98,7 +98,8 @@ class Rank(RankState):
             return self._advance(now) + self._report(now, changed=True)
         commands: list[RankCommand] = []
         if before is None or plan.model != before.model:
-            self._facts, self._resolving = None, ""
+            self._facts = None
+            commands += self._stop_search()
             self._requests.void(self._requests.begun_order)  # another model must not go on with this one's words
             self._group.retired()
             commands += self._alarm.cleared()
@@ -165,12 +166,13 @@ class Rank(RankState):
         if facts.model != self._resolving:
             return []
         self._resolving, self._facts, self._failure = "", facts, None
-        return self._advance(now)
+        return [*self._download.ended(facts.model), *self._advance(now)]
 
     def model_failed(self, model: str, code: str, text: str, now: float) -> list[RankCommand]:
         if model != self._resolving:
             return []
         self._resolving = ""
+        self._download.forget()
         return self._fail(code, text, now) + self._advance(now)
 
     # --- requests -------------------------------------------------------------------------------------------
@@ -254,12 +256,12 @@ class Rank(RankState):
 
     def _retire(self, now: float) -> list[RankCommand]:
         """No rank is wanted here. What was not resolved or started yet is not; requests go with the process."""
-        commands: list[RankCommand] = [*self._alarm.cleared()]
+        commands: list[RankCommand] = [*self._alarm.cleared(), *self._stop_search()]
         if self._worker.is_connected:
             self._worker.leaving()
             self._loaded = self._asked_load = None
             commands.append(LeaveWorker())
-        self._failure, self._retry_at, self._facts, self._resolving = None, None, None, ""
+        self._failure, self._retry_at, self._facts = None, None, None
         self._group.retired()
         return commands + self._set_phase(RankPhase.OFF, now)
 
@@ -485,14 +487,6 @@ class Rank(RankState):
             self._idle_since = None
             return self._kill("the worker stands idle although a request is under way", now) + self._advance(now)
         return self._report(now)
-
-    def _is_present(self, plan_hash: str, attempt: int) -> bool:
-        return (
-            self._plan is not None
-            and not self._suspended
-            and plan_hash == self._plan.hash
-            and attempt == self._attempt
-        )
 
     def _fail(self, code: str, text: str, now: float) -> list[RankCommand]:
         self._failure = (code, text)

@@ -15,6 +15,10 @@ class ResolveModel(msgspec.Struct, frozen=True):
     model: str
 
 
+class StopSearch(msgspec.Struct, frozen=True):
+    """Command: nobody wants the model any more that is being found or downloaded."""
+
+
 class StartWorker(msgspec.Struct, frozen=True):
     """Command: adopt the process that an earlier daemon left, or start one."""
 
@@ -55,7 +59,16 @@ class Story(msgspec.Struct, frozen=True):
 
 
 RankCommand = (
-    ResolveModel | StartWorker | KillWorker | WakeWorker | LeaveWorker | TellWorker | Report | RingPortTaken | Story
+    ResolveModel
+    | StopSearch
+    | StartWorker
+    | KillWorker
+    | WakeWorker
+    | LeaveWorker
+    | TellWorker
+    | Report
+    | RingPortTaken
+    | Story
 )
 
 

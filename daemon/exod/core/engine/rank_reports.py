@@ -51,8 +51,44 @@ def _says_the_same(one: RankStatus, other: RankStatus) -> bool:
 
 def _without_figures(status: RankStatus) -> RankStatus:
     return msgspec.structs.replace(
-        status, seq=0, sync_reason="", tokens_per_s=0.0, baseline_tokens_per_s=0.0, last_gap_ms=0.0, memory_mib=0
+        status,
+        seq=0,
+        sync_reason="",
+        tokens_per_s=0.0,
+        baseline_tokens_per_s=0.0,
+        last_gap_ms=0.0,
+        memory_mib=0,
+        download_done=0,
     )
+
+
+class Download:
+    """How much of a model is here while it is downloaded. Its events: the start, each tenth of the way, the end."""
+
+    def __init__(self) -> None:
+        self.done_bytes = self.total_bytes = 0
+        self._tenth = -1
+
+    def progress(self, model: str, done_bytes: int, total_bytes: int) -> list[Story]:
+        self.done_bytes, self.total_bytes = done_bytes, total_bytes
+        tenth = 10 * done_bytes // total_bytes if total_bytes else 0
+        if tenth <= self._tenth:
+            return []
+        self._tenth = tenth
+        return [self._story("engine.downloading", model)]
+
+    def ended(self, model: str) -> list[Story]:
+        """All of it is here. Silent where nothing had to be downloaded."""
+        stories = [self._story("engine.downloaded", model)] if self.total_bytes else []
+        self.forget()
+        return stories
+
+    def forget(self) -> None:
+        self.done_bytes = self.total_bytes = 0
+        self._tenth = -1
+
+    def _story(self, kind: str, model: str) -> Story:
+        return Story(kind, {"model": model, "done_bytes": self.done_bytes, "total_bytes": self.total_bytes})
 
 
 class Alarm:

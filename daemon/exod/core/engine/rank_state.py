@@ -8,8 +8,8 @@ from exod.core.engine.engine_messages import BeginRequest, RankPhase, RankStatus
 from exod.core.engine.group_history import GroupLife
 from exod.core.engine.held_requests import HeldRequest, HeldRequests
 from exod.core.engine.layer_split import DoesNotFitError, layer_spans, shortage
-from exod.core.engine.rank_commands import ModelFacts, RankCommand, Report
-from exod.core.engine.rank_reports import Alarm, Reporter
+from exod.core.engine.rank_commands import ModelFacts, RankCommand, Report, StopSearch
+from exod.core.engine.rank_reports import Alarm, Download, Reporter
 from exod.core.engine.sync_watch import SyncWatch
 from exod.core.engine.worker_life import WorkerLife
 from exod.model import MeshPlan, NodeId
@@ -28,6 +28,7 @@ class RankState:
         self._suspended = ""
         self._facts: ModelFacts | None = None
         self._resolving = ""
+        self._download = Download()
         self._failure: tuple[str, str] | None = None
         self._alarm = Alarm()
         self._retry_at: float | None = None
@@ -84,6 +85,11 @@ class RankState:
         return self._worker.restarts
 
     @property
+    def resolving(self) -> str:
+        """The model that is being found or downloaded; empty where none is."""
+        return self._resolving
+
+    @property
     def failure(self) -> tuple[str, str] | None:
         return self._failure
 
@@ -100,6 +106,25 @@ class RankState:
         """The newest request under way, with what is known of its answer: for a coordinator that lacks it."""
         held = self._requests.newest()
         return msgspec.structs.replace(held.begin, tokens=tuple(held.tokens[:-1])) if held is not None else None
+
+    def model_progress(self, model: str, done_bytes: int, total_bytes: int) -> list[RankCommand]:
+        """So much of a model is downloaded. Others hear of it with the next report, in a second at most."""
+        if model != self._resolving:
+            return []
+        return [*self._download.progress(model, done_bytes, total_bytes)]
+
+    def _stop_search(self) -> list[RankCommand]:
+        wanted, self._resolving = self._resolving, ""
+        self._download.forget()
+        return [StopSearch()] if wanted else []
+
+    def _is_present(self, plan_hash: str, attempt: int) -> bool:
+        return (
+            self._plan is not None
+            and not self._suspended
+            and plan_hash == self._plan.hash
+            and attempt == self._attempt
+        )
 
     def _wanted(self) -> Load | None:
         """What the plan asks this rank's worker to hold; None while the model is unknown. ValueError as `span`."""
@@ -168,5 +193,7 @@ class RankState:
             tokens_per_s=beat.tokens_per_s if beat is not None else 0.0,
             baseline_tokens_per_s=beat.baseline_tokens_per_s if beat is not None else 0.0,
             last_gap_ms=self._group.last_gap_ms,
+            download_done=self._download.done_bytes,
+            download_total=self._download.total_bytes,
             memory_mib=beat.memory_bytes >> 20 if beat is not None else 0,
         )

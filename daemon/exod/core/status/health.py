@@ -27,6 +27,7 @@ from exod.model import (
     PathState,
     Reason,
 )
+from exoengine.model_files.memory_fit import gib
 
 KIND_WORDS = {
     Kind.THUNDERBOLT: "Thunderbolt",
@@ -45,9 +46,11 @@ GRACE_S: dict[str, float] = {
     "node_suspect": 1.0,
     "link_slow": 0.5,
     "link_lossy": 5.0,
+    "downloading": 2.0,
 }
 """Seconds that a fact must last before it is a reason; 0 for those not named. An agreement may take 0.3 s, a switch
-away from a slow link about as long. Loss that a switch is about to leave behind is nobody's business."""
+away from a slow link about as long. Loss that a switch is about to leave behind is nobody's business. To find a
+model that is here takes a second."""
 
 LOSSY = 0.05
 """TCP keeps its pace up to about a percent. Beyond this, many a step waits for what is sent again; beyond 20% a
@@ -65,6 +68,23 @@ def severity(code: str) -> Literal["warning", "error"]:
 
 
 EDGE_FAILED = "preflight_failed"
+DOWNLOADING = "downloading"
+
+
+class Downloading(msgspec.Struct, frozen=True):
+    """One node's download of the wished model. `total_bytes` is 0 until the hub has answered."""
+
+    node: NodeId
+    model: str
+    done_bytes: int
+    total_bytes: int
+
+    def text(self) -> str:
+        """In whole percent: whoever is told of each change must not be told every second."""
+        if not self.total_bytes:
+            return f"looks for {self.model}"
+        share = 100 * self.done_bytes // self.total_bytes
+        return f"downloads {self.model}: {share}% of {gib(self.total_bytes)}"
 
 
 class HealthInput(msgspec.Struct, frozen=True):
@@ -75,6 +95,8 @@ class HealthInput(msgspec.Struct, frozen=True):
     engine_text: str = ""
     gpu_waits: tuple[tuple[NodeId, str], ...] = ()
     """Ranks whose fast steps waited too long of late, with the text."""
+    downloads: tuple[Downloading, ...] = ()
+    """Ranks of the plan whose model is looked for or downloaded."""
     edge_text: str = ""
     """What the check of this node's edges found; empty where nothing is wrong."""
     mqtt_text: str = ""
@@ -133,6 +155,8 @@ def _facts(given: HealthInput, known: frozenset[tuple[str, str]]) -> Iterator[_F
         yield _Fact("engine_failed", view.me.id, given.engine_text or "the engine failed")
     if given.engine_enabled and given.engine_state is EngineState.RECOVERING:
         yield _Fact("engine_recovering", view.me.id, given.engine_text or "the engine is recovering")
+    for one in given.downloads:
+        yield _Fact(DOWNLOADING, one.node, f"{_name(view, one.node)} {one.text()}")
     for node, text in given.gpu_waits:
         yield _Fact("gpu_wait", node, f"{_name(view, node)}: {text}")
     if given.edge_text:
