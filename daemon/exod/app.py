@@ -214,7 +214,7 @@ class Daemon:
         self.situation = Situation(self)
         self.answers = Answers(self)
         self.socket = ControlSocket(self.answers, config.control_socket, debug_enabled=config.debug.enabled)
-        self.http = HttpApi(self.answers, config.api.host, config.api.port, config.api.key_file)
+        self.http = HttpApi.from_config(self.answers, config.api)
         self.events.on_event.append(self._event_written)
         for damage in (*identity.damaged, *self.peer_book.damaged):
             self.events.write(Event(0.0, "file.damaged", damage.file, msgspec.to_builtins(damage)))

@@ -38,9 +38,11 @@ class Place:
 
 
 @asynccontextmanager
-async def served(key_file: Path | None = None, max_generations: int = 64) -> AsyncIterator[Place]:
+async def served(
+    key_file: Path | None = None, max_generations: int = 64, host: str = "127.0.0.1", **more: Any
+) -> AsyncIterator[Place]:
     daemon = FakeDaemon()
-    api = HttpApi(daemon, "127.0.0.1", 0, key_file, max_generations=max_generations)
+    api = HttpApi(daemon, host, 0, key_file, max_generations=max_generations, **more)
     api.start()
     running = asyncio.create_task(api.run(), name="http api")
     await asyncio.sleep(0)

@@ -180,7 +180,9 @@ async def test_a_client_that_leaves_cancels_its_whole_answer_too() -> None:
         place.daemon.pause = asyncio.Event()
         _, writer = await asyncio.open_connection("127.0.0.1", place.api.port)
         body = json.dumps(count(1, 900)).encode()
-        writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
+        writer.write(
+            f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+        )
         async with asyncio.timeout(DEADLINE_S):
             while not place.daemon.running:  # noqa: ASYNC110 - a fake's plain field
                 await asyncio.sleep(0.005)

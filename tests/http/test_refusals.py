@@ -134,7 +134,7 @@ async def test_too_large_a_body_is_refused_before_it_is_read() -> None:
 async def test_a_chunked_body_is_bounded_too() -> None:
     async with served() as place:
         reader, writer = await asyncio.open_connection("127.0.0.1", place.api.port)
-        writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n".encode())
+        writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n".encode())
         piece = b"%x\r\n%s\r\n" % (1024 * 1024, b" " * (1024 * 1024))
 
         async def flood() -> None:
@@ -157,12 +157,12 @@ async def test_unknown_endpoints_and_methods_are_named_in_openais_shape() -> Non
     async with served() as place:
         lost = await place.http.ask("GET", "/v1/chat/completion")
         wrong = await place.http.ask("GET", CHAT)
-        preflight = await place.http.ask("OPTIONS", CHAT, headers={"origin": "http://localhost:3000"})
+        asked = await place.http.ask("OPTIONS", CHAT)
     assert (lost.status, lost.code) == (404, "not_found")
     assert CHAT in lost.json["error"]["message"]
     assert (wrong.status, wrong.code, wrong.headers["allow"]) == (405, "method_not_allowed", "POST")
-    assert preflight.status == 405
-    assert not [name for name in preflight.headers if name.startswith("access-control")]
+    assert asked.status == 405
+    assert not [name for name in asked.headers if name.startswith("access-control")]
 
 
 async def test_a_fault_of_the_daemon_is_a_500_without_its_story() -> None:
@@ -194,30 +194,6 @@ async def test_with_keys_everything_but_health_needs_one(tmp_path: Path) -> None
             "GET", "/v1/models", headers={"authorization": f"Bearer {KEY}", "host": "a.b"}
         )
         assert strange.status == 200, "whoever has a key may call the host what it likes"
-
-
-@pytest.mark.parametrize(
-    ("headers", "code"),
-    [
-        ({"host": "evil.example:52415"}, "host_refused"),
-        ({"host": "["}, "host_refused"),
-        ({"origin": "https://evil.example"}, "origin_refused"),
-        ({"origin": "http://["}, "origin_refused"),
-        ({"host": "localhost:52415"}, None),
-        ({"host": "studio1"}, None),
-        ({"host": "[::1]:52415"}, None),
-        ({"host": "host.docker.internal:52415"}, None),
-        ({"origin": "http://localhost:3000"}, None),
-        ({"origin": "app://obsidian.md"}, None),
-    ],
-)
-async def test_without_keys_web_pages_of_strangers_are_refused(headers: dict[str, str], code: str | None) -> None:
-    async with served() as place:
-        answer = await place.http.ask("GET", "/v1/models", headers=headers)
-    if code is None:
-        assert answer.status == 200
-    else:
-        assert (answer.status, answer.code) == (403, code)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,8 @@ class ApiConfig(msgspec.Struct, frozen=True):
     host: str
     port: int
     key_file: Path | None
+    hosts: tuple[str, ...]
+    origins: tuple[str, ...]
 
 
 class MqttConfig(msgspec.Struct, frozen=True):
@@ -117,6 +119,13 @@ class Key(msgspec.Struct, frozen=True):
 _GLOBS = checks.entries(
     checks.text(r"[A-Za-z0-9._:*?\[\]!-]{1,64}", "an interface name or glob"), "a list of names or globs"
 )
+_HOSTS = checks.entries(checks.text(r"[A-Za-z0-9._-]{1,253}", "a host's name without a port"), "a list of names")
+_ORIGINS = checks.entries(
+    checks.text(
+        r"\*|[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9._:\[\]-]{1,260}", 'an origin such as "https://chat.example"'
+    ),
+    "a list of origins",
+)
 _NAME = checks.text(r"[^\x00-\x1f\x7f/+#]{1,63}", "1 to 63 characters without / + # or control characters")
 
 
@@ -161,6 +170,8 @@ def _keys(data_dir: Path, host_name: str) -> dict[str, dict[str, Key]]:
             "host": Key("127.0.0.1", checks.api_host),
             "port": Key(52415, checks.whole(0, 65535)),
             "key_file": Key("", checks.path),
+            "hosts": Key([], _HOSTS),
+            "origins": Key([], _ORIGINS),
         },
         "mqtt": {
             "broker": Key("auto", checks.broker),
@@ -335,6 +346,11 @@ def _assemble(values: dict[str, dict[str, Any]], where: str, source: Path | None
         raise ConfigError(
             f'{where}: api.host = "{api["host"]}": allowed is a loopback address, or name bearer keys in '
             f"api.key_file (one a line): everyone on that network could use the model"
+        )
+    if "*" in api["origins"] and api["key_file"] is None:
+        raise ConfigError(
+            f'{where}: api.origins = ["*"]: allowed is a list of origins, or name bearer keys in api.key_file: '
+            "every web page that is open on this host could use the model"
         )
     return Config(
         node=NodeConfig(**node),

@@ -1,9 +1,11 @@
 """Who may use the HTTP API: bearer keys, and without keys only this host's own programs.
 
-Decides from a request's headers alone; never reads a body. With a key file, every endpoint but `/health` needs
-one of its keys. Without one the API is on loopback, where the remaining strangers are web pages in a browser on
-this host: a page that rebinds its own name to 127.0.0.1 betrays itself by the Host header, and one that posts
-across sites by the Origin header. No CORS header is ever sent. Called by `http_api.py` for every request.
+Decides from a request's headers alone; never reads a body. With a key file, every endpoint but `/health` needs one
+of its keys. Without one the API is on loopback, where the remaining strangers are web pages in a browser on this
+host. Three lists keep them out: the names that a Host header may hold (a page that rebinds its own name to
+127.0.0.1 shows that name there), the origins that may send requests (a page of another site shows its own), and,
+where a browser sends no Origin, what it says about the page that asked (Sec-Fetch-Site). Pages of the allowed
+origins get CORS headers, others never do.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
+import socket
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,15 +30,31 @@ MIN_KEY_CHARS: Final = 16
 OPEN_PATHS: Final = frozenset({"/health"})
 """What a load balancer must reach without a key; it says nothing but that the process lives."""
 
-LOCAL_SUFFIXES: Final = (".localhost", ".internal")
-"""Names that no public DNS can hold: `host.docker.internal` is how a container on a Mac reaches its host."""
+ANY_ORIGIN: Final = "*"
+"""In `api.origins`: pages of every site. The configuration allows it only beside keys."""
+
+APP_SCHEME: Final = "app"
+"""Desktop programs that show pages of their own (Electron): no web site has this scheme."""
+
+PREFLIGHT_S: Final = 600
+"""For how long a browser may remember that an origin is allowed: Chromium's default limit is 2 hours, and a changed
+configuration should not take so long to be noticed."""
+
+MAX_REQUESTED_HEADERS: Final = 64
+_HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}( ?, ?[A-Za-z0-9_.-]{1,64})*")
+
+EXPOSED_HEADERS: Final = b"retry-after"
 
 
 class HttpGuard:
-    """Made once at start; `check` is called for each request."""
+    """Made once at start; asked for each request. `hosts` and `origins` are allowed beside what is built in."""
 
-    def __init__(self, keys: tuple[str, ...]) -> None:
+    def __init__(
+        self, keys: tuple[str, ...] = (), hosts: tuple[str, ...] = (), origins: tuple[str, ...] = ()
+    ) -> None:
         self._digests = tuple(hashlib.sha256(key.encode()).digest() for key in keys)
+        self._hosts = frozenset(map(str.lower, hosts)) | own_names()
+        self._origins = frozenset(origin.lower().rstrip("/") for origin in origins)
 
     def check(self, path: str, headers: Mapping[str, str]) -> None:
         """Raises RequestError where this request may not be served. Header names are lower case."""
@@ -43,8 +63,42 @@ class HttpGuard:
         if self._digests:
             self._check_key(headers.get("authorization", ""))
         else:
-            _check_host(headers.get("host", ""))
-            _check_origin(headers.get("origin", ""))
+            self._check_host(headers.get("host", ""))
+            self._check_page(path, headers)
+
+    def preflight(self, headers: Mapping[str, str]) -> list[tuple[bytes, bytes]] | None:
+        """The headers that answer a browser which asks before it sends a request; None where this is no such
+        question. It needs no key: a browser sends none with it. Raises RequestError for an origin that is not
+        allowed.
+        """
+        if "origin" not in headers or "access-control-request-method" not in headers:
+            return None
+        if not self._digests:
+            self._check_host(headers.get("host", ""))
+        allowed = self.cors(headers)
+        if not allowed:
+            raise _origin_refused(headers["origin"])
+        wanted = headers.get("access-control-request-headers", "")
+        if _HEADER_NAMES.fullmatch(wanted) and wanted.count(",") < MAX_REQUESTED_HEADERS:
+            allowed.append((b"access-control-allow-headers", wanted.encode("latin-1")))
+        if headers.get("access-control-request-private-network") == "true":
+            allowed.append((b"access-control-allow-private-network", b"true"))
+        return [
+            *allowed,
+            (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
+            (b"access-control-max-age", str(PREFLIGHT_S).encode()),
+        ]
+
+    def cors(self, headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+        """What lets a page of an allowed origin read the answer; nothing for any other."""
+        origin = headers.get("origin", "")
+        if not origin or not self._is_allowed(origin):
+            return []
+        return [
+            (b"access-control-allow-origin", origin.encode("latin-1")),
+            (b"access-control-expose-headers", EXPOSED_HEADERS),
+            (b"vary", b"origin"),
+        ]
 
     def _check_key(self, authorization: str) -> None:
         scheme, _, key = authorization.partition(" ")
@@ -54,38 +108,85 @@ class HttpGuard:
         if scheme.lower() != "bearer" or not any(matches):
             raise RequestError("invalid_api_key", "this API needs a key: send 'Authorization: Bearer KEY'")
 
+    def _check_host(self, host: str) -> None:
+        """A request without a Host header comes from no browser."""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            raise RequestError("host_refused", "the Host header is not a host's name") from None
+        name = name.removesuffix(".")
+        if host and not (_is_address(name) or _is_loopback_name(name) or name in self._hosts):
+            raise RequestError(
+                "host_refused",
+                f"this API has no keys and is not known as '{name[:100]}' here: use 127.0.0.1, add the name to "
+                "api.hosts, or set api.key_file",
+            )
 
-def _check_host(host: str) -> None:
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        raise RequestError("host_refused", "the Host header is not a host's name") from None
-    if name and not _is_local_name(name):
-        raise RequestError(
-            "host_refused",
-            f"this API has no keys and is for this host alone, not '{name}': use 127.0.0.1, or set api.key_file",
-        )
+    def _check_page(self, path: str, headers: Mapping[str, str]) -> None:
+        origin = headers.get("origin", "")
+        if origin:
+            if not self._is_allowed(origin):
+                raise _origin_refused(origin)
+        elif headers.get("sec-fetch-site") == "cross-site" and not _is_visit(path, headers):
+            raise RequestError("origin_refused", "a page of another site asked for this; it may not")
+
+    def _is_allowed(self, origin: str) -> bool:
+        origin = origin.lower()
+        if origin in self._origins or (ANY_ORIGIN in self._origins and origin != "null"):
+            return True
+        try:
+            parts = urlsplit(origin)
+            host = parts.hostname or ""
+        except ValueError:
+            return False
+        if parts.scheme == APP_SCHEME:
+            return True
+        return parts.scheme in ("http", "https") and (_is_loopback_name(host) or _is_loopback_address(host))
 
 
-def _check_origin(origin: str) -> None:
-    try:
-        parts = urlsplit(origin)
-        strange = parts.scheme in ("http", "https") and not _is_local_name(parts.hostname or "")
-    except ValueError:
-        strange = True
-    if strange:
-        raise RequestError(
-            "origin_refused", "web pages of other sites may not use this API; set api.key_file and send a key"
-        )
+def own_names() -> frozenset[str]:
+    """What this host calls itself, in full, short, and as multicast DNS announces it. Asks no resolver: a hostile
+    one could answer with any name.
+    """
+    name = socket.gethostname().lower().removesuffix(".")
+    short = name.partition(".")[0]
+    return frozenset({name, short, f"{short}.local"}) - {"", ".local"}
 
 
-def _is_local_name(name: str) -> bool:
-    """Is it an address, or a name that a stranger cannot make resolve to this host?"""
+def _origin_refused(origin: str) -> RequestError:
+    return RequestError(
+        "origin_refused",
+        f"pages of '{origin[:100]}' may not use this API: add it to api.origins, or set api.key_file and send "
+        "a key",
+    )
+
+
+def _is_visit(path: str, headers: Mapping[str, str]) -> bool:
+    """A person followed a link of another site to the page of this one: that site reads nothing of it."""
+    return (
+        path == "/" and headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+    )
+
+
+def _is_address(name: str) -> bool:
+    """No DNS stands behind an address: a page cannot make its own name resolve to this host with it."""
     try:
         ipaddress.ip_address(name)
     except ValueError:
-        return "." not in name or name.endswith(LOCAL_SUFFIXES)
+        return False
     return True
+
+
+def _is_loopback_address(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_loopback_name(name: str) -> bool:
+    """RFC 6761, 6.3: these resolve to loopback and are not looked up."""
+    return name == "localhost" or name.endswith(".localhost")
 
 
 def read_keys(path: Path | None) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """OpenAI's shapes of answers: chunks, whole answers, usage, models, and the error object with its HTTP status.
 
-Decides only shapes: which field holds what, and which stable `code` means which status. Pure. Called by
-`http_generation.py` and `http_api.py`.
+Decides only shapes: which field holds what, and which stable `code` means which status. Pure.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ STATUS_OF_CODE: Final[dict[str, int]] = {
     "method_not_allowed": 405,
     "body_timeout": 408,
     "body_too_large": 413,
+    "unsupported_media_type": 415,
     "invalid_value": 400,
     **dict.fromkeys(CLIENT_FAULTS, 400),
     "not_ready": 503,

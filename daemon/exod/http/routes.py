@@ -1,7 +1,7 @@
 """The routes of the HTTP API that ask and do not generate: models, health, metrics, status, events.
 
 Decides what each answers and when it is an error; the daemon knows the rest. `application` is the ASGI
-application of all routes, with errors in OpenAI's shape whatever went wrong. Called by `http_api.py`.
+application of all routes, with errors in OpenAI's shape whatever went wrong.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ def application(
         RequestError: _refused,
         Exception: _broken,
     }
-    return Starlette(routes=routes, exception_handlers=handlers)
+    served = Starlette(routes=routes, exception_handlers=handlers)
+    served.router.redirect_slashes = False  # a path with a slash at its end was understood before it came here
+    return served
 
 
 class _Asks:
@@ -180,7 +182,7 @@ def _since(request: Request) -> float | None:
 
 async def _not_served(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    path = request.url.path[:100]
+    path = request.scope["path"][:100]
     if error.status_code == 405:
         refusal = RequestError("method_not_allowed", f"{request.method} {path}: this endpoint has another method")
     elif error.status_code == 404:

@@ -2,29 +2,30 @@
 
 Decides the order of the start (`start` takes the port before anything is announced, and may raise StartError or
 ConfigError) and of the end (`stop`: event streams end at once, nothing new is begun, what is generated gets the
-grace, and what is left then is told so). uvicorn installs no signal handler here. The routes are in
-`http_routes.py` and `http_generation.py`. `app.py` calls `start`, `run` in a task, then `stop`.
+grace, and what is left then is told so). uvicorn installs no signal handler here. The routes are in `routes.py`
+and `generation.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import uvicorn
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from exod.config.settings import ApiConfig
 from exod.daemon_api.interface import DaemonCommands
-from exod.errors import RequestError, StartError
-from exod.http.exchange import error_response, headers_of
+from exod.errors import RequestError
+from exod.http.exchange import check_framing, error_response, headers_of
 from exod.http.generation import MAX_GENERATIONS, Slots
 from exod.http.guard import HttpGuard, read_keys
+from exod.http.listening import listen
 from exod.http.metrics import HttpMetrics
 from exod.http.routes import ENDPOINTS, application
 
@@ -45,6 +46,14 @@ DATE_TICK_S: Final = 1.0
 
 RENEWS_DATE: Final = 0
 """uvicorn renews that header on ticks that are divisible by ten."""
+
+
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""As metrics know them. Anybody may send any method: as a label, each would stay in memory for ever."""
+
+SAFE_HEADERS: Final = ((b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", b"same-origin"))
+"""A browser takes no answer for a script or a style, and hands none to a page of another site, whatever that page
+embeds it as. CORS requests of allowed origins are not concerned."""
 
 
 class _Server(uvicorn.Server):
@@ -83,18 +92,25 @@ class HttpApi:
         port: int,
         key_file: Path | None = None,
         *,
+        hosts: tuple[str, ...] = (),
+        origins: tuple[str, ...] = (),
         max_generations: int = MAX_GENERATIONS,
     ) -> None:
         self._commands = commands
         self._host = host
         self._port = port
         self._key_file = key_file
+        self._hosts, self._origins = hosts, origins
         self._generations = Slots(max_generations)
         self._followers = Slots(MAX_FOLLOWERS)
         self._leaving = asyncio.Event()
         self._last_call = asyncio.Event()
-        self._listener: socket.socket | None = None
+        self._listeners: list[socket.socket] = []
         self._server: _Server | None = None
+
+    @classmethod
+    def from_config(cls, commands: DaemonCommands, config: ApiConfig) -> HttpApi:
+        return cls(commands, config.host, config.port, config.key_file, hosts=config.hosts, origins=config.origins)
 
     @property
     def port(self) -> int:
@@ -113,9 +129,9 @@ class HttpApi:
 
     def start(self) -> None:
         """Reads the keys and takes the port. Raises StartError or ConfigError, one line each."""
-        guard = HttpGuard(read_keys(self._key_file))
-        self._listener = _listen(self._host, self._port)
-        self._port = self._listener.getsockname()[1]
+        guard = HttpGuard(read_keys(self._key_file), self._hosts, self._origins)
+        self._listeners = listen(self._host, self._port)
+        self._port = self._listeners[0].getsockname()[1]
         metrics = HttpMetrics(self._commands.metrics)
         routes = application(
             self._commands, metrics, self._generations, self._followers, self._leaving, self._last_call
@@ -139,9 +155,9 @@ class HttpApi:
 
     async def run(self) -> None:
         """Serves until `stop`, or until cancelled, which gives no grace."""
-        if self._listener is None or self._server is None:
+        if self._server is None:
             raise RuntimeError("HttpApi.run before start")
-        serving = asyncio.create_task(self._server.serve([self._listener]), name="uvicorn")
+        serving = asyncio.create_task(self._server.serve(self._listeners), name="uvicorn")
         try:
             await asyncio.shield(serving)
         finally:
@@ -164,9 +180,9 @@ class HttpApi:
 
     def close(self) -> None:
         """Gives the port back: for a start that no run followed. Safe to call twice."""
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+        for listener in self._listeners:
+            listener.close()
+        self._listeners = []
 
     def _refuse_new_work(self) -> None:
         self._generations.closed = True
@@ -175,7 +191,7 @@ class HttpApi:
 
 
 class _Front:
-    """Before and after every request: who may ask, and how it was answered."""
+    """Before and after every request: who may ask, who may read the answer, and how it was answered."""
 
     def __init__(self, inner: ASGIApp, guard: HttpGuard, metrics: HttpMetrics) -> None:
         self._inner = inner
@@ -184,23 +200,40 @@ class _Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         status = 0
+        headers = headers_of(scope)
+        added = [*SAFE_HEADERS, *self._guard.cors(headers)]
 
         async def noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message = {**message, "headers": [*message.get("headers", []), *added]}
             await send(message)
 
+        scope["path"] = path = scope["path"].rstrip("/") or "/"
         self._metrics.began()
         try:
             try:
-                self._guard.check(scope["path"], headers_of(scope))
+                check_framing(scope)
+                preflight = self._guard.preflight(headers) if scope["method"] == "OPTIONS" else None
+                if preflight is not None:
+                    added = [*SAFE_HEADERS, *preflight]
+                    await Response(status_code=204)(scope, receive, noting)
+                    return
+                self._guard.check(path, headers)
             except RequestError as error:
-                await error_response(error)(scope, receive, noting)
+                await _refuse(error, scope, receive, noting)
                 return
             await self._inner(scope, receive, noting)
         finally:
-            self._metrics.ended(_route(scope["path"]), scope["method"], status)
+            self._metrics.ended(_route(path), _method(scope["method"]), status)
+
+
+async def _refuse(error: RequestError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Closes the connection, too: what follows on it may be the rest of what was refused."""
+    response = error_response(error)
+    response.headers["connection"] = "close"
+    await response(scope, receive, send)
 
 
 def _route(path: str) -> str:
@@ -210,33 +243,5 @@ def _route(path: str) -> str:
     return path if path in ENDPOINTS else "other"
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises StartError."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except socket.gaierror as error:
-        raise StartError(f"api.host = {host!r} is no address: {error.strerror}") from None
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(MAX_CONNECTIONS)
-    except OSError as error:
-        listener.close()
-        raise StartError(_why_not(host, port, error)) from None
-    listener.setblocking(False)
-    return listener
-
-
-def _why_not(host: str, port: int, error: OSError) -> str:
-    place = f"{host}:{port}"
-    match error.errno:
-        case errno.EADDRINUSE:
-            return f"{place}: the HTTP API's port is in use (by whom: lsof -i :{port}); set api.port to another"
-        case errno.EADDRNOTAVAIL:
-            return f"{place}: no interface of this host has the address; set api.host to another"
-        case errno.EACCES:
-            return f"{place}: only root may listen on this port; set api.port to one above 1023"
-    return f"{place}: the HTTP API cannot listen: {os.strerror(error.errno or 0)}"
+def _method(method: str) -> str:
+    return method if method in METHODS else "other"
