@@ -1,6 +1,7 @@
 """The composition root: creates every part of the daemon, wires them, starts and ends them in order.
 
-Holds no policy. What each part decides stands in its own file; what users ask is answered in `answers.py`.
+Holds no policy. What each part decides stands in its own file; what follows from a change is passed on by
+`propagation.py`, and what users ask is answered by `status/answers.py`.
 """
 
 from __future__ import annotations
@@ -8,11 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import time
-from collections import Counter
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -39,7 +37,6 @@ from exod.core.base.events import (
 from exod.core.base.mesh_messages import MeshMessage
 from exod.core.engine.engine_messages import EngineMessage, ModelWish, RankPhase
 from exod.core.node import NodeCore
-from exod.daemon_api.discovery_state import Found
 from exod.daemon_api.peer_reports import NodeReport, PreflightAnswer, PreflightWish, TransferProbe, TransferReply
 from exod.daemon_api.shapes import PreflightCheck
 from exod.diagnostics.crash_watch import Crash, CrashReports, from_exit
@@ -48,24 +45,30 @@ from exod.diagnostics.frame_size_check import EdgeWatch
 from exod.diagnostics.preflight import Preflight, preflight_data
 from exod.engine_service.engine_driver import EngineHost
 from exod.engine_service.keep_awake import keep_awake
+from exod.first_steps import announce
 from exod.http.server import HttpApi
 from exod.identity import claim
 from exod.local_api.server import ControlSocket
-from exod.model import ContextSettings, Event, LocalAddress, MeshPlan, NodeCard, NodeId
+from exod.model import Event, LocalAddress, MeshPlan, NodeCard, NodeId
 from exod.mqtt.publisher import MqttService
 from exod.network.interfaces import InterfaceWatcher
-from exod.network.mdns_discovery import Announcement, Discovery, Lost
+from exod.network.mdns_discovery import Announcement, Discovery
 from exod.network.mesh_driver import MeshDriver
 from exod.network.probe_sockets import Prober
+from exod.own_card import own_card
+from exod.peers.contacts import Contacts
 from exod.peers.control_plane import ControlPlane
 from exod.peers.peer_addresses import PeerBook
 from exod.peers.peer_messages import Goodbye, PeerMessage
-from exod.peers.static_peers import StaticPeer, StaticPeers
+from exod.peers.static_peers import StaticPeers
 from exod.peers.trust import create_key, datagram_key, key_fingerprint, read_key, ring_key, tls_contexts
 from exod.platform.routes import route_source
 from exod.platform.this_host import current
-from exod.status.answers import Answers
-from exod.status.snapshot import PlanChange, Situation
+from exod.propagation import Propagation
+from exod.status.answers import Answers, ClusterSettings, Network, Requests
+from exod.status.counters import Counters
+from exod.status.record import ClusterRecord, PlanChange
+from exod.status.snapshot import StatusBuilder, StatusSettings
 from exoengine.protocol import SyncSettings
 
 log = structlog.get_logger()
@@ -81,8 +84,9 @@ MQTT_FAREWELL_S: Final = 2.0
 REFRESH_S: Final = 5.0
 """How often figures (uptime, RTT, memory) are taken anew for MQTT and peers; changes are told at once."""
 
-MAX_PEER_ADDRESSES: Final = 8
-"""Addresses of one discovered peer that are dialled: interfaces of a Mac with everything plugged in."""
+WATCH_S: Final = 1.0
+"""How often health is looked at between two refreshes: facts that no event announces, such as loss, must begin to
+last."""
 
 MESH_MESSAGES: Final = MeshMessage
 ENGINE_MESSAGES: Final = EngineMessage
@@ -97,9 +101,6 @@ class Daemon:
         self._stop = asyncio.Event()
         self._refresh_wanted = False
         self._cabling_changed = asyncio.Event()
-        self.counts: Counter[str] = Counter()
-        """Events of this life by type."""
-        self.recovery_s = 0.0
 
     async def run(self) -> None:
         os.umask(PRIVATE_UMASK)
@@ -126,56 +127,61 @@ class Daemon:
 
     def _create(self) -> None:
         config, identity = self._config, self.identity
-        key_file = config.cluster.key_file
-        key = read_key(key_file) if key_file.exists() else create_key(key_file)
-        platform = self.platform = current()
-        card = self.card = NodeCard(
-            id=identity.id,
-            name=config.node.name,
-            incarnation=identity.incarnation,
-            version=VERSION,
-            mesh_port=config.mesh.port,
-            ring_port=config.engine.ring_port,
-            api_port=config.api.port,
-            addresses=(),
-            engine=config.engine.enabled,
-            memory_mib=platform.memory_mib(),
-            model=_model_name(config.engine.model, config.source),
-            split=config.engine.split,
-            context=ContextSettings(config.engine.max_context, config.engine.kv_bits, config.engine.kv_group_size),
-        )
         self.started_at = time.time()
-        self.key_fingerprint = key_fingerprint(key)
+        self.platform = current()
+        self.card = own_card(config, identity, self.platform)
         self.events = EventLog(config.node.data_dir)
         self.peer_book = PeerBook(config.node.data_dir)
-        core_config = CoreConfig(config.mesh.degraded_ms, config.mesh.recover_ms, config.mesh.hold_up_s)
-        core = NodeCore(
-            card,
+        key_file = config.cluster.key_file
+        key = read_key(key_file) if key_file.exists() else create_key(key_file)
+        self._create_mesh(key)
+        self._create_engine(key)
+        self._create_diagnostics()
+        self._create_status(key)
+        for damage in (*identity.damaged, *self.peer_book.damaged):
+            self.events.write(Event(0.0, "file.damaged", damage.file, msgspec.to_builtins(damage)))
+
+    def _create_mesh(self, key: bytes) -> None:
+        config, identity = self._config, self.identity
+        self.core = NodeCore(
+            self.card,
             key=datagram_key(key),
-            config=core_config,
-            platform=platform.system,
+            config=CoreConfig(config.mesh.degraded_ms, config.mesh.recover_ms, config.mesh.hold_up_s),
+            platform=self.platform.system,
             seed=identity.incarnation,
             epoch_number=identity.epoch_number,
             now=time.monotonic(),
         )
-        self.driver = MeshDriver(core, route_source)
-        self.prober = Prober(platform, config.mesh.port, self.driver.feed)
+        self.driver = MeshDriver(self.core, route_source)
+        self.prober = Prober(self.platform, config.mesh.port, self.driver.feed)
         self.control = ControlPlane(
             identity.id,
             tls_contexts(key, identity.id),
-            platform,
+            self.platform,
             on_card=self._peer_card,
             on_message=self._peer_message,
             on_connected=self._peer_connected,
             on_disconnected=lambda peer: self.driver.feed(PeerDisconnected(peer)),
         )
+        self.contacts = Contacts(self.control, self._routes_changed)
+        self.interfaces = InterfaceWatcher(
+            self.platform, config.mesh.include, config.mesh.exclude, config.mesh.kinds
+        )
+        announcement = Announcement(
+            identity.id, self.card.name, identity.incarnation, VERSION, config.cluster.name, config.mesh.port
+        )
+        self.discovery = Discovery(announcement, self.contacts.discovered) if config.cluster.mdns else None
+        self.static_peers = StaticPeers(config.cluster.peers, self.contacts.static_peer)
+
+    def _create_engine(self, key: bytes) -> None:
+        config, identity = self._config, self.identity
         self.engine = EngineHost(
             identity.id,
             identity.incarnation,
             SyncSettings(config.engine.sync, config.engine.safe_context, config.engine.watchdog_s),  # type: ignore[arg-type]
             config.engine.recovery_deadline_s,
             config.node.data_dir,
-            platform.worker_environment(),
+            self.platform.worker_environment(),
             send=self.control.send,
             tell_all=self.control.broadcast,
             on_story=lambda kind, data: self.events.write(Event(0.0, kind, identity.id, data)),
@@ -185,20 +191,28 @@ class Daemon:
             on_ring_port=self._ring_port_moved,
             ring_key=ring_key(key),
         )
+        self.engine.worker.on_exit = self._worker_exited
+
+    def _create_diagnostics(self) -> None:
         self.pids = {os.getpid()}
         """Of this daemon and the workers that it started: whose crashes are ours."""
-        self.engine.worker.on_exit = self._worker_exited
         seen = self.events.recent("crash.seen", since=0.0)
         told = (str(event.data.get("incident") or event.data.get("file")) for event in seen)
-        self.crash_reports = CrashReports(platform.crash_folders(), self.pids, told)
-        self.interfaces = InterfaceWatcher(platform, config.mesh.include, config.mesh.exclude, config.mesh.kinds)
-        announcement = Announcement(
-            identity.id, card.name, identity.incarnation, VERSION, config.cluster.name, config.mesh.port
+        self.crash_reports = CrashReports(self.platform.crash_folders(), self.pids, told)
+        self.preflight = Preflight(
+            self.card.id,
+            self.control,
+            self.engine,
+            self.core,
+            self._config.mesh.degraded_ms,
+            route_source,
+            self.platform,
         )
-        self.discovery = Discovery(announcement, self._discovered) if config.cluster.mdns else None
-        self.static_peers = StaticPeers(config.cluster.peers, self._static_peer)
-        self._static: dict[str, StaticPeer] = {}
-        self._found: dict[NodeId, Found] = {}
+        self.edge_watch = EdgeWatch(self.preflight.edge_checks, self._edges_checked)
+
+    def _create_status(self, key: bytes) -> None:
+        """What tells of the rest: the status, MQTT, the API and the socket of `exoctl`."""
+        config, identity = self._config, self.identity
         self.mqtt = MqttService(
             broker=config.mqtt.broker,
             prefix=config.mqtt.prefix,
@@ -207,21 +221,46 @@ class Daemon:
             incarnation=identity.incarnation,
             data_dir=config.node.data_dir,
         )
-        self.preflight = Preflight(
-            self.card.id, self.control, self.engine, core, config.mesh.degraded_ms, route_source, platform
+        self.record = ClusterRecord()
+        self.counters = Counters(self.driver, self.control, self.engine, self.events, self.mqtt)
+        self.status = StatusBuilder(
+            lambda: self.card,
+            StatusSettings.of(config, self.started_at),
+            self.record,
+            self.core,
+            self.engine,
+            self.events,
+            mqtt=lambda: self.mqtt.status,
+            failed_edges=lambda: self.edge_watch.failed,
+            api_url=lambda: self.http.url,
         )
-        self.edge_watch = EdgeWatch(self.preflight.edge_checks, self._edges_checked)
-        self.situation = Situation(self)
-        self.answers = Answers(self)
-        self.socket = ControlSocket(self.answers, config.control_socket, debug_enabled=config.debug.enabled)
-        self.http = HttpApi.from_config(self.answers, config.api)
-        self.events.on_event.append(self._event_written)
-        for damage in (*identity.damaged, *self.peer_book.damaged):
-            self.events.write(Event(0.0, "file.damaged", damage.file, msgspec.to_builtins(damage)))
+        self.propagation = Propagation(
+            identity.id, self.core, self.status, self.control, self.engine, self.events, self.mqtt
+        )
+        answers = self._create_answers(key)
+        self.socket = ControlSocket(answers, config.control_socket, debug_enabled=config.debug.enabled)
+        self.http = HttpApi.from_config(answers, config.api)
+        self.events.on_event += [self.counters.event_written, self.mqtt.emit]
 
-    @property
-    def config(self) -> Config:
-        return self._config
+    def _create_answers(self, key: bytes) -> Answers:
+        config = self._config
+        return Answers(
+            ClusterSettings(
+                config.cluster.name, config.cluster.key_file, key_fingerprint(key), config.engine.enabled
+            ),
+            self.status,
+            self.core,
+            self.engine,
+            self.events,
+            self.counters.read,
+            Network(
+                self.platform,
+                self.interfaces.lines,
+                self.discovery.state if self.discovery is not None else None,
+                self.control.strangers,
+            ),
+            Requests(self.driver.feed, self._want_model, self.preflight.run, self.engine.desk.generate),
+        )
 
     # --- life -----------------------------------------------------------------------------------------------
 
@@ -232,9 +271,7 @@ class Daemon:
         async with asyncio.TaskGroup() as tasks:
             self.control.set_card(self.card)
             self.driver.start(self.prober, self._carry_out)
-            for entry in self.peer_book.entries():
-                for address in entry.addresses:
-                    self.control.contact(address, entry.port, entry.name)
+            self.contacts.remembered(self.peer_book.entries())
             running = {
                 "interfaces": self.interfaces.run(self._addresses_changed),
                 "control plane": self.control.run(),
@@ -246,6 +283,7 @@ class Daemon:
                 "control socket": self.socket.run(),
                 "http": self.http.run(),
                 "figures": self._refresh_for_ever(),
+                "health": self._watch_health(),
                 "awake": keep_awake(self.platform.system, self._rank_work),
                 "thunderbolt": self._follow_thunderbolt(),
                 "crash reports": self.crash_reports.run(self._crashed, time.time),
@@ -254,7 +292,8 @@ class Daemon:
                 running["discovery"] = self.discovery.run()
             jobs = {name: tasks.create_task(self._told(name, work), name=name) for name, work in running.items()}
             log.info("exod_started", node=self.card.id, name=self.card.name, api=self.http.url, version=VERSION)
-            self._say_what_to_try()
+            if self._announce:
+                announce(self.http.url, self._config.control_socket)
             await self._stop.wait()
             await self._leave(jobs)
 
@@ -287,26 +326,6 @@ class Daemon:
         rank = self.engine.rank
         return self.engine.worker.pid, rank.phase is RankPhase.LOADING or bool(rank.active)
 
-    def _say_what_to_try(self) -> None:
-        """For a person who started this in a terminal."""
-        if not self._announce:
-            return
-        folder = Path(sys.executable).parent
-        lines = (
-            "",
-            f"  API             {self.http.url}/v1",
-            f"  control socket  {self._config.control_socket}",
-            "",
-            "  try, in another terminal:",
-            f"    {folder}/exoctl status",
-            f'    {folder}/exoctl chat "count from 3 to 60"',
-            "    mosquitto_sub -v -t 'exo/#'",
-            "",
-            "  Ctrl-C stops it.",
-            "",
-        )
-        print("\n".join(lines), flush=True)
-
     # --- this node changes ----------------------------------------------------------------------------------
 
     def _addresses_changed(self, addresses: tuple[LocalAddress, ...]) -> None:
@@ -317,7 +336,7 @@ class Daemon:
         self.prober.follow(addresses)
         if self.discovery is not None:
             self.discovery.follow(addresses)
-        routed = self._routed(addresses)
+        routed = self.contacts.routed(addresses)
         # Only now has the platform been asked what it can give to a model (see Platform.refresh).
         memory_mib = self.platform.memory_mib()
         self._set_card(
@@ -328,15 +347,8 @@ class Daemon:
         """Asks anew when interfaces change, as they do when a cable is plugged: the question costs a second."""
         while True:
             self._cabling_changed.clear()
-            self.situation.thunderbolt = await self.platform.thunderbolt()
+            self.record.thunderbolt = await self.platform.thunderbolt()
             await self._cabling_changed.wait()
-
-    def _routed(self, addresses: tuple[LocalAddress, ...]) -> tuple[str, ...]:
-        """Static peers that lie in no subnet of this host: reached through a router."""
-        remotes = {address for peer in self._static.values() for address in peer.addresses}
-        return tuple(
-            sorted(remote for remote in remotes if not any(_is_within(remote, address) for address in addresses))
-        )
 
     def _set_card(self, card: NodeCard) -> None:
         if card != self.card:
@@ -345,7 +357,7 @@ class Daemon:
             self.driver.feed(CardChanged(card))
             self.refresh_soon()
 
-    def want_model(self, model: str) -> None:
+    def _want_model(self, model: str) -> None:
         """A person wants this model: the coordinator's card decides, so it must hear of it."""
         plan = self.engine.plan
         if plan is not None and plan.coordinator != self.card.id:
@@ -362,27 +374,9 @@ class Daemon:
 
     # --- peers ----------------------------------------------------------------------------------------------
 
-    def _discovered(self, report: Found | Lost) -> None:
-        before = self._found.pop(report.node_id, None)
-        addresses: tuple[str, ...] = ()
-        if isinstance(report, Found):
-            self._found[report.node_id] = report
-            addresses = report.addresses[:MAX_PEER_ADDRESSES]
-            for address in addresses:
-                self.control.contact(address, report.port, report.name)
-        for address in before.addresses if before is not None else ():
-            if before is not None and address not in addresses:
-                self.control.forget_contact(address, before.port)
-
-    def _static_peer(self, peer: StaticPeer) -> None:
-        before = self._static.get(peer.entry)
-        self._static[peer.entry] = peer
-        for address in peer.addresses:
-            self.control.contact(address, peer.port, peer.entry)
-        for address in before.addresses if before is not None else ():
-            if address not in peer.addresses:
-                self.control.forget_contact(address, peer.port)
-        self._set_card(msgspec.structs.replace(self.card, pair_routes=self._routed(self.card.addresses)))
+    def _routes_changed(self) -> None:
+        routes = self.contacts.routed(self.card.addresses)
+        self._set_card(msgspec.structs.replace(self.card, pair_routes=routes))
 
     def _peer_card(self, card: NodeCard) -> None:
         self.peer_book.note(card)
@@ -392,7 +386,7 @@ class Daemon:
     def _peer_connected(self, peer: NodeId) -> None:
         self.driver.feed(PeerConnected(peer))
         self.engine.peer_connected(peer)
-        self.control.send(peer, self.situation.node_report())
+        self.control.send(peer, self.status.node_report())
 
     def _peer_message(self, peer: NodeId, message: PeerMessage) -> None:
         match message:
@@ -400,7 +394,8 @@ class Daemon:
                 self.driver.feed(PeerLeft(peer, incarnation))
                 self.refresh_soon()
             case NodeReport():
-                self.situation.peer_report(peer, message)
+                self.record.peer_report(peer, message)
+                self.refresh_soon()
             case TransferProbe() | TransferReply() | PreflightWish() | PreflightAnswer():
                 self.preflight.handle(peer, message)
             case _ if isinstance(message, MESH_MESSAGES):
@@ -432,8 +427,8 @@ class Daemon:
 
     def _committed(self, plan: MeshPlan, command: CommitPlan) -> None:
         agree_ms = command.agree_ms if len(plan.members) > 1 else None
-        self.situation.plan_changed(PlanChange(plan, time.time(), command.reason, command.detect_ms, agree_ms))
-        self.engine.commit(plan, self.situation.named(command.reason))
+        self.record.history.append(PlanChange(plan, time.time(), command.reason, command.detect_ms, agree_ms))
+        self.engine.commit(plan, self.status.named(command.reason))
         self.edge_watch.plan_committed()
         if plan.model != self.card.model:
             # The next coordinator must wish for what is hosted now, not for what its own file once said.
@@ -454,13 +449,6 @@ class Daemon:
             self.events.write(Event(0.0, "preflight.failed", check.subject, preflight_data(check)))
         self.refresh_soon()
 
-    def _event_written(self, event: Event) -> None:
-        self.counts[event.type] += 1
-        gap_ms = event.data.get("gap_ms")
-        if isinstance(gap_ms, float):
-            self.recovery_s += gap_ms / 1e3
-        self.mqtt.emit(event)
-
     # --- telling others -------------------------------------------------------------------------------------
 
     def refresh_soon(self) -> None:
@@ -471,24 +459,15 @@ class Daemon:
 
     def _refresh(self) -> None:
         self._refresh_wanted = False
-        self.situation.refresh()
+        self.propagation.refresh()
 
     async def _refresh_for_ever(self) -> None:
         while True:
             self.refresh_soon()
             await asyncio.sleep(REFRESH_S)
-            self.control.broadcast(self.situation.node_report())
+            self.control.broadcast(self.status.node_report())
 
-
-def _model_name(model: str, source: Path | None) -> str:
-    """A folder is named by its whole path: relative ones are meant from where the configuration lies."""
-    if model.startswith(("./", "../", "~")):
-        base = source.parent if source is not None else Path.cwd()
-        return str((base / Path(model).expanduser()).resolve())
-    return model
-
-
-def _is_within(remote: str, address: LocalAddress) -> bool:
-    import ipaddress
-
-    return ipaddress.IPv4Address(remote) in address.network
+    async def _watch_health(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_S)
+            self.propagation.watch(self.refresh_soon)

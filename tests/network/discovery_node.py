@@ -13,10 +13,10 @@ import sys
 import msgspec
 import uvloop
 
-from exod.daemon_api.discovery_state import Found
+from exod.daemon_api.discovery_state import Found, Lost
 from exod.model import NodeId
 from exod.network.interfaces import InterfaceWatcher
-from exod.network.mdns_discovery import Announcement, Discovery, Lost
+from exod.network.mdns_discovery import Announcement, Discovery
 from exod.platform.this_host import current
 
 

@@ -10,14 +10,13 @@ import pytest
 from zeroconf import DNSAddress, DNSIncoming, ServiceStateChange
 from zeroconf.asyncio import AsyncZeroconf
 
-from exod.daemon_api.discovery_state import Found
+from exod.daemon_api.discovery_state import Found, Lost
 from exod.model import Kind, LocalAddress, NodeId
 from exod.network import mdns_discovery
 from exod.network.mdns_discovery import (
     SERVICE,
     Announcement,
     Discovery,
-    Lost,
     announced_addresses,
     read_announcement,
     service_info,

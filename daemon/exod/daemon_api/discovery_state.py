@@ -1,6 +1,6 @@
-"""Who was found by multicast DNS, and what keeps it from working, as `exoctl netcheck` and doctor show it.
+"""Who is found by multicast DNS who is lost, and what keeps it from working.
 
-Shapes alone: `network/mdns_discovery.py` fills them in.
+Shapes alone: `network/mdns_discovery.py` fills them in, `exoctl netcheck` and doctor show them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ class Found(msgspec.Struct, frozen=True):
     addresses: tuple[str, ...]
     port: int
     incarnation: int
+
+
+class Lost(msgspec.Struct, frozen=True):
+    """It said goodbye, its records ran out, or this host has no interface left to hear it on."""
+
+    node_id: NodeId
 
 
 class DiscoveryState(msgspec.Struct, frozen=True):

@@ -24,7 +24,7 @@ import structlog
 from zeroconf import Error, IPVersion, ServiceInfo, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
-from exod.daemon_api.discovery_state import DiscoveryState, Found
+from exod.daemon_api.discovery_state import DiscoveryState, Found, Lost
 from exod.model import Kind, LocalAddress, NodeId
 
 log = structlog.get_logger()
@@ -72,12 +72,6 @@ class Announcement(msgspec.Struct, frozen=True):
     version: str
     cluster: str
     port: int
-
-
-class Lost(msgspec.Struct, frozen=True):
-    """It said goodbye, its records ran out, or this host has no interface left to hear it on."""
-
-    node_id: NodeId
 
 
 class Discovery:

@@ -1,25 +1,27 @@
-"""What a person or a client asks of the running daemon, answered: the implementation of `commands.DaemonCommands`.
+"""What a person or a client asks of the running daemon, answered: `daemon_api.interface.DaemonCommands`.
 
-Reads the parts and words the answers; decides nothing about links, plans or ranks. Called by the control socket and
-the HTTP API.
+Snapshots are read and change nothing; commands are passed to the part that carries them out. It words the answers
+and decides nothing about links, plans or ranks. Errors for people are RequestError.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import time
-from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Final
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
 
 import msgspec
-import psutil
 
-from exod.core.base.events import DebugFault, DebugPin, RenegotiateRequested
+from exod.core.base.events import DebugFault, DebugPin, Input, RenegotiateRequested
 from exod.core.cluster.jaccl import JacclHostfile, NotCabledError, hostfile
+from exod.core.node import NodeCore
 from exod.core.status.health import DOWNLOADING, EDGE_FAILED
 from exod.core.status.view import LinkView, NodeEntry, PathView
+from exod.daemon_api.discovery_state import DiscoveryState
 from exod.daemon_api.interface import GenerationDelta
 from exod.daemon_api.shapes import (
     ClusterReport,
@@ -27,6 +29,7 @@ from exod.daemon_api.shapes import (
     DoctorReport,
     Done,
     EngineReport,
+    InterfaceLine,
     LinkDecision,
     LinkDetail,
     LinkHistoryReport,
@@ -46,30 +49,77 @@ from exod.diagnostics.netcheck import PeerPort, netcheck
 from exod.diagnostics.preflight import preflight_data
 from exod.errors import ExitCode, RequestError
 from exod.model import EngineState, Event, NodeId, NodeState, PathId
-from exod.status.snapshot import with_interfaces
+from exod.platform.system import Platform
+from exod.status.engine_source import EngineSource
+from exod.status.snapshot import StatusBuilder, with_interfaces
 from exoengine.protocol import GenerationRequest
-
-if TYPE_CHECKING:
-    from exod.app import Daemon
 
 PING_INTERVAL_S: Final = 0.2
 PING_DEADLINE_S: Final = 2.0
 """The slowest pair is probed once a second: an answer comes within two, or the path does not answer."""
 
 
+class EventStore(Protocol):
+    def write(self, event: Event) -> None: ...
+
+    def read(self, since: float | None, follow: bool) -> AsyncGenerator[Event, None]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """What the configuration says that only `exoctl cluster` and `exoctl engine load` ask for."""
+
+    name: str
+    key_file: Path
+    key_fingerprint: str
+    engine_enabled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What this host's own network looks like, asked anew each time."""
+
+    platform: Platform
+    interfaces: Callable[[], tuple[InterfaceLine, ...]]
+    discovery: Callable[[], DiscoveryState] | None
+    """None where the configuration switches multicast DNS off."""
+    strangers: Callable[[], tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """Where each command goes."""
+
+    feed: Callable[[Input], None]
+    want_model: Callable[[str], None]
+    preflight: Callable[[], Awaitable[PreflightReport]]
+    generate: Callable[[GenerationRequest], AsyncGenerator[GenerationDelta, None]]
+
+
 class Answers:
     """One for each daemon."""
 
-    def __init__(self, daemon: Daemon) -> None:
-        self._daemon = daemon
+    def __init__(
+        self,
+        settings: ClusterSettings,
+        status: StatusBuilder,
+        core: NodeCore,
+        engine: EngineSource,
+        events: EventStore,
+        counters: Callable[[], DaemonCounters],
+        network: Network,
+        requests: Requests,
+    ) -> None:
+        self._settings, self._status, self._core, self._engine = settings, status, core, engine
+        self._events, self._counters, self._network, self._requests = events, counters, network, requests
 
     # --- snapshots ------------------------------------------------------------------------------------------
 
     def status(self) -> StatusReport:
-        return self._daemon.situation.status()
+        return self._status.status()
 
     def links(self, peer: NodeId | None) -> LinksReport:
-        view = self._daemon.situation.view()
+        view = self._status.view()
         nodes = {node.id: node for node in view.nodes}
         links = tuple(
             self._link_detail(link, nodes[link.peer]) for link in view.links if peer is None or link.peer == peer
@@ -86,7 +136,7 @@ class Answers:
             seq=link.seq,
             peer_selected=link.peer_selected,
             peer_seq=link.peer_seq,
-            selects_here=self._daemon.card.id < link.peer,
+            selects_here=self._core.card.id < link.peer,
             paths=tuple(_path_detail(path, link) for path in link.paths),
             peer_left=node.left,
             text="" if node.state is NodeState.UP else node.reason,
@@ -94,11 +144,11 @@ class Answers:
 
     def links_history(self, peer: NodeId | None, limit: int) -> LinkHistoryReport:
         """Every decision of the core with its inputs; `at` is moved to the wall clock."""
-        situation = self._daemon.situation
+        status = self._status
         offset = time.time() - time.monotonic()
-        names = situation.names()
+        names = status.names()
         decisions = []
-        for decision in self._daemon.driver.core.history():
+        for decision in self._core.history():
             about = self._peer_of(decision.subject)
             if peer is not None and about != peer:
                 continue
@@ -107,10 +157,10 @@ class Answers:
                     at=round(decision.at + offset, 3),
                     peer=about,
                     peer_name=names.get(about, about) if about else "mesh",
-                    subject=situation.named(decision.subject),
-                    decision=situation.named(decision.decision),
+                    subject=status.named(decision.subject),
+                    decision=status.named(decision.decision),
                     figures={
-                        key: situation.named(_figure(value))
+                        key: status.named(_figure(value))
                         for key, value in decision.inputs.items()
                         if value is not None
                     },
@@ -120,49 +170,49 @@ class Answers:
 
     def _peer_of(self, subject: str) -> NodeId | None:
         """The peer that a decision is about: named itself, or by one of its paths."""
-        links = self._daemon.driver.core.links
+        links = self._core.links
         if subject in links:
             return NodeId(subject)
         return next((peer for peer, link in links.items() if PathId(subject) in link.paths), None)
 
     def mesh(self) -> MeshReport:
-        situation = self._daemon.situation
+        status = self._status
         return MeshReport(
-            mesh=situation.mesh(),
-            plan=situation.view().mesh.plan,
-            history=situation.mesh_history(),
-            names=situation.names(),
+            mesh=status.mesh(),
+            plan=status.view().mesh.plan,
+            history=status.mesh_history(),
+            names=status.names(),
         )
 
     def jaccl(self) -> JacclHostfile:
         try:
-            return hostfile(self._daemon.situation.cabled_nodes())
+            return hostfile(self._status.cabled_nodes())
         except NotCabledError as error:
             raise RequestError("not_cabled", str(error), ExitCode.NO_PATH) from None
 
     def engine(self) -> EngineReport:
-        host, situation = self._daemon.engine, self._daemon.situation
-        names = situation.names()
+        host, status = self._engine, self._status
+        names = status.names()
         ring = host.plan.ring if host.plan is not None else ()
         ranks = tuple(
             RankDetail(
                 node=node,
                 node_name=names.get(node, node),
                 rank=rank,
-                layers=status.layers or (0, 0),
-                pid=status.pid or None,
-                restarts=status.restarts,
-                state=status.phase,
-                memory_bytes=status.memory_mib << 20 if status.memory_mib else None,
-                text=situation.named(status.text),
+                layers=found.layers or (0, 0),
+                pid=found.pid or None,
+                restarts=found.restarts,
+                state=found.phase,
+                memory_bytes=found.memory_mib << 20 if found.memory_mib else None,
+                text=status.named(found.text),
             )
             for rank, node in enumerate(ring)
-            if (status := host.statuses.get(node)) is not None
+            if (found := host.statuses.get(node)) is not None
         )
         loaded, hello = host.rank.loaded, host.rank.hello
         done, total = host.rank.progress
         return EngineReport(
-            engine=situation.engine(),
+            engine=status.engine(),
             ranks=ranks,
             fingerprint=loaded.fingerprint if loaded is not None else None,
             plan=host.plan.hash if host.plan is not None else None,
@@ -174,22 +224,22 @@ class Answers:
         )
 
     def cluster(self) -> ClusterReport:
-        daemon, situation = self._daemon, self._daemon.situation
+        settings = self._settings
         return ClusterReport(
-            name=daemon.config.cluster.name,
-            key_file=str(daemon.config.cluster.key_file),
-            key_fingerprint=daemon.key_fingerprint,
-            nodes=situation.node_lines(situation.view()),
-            strangers=daemon.control.strangers(),
+            name=settings.name,
+            key_file=str(settings.key_file),
+            key_fingerprint=settings.key_fingerprint,
+            nodes=self._status.node_lines(self._status.view()),
+            strangers=self._network.strangers(),
         )
 
     def ready(self) -> Readiness:
-        engine = self._daemon.situation.engine()
-        if self._daemon.engine.scheduler.draining:
+        engine = self._status.engine()
+        if self._engine.scheduler.draining:
             return Readiness(False, "draining", "the engine is being drained and admits no more requests")
         match engine.state:
             case EngineState.READY | EngineState.GENERATING:
-                trouble = self._daemon.situation.failed_edge()
+                trouble = self._status.failed_edge()
                 return Readiness(not trouble, EDGE_FAILED if trouble else "", trouble)
             case EngineState.OFF:
                 text = "no model is loaded: exoctl engine load MODEL"
@@ -200,87 +250,61 @@ class Answers:
                 return Readiness(False, f"engine_{state}", engine.text or f"the engine is {state}")
 
     def models(self) -> list[str]:
-        model = self._daemon.situation.engine().model
+        model = self._status.engine().model
         return [model] if model else []
 
     def metrics(self) -> MetricsSnapshot:
-        daemon = self._daemon
-        process = psutil.Process()
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        return MetricsSnapshot(
-            status=self.status(),
-            counters=DaemonCounters(
-                datagrams_sent=daemon.driver.datagrams_sent,
-                datagrams_received=daemon.driver.datagrams_received,
-                datagrams_rejected=daemon.driver.datagrams_rejected,
-                control_messages_sent=daemon.control.messages_sent,
-                control_messages_received=daemon.control.messages_received,
-                link_switches=daemon.counts["link.selected"],
-                plans_agreed=daemon.counts["mesh.agreed"],
-                engine_recoveries=daemon.counts["engine.reformed"],
-                engine_recovery_s=daemon.recovery_s,
-                engine_restarts=daemon.engine.rank.restarts,
-                sync_changes=daemon.counts["engine.sync"],
-                gpu_wait_violations=daemon.engine.rank.gpu_wait_violations,
-                prompt_tokens=daemon.engine.prompt_tokens,
-                cached_tokens=daemon.engine.cached_tokens,
-                completion_tokens=daemon.engine.completion_tokens,
-                events=daemon.events.count,
-                mqtt_messages_sent=daemon.mqtt.messages_sent,
-                cpu_s=usage.ru_utime + usage.ru_stime,
-                resident_bytes=process.memory_info().rss,
-                open_descriptors=process.num_fds(),
-                loop_lag_s=daemon.driver.worst_lag_s,
-            ),
-        )
+        return MetricsSnapshot(status=self.status(), counters=self._counters())
 
-    # --- deeds ----------------------------------------------------------------------------------------------
+    # --- commands ----------------------------------------------------------------------------------------------
 
     async def netcheck(self) -> NetcheckReport:
-        daemon = self._daemon
         ports = [
-            PeerPort(link.peer_name, path.remote, daemon.driver.core.links[link.peer].peer.mesh_port)
-            for link in daemon.situation.view().links
+            PeerPort(link.peer_name, path.remote, self._core.links[link.peer].peer.mesh_port)
+            for link in self._status.view().links
             for path in link.paths
         ]
-        state = daemon.discovery.state() if daemon.discovery is not None else None
-        return await netcheck(daemon.platform, daemon.interfaces.lines(), state, ports)
+        return await self._look_at_network(ports)
+
+    async def _look_at_network(self, peers: Sequence[PeerPort]) -> NetcheckReport:
+        network = self._network
+        discovery = network.discovery() if network.discovery is not None else None
+        return await netcheck(network.platform, network.interfaces(), discovery, peers)
 
     async def preflight(self) -> PreflightReport:
-        report = await self._daemon.preflight.run()
-        named = self._daemon.situation.named
+        report = await self._requests.preflight()
+        named = self._status.named
         checks = tuple(
             msgspec.structs.replace(check, subject=named(check.subject), text=named(check.text))
             for check in report.checks
         )
         for check in checks:
             if not check.ok:
-                self._daemon.events.write(Event(0.0, "preflight.failed", check.subject, preflight_data(check)))
+                self._events.write(Event(0.0, "preflight.failed", check.subject, preflight_data(check)))
         return msgspec.structs.replace(report, checks=checks)
 
     async def doctor(self) -> DoctorReport:
         """Findings that only the daemon sees: what makes it less than healthy, and settings that do harm."""
-        daemon, situation = self._daemon, self._daemon.situation
+        status = self._status
         refused = [
             link.peer.name
-            for link in daemon.driver.core.links.values()
+            for link in self._core.links.values()
             for path in link.paths
             if path.refused_errno is not None
-            and daemon.platform.local_network_privacy_suspected(path.refused_errno)
+            and self._network.platform.local_network_privacy_suspected(path.refused_errno)
         ]
-        state = daemon.discovery.state() if daemon.discovery is not None else None
-        network = await netcheck(daemon.platform, daemon.interfaces.lines(), state, peers=())
+        network = await self._look_at_network(peers=())
         environment_cure = f"unset {findings.FAST_SYNCH} where exod is started (launchctl unsetenv), and restart it"
         found = [
-            *(findings.of_reason(one, situation.named(one.subject)) for one in situation.health().reasons),
+            *(findings.of_reason(one, status.named(one.subject)) for one in status.health().reasons),
             *findings.of_refused_sends(refused),
             *findings.of_network(network.checks),
-            *findings.of_strangers(daemon.control.strangers()),
-            *findings.of_crashes(situation.crashes()),
+            *findings.of_strangers(self._network.strangers()),
+            *findings.of_crashes(status.crashes()),
             *findings.of_environment(os.environ, "the running daemon's environment", environment_cure),
         ]
         facts: list[str] = []
-        hello = daemon.engine.rank.hello
+        hello = self._engine.rank.hello
         if hello is not None:
             wrong, facts = findings.of_worker(hello.versions, hello.can_reform, hello.has_switch)
             found += wrong
@@ -288,39 +312,39 @@ class Answers:
         return DoctorReport(tuple(found), checked, tuple(facts))
 
     async def renegotiate(self, reason: str) -> Done:
-        self._daemon.driver.feed(RenegotiateRequested(reason))
+        self._requests.feed(RenegotiateRequested(reason))
         return Done("a new plan was asked for")
 
     async def engine_load(self, model: str) -> Done:
-        if not self._daemon.config.engine.enabled and len(self._daemon.situation.view().nodes) == 1:
+        if not self._settings.engine_enabled and len(self._status.view().nodes) == 1:
             raise RequestError("engine_off", "this node hosts no rank: set engine.enabled = true")
-        self._daemon.engine.scheduler.draining = False
-        self._daemon.want_model(model)
+        self._engine.scheduler.draining = False
+        self._requests.want_model(model)
         return Done(f"{model} is being loaded: exoctl engine status shows how far")
 
     async def engine_unload(self) -> Done:
-        self._daemon.want_model("")
+        self._requests.want_model("")
         return Done("the model is being unloaded")
 
     async def engine_drain(self) -> Done:
-        host = self._daemon.engine
+        host = self._engine
         host.scheduler.draining = True
         await host.drained()
         return Done("all requests have ended; exoctl engine load MODEL admits new ones")
 
     async def debug_fault(self, path: PathId, drop: bool, delay_ms: float, for_s: float) -> Done:
         self._known_path(path)
-        self._daemon.driver.feed(DebugFault(path, drop, delay_ms, for_s))
+        self._requests.feed(DebugFault(path, drop, delay_ms, for_s))
         what = "loses everything" if drop else f"is {delay_ms:g} ms slower"
         return Done(f"{path} {what} for {for_s:g} s, as this node sees it")
 
     async def debug_pin(self, path: PathId, for_s: float) -> Done:
         self._known_path(path)
-        self._daemon.driver.feed(DebugPin(path, for_s))
+        self._requests.feed(DebugPin(path, for_s))
         return Done(f"{path} is wished for, for {for_s:g} s")
 
     def _known_path(self, path: PathId) -> None:
-        known = [one.id for link in self._daemon.situation.view().links for one in link.paths]
+        known = [one.id for link in self._status.view().links for one in link.paths]
         if path not in known:
             raise RequestError("no_such_path", f"there is no path {path}; there are: {', '.join(known) or 'none'}")
 
@@ -345,7 +369,7 @@ class Answers:
         return _reply(seq, peer, name, target, None, f"no answer within {PING_DEADLINE_S:g} s: {target.why}")
 
     def _pinged(self, peer: NodeId, path: PathId | None) -> tuple[PathView, str]:
-        link = next((link for link in self._daemon.situation.view().links if link.peer == peer), None)
+        link = next((link for link in self._status.view().links if link.peer == peer), None)
         if link is None:
             raise RequestError("no_such_peer", f"there is no peer {peer}")
         wanted = path or link.selected
@@ -356,14 +380,14 @@ class Answers:
         return found, link.peer_name
 
     def events(self, since: float | None, follow: bool) -> AsyncGenerator[Event, None]:
-        return self._daemon.events.read(since, follow)
+        return self._events.read(since, follow)
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
-        state = self._daemon.situation.engine()
+        state = self._status.engine()
         if state.state in (EngineState.OFF, EngineState.FAILED):
             readiness = self.ready()
             raise RequestError("not_ready", readiness.text, ExitCode.INTERNAL)
-        return self._daemon.engine.desk.generate(request)
+        return self._requests.generate(request)
 
 
 def _path_detail(path: PathView, link: LinkView) -> PathDetail:

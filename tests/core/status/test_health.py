@@ -76,8 +76,8 @@ def given(
 
 def lasting(what: HealthInput, judge: HealthJudge | None = None) -> HealthSnapshot:
     judge = judge or HealthJudge()
-    judge.judge(what, 100.0, 100.0)
-    return judge.judge(what, 110.0, 110.0)
+    judge.observe(what, 100.0, 100.0)
+    return judge.observe(what, 110.0, 110.0)
 
 
 def texts(what: HealthInput) -> list[str]:
@@ -105,7 +105,7 @@ def test_loss_that_stays_is_a_reason_until_it_is_gone() -> None:
 
     def at(loss: float, now: float) -> list[tuple[str, str]]:
         cable = msgspec.structs.replace(CABLE, lasting_loss=loss)
-        return [(reason.code, reason.text) for reason in judge.judge(given(cable, LAN), now, now).reasons]
+        return [(reason.code, reason.text) for reason in judge.observe(given(cable, LAN), now, now).reasons]
 
     assert at(0.06, 0.0) == []
     assert at(0.04, 4.9) == []
@@ -119,8 +119,8 @@ def test_loss_that_stays_is_a_reason_until_it_is_gone() -> None:
 def test_loss_is_told_of_a_path_that_is_degraded_too() -> None:
     cable = msgspec.structs.replace(CABLE, state=PathState.DEGRADED, why="loses 21%", lasting_loss=0.13)
     judge = HealthJudge()
-    judge.judge(given(cable, LAN), 0.0, 0.0)
-    said = judge.judge(given(cable, LAN), 5.0, 5.0)
+    judge.observe(given(cable, LAN), 0.0, 0.0)
+    said = judge.observe(given(cable, LAN), 5.0, 5.0)
     assert [reason.code for reason in said.reasons] == ["link_degraded", "link_lossy"]
 
 
@@ -139,11 +139,11 @@ def test_a_lost_node_and_one_that_left() -> None:
 def test_a_moment_of_disagreement_alarms_nobody() -> None:
     judge = HealthJudge()
     what = given(CABLE, agreed=False)
-    assert judge.judge(what, 100.0, 100.0).health is Health.HEALTHY
-    assert judge.judge(what, 100.3, 100.3).health is Health.HEALTHY
-    assert judge.judge(given(CABLE), 100.5, 100.5).health is Health.HEALTHY
-    judge.judge(what, 101.0, 101.0)
-    (reason,) = judge.judge(what, 102.5, 102.5).reasons
+    assert judge.observe(what, 100.0, 100.0).health is Health.HEALTHY
+    assert judge.observe(what, 100.3, 100.3).health is Health.HEALTHY
+    assert judge.observe(given(CABLE), 100.5, 100.5).health is Health.HEALTHY
+    judge.observe(what, 101.0, 101.0)
+    (reason,) = judge.observe(what, 102.5, 102.5).reasons
     assert (reason.code, reason.since) == ("ends_disagree", 101.0)
 
 
@@ -151,7 +151,7 @@ def test_since_stays_while_a_reason_lasts_and_its_text_may_move() -> None:
     judge = HealthJudge()
     for now, rtt_ms in ((100.0, 44.1), (130.0, 46.0)):
         what = given(msgspec.structs.replace(VPN, selected=True, rtt_ms=rtt_ms))
-        snapshot = judge.judge(what, now, now)
+        snapshot = judge.observe(what, now, now)
     (reason,) = snapshot.reasons
     assert reason.since == 100.0
     assert "46.0 ms" in reason.text
@@ -160,8 +160,8 @@ def test_since_stays_while_a_reason_lasts_and_its_text_may_move() -> None:
 def test_a_clock_set_back_keeps_since_in_the_past() -> None:
     judge = HealthJudge()
     what = given(CABLE, peer=NodeState.DOWN)
-    judge.judge(what, 100.0, 100.0)
-    (reason,) = judge.judge(what, 101.0, 50.0).reasons
+    judge.observe(what, 100.0, 100.0)
+    (reason,) = judge.observe(what, 101.0, 50.0).reasons
     assert reason.since <= 50.0
 
 
@@ -171,7 +171,7 @@ def test_a_step_of_the_wall_clock_neither_raises_nor_clears_anything(step: float
     disagree, lost = given(CABLE, agreed=False), given(CABLE, peer=NodeState.DOWN)
 
     def codes(what: HealthInput, now: float, wall: float) -> tuple[list[str], list[str]]:
-        health = judge.judge(what, now, wall)
+        health = judge.observe(what, now, wall)
         return [one.code for one in health.reasons], [one.type for one in alerts.changes(health, frozenset())]
 
     assert codes(disagree, 10.0, wall) == ([], [])
@@ -202,8 +202,8 @@ def test_a_configured_broker_counts_and_a_suspended_plan_is_explained() -> None:
 
 def test_a_download_degrades_the_node_with_its_figures_and_says_whose_it_is() -> None:
     judge, one = HealthJudge(), Downloading(PEER.id, "maker/model", 3 << 30, 60 << 30)
-    judge.judge(given(CABLE, downloads=(one,)), 0.0, 0.0)
-    found = judge.judge(given(CABLE, downloads=(one,)), 5.0, 5.0)
+    judge.observe(given(CABLE, downloads=(one,)), 0.0, 0.0)
+    found = judge.observe(given(CABLE, downloads=(one,)), 5.0, 5.0)
     assert found.health is Health.DEGRADED
     assert [(reason.code, reason.subject) for reason in found.reasons] == [("downloading", PEER.id)]
     assert found.reasons[0].text == f"{PEER.name} downloads maker/model: 5% of 60.00 GiB"
@@ -211,6 +211,21 @@ def test_a_download_degrades_the_node_with_its_figures_and_says_whose_it_is() ->
 
 def test_a_hub_that_does_not_answer_is_no_healthy_wait_and_a_model_that_is_here_no_reason() -> None:
     judge, one = HealthJudge(), Downloading(ME.id, "maker/model", 0, 0)
-    assert judge.judge(given(CABLE, downloads=(one,)), 0.0, 0.0).health is Health.HEALTHY
-    found = judge.judge(given(CABLE, downloads=(one,)), 3.0, 3.0)
+    assert judge.observe(given(CABLE, downloads=(one,)), 0.0, 0.0).health is Health.HEALTHY
+    found = judge.observe(given(CABLE, downloads=(one,)), 3.0, 3.0)
     assert [reason.text for reason in found.reasons] == [f"{ME.name} looks for maker/model"]
+
+
+def test_reading_starts_no_clock() -> None:
+    judge, what = HealthJudge(), given(CABLE, agreed=False)
+    assert judge.judge(what, 100.0, 100.0).health is Health.HEALTHY
+    assert judge.observe(what, 110.0, 110.0).health is Health.HEALTHY, "it has lasted since it was observed"
+    assert judge.judge(what, 111.5, 111.5).health is Health.DEGRADED
+
+
+def test_reading_ends_no_clock() -> None:
+    judge, what = HealthJudge(), given(CABLE, agreed=False)
+    judge.observe(what, 100.0, 100.0)
+    assert judge.judge(given(CABLE), 101.0, 101.0).health is Health.HEALTHY
+    (reason,) = judge.judge(what, 102.0, 102.0).reasons
+    assert reason.since == 100.0

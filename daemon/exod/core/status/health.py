@@ -10,7 +10,7 @@ Decides what is said about health; never acts on it. Called by the shell wheneve
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 import msgspec
@@ -117,31 +117,47 @@ class _Fact(msgspec.Struct, frozen=True):
     text: str
 
 
+Key = tuple[str, str]
+"""Code and subject."""
+
+
 class HealthJudge:
     """Keeps when each fact was first seen, on both clocks, and nothing else."""
 
     def __init__(self) -> None:
-        self._since: dict[tuple[str, str], tuple[float, float]] = {}
+        self._since: dict[Key, tuple[float, float]] = {}
 
-    def judge(self, given: HealthInput, now: float, wall: float) -> HealthSnapshot:
-        """`now` is monotonic seconds, and every duration is measured with it. `wall` is Unix seconds and becomes
-        `Reason.since`, never later than `wall` itself: a clock that was set back shows no reason of the future.
+    def observe(self, given: HealthInput, now: float, wall: float) -> HealthSnapshot:
+        """Judges, and keeps since when each fact holds. `now` is monotonic seconds, and every duration is measured
+        with it. `wall` is Unix seconds and becomes `Reason.since`, never later than `wall` itself: a clock that was
+        set back shows no reason of the future.
         """
         facts = {(fact.code, fact.subject): fact for fact in _facts(given, frozenset(self._since))}
+        self._since = self._lasting(facts, now, wall)
+        return _judged(facts, self._since, now)
+
+    def judge(self, given: HealthInput, now: float, wall: float) -> HealthSnapshot:
+        """The same, and keeps nothing: for whoever only reads."""
+        facts = {(fact.code, fact.subject): fact for fact in _facts(given, frozenset(self._since))}
+        return _judged(facts, self._lasting(facts, now, wall), now)
+
+    def _lasting(self, facts: Iterable[Key], now: float, wall: float) -> dict[Key, tuple[float, float]]:
         known = {key: self._since.get(key, (now, wall)) for key in facts}
-        self._since = {key: (first, min(wall, seen)) for key, (first, seen) in known.items()}
-        lasting = {key: now - first for key, (first, _) in self._since.items()}
-        held = {key: fact for key, fact in facts.items() if lasting[key] >= GRACE_S.get(fact.code, 0.0)}
-        reasons = tuple(
-            Reason(fact.code, fact.subject, fact.text, self._since[key][1]) for key, fact in held.items()
-        )
-        health = Health.DEGRADED if reasons else Health.HEALTHY
-        if any(reason.code in DOWN_CODES for reason in reasons):
-            health = Health.DOWN
-        return HealthSnapshot(health, reasons, tuple(lasting[key] for key in held))
+        return {key: (first, min(wall, seen)) for key, (first, seen) in known.items()}
 
 
-def _facts(given: HealthInput, known: frozenset[tuple[str, str]]) -> Iterator[_Fact]:
+def _judged(facts: Mapping[Key, _Fact], since: Mapping[Key, tuple[float, float]], now: float) -> HealthSnapshot:
+    """`since`: of each fact, when it was first seen, on the monotonic clock and on the wall clock."""
+    lasting = {key: now - first for key, (first, _) in since.items()}
+    held = {key: fact for key, fact in facts.items() if lasting[key] >= GRACE_S.get(fact.code, 0.0)}
+    reasons = tuple(Reason(fact.code, fact.subject, fact.text, since[key][1]) for key, fact in held.items())
+    health = Health.DEGRADED if reasons else Health.HEALTHY
+    if any(reason.code in DOWN_CODES for reason in reasons):
+        health = Health.DOWN
+    return HealthSnapshot(health, reasons, tuple(lasting[key] for key in held))
+
+
+def _facts(given: HealthInput, known: frozenset[Key]) -> Iterator[_Fact]:
     """`known` are the codes and subjects of those that held when last asked."""
     view = given.view
     yield from _node_facts(view)

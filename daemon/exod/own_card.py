@@ -1,0 +1,41 @@
+"""This node's card as the configuration and the platform give it, before any interface was looked at.
+
+Decides nothing: addresses, routes and the memory for a model follow once they are known.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from exod import VERSION
+from exod.config.settings import Config
+from exod.identity import Identity
+from exod.model import ContextSettings, NodeCard
+from exod.platform.system import Platform
+
+
+def own_card(config: Config, identity: Identity, platform: Platform) -> NodeCard:
+    engine = config.engine
+    return NodeCard(
+        id=identity.id,
+        name=config.node.name,
+        incarnation=identity.incarnation,
+        version=VERSION,
+        mesh_port=config.mesh.port,
+        ring_port=engine.ring_port,
+        api_port=config.api.port,
+        addresses=(),
+        engine=engine.enabled,
+        memory_mib=platform.memory_mib(),
+        model=_model_name(engine.model, config.source),
+        split=engine.split,
+        context=ContextSettings(engine.max_context, engine.kv_bits, engine.kv_group_size),
+    )
+
+
+def _model_name(model: str, source: Path | None) -> str:
+    """A folder is named by its whole path: relative ones are meant from where the configuration lies."""
+    if model.startswith(("./", "../", "~")):
+        base = source.parent if source is not None else Path.cwd()
+        return str((base / Path(model).expanduser()).resolve())
+    return model

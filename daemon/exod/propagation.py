@@ -1,0 +1,129 @@
+"""What follows from a change, passed on to the parts that act on it: once for each refresh, in one place.
+
+From one look at the core: which connections are kept warm, which peers are doubted, whether the rank may trust its
+links, which alerts are events, what MQTT publishes and what peers are told. It decides none of that by itself
+beyond the order of the paths. Building a status is `status/snapshot.py`, which passes nothing on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from exod.core.engine.engine_messages import RankPhase
+from exod.core.node import NodeCore
+from exod.core.status.alerts import Alerts
+from exod.core.status.health import HealthSnapshot
+from exod.core.status.view import LinkView, NodeView
+from exod.diagnostics.event_log import EventLog
+from exod.engine_service.engine_driver import EngineHost
+from exod.model import EngineState, Health, NodeId, NodeState, PathState
+from exod.mqtt.publisher import MqttService
+from exod.peers.control_plane import ControlPlane, Target
+from exod.status.mqtt_snapshot import MqttSnapshot
+from exod.status.snapshot import StatusBuilder
+
+_USABLE: Final = (PathState.UP, PathState.DEGRADED, PathState.INIT)
+_STATE_ORDER: Final = {PathState.UP: 0, PathState.DEGRADED: 1, PathState.INIT: 2, PathState.DEAD: 3}
+
+Told = tuple[Health, tuple[tuple[str, str], ...]]
+
+
+class Propagation:
+    """Remembers what was passed on, to pass on changes alone."""
+
+    def __init__(
+        self,
+        me: NodeId,
+        core: NodeCore,
+        status: StatusBuilder,
+        control: ControlPlane,
+        engine: EngineHost,
+        events: EventLog,
+        mqtt: MqttService,
+    ) -> None:
+        self._me, self._core, self._status = me, core, status
+        self._control, self._engine, self._events, self._mqtt = control, engine, events, mqtt
+        self._mqtt_snapshot = MqttSnapshot(me, status)
+        self._alerts = Alerts()
+        self._told: Told | None = None
+        self._dead: set[tuple[NodeId, str]] = set()
+
+    def refresh(self) -> None:
+        """Looks once and passes on what follows."""
+        view = self._status.view()
+        for link in view.links:
+            self._warm_paths(link)
+        self._judge_peers(view)
+        self._engine.link_health(*self._link_health(view))
+        if self._status.engine().state in (EngineState.READY, EngineState.GENERATING) and self._engine.plan:
+            self._status.record.served_model = self._engine.plan.model
+        health = self.observe(view)
+        self._mqtt.update(self._mqtt_snapshot.view(view, health))
+        if self._changed(health):
+            self._control.broadcast(self._status.report(health))
+
+    def observe(self, view: NodeView) -> HealthSnapshot:
+        """Starts and ends the clocks of what makes this node unhealthy; what lasted becomes an event."""
+        health = self._status.observe(view)
+        for event in self._alerts.changes(health, self._told_by_rank()):
+            self._events.write(event)
+        return health
+
+    def _changed(self, health: HealthSnapshot) -> bool:
+        before, self._told = self._told, _told(health)
+        return before != self._told
+
+    def _judge_peers(self, view: NodeView) -> None:
+        for node in view.nodes:
+            self._control.doubt(node.id, node.state is NodeState.SUSPECT)
+            if node.state is NodeState.DOWN and node.id in self._engine.statuses:
+                self._engine.peer_lost(node.id)
+
+    def watch(self, on_change: Callable[[], None]) -> None:
+        """Between two refreshes: facts that no event announces, such as loss, must not wait for the next one."""
+        if _told(self.observe(self._status.view())) != self._told:
+            on_change()
+
+    def _told_by_rank(self) -> frozenset[str]:
+        """This node's own rank tells its failure by its cause."""
+        own = self._engine.statuses.get(self._me)
+        return frozenset({"engine_failed"} if own is not None and own.phase is RankPhase.FAILED else ())
+
+    def _warm_paths(self, link: LinkView) -> None:
+        """Connections for control messages on every path that works, best first; none on one that died."""
+        control = self._control
+        usable = [path for path in link.paths if path.state in _USABLE]
+        usable.sort(key=lambda path: (not path.selected, _STATE_ORDER[path.state], path.score_ms or 1e9))
+        card = self._core.links[link.peer].peer
+        control.set_paths(
+            link.peer, tuple(Target(path.remote, card.mesh_port, path.local, path.interface) for path in usable)
+        )
+        for path in link.paths:
+            key = (link.peer, path.id)
+            if path.state is not PathState.DEAD:
+                self._dead.discard(key)
+            elif key not in self._dead:
+                self._dead.add(key)
+                control.path_died(link.peer, path.local, path.remote)
+
+    def _link_health(self, view: NodeView) -> tuple[bool, str]:
+        """Are the edges of this node's rank agreed and healthy?"""
+        plan = view.mesh.plan
+        if plan is None or view.mesh.suspended:
+            return False, view.mesh.suspended or "no plan is agreed"
+        for edge in plan.edges:
+            if self._me not in (edge.source, edge.target):
+                continue
+            peer = edge.target if edge.source == self._me else edge.source
+            link = next((link for link in view.links if link.peer == peer), None)
+            path = next((path for path in link.paths if path.id == edge.path), None) if link else None
+            if link is None or path is None or not link.agreed:
+                return False, f"the ends of {edge.path} are not agreed"
+            if path.state is not PathState.UP:
+                return False, f"{path.interface} is {path.state}"
+        return True, ""
+
+
+def _told(health: HealthSnapshot) -> Told:
+    return health.health, tuple((reason.code, reason.subject) for reason in health.reasons)

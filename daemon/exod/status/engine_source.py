@@ -1,0 +1,82 @@
+"""What the status reads of this node's engine, as protocols: no more of it is known here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from exod.core.engine.engine_messages import RankStatus
+from exod.model import MeshPlan, NodeId
+from exoengine.protocol import Hello, Loaded
+
+
+class RankSource(Protocol):
+    """This node's rank."""
+
+    @property
+    def hello(self) -> Hello | None: ...
+
+    @property
+    def loaded(self) -> Loaded | None: ...
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Bytes that are loaded, and all that there are."""
+        ...
+
+    @property
+    def restarts(self) -> int: ...
+
+    @property
+    def gpu_wait_violations(self) -> int: ...
+
+
+class QueueSource(Protocol):
+    """The coordinator's queue; empty on the other nodes."""
+
+    draining: bool
+
+    @property
+    def waiting(self) -> int: ...
+
+
+class EngineSource(Protocol):
+    @property
+    def plan(self) -> MeshPlan | None: ...
+
+    @property
+    def suspended(self) -> str:
+        """Why the plan cannot be used now; empty where it can."""
+        ...
+
+    @property
+    def statuses(self) -> Mapping[NodeId, RankStatus]:
+        """The newest of each node, under whichever plan."""
+        ...
+
+    @property
+    def rank(self) -> RankSource: ...
+
+    @property
+    def scheduler(self) -> QueueSource: ...
+
+    @property
+    def prompt_tokens(self) -> int: ...
+
+    @property
+    def cached_tokens(self) -> int: ...
+
+    @property
+    def completion_tokens(self) -> int: ...
+
+    def trouble(self) -> str:
+        """What the engine waits for; empty where it runs."""
+        ...
+
+    def disagreement(self) -> str:
+        """Why the ranks of the plan must not form a group; empty where they may."""
+        ...
+
+    async def drained(self) -> None:
+        """Returns when nothing is generated and nothing waits."""
+        ...

@@ -1,0 +1,48 @@
+"""What the status shows and no other part keeps: plans that were committed, reports of other nodes, cabling.
+
+The composition root writes it; whoever builds a status only reads. It decides nothing and tells nobody. `at` is
+Unix seconds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+import msgspec
+
+from exod.daemon_api.peer_reports import NodeReport
+from exod.model import MeshPlan, NodeId, ThunderboltPort
+
+MAX_MESH_HISTORY: Final = 128
+"""Plans that are remembered for `exoctl mesh`: a day of a cluster whose cable is played with."""
+
+
+class PlanChange(msgspec.Struct, frozen=True):
+    plan: MeshPlan
+    at: float
+    reason: str
+    detect_ms: float | None
+    agree_ms: float | None
+    """None for a plan of one node: there is nobody to agree with."""
+
+
+class ClusterRecord:
+    """One for each daemon."""
+
+    def __init__(self) -> None:
+        self.history: deque[PlanChange] = deque(maxlen=MAX_MESH_HISTORY)
+        self.thunderbolt: tuple[ThunderboltPort, ...] = ()
+        """This host's receptacles."""
+        self.served_model = ""
+        """The model that was served last: what follows is a recovery, not a first load."""
+        self._reports: dict[NodeId, NodeReport] = {}
+
+    def peer_report(self, peer: NodeId, report: NodeReport) -> None:
+        """A node reports for itself alone."""
+        if report.sender == peer:
+            self._reports[peer] = report
+
+    def report(self, peer: NodeId) -> NodeReport | None:
+        """The newest of `peer`; None where none came."""
+        return self._reports.get(peer)

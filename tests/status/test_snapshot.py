@@ -1,0 +1,138 @@
+"""A status is read from its parts, of which none is the daemon, and reading it leaves no trace."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from exod.core.engine.engine_messages import RankPhase, RankStatus
+from exod.daemon_api.shapes import DaemonCounters, PreflightReport
+from exod.errors import RequestError
+from exod.model import EngineState, Epoch, Health, MeshPlan, NodeId
+from exod.platform.this_host import current
+from exod.status.answers import Answers, ClusterSettings, Network, Requests
+from exod.status.snapshot import StatusBuilder
+from exoengine.protocol import GenerationRequest
+from tests.status.status_parts import ME, PATH, PEER, NoEvents, StillCore, StillEngine, seen, status_of
+
+PLAN = MeshPlan(Epoch(1, 1), ME.id, (), (ME.id,), (), "embedded:count", "auto", (), "plan1")
+FORMED = RankStatus(ME.id, 1, 1, RankPhase.FORMED, "plan1", layers=(0, 4), pid=7)
+
+IN_THE_STATUS = {
+    "id": "1-2-bridge0",
+    "interface": "bridge0",
+    "kind": "thunderbolt",
+    "local": "10.0.0.1",
+    "remote": "10.0.0.2",
+    "state": "up",
+    "rtt_ms": 0.412,
+    "rtt_p90_ms": 0.612,
+    "loss": 0.0123,
+    "selected": True,
+    "why": "bridge0 is best",
+}
+IN_THE_LINKS = {
+    **IN_THE_STATUS,
+    "rtt_ms": 0.41234567,
+    "rtt_p90_ms": 0.61234567,
+    "loss": 0.0123456,
+    "eligible": False,
+    "score_ms": 0.51234567,
+    "in_band": True,
+    "peer_state": "degraded",
+    "samples": 10,
+    "last_heard_s": 0.0123456,
+    "fault": "a debug fault adds 5 ms for another 3 s",
+}
+"""Nothing is rounded: whoever looks at links wants what the decision was made from."""
+
+
+def told(value: object) -> object:
+    return json.loads(msgspec.json.encode(value))
+
+
+def answers_of(status: StatusBuilder, core: StillCore, engine: StillEngine) -> Answers:
+    async def preflight() -> PreflightReport:
+        raise AssertionError("a snapshot ran the preflight")
+
+    def fed(event: object) -> None:
+        raise AssertionError(f"a snapshot fed {event}")
+
+    def generate(request: GenerationRequest) -> object:
+        raise AssertionError("a request reached the engine")
+
+    return Answers(
+        ClusterSettings("home", Path("key"), "ab:cd", True),
+        status,
+        core,  # type: ignore[arg-type]
+        engine,
+        NoEvents(),
+        DaemonCounters,
+        Network(current(), tuple, None, tuple),
+        Requests(fed, fed, preflight, generate),  # type: ignore[arg-type]
+    )
+
+
+def test_a_path_in_the_status_is_rounded_for_people_and_one_in_the_links_is_not() -> None:
+    core, engine = StillCore(seen()), StillEngine()
+    status = status_of(core, engine)
+    (link,) = status.status().links
+    assert [told(path) for path in link.paths] == [IN_THE_STATUS]
+    (detail,) = answers_of(status, core, engine).links(None).links
+    assert [told(path) for path in detail.paths] == [IN_THE_LINKS]
+
+
+def test_what_was_not_measured_is_null_in_both() -> None:
+    silent = msgspec.structs.replace(PATH, rtt_ms=None, rtt_p90_ms=None, score_ms=None, last_heard_s=None, fault="")
+    core, engine = StillCore(seen(silent)), StillEngine()
+    status = status_of(core, engine)
+    (link,) = status.status().links
+    nothing = {"rtt_ms": None, "rtt_p90_ms": None}
+    assert [told(path) for path in link.paths] == [IN_THE_STATUS | nothing]
+    (detail,) = answers_of(status, core, engine).links(PEER.id).links
+    unheard = {"score_ms": None, "last_heard_s": None, "fault": ""}
+    assert [told(path) for path in detail.paths] == [IN_THE_LINKS | nothing | unheard]
+
+
+def test_reading_every_snapshot_a_hundred_times_starts_no_grace() -> None:
+    core, engine = StillCore(seen(agreed=False)), StillEngine()
+    status = status_of(core, engine)
+    answers = answers_of(status, core, engine)
+    for _ in range(100):
+        answers.status(), answers.links(None), answers.mesh(), answers.engine(), answers.cluster()
+        answers.ready(), answers.models(), answers.metrics(), answers.links_history(None, 10)
+    assert status.observe(core.seen).lasting_s == ()
+    assert status.status().health is Health.HEALTHY
+
+
+def test_a_first_load_is_no_recovery_however_often_the_status_is_read() -> None:
+    """What was served is recorded by whoever passes on changes, and by no reader."""
+    engine = StillEngine(plan=PLAN, statuses={ME.id: FORMED})
+    status = status_of(StillCore(seen()), engine)
+    assert status.engine().state is EngineState.READY
+    engine.statuses = {ME.id: msgspec.structs.replace(FORMED, phase=RankPhase.LOADING)}
+    assert status.engine().state is EngineState.LOADING
+    status.record.served_model = PLAN.model
+    assert status.engine().state is EngineState.RECOVERING
+
+
+def test_what_cannot_be_served_is_refused_before_the_engine_is_asked() -> None:
+    core, engine = StillCore(seen()), StillEngine(plan=msgspec.structs.replace(PLAN, model=""))
+    answers = answers_of(status_of(core, engine), core, engine)
+    with pytest.raises(RequestError, match="exoctl engine load"):
+        answers.generate(GenerationRequest("r1", 1, prompt="1 2"))
+
+
+def test_links_of_a_peer_that_nobody_knows_are_none() -> None:
+    core, engine = StillCore(seen()), StillEngine()
+    assert answers_of(status_of(core, engine), core, engine).links(NodeId("0" * 15 + "9")).links == ()
+
+
+def test_a_drain_returns_once_the_engine_says_that_nothing_runs() -> None:
+    core, engine = StillCore(seen()), StillEngine()
+    asyncio.run(answers_of(status_of(core, engine), core, engine).engine_drain())
+    assert engine.scheduler.draining
