@@ -11,7 +11,7 @@ import pytest
 
 from exod.daemon_api.shapes import Readiness
 from exod.errors import ConfigError, ExitCode, RequestError
-from exod.http.exchange import MAX_BODY_BYTES
+from exod.http.body import MAX_BODY_BYTES
 from exod.http.server import HttpApi
 from tests.fake_daemon import MODEL, FakeDaemon
 from tests.http.raw_http import Stream

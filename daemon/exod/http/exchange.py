@@ -1,14 +1,12 @@
-"""One HTTP exchange below the routes: read a bounded body, send an answer or a stream, notice a client that left.
+"""One HTTP exchange below the routes: send an answer or a stream, notice a client that left.
 
-Decides how much a client may send, how long it may take, and how an error looks before and after an answer has
-begun (a status and OpenAI's error object; a last event that holds the same object).
+Decides which heads can be read in one way only, and how an error looks before and after an answer has begun (a
+status and OpenAI's error object; a last event that holds the same object).
 """
 
 from __future__ import annotations
 
 import asyncio
-import codecs
-import re
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
@@ -19,19 +17,11 @@ from starlette.types import Receive, Scope, Send
 from exod.errors import RequestError
 from exod.http.openai_answers import error_object, sse, status_of
 
-MAX_BODY_BYTES: Final = 8 * 1024 * 1024
-"""A context of 1,000,000 tokens in plain text is about 4 MiB."""
-
-BODY_DEADLINE_S: Final = 30.0
-"""The largest body passes in this time at 0.3 MB/s; a slower client holds a connection for nothing."""
-
 RETRY_AFTER_S: Final = 2
 """Most of what answers 503 (a mesh that forms, a full queue) is over after a second or two."""
 
 ONCE: Final = (b"host", b"origin", b"authorization", b"content-type", b"content-encoding", b"sec-fetch-site")
 """Headers that decide who may ask, or how a body is read: with two of them, the one that counts is a guess."""
-
-JSON_TYPE: Final = re.compile(r"application/([a-z0-9.+-]+\+)?json")
 
 Result = TypeVar("Result")
 
@@ -74,49 +64,6 @@ def check_framing(scope: Scope) -> None:
     for name in ONCE:
         if names.count(name) > 1:
             raise RequestError("invalid_request", f"the header {name.decode()} may be sent once")
-
-
-def check_body_type(headers: dict[str, str]) -> None:
-    """Raises RequestError for a body that is not plain JSON. A form's or a text's type is what a page of any site
-    may send without asking; a client that names none is no browser, which always names one or its origin.
-    """
-    encoding = headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
-        text = f"a body is sent as it is, not compressed ('{encoding[:40]}')"
-        raise RequestError("unsupported_media_type", text)
-    if "content-type" not in headers:
-        return
-    kind, *parameters = (part.strip().lower() for part in headers["content-type"].split(";"))
-    charsets = [part.partition("=")[2].strip('"') for part in parameters if part.startswith("charset=")]
-    if not JSON_TYPE.fullmatch(kind) or any(charset not in ("utf-8", "utf8", "us-ascii") for charset in charsets):
-        text = f"the body's Content-Type is application/json, in UTF-8; not '{headers['content-type'][:80]}'"
-        raise RequestError("unsupported_media_type", text)
-
-
-async def read_body(headers: dict[str, str], receive: Receive) -> bytes:
-    """The whole body, without a byte order mark. Raises RequestError where it is of another type, too large or too
-    slow, ClientGoneError where it is cut.
-    """
-    check_body_type(headers)
-    too_large = RequestError("body_too_large", f"the body may have {MAX_BODY_BYTES} bytes")
-    length = headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > MAX_BODY_BYTES:
-        raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_DEADLINE_S):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGoneError
-                body += message.get("body", b"")
-                if len(body) > MAX_BODY_BYTES:
-                    raise too_large
-                if not message.get("more_body", False):
-                    return bytes(body.removeprefix(codecs.BOM_UTF8))
-    except TimeoutError:
-        text = f"the body did not arrive within {BODY_DEADLINE_S:g} s"
-        raise RequestError("body_timeout", text) from None
 
 
 async def unless_over(work: Coroutine[Any, Any, Result], receive: Receive, stop: asyncio.Event) -> Result:

@@ -22,7 +22,8 @@ from exod.daemon_api.interface import DaemonCommands, GenerationDelta, Generatio
 from exod.daemon_api.resolve_names import check_model
 from exod.daemon_api.stream_keepalive import paced
 from exod.errors import ExitCode, RequestError
-from exod.http.exchange import ClientGoneError, Reply, StoppedError, headers_of, read_body, unless_over
+from exod.http.body import BodyReader
+from exod.http.exchange import ClientGoneError, Reply, StoppedError, headers_of, unless_over
 from exod.http.metrics import HttpMetrics
 from exod.http.openai_answers import SSE_DONE, AnswerShape, sse, sse_comment
 from exod.http.openai_requests import Ask
@@ -71,12 +72,13 @@ def shutting_down() -> RequestError:
 
 
 class GenerationEndpoint:
-    """One of the two endpoints. `slots` is shared by both; `stop` ends what still runs, with an error."""
+    """One of the two endpoints, which share `bodies` and `slots`; `stop` ends what still runs, with an error."""
 
     def __init__(
         self,
         commands: DaemonCommands,
         metrics: HttpMetrics,
+        bodies: BodyReader,
         slots: Slots,
         stop: asyncio.Event,
         read: Callable[[bytes], Ask],
@@ -85,6 +87,7 @@ class GenerationEndpoint:
     ) -> None:
         self._commands = commands
         self._metrics = metrics
+        self._bodies = bodies
         self._slots = slots
         self._stop = stop
         self._read = read
@@ -93,9 +96,9 @@ class GenerationEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         reply = Reply(send)
         try:
-            with self._slots.take():
-                ask = self._read(await read_body(headers_of(scope), receive))
-                model = check_model(ask.model, self._commands)
+            ask = await self._bodies.read(headers_of(scope), receive, self._read)
+            model = check_model(ask.model, self._commands)
+            with self._slots.take():  # not before: a slow body holds no slot
                 last = await unless_over(self._answer(ask, model, reply), receive, self._stop)
             # Only now that the slot is free: a client which asks again at once must find it.
             await reply.finish(last)

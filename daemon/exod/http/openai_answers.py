@@ -22,6 +22,7 @@ STATUS_OF_CODE: Final[dict[str, int]] = {
     "model_not_found": 404,
     "method_not_allowed": 405,
     "body_timeout": 408,
+    "head_timeout": 408,
     "body_too_large": 413,
     "unsupported_media_type": 415,
     "invalid_value": 400,

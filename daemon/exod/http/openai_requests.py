@@ -28,6 +28,12 @@ DEFAULT_TEMPERATURE: Final = 0.0
 TYPO_CUTOFF: Final = 0.8
 """difflib's ratio: `temprature`, `max_token` and `repeat_penalty` are caught, `num_ctx` and `keep_alive` pass."""
 
+LONGEST_TYPO: Final = 40
+"""Longer names are no slip of a finger: the longest field has 21 characters, and difflib's cost grows with both."""
+
+MAX_FIELDS: Final = 64
+"""Of the body itself: about twice as many as the most talkative client sends."""
+
 MAX_STOPS: Final = 16
 MAX_STOP_CHARS: Final = 256
 MAX_LOGIT_BIASES: Final = 1024
@@ -181,6 +187,8 @@ def _decode(data: bytes, shape: type[Body]) -> Body:
         raise RequestError("invalid_json", "the body must be a JSON object") from None
     except DecodingError as error:
         raise RequestError("invalid_json", f"the body is not valid JSON: {error}") from None
+    if len(fields) > MAX_FIELDS:
+        raise RequestError("invalid_json", f"the body may have {MAX_FIELDS} fields, not {len(fields)}")
     _refuse_typos(fields.keys() - IGNORED, shape)
     try:
         return from_json(data, shape)
@@ -194,10 +202,10 @@ def _decode(data: bytes, shape: type[Body]) -> Body:
 def _refuse_typos(given: set[str], shape: type[SharedBody]) -> None:
     """An unknown field is another server's, and ignored; one that nearly is a known name must be a typo."""
     known = [field.name for field in msgspec.structs.fields(shape)]
-    for name in sorted(given.difference(known)):
+    for name in sorted(name for name in given.difference(known) if len(name) <= LONGEST_TYPO):
         close = difflib.get_close_matches(name, known, n=1, cutoff=TYPO_CUTOFF)
         if close:
-            raise FieldError(name[:100], f"there is no such field; did you mean {close[0]}?", "unknown_field")
+            raise FieldError(name, f"there is no such field; did you mean {close[0]}?", "unknown_field")
 
 
 def _message(message: Message, place: str) -> ChatMessage:

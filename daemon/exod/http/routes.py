@@ -26,6 +26,7 @@ from exod.daemon_api.interface import DaemonCommands
 from exod.daemon_api.shapes import flat_event
 from exod.daemon_api.stream_keepalive import paced
 from exod.errors import ExitCode, RequestError
+from exod.http.body import BodyReader
 from exod.http.exchange import (
     ClientGoneError,
     JsonResponse,
@@ -57,6 +58,7 @@ ENDPOINTS: Final = (
 def application(
     commands: DaemonCommands,
     metrics: HttpMetrics,
+    bodies: BodyReader,
     generations: Slots,
     followers: Slots,
     leaving: asyncio.Event,
@@ -64,8 +66,8 @@ def application(
 ) -> Starlette:
     """All routes. `leaving` ends event streams, `last_call` ends generations."""
     asks = _Asks(commands, metrics)
-    chat = GenerationEndpoint(commands, metrics, generations, last_call, read_chat, chat=True)
-    completions = GenerationEndpoint(commands, metrics, generations, last_call, read_completion, chat=False)
+    chat = GenerationEndpoint(commands, metrics, bodies, generations, last_call, read_chat, chat=True)
+    completions = GenerationEndpoint(commands, metrics, bodies, generations, last_call, read_completion, chat=False)
     routes = [
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -21,16 +22,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from exod.config.settings import ApiConfig
 from exod.daemon_api.interface import DaemonCommands
-from exod.errors import RequestError
+from exod.errors import ExitCode, RequestError
+from exod.http.body import BodyReader
+from exod.http.connection import CROWDED, Connection, Door
 from exod.http.exchange import check_framing, error_response, headers_of
 from exod.http.generation import MAX_GENERATIONS, Slots
 from exod.http.guard import HttpGuard, read_keys
 from exod.http.listening import listen
 from exod.http.metrics import HttpMetrics
 from exod.http.routes import ENDPOINTS, application
-
-MAX_CONNECTIONS: Final = 512
-"""uvicorn's own bound, above ours for generations and followers: what remains are idle keep-alives and floods."""
 
 MAX_FOLLOWERS: Final = 32
 """Dashboards that follow `/api/events` at once."""
@@ -54,6 +54,12 @@ METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OP
 SAFE_HEADERS: Final = ((b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", b"same-origin"))
 """A browser takes no answer for a script or a style, and hands none to a page of another site, whatever that page
 embeds it as. CORS requests of allowed origins are not concerned."""
+
+
+CLOSE: Final = (b"connection", b"close")
+
+WATCHED: Final = frozenset({"/health", "/ready", "/metrics"})
+"""Answered even where too many clients are connected: whoever watches this node must see that it lives."""
 
 
 class _Server(uvicorn.Server):
@@ -101,6 +107,7 @@ class HttpApi:
         self._port = port
         self._key_file = key_file
         self._hosts, self._origins = hosts, origins
+        self._bodies = BodyReader()
         self._generations = Slots(max_generations)
         self._followers = Slots(MAX_FOLLOWERS)
         self._leaving = asyncio.Event()
@@ -134,12 +141,18 @@ class HttpApi:
         self._port = self._listeners[0].getsockname()[1]
         metrics = HttpMetrics(self._commands.metrics)
         routes = application(
-            self._commands, metrics, self._generations, self._followers, self._leaving, self._last_call
+            self._commands,
+            metrics,
+            self._bodies,
+            self._generations,
+            self._followers,
+            self._leaving,
+            self._last_call,
         )
         config = uvicorn.Config(
             _Front(routes, guard, metrics),
             loop="none",
-            http="h11",
+            http=partial(Connection, door=Door()),  # type: ignore[arg-type]  # uvicorn only calls it
             ws="none",
             lifespan="off",
             log_config=None,
@@ -147,7 +160,6 @@ class HttpApi:
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            limit_concurrency=MAX_CONNECTIONS,
             timeout_keep_alive=IDLE_CONNECTION_S,
             timeout_graceful_shutdown=LAST_WORDS_S,
         )
@@ -180,6 +192,7 @@ class HttpApi:
 
     def close(self) -> None:
         """Gives the port back: for a start that no run followed. Safe to call twice."""
+        self._bodies.close()
         for listener in self._listeners:
             listener.close()
         self._listeners = []
@@ -202,6 +215,9 @@ class _Front:
         status = 0
         headers = headers_of(scope)
         added = [*SAFE_HEADERS, *self._guard.cors(headers)]
+        crowded = CROWDED in scope.get("state", {})
+        if crowded:
+            added.append(CLOSE)
 
         async def noting(message: Message) -> None:
             nonlocal status
@@ -217,10 +233,12 @@ class _Front:
                 check_framing(scope)
                 preflight = self._guard.preflight(headers) if scope["method"] == "OPTIONS" else None
                 if preflight is not None:
-                    added = [*SAFE_HEADERS, *preflight]
+                    added += [header for header in preflight if header not in added]
                     await Response(status_code=204)(scope, receive, noting)
                     return
                 self._guard.check(path, headers)
+                if crowded and path not in WATCHED:
+                    raise _too_many()
             except RequestError as error:
                 await _refuse(error, scope, receive, noting)
                 return
@@ -232,8 +250,14 @@ class _Front:
 async def _refuse(error: RequestError, scope: Scope, receive: Receive, send: Send) -> None:
     """Closes the connection, too: what follows on it may be the rest of what was refused."""
     response = error_response(error)
-    response.headers["connection"] = "close"
+    if CROWDED not in scope.get("state", {}):
+        response.headers["connection"] = "close"
     await response(scope, receive, send)
+
+
+def _too_many() -> RequestError:
+    text = "too many connections are open to this node; close some, or ask again"
+    return RequestError("unavailable", text, ExitCode.DEGRADED)
 
 
 def _route(path: str) -> str:

@@ -1,0 +1,153 @@
+"""What a client sends after the head of its request: how large and how heavy it may be, and how long it may take.
+
+Decides which bodies are read at all (JSON by their type), how many bytes of them this node keeps at once, and
+where they are decoded: a large one beside the event loop, after a look at how many values it holds, because
+msgspec keeps the interpreter's lock until it is done. It knows nothing of what a body means. Sizes are in bytes,
+times in seconds. Raises RequestError for what is refused, ClientGoneError where the client left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Final, TypeVar
+
+from starlette.types import Receive
+
+from exod.errors import ExitCode, RequestError
+from exod.http.exchange import ClientGoneError
+
+MAX_BODY_BYTES: Final = 8 * 1024 * 1024
+"""A context of 1,000,000 tokens in plain text is about 4 MiB."""
+
+MAX_ARRIVING_BYTES: Final = 128 * 1024 * 1024
+"""Of all large bodies that arrive or wait to be decoded: sixteen of the largest."""
+
+BODY_DEADLINE_S: Final = 30.0
+"""The largest body passes in this time at 0.3 MB/s; a slower client holds a connection for nothing."""
+
+LIGHT_BYTES: Final = 64 * 1024
+"""Decoded at once, in the loop: whatever is in so few bytes takes a few milliseconds."""
+
+MAX_TEXTS: Final = 100_000
+MAX_CONTAINERS: Final = 50_000
+MAX_VALUES: Final = 1_000_000
+"""In one body: texts and names of fields, lists and objects, and values of any kind. A conversation of 10,000 turns
+has 40,000 texts and 10,000 objects; a prompt of token ids has as many values as the longest context has tokens.
+The decoder then holds the interpreter's lock for 30 ms at most, where 8 MiB of empty lists took 500 ms."""
+
+JSON_TYPE: Final = re.compile(r"application/([a-z0-9.+-]+\+)?json")
+
+_STRUCTURE: Final = b'",[{'
+_NO_STRUCTURE: Final = bytes(byte for byte in range(256) if byte not in _STRUCTURE)
+
+Value = TypeVar("Value")
+
+
+class BodyReader:
+    """Reads and decodes the bodies of one server, and counts what is held of them."""
+
+    def __init__(self) -> None:
+        self._held = 0
+        self._decoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="http body")
+        """One body at a time: two would take the lock, and the memory, from each other and from the loop."""
+
+    async def read(self, headers: dict[str, str], receive: Receive, decode: Callable[[bytes], Value]) -> Value:
+        """The body as `decode` understands it. Raises RequestError where the body is of another type, too large,
+        too heavy, too slow, or where `decode` does; ClientGoneError where it is cut.
+        """
+        check_body_type(headers)
+        with self._room() as grow:
+            data = await _receive_body(headers, receive, grow)
+            if len(data) <= LIGHT_BYTES:
+                return decode(data)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._decoder, _decode_heavy, data, decode)
+
+    def close(self) -> None:
+        self._decoder.shutdown(wait=False, cancel_futures=True)
+
+    @contextmanager
+    def _room(self) -> Iterator[Callable[[int], None]]:
+        """Yields what is to be told the body's size as it grows. A light body needs no room."""
+        mine = 0
+
+        def grow(size: int) -> None:
+            nonlocal mine
+            added = size - mine if size > LIGHT_BYTES else 0
+            if self._held + added > MAX_ARRIVING_BYTES:
+                text = "other large requests fill the memory for bodies; ask again"
+                raise RequestError("unavailable", text, ExitCode.DEGRADED)
+            mine += added
+            self._held += added
+
+        try:
+            yield grow
+        finally:
+            self._held -= mine
+
+
+def check_body_type(headers: dict[str, str]) -> None:
+    """Raises RequestError for a body that is not plain JSON. A form's or a text's type is what a page of any site
+    may send without asking; a client that names none is no browser, which always names one or its origin.
+    """
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        text = f"a body is sent as it is, not compressed ('{encoding[:40]}')"
+        raise RequestError("unsupported_media_type", text)
+    if "content-type" not in headers:
+        return
+    kind, *parameters = (part.strip().lower() for part in headers["content-type"].split(";"))
+    charsets = [part.partition("=")[2].strip('"') for part in parameters if part.startswith("charset=")]
+    if not JSON_TYPE.fullmatch(kind) or any(charset not in ("utf-8", "utf8", "us-ascii") for charset in charsets):
+        text = f"the body's Content-Type is application/json, in UTF-8; not '{headers['content-type'][:80]}'"
+        raise RequestError("unsupported_media_type", text)
+
+
+def check_weight(data: bytes) -> None:
+    """Raises RequestError where `data` holds more values than a request has. Takes a few passes at the speed of
+    memory, and tells nothing about whether it is JSON.
+    """
+    unescaped = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    marks = unescaped.translate(None, _NO_STRUCTURE)
+    texts = marks.count(b'"') // 2
+    if texts > MAX_TEXTS:
+        raise RequestError("invalid_json", f"the body may hold {MAX_TEXTS} texts and names of fields")
+    outside = b"".join(marks.split(b'"')[::2])
+    if outside.count(b"[") + outside.count(b"{") > MAX_CONTAINERS:
+        raise RequestError("invalid_json", f"the body may hold {MAX_CONTAINERS} lists and objects")
+    if outside.count(b",") >= MAX_VALUES:
+        raise RequestError("invalid_json", f"the body may hold {MAX_VALUES} values, such as token ids")
+
+
+def _decode_heavy(data: bytes, decode: Callable[[bytes], Value]) -> Value:
+    check_weight(data)
+    return decode(data)
+
+
+async def _receive_body(headers: dict[str, str], receive: Receive, grow: Callable[[int], None]) -> bytes:
+    """The whole body, without a byte order mark."""
+    too_large = RequestError("body_too_large", f"the body may have {MAX_BODY_BYTES} bytes")
+    length = headers.get("content-length", "0")
+    if not length.isdecimal() or len(length) > 20 or int(length) > MAX_BODY_BYTES:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_DEADLINE_S):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGoneError
+                body += message.get("body", b"")
+                if len(body) > MAX_BODY_BYTES:
+                    raise too_large
+                grow(len(body))
+                if not message.get("more_body", False):
+                    return bytes(body.removeprefix(codecs.BOM_UTF8))
+    except TimeoutError:
+        text = f"the body did not arrive within {BODY_DEADLINE_S:g} s"
+        raise RequestError("body_timeout", text) from None

@@ -1,0 +1,234 @@
+"""Connections to the HTTP API: how many there may be, from whom, and how long each may keep us waiting.
+
+Decides which connection is closed so that others are served: a head that does not come, an answer that nobody
+reads, and, where there are too many, the one that has waited longest without a whole request. Never looks at what
+is asked. `Door` knows all connections of a server, `Connection` is uvicorn's protocol with these bounds. Times are
+in seconds on the loop's clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final
+
+import h11
+import msgspec
+from uvicorn import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from exod.errors import RequestError
+from exod.http.openai_answers import error_object
+
+HEAD_DEADLINE_S: Final = 10.0
+"""For the first byte, for a whole head, and for the rest of a body that was refused. A browser that opens a
+connection before it needs one opens another."""
+
+WRITE_DEADLINE_S: Final = 30.0
+"""For a client that has stopped reading: longer than a laptop's lid stays closed by accident, shorter than a slot
+may be missing."""
+
+MAX_CONNECTIONS: Final = 512
+MAX_PER_ADDRESS: Final = 128
+"""More than every generation, event stream and idle client of one host; one address never fills the whole."""
+
+RESERVED_CONNECTIONS: Final = 32
+"""Beyond these bounds, where every connection is busy: only `/health`, `/ready` and `/metrics` are answered."""
+
+CROWDED: Final = "crowded"
+"""In the ASGI scope's state of such a connection."""
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+"""A browser's cookies for localhost, of every program that was ever served there, are some 10 KiB."""
+
+FREE_PIECES: Final = 256
+MEAN_PIECE_BYTES: Final = 256
+"""Of a chunked body. Each chunk costs 10 µs, whatever is in it: without a bound, 256 KiB of one byte each hold the
+loop for half a second."""
+
+
+class Door:
+    """All connections of one server. Asked whenever one is made."""
+
+    def __init__(self) -> None:
+        self._all: dict[Connection, str] = {}
+        """Oldest first, each with its address."""
+        self._crowded: set[Connection] = set()
+
+    def enter(self, connection: Connection, address: str) -> bool:
+        """Whether it may stay. Closes another one for it where there are too many."""
+        theirs = [other for other, place in self._all.items() if place == address]
+        if len(theirs) >= MAX_PER_ADDRESS:
+            full, choice = True, theirs
+        else:
+            full, choice = len(self._all) >= MAX_CONNECTIONS, list(self._all)
+        if full:
+            waiting = next((other for other in choice if other.waits), None)
+            if waiting is not None:
+                waiting.evict()
+            elif len(self._crowded) >= RESERVED_CONNECTIONS:
+                return False
+            else:
+                self._crowded.add(connection)
+                connection.app_state = {**connection.app_state, CROWDED: True}
+        self._all[connection] = address
+        return True
+
+    def leave(self, connection: Connection) -> None:
+        self._all.pop(connection, None)
+        self._crowded.discard(connection)
+
+
+class Connection(H11Protocol):
+    """One client's connection."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        door: Door,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._door = door
+        self.conn = _Framing(h11.SERVER, MAX_HEAD_BYTES)
+        self._head = _Deadline(self.loop, self._head_is_late)
+        self._reader = _Deadline(self.loop, self._nobody_reads)
+
+    @property
+    def waits(self) -> bool:
+        """Whether nothing is computed for it: no request has come in whole, or the last one is answered."""
+        cycle = self.cycle
+        return cycle is None or cycle.response_complete or (cycle.more_body and not cycle.response_started)
+
+    def evict(self) -> None:
+        self._door.leave(self)
+        self.transport.abort()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if not self._door.enter(self, self.client[0] if self.client else ""):
+            transport.abort()
+            return
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._door.leave(self)
+        self._head.cancel()
+        self._reader.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._head.cancel()
+        else:
+            self._expect_head()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        begun = self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]
+        if begun or self.conn.their_state is h11.SEND_BODY:  # the latter: of a refused body, which is thrown away
+            self._expect_head()
+        if self.transport.get_write_buffer_size():
+            self._expect_reader()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._expect_reader()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_reader()
+
+    def resume_writing(self) -> None:
+        self._reader.cancel()
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, RequestError("invalid_request", "this is not a valid HTTP/1.1 request"))
+
+    def _refuse(self, status: int, error: RequestError) -> None:
+        """Answers what is no request, where an answer can still be given, and closes."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # what was begun for it ends without an answer of its own
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = msgspec.json.encode(error_object(error))
+            fields = [
+                ("content-type", "application/json"),
+                ("content-length", str(len(body))),
+                ("connection", "close"),
+            ]
+            for event in (
+                h11.Response(status_code=status, headers=fields),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+        self._expect_reader()
+
+    def _expect_head(self) -> None:
+        """Begins the deadline; what comes in small pieces does not move it."""
+        if not self.transport.is_closing():
+            self._head.begin(HEAD_DEADLINE_S)
+
+    def _head_is_late(self) -> None:
+        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
+            text = f"the head of the request did not arrive within {HEAD_DEADLINE_S:g} s"
+            self._refuse(408, RequestError("head_timeout", text))
+        else:
+            self.transport.abort()
+
+    def _expect_reader(self) -> None:
+        self._reader.begin(WRITE_DEADLINE_S)
+
+    def _nobody_reads(self) -> None:
+        if self.transport.is_closing() or self.transport.get_write_buffer_size():
+            self.transport.abort()
+
+
+class _Framing(h11.Connection):
+    """Refuses a body that is cut into more pieces than anybody would send."""
+
+    def __init__(self, role: type[h11.SERVER], max_head_bytes: int) -> None:
+        super().__init__(role, max_head_bytes)
+        self._pieces = 0
+        self._bytes = 0
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._pieces = self._bytes = 0
+        elif isinstance(event, h11.Data):
+            self._pieces += 1
+            self._bytes += len(event.data)
+            if self._pieces > FREE_PIECES + self._bytes // MEAN_PIECE_BYTES:
+                raise h11.RemoteProtocolError("the body comes in too many pieces")
+        return event
+
+
+class _Deadline:
+    """A timer that runs once it was begun; to begin it again does not move it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, passed: Callable[[], None]) -> None:
+        self._loop = loop
+        self._passed = passed
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, seconds: float) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(seconds, self._end)
+
+    def cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _end(self) -> None:
+        self._timer = None
+        self._passed()

@@ -1,0 +1,131 @@
+"""Clients that say nothing, that stop reading or that are too many: whoever asks properly is served."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from exod.http import body, connection
+from tests import fake_daemon
+from tests.http.raw_http import DEADLINE_S
+from tests.http.served import CHAT, Place, count, served
+
+pytestmark = pytest.mark.anyio
+
+Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+SLOW_BODY = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{{".encode()
+
+
+async def connect(place: Place, data: bytes = b"") -> Client:
+    reader, writer = await asyncio.open_connection("127.0.0.1", place.api.port)
+    writer.write(data)
+    return reader, writer
+
+
+async def closed(client: Client) -> bytes:
+    """What comes until the other end closes."""
+    async with asyncio.timeout(DEADLINE_S):
+        try:
+            return await client[0].read()
+        except ConnectionResetError:
+            return b""
+
+
+@pytest.mark.parametrize("data", [b"", b"GET /health HT", SLOW_BODY], ids=["silent", "half a head", "slow body"])
+async def test_a_flood_of_connections_that_ask_nothing_leaves_everybody_served(data: bytes) -> None:
+    async with served() as place:
+        clients = [await connect(place, data) for _ in range(connection.MAX_CONNECTIONS + 8)]
+        for _ in range(3):
+            assert (await place.http.ask("POST", CHAT, count(1, 3))).status == 200
+            assert (await place.http.ask("GET", "/health")).status == 200
+        for _, writer in clients:
+            writer.close()
+
+
+async def test_whoever_watches_is_answered_where_every_connection_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "MAX_PER_ADDRESS", 4)
+    monkeypatch.setattr(connection, "RESERVED_CONNECTIONS", 2)
+    async with served() as place:
+        place.daemon.pause = asyncio.Event()
+        busy = [await place.http.open("POST", CHAT, count(1, 9, stream=True)) for _ in range(3)]
+        followed = await place.http.open("GET", "/api/events")
+        for path in ("/health", "/ready", "/metrics"):
+            answer = await place.http.ask("GET", path)
+            assert (answer.status, answer.headers["connection"]) == (200, "close")
+        refused = await place.http.ask("POST", CHAT, count(1, 2))
+        assert (refused.status, refused.code) == (503, "unavailable")
+        assert "retry-after" in refused.headers
+        place.daemon.pause.set()
+        for stream in busy:
+            assert (await stream.events())[-1] == "data: [DONE]"
+        followed.close()
+
+
+async def test_a_head_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_DEADLINE_S", 0.2)
+    async with served() as place:
+        assert await closed(await connect(place)) == b""
+        late = await closed(await connect(place, b"GET /health HTTP/1.1\r\nhost: local"))
+        assert late.startswith(b"HTTP/1.1 408")
+        assert b"head_timeout" in late
+        dripping = await connect(place, b"GET /health HTTP/1.1\r\n")
+        answer = asyncio.create_task(closed(dripping))
+        while not answer.done():  # bytes that drip do not move the deadline
+            dripping[1].write(b"x")
+            await asyncio.sleep(0.05)
+        assert (await answer).startswith(b"HTTP/1.1 408")
+
+
+async def test_the_next_head_on_a_connection_has_the_same_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_DEADLINE_S", 0.3)
+    async with served() as place:
+        client = await connect(place, b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\nGET /health HT")
+        answer = await closed(client)
+        client2 = await connect(place, b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        async with asyncio.timeout(DEADLINE_S):
+            await client2[0].readuntil(b"\r\n\r\n")
+        client2[1].write(b"GET /health HT")
+        assert b" 408 " in await closed(client2)
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
+async def test_a_client_that_stops_reading_is_cut_off_and_its_generation_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "WRITE_DEADLINE_S", 0.5)
+    async with served(max_generations=1) as place:
+        monkeypatch.setattr(fake_daemon, "answer_to", lambda _request: ["x" * 200_000] * 200)
+        stream = await place.http.open("POST", CHAT, count(1, 900, stream=True))
+        async with asyncio.timeout(DEADLINE_S):
+            while place.api.requests_under_way:  # noqa: ASYNC110 - a plain count
+                await asyncio.sleep(0.02)
+        await place.quiet()
+        assert len(place.daemon.cancelled) == 1
+        stream.close()
+
+
+async def test_a_slow_body_holds_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "BODY_DEADLINE_S", 0.5)
+    async with served(max_generations=1) as place:
+        slow = await connect(place, SLOW_BODY)
+        await asyncio.sleep(0.05)
+        assert (await place.http.ask("POST", CHAT, count(1, 2))).status == 200
+        assert b"body_timeout" in await asyncio.wait_for(slow[0].readuntil(b"}}"), DEADLINE_S)
+        slow[1].close()
+
+
+async def test_large_bodies_have_one_budget_and_small_ones_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "MAX_ARRIVING_BYTES", 1024 * 1024)
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2000000\r\n\r\n".encode()
+    async with served() as place:
+        first = await connect(place, head + b" " * 900_000)
+        await asyncio.sleep(0.2)
+        second = await connect(place, head + b" " * 900_000)
+        answer = await asyncio.wait_for(second[0].readuntil(b"}}"), DEADLINE_S)
+        assert b" 503 " in answer
+        assert b"unavailable" in answer
+        assert (await place.http.ask("POST", CHAT, count(1, 2))).status == 200
+        first[1].close()
+        second[1].close()

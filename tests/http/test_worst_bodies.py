@@ -1,0 +1,100 @@
+"""Nothing that a client sends holds the event loop: peers would take this node for silent."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from exod.http import body
+from tests.http.served import CHAT, served
+from tests.http.worst_bodies import ROOM, WORST_BODIES
+
+pytestmark = pytest.mark.anyio
+
+LONGEST_LAG_S = 0.05
+TRIES = 6
+"""A busy machine delays the loop, too, but not each time."""
+
+
+@asynccontextmanager
+async def lag_meter() -> AsyncIterator[Callable[[], float]]:
+    """Yields what tells the worst lateness of a timer so far, as the daemon's own figure does."""
+    worst = 0.0
+
+    async def measure() -> None:
+        nonlocal worst
+        while True:
+            due = time.monotonic() + 0.005
+            await asyncio.sleep(0.005)
+            worst = max(worst, time.monotonic() - due)
+
+    measuring = asyncio.create_task(measure())
+    await asyncio.sleep(0.02)
+    worst = 0.0
+    try:
+        yield lambda: worst
+    finally:
+        measuring.cancel()
+
+
+def send(port: int, path: str, data: bytes, framing: bytes) -> bytes:
+    """One request from another thread; returns the answer's first line."""
+    head = b"POST %s HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n%s\r\n\r\n" % (path.encode(), framing)
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        try:
+            connection.sendall(head)
+            for start in range(0, len(data), 65536):
+                connection.sendall(data[start : start + 65536])
+        except OSError:
+            pass  # refused before the end
+        try:
+            return connection.recv(65536).split(b"\r\n")[0]
+        except ConnectionResetError:
+            return b""
+
+
+async def worst_lag(port: int, path: str, data: bytes, framing: bytes) -> tuple[float, bytes]:
+    async with lag_meter() as worst:
+        answer = await asyncio.to_thread(send, port, path, data, framing)
+        return worst(), answer
+
+
+async def assert_loop_free(path: str, data: bytes, framing: bytes | None = None) -> bytes:
+    framing = framing or b"content-length: %d" % len(data)
+    async with served() as place:
+        lags = []
+        for _ in range(TRIES):
+            lag, answer = await worst_lag(place.api.port, path, data, framing)
+            lags.append(lag)
+            if lag < LONGEST_LAG_S:
+                return answer
+    raise AssertionError(f"the loop was held for {min(lags):.3f} s at the least: {lags}")
+
+
+@pytest.mark.parametrize("name", WORST_BODIES)
+async def test_no_body_holds_the_loop(name: str) -> None:
+    path = CHAT if b'"messages"' in WORST_BODIES[name][:100] else "/v1/completions"
+    answer = await assert_loop_free(path, WORST_BODIES[name])
+    assert b" 500 " not in answer
+
+
+async def test_a_body_in_a_million_pieces_is_refused() -> None:
+    pieces = b"1\r\n \r\n" * 1_000_000
+    assert b" 400 " in await assert_loop_free(CHAT, pieces, b"transfer-encoding: chunked")
+
+
+async def test_there_are_twenty() -> None:
+    assert len(WORST_BODIES) == 20
+    assert all(len(data) <= body.MAX_BODY_BYTES for data in WORST_BODIES.values())
+
+
+async def test_a_long_conversation_and_a_long_context_are_not_too_heavy() -> None:
+    turns = b",".join([b'{"role":"user","content":"a, [b], {c}: \\"d\\" \\\\"}'] * 10_000)
+    body.check_weight(b'{"messages":[' + turns + b"]}")
+    body.check_weight(b'{"prompt":[' + b",".join([b"50000"] * 1_000_000) + b"]}")
+    body.check_weight(b'{"prompt":"' + b'\\"[,{,' * (ROOM // 7) + b'"}')
