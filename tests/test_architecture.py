@@ -1,4 +1,4 @@
-"""The rooms keep to themselves: what the core may import, what the daemon must not, and no work at import."""
+"""The rooms keep to themselves: which may import which, what the core loads, and no work at import."""
 
 from __future__ import annotations
 
@@ -123,11 +123,218 @@ def test_what_the_daemon_shares_with_the_engine_is_free_of_mlx() -> None:
                 assert "train" not in name, f"{where(path, line)}: imports {name}"
 
 
-def test_services_do_not_know_the_command_line() -> None:
-    for folder in (DAEMON / "services", DAEMON / "platform", CORE):
+COMMON = ("exod", "exod.errors", "exod.log", "exod.model", "exoengine.decoding", "exoengine.protocol")
+"""The floor of the house: values, errors, the log, and the daemon's half of what is said to a worker."""
+
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    # the pure core
+    "exod.core.base": (),
+    "exod.core.probe": ("exod.core.base",),
+    "exod.core.pair": ("exod.core.base", "exod.core.probe"),
+    "exod.core.cluster": ("exod.core.base", "exod.core.probe", "exod.core.pair"),
+    "exod.core.engine": ("exod.core.base", "exoengine.model_files"),
+    "exod.core.status": (
+        "exod.core.base",
+        "exod.core.probe",
+        "exod.core.pair",
+        "exod.core.cluster",
+        "exod.core.engine",
+        "exoengine.model_files",
+    ),
+    "exod.core": (
+        "exod.core.base",
+        "exod.core.probe",
+        "exod.core.pair",
+        "exod.core.cluster",
+        "exod.core.status",
+    ),
+    # what the shells stand on
+    "exod.config": (),
+    "exod.platform": (),
+    "exod.data_files": (),
+    "exod.identity": ("exod.data_files",),
+    "exod.daemon_api": ("exod.core.cluster",),
+    # the shells: none knows another
+    "exod.network": ("exod.core", "exod.core.base", "exod.daemon_api", "exod.platform"),
+    "exod.peers": (
+        "exod.core.base",
+        "exod.core.engine",
+        "exod.daemon_api",
+        "exod.data_files",
+        "exod.platform",
+        "exoengine.framing",
+    ),
+    "exod.engine_service": ("exod.core.base", "exod.core.engine", "exod.daemon_api", "exoengine.model_files"),
+    "exod.diagnostics": (
+        "exod.core",
+        "exod.core.engine",
+        "exod.core.status",
+        "exod.daemon_api",
+        "exod.platform",
+        "exoengine.model_files",
+    ),
+    "exod.mqtt": ("exod.daemon_api",),
+    "exod.http": ("exod.config", "exod.daemon_api"),
+    "exod.local_api": ("exod.daemon_api",),
+    # what puts them together
+    "exod.status": (
+        "exod.config",
+        "exod.core",
+        "exod.core.base",
+        "exod.core.cluster",
+        "exod.core.engine",
+        "exod.core.status",
+        "exod.daemon_api",
+        "exod.diagnostics",
+        "exod.platform",
+    ),
+    "exod.propagation": (
+        "exod.core",
+        "exod.core.engine",
+        "exod.core.status",
+        "exod.diagnostics",
+        "exod.engine_service",
+        "exod.mqtt",
+        "exod.peers",
+        "exod.status",
+    ),
+    "exod.own_card": ("exod.config", "exod.identity", "exod.platform"),
+    "exod.first_steps": (),
+    "exod.app": (
+        "exod.config",
+        "exod.core",
+        "exod.core.base",
+        "exod.core.engine",
+        "exod.daemon_api",
+        "exod.diagnostics",
+        "exod.engine_service",
+        "exod.first_steps",
+        "exod.http",
+        "exod.identity",
+        "exod.local_api",
+        "exod.mqtt",
+        "exod.network",
+        "exod.own_card",
+        "exod.peers",
+        "exod.platform",
+        "exod.propagation",
+        "exod.status",
+    ),
+    "exod.__main__": ("exod.app", "exod.config"),
+    # the command line: a program of its own, which knows the daemon by its shapes
+    "exod.cli.base": ("exod.config", "exod.local_api"),
+    "exod.cli.screens": ("exod.cli.base", "exod.daemon_api"),
+    "exod.cli.service": (),
+    "exod.cli.commands": (
+        "exod.cli.base",
+        "exod.cli.screens",
+        "exod.cli.service",
+        "exod.config",
+        "exod.daemon_api",
+        "exod.diagnostics",
+        "exod.peers",
+        "exoengine.embedded",
+        "exoengine.native",
+    ),
+    "exod.cli": ("exod.cli.base", "exod.cli.commands"),
+    # the engine
+    "exoengine.protocol": ("exoengine.framing",),
+    "exoengine.framing": (),
+    "exoengine.decoding": (),
+    "exoengine.embedded": (),
+    "exoengine.native": (),
+    "exoengine.model_files": ("exoengine.embedded",),
+    "exoengine.model": ("exoengine.model_files",),
+    "exoengine.ring": ("exoengine.framing",),
+    "exoengine.process": (),
+    "exoengine.generate": ("exoengine.model", "exoengine.process", "exoengine.ring"),
+    "exoengine.worker": (
+        "exoengine.generate",
+        "exoengine.model",
+        "exoengine.model_files",
+        "exoengine.process",
+        "exoengine.ring",
+    ),
+}
+"""Which room may import which, beside COMMON. A room is a folder, or a module that stands alone at the root."""
+
+
+def all_modules() -> dict[str, Path]:
+    """Every module of both packages by its dotted name; a package stands for its `__init__`."""
+    found = {}
+    for folder in (DAEMON, ENGINE):
         for path in modules(folder):
-            for name, line in imports(path):
-                assert not is_or_lies_in(name, ("exod.cli",)), f"{where(path, line)}: imports {name}"
+            name = ".".join(path.relative_to(folder.parent).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+def room_of(name: str, known: dict[str, Path]) -> str:
+    if known[name].name == "__init__.py" or name.count(".") == 1:
+        return name
+    return name.rpartition(".")[0]
+
+
+def imported_by(name: str, known: dict[str, Path]) -> Iterator[tuple[str, int]]:
+    """The modules of this house that a module imports: anywhere in it, lazily or for its types too."""
+    for wanted, line in imports(known[name]):
+        if wanted in known and wanted != name:
+            yield wanted, line
+
+
+def circles(arrows: dict[str, set[str]]) -> list[str]:
+    """Names that reach themselves."""
+    reached = {name: set(direct) for name, direct in arrows.items()}
+    changed = True
+    while changed:
+        changed = False
+        for name, found in reached.items():
+            more = set().union(*(reached.get(one, set()) for one in found)) - found
+            if more:
+                reached[name] |= more
+                changed = True
+    return sorted(name for name, found in reached.items() if name in found)
+
+
+def allowed_in(room: str) -> tuple[str, ...]:
+    """The engine knows nothing of the daemon, not even its floor."""
+    allowed = (room, *COMMON, *MAY_IMPORT.get(room, ()))
+    return tuple(one for one in allowed if is_or_lies_in(one, ("exoengine",)) or not room.startswith("exoengine"))
+
+
+def test_each_room_imports_only_what_it_may() -> None:
+    known = all_modules()
+    for name in known:
+        room = room_of(name, known)
+        allowed = allowed_in(room)
+        for wanted, line in imported_by(name, known):
+            way_there = any(one.startswith(f"{wanted}.") for one in allowed) and is_empty(known[wanted])
+            fine = room_of(wanted, known) in allowed or way_there
+            assert fine, f"{where(known[name], line)}: {room} imports {wanted}"
+
+
+def is_empty(path: Path) -> bool:
+    """A package that is only the way to its modules."""
+    return path.name == "__init__.py" and not ast.parse(path.read_text()).body[1:]
+
+
+def test_the_table_names_every_room_and_no_other() -> None:
+    known = all_modules()
+    rooms = {room_of(name, known) for name, path in known.items() if not is_empty(path)} - set(COMMON)
+    assert rooms == MAY_IMPORT.keys() - set(COMMON)
+    assert {one for allowed in MAY_IMPORT.values() for one in allowed} - set(COMMON) <= rooms
+
+
+def test_there_is_no_circle_of_rooms_nor_of_modules() -> None:
+    assert circles({room: set(allowed) for room, allowed in MAY_IMPORT.items()}) == []
+    known = all_modules()
+    arrows = {name: {wanted for wanted, _ in imported_by(name, known)} for name in known}
+    packages = {name for name, path in known.items() if is_empty(path)}
+    assert circles({name: wanted - packages for name, wanted in arrows.items()}) == []
+
+
+def test_a_circle_would_be_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c"]
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -150,9 +357,34 @@ def test_importing_it_loads_no_mlx(statement: str) -> None:
     assert not {name for name in loaded_by(statement) if name.partition(".")[0] in MLX}
 
 
-def test_the_core_loads_nothing_that_talks_to_the_world() -> None:
-    loaded = loaded_by("import sys, msgspec, ipaddress, hmac\nbefore = set(sys.modules)\nimport exod.core.node")
-    assert not loaded & {"asyncio", "socket", "ssl", "threading.Thread", "structlog", "zeroconf", "psutil"}
+WORLD = {
+    "asyncio",
+    "socket",
+    "ssl",
+    "threading",
+    "subprocess",
+    "random",
+    "time",
+    "selectors",
+    "structlog",
+    "psutil",
+}
+"""What a pure core never loads, by itself or through what it imports."""
+
+CORE_PACKAGES = sorted(
+    {"exod.core"} | {f"exod.core.{path.name}" for path in CORE.iterdir() if (path / "__init__.py").exists()}
+)
+
+
+@pytest.mark.parametrize("package", CORE_PACKAGES)
+def test_a_package_of_the_core_loads_nothing_that_talks_to_the_world(package: str) -> None:
+    """All its modules in a fresh interpreter, which has loaded `time` for itself."""
+    known = all_modules()
+    wanted = sorted(name for name in known if name == package or name.startswith(f"{package}."))
+    assert len(wanted) > 1
+    loaded = loaded_by(f"import {', '.join(wanted)}") - loaded_by("pass")
+    assert set(wanted) <= loaded
+    assert not loaded & WORLD
 
 
 def test_exoctl_loads_only_what_a_status_needs() -> None:

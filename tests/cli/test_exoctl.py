@@ -13,10 +13,10 @@ import msgspec
 import pytest
 
 from exod import VERSION
+from exod.cli.base.paint import Paint
 from exod.cli.main import build
 from exod.cli.screens.engine import mesh_screen
 from exod.cli.screens.links import links_screen
-from exod.cli.screens.paint import Paint
 from exod.cli.screens.status import widest
 from exod.daemon_api.shapes import (
     LinksReport,

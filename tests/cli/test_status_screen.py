@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from exod.cli.screens.paint import Cell, Paint, cells_of, duration, fit, mib, ms, percent, wrap
+from exod.cli.base.paint import Cell, Paint, cells_of, duration, fit, mib, ms, percent, wrap
 from exod.cli.screens.status import status_screen, widest
 from exod.daemon_api.shapes import CrashLine, RankLine, StatusReport
 from exod.model import EngineState, NodeState, Reason

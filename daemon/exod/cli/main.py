@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from exod import VERSION
+from exod.cli.base.options import Commands, Parser, Settings, add_global_options, carry_out, global_options_first
 from exod.cli.commands import (
     chat,
     cluster_commands,
@@ -22,7 +23,6 @@ from exod.cli.commands import (
     link_commands,
     status_commands,
 )
-from exod.cli.options import Commands, Parser, Settings, add_global_options, carry_out, global_options_first
 from exod.errors import ExitCode
 
 EXIT_CODES: Final = """\

@@ -5,7 +5,7 @@ of `{"v":1,"id":7,"item":…}` for a verb that streams, then exactly one last li
 `result` or `error` (`code`, `text`, `exit_code`) or neither. Requests on one connection are answered in order.
 Closing the sending side ends a stream; a request that is not a stream is still answered.
 
-Imported by `local_api/server.py` and by `cli/client.py`, which must start fast: nothing heavy here.
+Imported by `local_api/server.py` and by `cli/base/client.py`, which must start fast: nothing heavy here.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import unicodedata
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from exod.cli.options import Commands, Shell, UsageError
+from exod.cli.base.options import Commands, Shell, UsageError
 from exod.errors import ExitCode, ExodError
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Conversation:
         print(flush=True)
         if end is None or not self._for_people:
             return
-        from exod.cli.screens.paint import ms, rate
+        from exod.cli.base.paint import ms, rate
 
         usage = end.usage
         words = [f"{usage.completion_tokens} tokens"]

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exod.cli.options import Commands, Shell
+from exod.cli.base.options import Commands, Shell
 from exod.errors import ExitCode, TrustError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def _config(shell: Shell) -> Config:
 
 def show(shell: Shell) -> ExitCode:
     """The cluster's name, its key's fingerprint, and, from a running daemon, its nodes."""
-    from exod.cli.client import NoDaemonError, understood
+    from exod.cli.base.client import NoDaemonError, understood
     from exod.cli.screens.engine import cluster_screen
     from exod.daemon_api.shapes import ClusterReport
 

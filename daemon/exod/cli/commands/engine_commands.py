@@ -6,7 +6,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
-from exod.cli.options import Commands, Shell, UsageError
+from exod.cli.base.options import Commands, Shell, UsageError
 from exod.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def register_debug(commands: Commands) -> None:
 
 def mesh_show(shell: Shell) -> ExitCode:
     """The agreed plan, its edges, and every plan before it."""
-    from exod.cli.client import understood
+    from exod.cli.base.client import understood
     from exod.cli.screens.engine import mesh_screen
     from exod.daemon_api.shapes import MeshReport
 
@@ -86,7 +86,7 @@ def mesh_jaccl(shell: Shell) -> ExitCode:
 
 def deed(shell: Shell, verb: str, **args: Any) -> ExitCode:
     """Lets the daemon do something, and tells what it came to."""
-    from exod.cli.client import DEED_DEADLINE_S, understood
+    from exod.cli.base.client import DEED_DEADLINE_S, understood
     from exod.daemon_api.shapes import Done
 
     with shell.daemon() as daemon:
@@ -103,7 +103,7 @@ def deed(shell: Shell, verb: str, **args: Any) -> ExitCode:
 
 def engine_status(shell: Shell) -> ExitCode:
     """The hosted model: its state, every rank's process, how steps are synchronised."""
-    from exod.cli.client import understood
+    from exod.cli.base.client import understood
     from exod.cli.screens.engine import engine_screen
     from exod.daemon_api.shapes import EngineReport
 
@@ -157,7 +157,7 @@ def engine_drain(shell: Shell) -> ExitCode:
 
 def preflight(shell: Shell) -> ExitCode:
     """The checks before inference, each with its figure. 4 where one fails."""
-    from exod.cli.client import DEED_DEADLINE_S, understood
+    from exod.cli.base.client import DEED_DEADLINE_S, understood
     from exod.cli.screens.engine import preflight_screen
     from exod.daemon_api.shapes import PreflightReport
 

@@ -6,13 +6,13 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from exod.cli.base.options import Commands, Shell, UsageError
 from exod.cli.commands.engine_commands import DURATION, SECONDS
-from exod.cli.options import Commands, Shell, UsageError
 from exod.errors import ExitCode
 
 if TYPE_CHECKING:
-    from exod.cli.client import DaemonClient
-    from exod.cli.screens.paint import Paint
+    from exod.cli.base.client import DaemonClient
+    from exod.cli.base.paint import Paint
 
 
 def register(commands: Commands) -> None:
@@ -49,8 +49,8 @@ def _names(daemon: DaemonClient) -> dict[str, str]:
 
 
 def _line(event: dict[str, Any], names: dict[str, str], paint: Paint) -> str:
+    from exod.cli.base.paint import Cell
     from exod.cli.screens.links import clock
-    from exod.cli.screens.paint import Cell
 
     subject = names.get(event["subject"], event["subject"])
     shown = {name: _value(value, names) for name, value in event.items() if name not in ("ts", "type", "subject")}

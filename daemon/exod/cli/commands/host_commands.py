@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exod.cli.options import Commands, Shell
+from exod.cli.base.options import Commands, Shell
 from exod.errors import ConfigError, ExitCode, ExodError, TrustError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def examine(shell: Shell) -> DoctorReport:
     checked = ["configuration", "data folder", "cluster key", "environment", "embedded model", "daemon"]
     facts: tuple[str, ...] = ()
     try:
-        from exod.cli.client import DEED_DEADLINE_S, NoDaemonError
+        from exod.cli.base.client import DEED_DEADLINE_S, NoDaemonError
 
         with shell.daemon() as daemon:
             inner = daemon.ask("doctor", DoctorReport, deadline_s=DEED_DEADLINE_S)

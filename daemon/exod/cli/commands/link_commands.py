@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from exod.cli.base.options import Commands, Shell, UsageError
 from exod.cli.commands.status_commands import add_watch, is_broken
-from exod.cli.options import Commands, Shell, UsageError
 from exod.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def register(commands: Commands) -> None:
 
 def links(shell: Shell, peer: str | None, history_peer: str | None, watch: bool) -> ExitCode:
     """Every path, and why it is in use or not. `links history`: each decision with its figures."""
-    from exod.cli.client import understood
+    from exod.cli.base.client import understood
     from exod.cli.screens.links import links_screen
     from exod.daemon_api.shapes import LinksReport
 
@@ -76,7 +76,7 @@ def _links_code(report: LinksReport) -> ExitCode:
 
 
 def _history(shell: Shell, peer: str | None) -> ExitCode:
-    from exod.cli.client import understood
+    from exod.cli.base.client import understood
     from exod.cli.screens.links import history_screen
     from exod.daemon_api.shapes import LinkHistoryReport
 
@@ -115,7 +115,7 @@ def ping(shell: Shell, peer: str, via: str | None, count: int) -> ExitCode:
 
 def netcheck(shell: Shell) -> ExitCode:
     """This host's interfaces, and what makes each eligible or not. Then mDNS and ports."""
-    from exod.cli.client import DEED_DEADLINE_S, understood
+    from exod.cli.base.client import DEED_DEADLINE_S, understood
     from exod.cli.screens.links import netcheck_screen
     from exod.daemon_api.shapes import NetcheckReport
 

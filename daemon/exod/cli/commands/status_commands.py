@@ -6,11 +6,11 @@ import time
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from exod.cli.options import Commands, Parser, Shell, UsageError
+from exod.cli.base.options import Commands, Parser, Shell, UsageError
 from exod.errors import ExitCode, ExodError
 
 if TYPE_CHECKING:
-    from exod.cli.client import DaemonClient
+    from exod.cli.base.client import DaemonClient
     from exod.daemon_api.shapes import LinkDetail, LinkLine, StatusReport
 
 POLL_S: Final = 0.1
@@ -42,7 +42,7 @@ def add_watch(parser: Parser) -> None:
 
 def status(shell: Shell, watch: bool) -> ExitCode:
     """One screen that says what is, and why. Health and its reasons, nodes, links, mesh, engine, MQTT."""
-    from exod.cli.client import understood
+    from exod.cli.base.client import understood
     from exod.cli.screens.status import status_screen
     from exod.daemon_api.shapes import StatusReport
 

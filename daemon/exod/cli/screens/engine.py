@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from exod.cli.base.paint import Cell, Level, Paint, counted, layers, mib, ms, rate, wrap
 from exod.cli.screens.links import clock
-from exod.cli.screens.paint import Cell, Level, Paint, counted, layers, mib, ms, rate, wrap
 from exod.cli.screens.status import engine_level, mesh_level, node_level, sync_words
 from exod.daemon_api.shapes import (
     ClusterReport,

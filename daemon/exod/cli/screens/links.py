@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Sequence
 
-from exod.cli.screens.paint import Cell, Level, Paint, ms, percent, us, wrap
+from exod.cli.base.paint import Cell, Level, Paint, ms, percent, us, wrap
 from exod.cli.screens.status import path_level
 from exod.daemon_api.shapes import (
     LinkDecision,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from exod.cli.screens.paint import (
+from exod.cli.base.paint import (
     Cell,
     Level,
     Paint,

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
-from exod.cli.options import Shell, terminal_size
-from exod.cli.screens.paint import fit
+from exod.cli.base.options import Shell, terminal_size
+from exod.cli.base.paint import fit
 from exod.errors import ExitCode, ExodError
 
 INTERVAL_S: Final = 0.5

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 from exod.errors import ExitCode, ExodError, RequestError
 
 if TYPE_CHECKING:
-    from exod.cli.client import DaemonClient
-    from exod.cli.screens.paint import Paint
+    from exod.cli.base.client import DaemonClient
+    from exod.cli.base.paint import Paint
 
 INTERRUPTED: Final = 130
 """128 + SIGINT, as shells expect it."""
@@ -67,7 +67,7 @@ class Shell:
         return terminal_size()[0]
 
     def paint(self) -> Paint:
-        from exod.cli.screens.paint import Paint
+        from exod.cli.base.paint import Paint
 
         encoding = (sys.stdout.encoding or "").lower().replace("-", "")
         return Paint(color=self.color, unicode=encoding.startswith("utf"))
@@ -82,7 +82,7 @@ class Shell:
 
     def daemon(self) -> DaemonClient:
         """Raises NoDaemonError with the command that starts one."""
-        from exod.cli.client import DaemonClient
+        from exod.cli.base.client import DaemonClient
 
         config = self._settings.config
         return DaemonClient(self.socket_path(), f"exod run --config {config}" if config else "exod run")

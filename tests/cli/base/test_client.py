@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from exod.cli import client
-from exod.cli.client import DaemonClient, NoDaemonError, SilentDaemonError
+from exod.cli.base import client
+from exod.cli.base.client import DaemonClient, NoDaemonError, SilentDaemonError
 from exod.daemon_api.shapes import Readiness
 from exod.errors import ExitCode, ExodError, RequestError
 
