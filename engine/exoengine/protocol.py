@@ -101,7 +101,11 @@ class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
     connect_from: str = ""
     """This rank's own address on the edge to the next rank: where its connections start. Empty: as routed."""
     key: bytes = b""
-    """What the ranks of this cluster prove themselves to each other with; the same on all ranks of a plan."""
+    """What the ranks of this cluster prove themselves to each other with; the same on all ranks of a plan. Only a
+    rank alone does without.
+    """
+    accept_from: str = ""
+    """The left neighbour's address on the edge to this rank: nobody else is asked. Empty: everybody is."""
 
 
 class Form(msgspec.Struct, frozen=True, tag="form"):

@@ -228,7 +228,14 @@ class Worker:
         try:
             self._group.form(
                 RingPlan(
-                    plan.plan_hash, plan.attempt, plan.rank, plan.size, plan.hosts, plan.connect_from, plan.key
+                    plan_hash=plan.plan_hash,
+                    attempt=plan.attempt,
+                    rank=plan.rank,
+                    size=plan.size,
+                    hosts=plan.hosts,
+                    key=plan.key,
+                    connect_from=plan.connect_from,
+                    accept_from=plan.accept_from,
                 ),
                 begun + message.deadline_s,
             )

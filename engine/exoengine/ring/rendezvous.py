@@ -34,14 +34,20 @@ LISTEN_S: Final = 1.0
 STRANGER_S: Final = 2.0
 """How long someone who connected may take to say who they are: longer than a VPN's worst round trip."""
 
-MAX_STRANGERS: Final = 16
-"""How many may be asked at once; more are turned away, so that nobody can exhaust descriptors."""
+MAX_STRANGERS: Final = 64
+"""How many may be asked at once, which bounds descriptors; for one more, the oldest is turned away."""
+
+BACKLOG: Final = 512
+"""Connections that the kernel keeps until they are taken: a flood must not make it drop a neighbour's first packet,
+which would come again a second later."""
 
 MAGIC: Final = b"EXOR"
-VERSION: Final = 2
+VERSION: Final = 3
 _HELLO: Final = struct.Struct(">4sBBHHI32s16s")
 MAC_BYTES: Final = 32
+NONCE_BYTES: Final = 16
 HELLO_BYTES: Final = _HELLO.size + MAC_BYTES
+ANSWER_BYTES: Final = NONCE_BYTES + MAC_BYTES
 
 
 class Channel(enum.IntEnum):
@@ -66,8 +72,10 @@ class RingPlan:
     rank: int
     size: int
     hosts: tuple[str, ...]
+    key: bytes
     connect_from: str = ""
-    key: bytes = b""
+    accept_from: str = ""
+    """The left neighbour's address on the edge to this rank; empty: anybody may try to prove to be it."""
 
     @property
     def right(self) -> int:
@@ -99,9 +107,13 @@ class Edges:
 
 
 def meet(plan: RingPlan, deadline: float, called_off: Callable[[], str | None], wake: socket.socket) -> Edges:
-    """Connects both neighbours, by `deadline` (monotonic). `called_off` gives a reason to give up at once; it is
-    asked again whenever `wake` becomes readable. Raises FormError.
+    """Connects both neighbours, by `deadline` (monotonic). The one that connects says which plan it is of, with a
+    nonce; the other answers with a nonce of its own, and both prove that they know the plan's key by a MAC over
+    both nonces: what was recorded at another meeting proves nothing. `called_off` gives a reason to give up at
+    once; it is asked again whenever `wake` becomes readable. Raises FormError.
     """
+    if not plan.key:
+        raise FormError("bad_plan", "the plan has no key for its ranks")
     meeting = _Meeting(plan)
     try:
         return meeting.run(deadline, called_off, wake)
@@ -115,6 +127,14 @@ class _Arrival:
     def __init__(self, connection: socket.socket, until: float) -> None:
         self.connection, self.until = connection, until
         self.received = b""
+        self.channel: Channel | None = None
+        """Known once a hello of this plan has come, which a recorded one may be, too."""
+        self.proof = b""
+        """What is to come after our answer."""
+
+    @property
+    def missing(self) -> int:
+        return (HELLO_BYTES if self.channel is None else MAC_BYTES) - len(self.received)
 
 
 class _Departure:
@@ -137,7 +157,8 @@ class _Meeting:
         self._listen_trouble = ""
         self._listen_at = 0.0
         self._listen_until = time.monotonic() + LISTEN_S
-        self._arrivals: set[_Arrival] = set()
+        self._arrivals: dict[_Arrival, None] = {}
+        """Oldest first."""
         self._left: dict[Channel, socket.socket] = {}
         self._right: dict[Channel, socket.socket] = {}
         self._departures = {channel: _Departure(channel) for channel in Channel}
@@ -187,7 +208,7 @@ class _Meeting:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
-            listener.listen(MAX_STRANGERS)
+            listener.listen(BACKLOG)
             listener.setblocking(False)
         except OSError as error:
             listener.close()
@@ -247,7 +268,7 @@ class _Meeting:
                 connection.sendall(departure.hello)  # a fresh connection's buffer takes these few bytes
                 self._selector.modify(connection, selectors.EVENT_READ, departure)
                 return
-            piece = connection.recv(MAC_BYTES - len(departure.received))
+            piece = connection.recv(ANSWER_BYTES - len(departure.received))
             if not piece:
                 raise OSError(0, "is not ready for this plan yet")
         except BlockingIOError:
@@ -257,65 +278,97 @@ class _Meeting:
             self._failed(departure, error.strerror or str(error))
             return
         departure.received += piece
-        if len(departure.received) < MAC_BYTES:
-            return
-        if not hmac.compare_digest(departure.received, self._mac(b"ack" + departure.hello)):
-            departure.hello = b""
+        if len(departure.received) == ANSWER_BYTES:
+            self._judge_answer(departure, connection)
+
+    def _judge_answer(self, departure: _Departure, connection: socket.socket) -> None:
+        hello, departure.hello = departure.hello, b""
+        nonce, mac = departure.received[:NONCE_BYTES], departure.received[NONCE_BYTES:]
+        if not hmac.compare_digest(mac, self._mac(b"answer" + hello + nonce)):
             self._failed(departure, "answered for another plan")
+            return
+        try:
+            connection.sendall(self._mac(b"proof" + hello + nonce))
+        except OSError as error:
+            self._failed(departure, error.strerror or str(error))
             return
         self._selector.unregister(connection)
         self._right[departure.channel] = connection
 
     def _accept(self, listener: socket.socket) -> None:
-        try:
-            connection, _ = listener.accept()
-        except OSError:
-            return  # gone again before it was taken
-        if len(self._arrivals) >= MAX_STRANGERS:
-            connection.close()
-            return
-        connection.setblocking(False)
-        arrival = _Arrival(connection, time.monotonic() + STRANGER_S)
-        self._arrivals.add(arrival)
-        self._selector.register(connection, selectors.EVENT_READ, arrival)
+        for _ in range(MAX_STRANGERS):
+            try:
+                connection, source = listener.accept()
+            except OSError:
+                return  # none is left, or it is gone again
+            if self._plan.accept_from not in ("", source[0]):
+                connection.close()
+                continue
+            if len(self._arrivals) >= MAX_STRANGERS:
+                # One whose hello is right goes last: others cannot push the neighbour out with silence.
+                self._dismiss(min(self._arrivals, key=lambda arrival: arrival.channel is not None))
+            connection.setblocking(False)
+            arrival = _Arrival(connection, time.monotonic() + STRANGER_S)
+            self._arrivals[arrival] = None
+            self._selector.register(connection, selectors.EVENT_READ, arrival)
 
     def _ask(self, arrival: _Arrival) -> None:
+        if arrival not in self._arrivals:
+            return  # turned away since it became readable
         try:
-            piece = arrival.connection.recv(HELLO_BYTES - len(arrival.received))
+            piece = arrival.connection.recv(arrival.missing)
+            if not piece:
+                raise OSError("it left")
+            arrival.received += piece
+            if not arrival.missing:
+                self._judge(arrival)
         except BlockingIOError:
-            return
+            pass
         except OSError:
-            piece = b""
-        arrival.received += piece
-        if piece and len(arrival.received) < HELLO_BYTES:
-            return
+            self._dismiss(arrival)
+
+    def _judge(self, arrival: _Arrival) -> None:
+        """A whole hello, or a whole proof. Raises OSError where the answer cannot be sent."""
+        received, arrival.received = arrival.received, b""
+        if arrival.channel is None:
+            arrival.channel = self._channel_of(received)
+            if arrival.channel is None:
+                self._dismiss(arrival)
+                return
+            nonce = os.urandom(NONCE_BYTES)
+            arrival.proof = self._mac(b"proof" + received + nonce)
+            arrival.connection.sendall(nonce + self._mac(b"answer" + received + nonce))
+        elif hmac.compare_digest(received, arrival.proof):
+            self._selector.unregister(arrival.connection)
+            del self._arrivals[arrival]
+            older = self._left.get(arrival.channel)
+            if older is not None:
+                older.close()  # the neighbour gave that one up and came again
+            self._left[arrival.channel] = arrival.connection
+        else:
+            self._dismiss(arrival)
+
+    def _dismiss(self, arrival: _Arrival) -> None:
         self._selector.unregister(arrival.connection)
-        self._arrivals.discard(arrival)
-        channel = self._channel_of(arrival.received)
-        if channel is None:
-            arrival.connection.close()
-            return
-        try:
-            arrival.connection.sendall(self._mac(b"ack" + arrival.received))
-        except OSError:
-            arrival.connection.close()
-            return
-        older = self._left.get(channel)
-        if older is not None:
-            older.close()  # the neighbour gave that one up and came again
-        self._left[channel] = arrival.connection
+        del self._arrivals[arrival]
+        arrival.connection.close()
 
     def _turn_away(self, now: float) -> None:
         for arrival in [arrival for arrival in self._arrivals if now >= arrival.until]:
-            self._selector.unregister(arrival.connection)
-            self._arrivals.discard(arrival)
-            arrival.connection.close()
+            self._dismiss(arrival)
 
     def _hello(self, channel: Channel) -> bytes:
         plan = self._plan
         digest = hashlib.sha256(plan.plan_hash.encode()).digest()
         body = _HELLO.pack(
-            MAGIC, VERSION, channel, plan.rank, plan.right, plan.attempt & 0xFFFFFFFF, digest, os.urandom(16)
+            MAGIC,
+            VERSION,
+            channel,
+            plan.rank,
+            plan.right,
+            plan.attempt & 0xFFFFFFFF,
+            digest,
+            os.urandom(NONCE_BYTES),
         )
         return body + self._mac(body)
 
@@ -337,7 +390,7 @@ class _Meeting:
         return Channel(channel)
 
     def _mac(self, body: bytes) -> bytes:
-        return hmac.digest(self._plan.key or b"exod", body, "sha256")
+        return hmac.digest(self._plan.key, body, "sha256")
 
     def _what_is_missing(self) -> str:
         if self._listen_trouble:

@@ -125,5 +125,6 @@ def prepare_order(plan: MeshPlan, me: NodeId, attempt: int, ring_key: bytes) -> 
         hosts=tuple(listeners[node] for node in plan.ring) if plan.edges else (),
         addresses=tuple(sorted(addresses)),
         connect_from=own[0] if own else "",
+        accept_from=next((edge.source_address for edge in plan.edges if edge.target == me), ""),
         key=ring_key,
     )
