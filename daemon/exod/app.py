@@ -54,7 +54,7 @@ from exod.mqtt.publisher import MqttService
 from exod.network.interfaces import InterfaceWatcher
 from exod.network.mdns_discovery import Announcement, Discovery
 from exod.network.mesh_driver import MeshDriver
-from exod.network.probe_sockets import Prober
+from exod.network.probe_sockets import ProbeSockets
 from exod.own_card import own_card
 from exod.peers.contacts import Contacts
 from exod.peers.control_plane import ControlPlane
@@ -153,7 +153,7 @@ class Daemon:
             now=time.monotonic(),
         )
         self.driver = MeshDriver(self.core, route_source)
-        self.prober = Prober(self.platform, config.mesh.port, self.driver.feed)
+        self.prober = ProbeSockets(self.platform, config.mesh.port, self.driver.feed)
         self.control = ControlPlane(
             identity.id,
             tls_contexts(key, identity.id),

@@ -23,7 +23,7 @@ from exod.core.base.events import (
 from exod.core.node import NodeCore
 from exod.model import Kind, LocalAddress, NodeId, PathId
 from exod.network.mesh_driver import MeshDriver
-from exod.network.probe_sockets import Prober
+from exod.network.probe_sockets import ProbeSockets
 from exod.platform.this_host import current
 
 pytestmark = pytest.mark.anyio
@@ -87,7 +87,7 @@ def driven(core: RecordingCore) -> Iterator[tuple[MeshDriver, int, list[Command]
         port = found.getsockname()[1]
     carried: list[Command] = []
     driver = MeshDriver(cast(NodeCore, core), lambda remote: "127.0.0.1")
-    prober = Prober(current(), port, driver.feed)
+    prober = ProbeSockets(current(), port, driver.feed)
     prober.follow((HOME,))
     driver.start(prober, carried.append)
     try:

@@ -33,7 +33,7 @@ from exod.core.base.events import (
     SuspendPlan,
 )
 from exod.core.node import NodeCore
-from exod.network.probe_sockets import Prober
+from exod.network.probe_sockets import ProbeSockets
 
 log = structlog.get_logger()
 
@@ -65,7 +65,7 @@ class MeshDriver:
     def __init__(self, core: NodeCore, route_source: Callable[[str], str | None]) -> None:
         self.core = core
         self._route_source = route_source
-        self._prober: Prober | None = None
+        self._prober: ProbeSockets | None = None
         self._carry_out: Callable[[Command], None] = lambda command: None
         self._inputs: deque[Input] = deque()
         self._working = False
@@ -89,7 +89,7 @@ class MeshDriver:
         minute_ago = time.monotonic() - 60.0
         return max((lag for at, lag in self._lags if at > minute_ago), default=0.0)
 
-    def start(self, prober: Prober, carry_out: Callable[[Command], None]) -> None:
+    def start(self, prober: ProbeSockets, carry_out: Callable[[Command], None]) -> None:
         self._prober, self._carry_out = prober, carry_out
         self._schedule(time.monotonic())
 

@@ -41,7 +41,7 @@ smallest of ten, forgives. Beyond a fifth of the 5 ms that verdicts are about, n
 a busy machine half its samples, and the verdict on a slow path as much time."""
 
 
-class Prober:
+class ProbeSockets:
     """The probe sockets of this host. `deliver` gets each Input; it must not block."""
 
     def __init__(self, platform: Platform, port: int, deliver: Callable[[Input], None]) -> None:

@@ -1,6 +1,6 @@
 """Makes a pair's outgoing datagrams and knows when each path's next one is due.
 
-Decides when to send and fills the datagram; never judges what comes back. Owned and called by link.py.
+Decides when to send and fills the datagram; never judges what comes back. Times are monotonic seconds.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from exod.core.base.events import SendDatagram
 from exod.core.base.journal import Journal
 from exod.core.probe import probe_interval
+from exod.core.probe.candidate_paths import Candidate
 from exod.core.probe.datagram import MAX_INTERVAL_MS, MAX_PATHS, Datagram, encode
 from exod.core.probe.path import Path
 from exod.model import NodeCard, NodeState, PathId, Selection
@@ -123,17 +124,20 @@ class ProbeSender:
         )
         if faulted:
             path.stamp(seq, now)  # the shell's own stamp would come after the delay and hide it
+        self._command(candidate, datagram, path.fault_delay_s if faulted else 0.0)
+
+    def _command(self, candidate: Candidate, datagram: Datagram, delay_s: float) -> None:
         self._journal.command(
             SendDatagram(
                 peer=self.peer.id,
                 path=candidate.path,
-                seq=seq,
+                seq=datagram.seq,
                 interface=candidate.local.interface,
                 local_address=candidate.local.address,
                 remote_address=candidate.remote.address,
                 remote_port=self.peer.mesh_port,
                 data=encode(datagram, self._key),
-                delay_s=path.fault_delay_s if faulted else 0.0,
+                delay_s=delay_s,
             )
         )
 
