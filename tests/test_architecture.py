@@ -133,6 +133,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "exod.core.pair": ("exod.core.base", "exod.core.probe"),
     "exod.core.cluster": ("exod.core.base", "exod.core.probe", "exod.core.pair"),
     "exod.core.engine": ("exod.core.base", "exoengine.model_files"),
+    "exod.core.engine.rank": ("exod.core.base", "exod.core.engine", "exoengine.model_files"),
     "exod.core.status": (
         "exod.core.base",
         "exod.core.probe",
@@ -146,6 +147,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exod.core.probe",
         "exod.core.pair",
         "exod.core.cluster",
+        "exod.core.engine",
+        "exod.core.engine.rank",
         "exod.core.status",
     ),
     # what the shells stand on
@@ -164,7 +167,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exod.platform",
         "exoengine.framing",
     ),
-    "exod.engine_service": ("exod.core.base", "exod.core.engine", "exod.daemon_api", "exoengine.model_files"),
+    "exod.engine_service": ("exod.core", "exod.core.engine", "exod.daemon_api", "exoengine.model_files"),
     "exod.diagnostics": (
         "exod.core",
         "exod.core.engine",
@@ -183,6 +186,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exod.core.base",
         "exod.core.cluster",
         "exod.core.engine",
+        "exod.core.engine.rank",
         "exod.core.status",
         "exod.daemon_api",
         "exod.diagnostics",

@@ -35,7 +35,9 @@ from exod.core.base.events import (
     SuspendPlan,
 )
 from exod.core.base.mesh_messages import MeshMessage
-from exod.core.engine.engine_messages import EngineMessage, ModelWish, RankPhase
+from exod.core.engine.engine_events import EngineMessageReceived, PlanCommitted, PlanSuspended
+from exod.core.engine.engine_messages import EngineMessage, RankPhase
+from exod.core.engine_core import EngineCore
 from exod.core.node import NodeCore
 from exod.daemon_api.peer_reports import NodeReport, PreflightAnswer, PreflightWish, TransferProbe, TransferReply
 from exod.daemon_api.shapes import PreflightCheck
@@ -43,7 +45,7 @@ from exod.diagnostics.crash_watch import Crash, CrashReports, from_exit
 from exod.diagnostics.event_log import EventLog
 from exod.diagnostics.frame_size_check import EdgeWatch
 from exod.diagnostics.preflight import Preflight, preflight_data
-from exod.engine_service.engine_driver import EngineHost
+from exod.engine_service.engine_driver import EngineDriver
 from exod.engine_service.keep_awake import keep_awake
 from exod.first_steps import announce
 from exod.http.server import HttpApi
@@ -175,21 +177,24 @@ class Daemon:
 
     def _create_engine(self, key: bytes) -> None:
         config, identity = self._config, self.identity
-        self.engine = EngineHost(
+        engine_core = EngineCore(
             identity.id,
             identity.incarnation,
             SyncSettings(config.engine.sync, config.engine.safe_context, config.engine.watchdog_s),  # type: ignore[arg-type]
             config.engine.recovery_deadline_s,
+            config.engine.ring_port,
+            ring_key(key),
+        )
+        self.engine = EngineDriver(
+            engine_core,
             config.node.data_dir,
             self.platform.worker_environment(),
             send=self.control.send,
             tell_all=self.control.broadcast,
-            on_story=lambda kind, data: self.events.write(Event(0.0, kind, identity.id, data)),
+            on_event=lambda kind, data: self.events.write(Event(0.0, kind, identity.id, data)),
             on_change=self.refresh_soon,
             on_model_wish=self._model_wished,
-            ring_port=config.engine.ring_port,
             on_ring_port=self._ring_port_moved,
-            ring_key=ring_key(key),
         )
         self.engine.worker.on_exit = self._worker_exited
 
@@ -202,7 +207,7 @@ class Daemon:
         self.preflight = Preflight(
             self.card.id,
             self.control,
-            self.engine,
+            self.engine.core,
             self.core,
             self._config.mesh.degraded_ms,
             route_source,
@@ -222,13 +227,13 @@ class Daemon:
             data_dir=config.node.data_dir,
         )
         self.record = ClusterRecord()
-        self.counters = Counters(self.driver, self.control, self.engine, self.events, self.mqtt)
+        self.counters = Counters(self.driver, self.control, self.engine.core, self.events, self.mqtt)
         self.status = StatusBuilder(
             lambda: self.card,
             StatusSettings.of(config, self.started_at),
             self.record,
             self.core,
-            self.engine,
+            self.engine.core,
             self.events,
             mqtt=lambda: self.mqtt.status,
             failed_edges=lambda: self.edge_watch.failed,
@@ -250,7 +255,7 @@ class Daemon:
             ),
             self.status,
             self.core,
-            self.engine,
+            self.engine.core,
             self.events,
             self.counters.read,
             Network(
@@ -259,7 +264,9 @@ class Daemon:
                 self.discovery.state if self.discovery is not None else None,
                 self.control.strangers,
             ),
-            Requests(self.driver.feed, self._want_model, self.preflight.run, self.engine.desk.generate),
+            Requests(
+                self.driver.feed, self.engine.feed, self.engine.drain, self.preflight.run, self.engine.generate
+            ),
         )
 
     # --- life -----------------------------------------------------------------------------------------------
@@ -323,7 +330,7 @@ class Daemon:
 
     def _rank_work(self) -> tuple[int | None, bool]:
         """The worker's pid, and does its rank load or answer?"""
-        rank = self.engine.rank
+        rank = self.engine.core.rank
         return self.engine.worker.pid, rank.phase is RankPhase.LOADING or bool(rank.active)
 
     # --- this node changes ----------------------------------------------------------------------------------
@@ -357,14 +364,6 @@ class Daemon:
             self.driver.feed(CardChanged(card))
             self.refresh_soon()
 
-    def _want_model(self, model: str) -> None:
-        """A person wants this model: the coordinator's card decides, so it must hear of it."""
-        plan = self.engine.plan
-        if plan is not None and plan.coordinator != self.card.id:
-            self.control.send(plan.coordinator, ModelWish(self.card.id, model))
-        else:
-            self._model_wished(model)
-
     def _model_wished(self, model: str) -> None:
         self._set_card(msgspec.structs.replace(self.card, model=model))
 
@@ -385,7 +384,7 @@ class Daemon:
 
     def _peer_connected(self, peer: NodeId) -> None:
         self.driver.feed(PeerConnected(peer))
-        self.engine.peer_connected(peer)
+        self.engine.feed(PeerConnected(peer))
         self.control.send(peer, self.status.node_report())
 
     def _peer_message(self, peer: NodeId, message: PeerMessage) -> None:
@@ -401,7 +400,7 @@ class Daemon:
             case _ if isinstance(message, MESH_MESSAGES):
                 self.driver.feed(MessageReceived(peer, message))
             case _ if isinstance(message, ENGINE_MESSAGES):
-                self.engine.handle(peer, message)
+                self.engine.feed(EngineMessageReceived(peer, message))
 
     # --- commands of the core -------------------------------------------------------------------------------
 
@@ -415,7 +414,7 @@ class Daemon:
             case CommitPlan(plan=plan):
                 self._committed(plan, command)
             case SuspendPlan(plan_hash=plan_hash, reason=reason):
-                self.engine.suspend(plan_hash, reason)
+                self.engine.feed(PlanSuspended(plan_hash, reason))
             case PersistEpoch(number=number):
                 self.identity.remember_epoch(number)
             case RaiseIncarnation(seen=seen):
@@ -428,7 +427,7 @@ class Daemon:
     def _committed(self, plan: MeshPlan, command: CommitPlan) -> None:
         agree_ms = command.agree_ms if len(plan.members) > 1 else None
         self.record.history.append(PlanChange(plan, time.time(), command.reason, command.detect_ms, agree_ms))
-        self.engine.commit(plan, self.status.named(command.reason))
+        self.engine.feed(PlanCommitted(plan, self.status.named(command.reason)))
         self.edge_watch.plan_committed()
         if plan.model != self.card.model:
             # The next coordinator must wish for what is hosted now, not for what its own file once said.

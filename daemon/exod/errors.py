@@ -42,12 +42,18 @@ class TrustError(ExodError):
 
 
 class RequestError(ExodError):
-    """What was asked for cannot be done; `code` is stable. Carried over the control socket and HTTP."""
+    """What was asked for cannot be done; `code` is stable. Carried over the control socket and HTTP.
+
+    `retry_after_s`: when it is worth asking again; None where that is not known.
+    """
 
     exit_code = ExitCode.USAGE
 
-    def __init__(self, code: str, text: str, exit_code: ExitCode = ExitCode.USAGE) -> None:
+    def __init__(
+        self, code: str, text: str, exit_code: ExitCode = ExitCode.USAGE, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(text)
+        self.retry_after_s = retry_after_s
         self.code = code
         self.text = text
         self.exit_code = exit_code

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from exod.core.engine.engine_events import LinkHealthChanged, PeerLost
 from exod.core.engine.engine_messages import RankPhase
 from exod.core.node import NodeCore
 from exod.core.status.alerts import Alerts
 from exod.core.status.health import HealthSnapshot
 from exod.core.status.view import LinkView, NodeView
 from exod.diagnostics.event_log import EventLog
-from exod.engine_service.engine_driver import EngineHost
+from exod.engine_service.engine_driver import EngineDriver
 from exod.model import EngineState, Health, NodeId, NodeState, PathState
 from exod.mqtt.publisher import MqttService
 from exod.peers.control_plane import ControlPlane, Target
@@ -38,7 +39,7 @@ class Propagation:
         core: NodeCore,
         status: StatusBuilder,
         control: ControlPlane,
-        engine: EngineHost,
+        engine: EngineDriver,
         events: EventLog,
         mqtt: MqttService,
     ) -> None:
@@ -55,9 +56,10 @@ class Propagation:
         for link in view.links:
             self._warm_paths(link)
         self._judge_peers(view)
-        self._engine.link_health(*self._link_health(view))
-        if self._status.engine().state in (EngineState.READY, EngineState.GENERATING) and self._engine.plan:
-            self._status.record.served_model = self._engine.plan.model
+        self._engine.feed(LinkHealthChanged(*self._link_health(view)))
+        plan = self._engine.core.plan
+        if self._status.engine().state in (EngineState.READY, EngineState.GENERATING) and plan:
+            self._status.record.served_model = plan.model
         health = self.observe(view)
         self._mqtt.update(self._mqtt_snapshot.view(view, health))
         if self._changed(health):
@@ -77,8 +79,8 @@ class Propagation:
     def _judge_peers(self, view: NodeView) -> None:
         for node in view.nodes:
             self._control.doubt(node.id, node.state is NodeState.SUSPECT)
-            if node.state is NodeState.DOWN and node.id in self._engine.statuses:
-                self._engine.peer_lost(node.id)
+            if node.state is NodeState.DOWN and node.id in self._engine.core.statuses:
+                self._engine.feed(PeerLost(node.id))
 
     def watch(self, on_change: Callable[[], None]) -> None:
         """Between two refreshes: facts that no event announces, such as loss, must not wait for the next one."""
@@ -87,7 +89,7 @@ class Propagation:
 
     def _told_by_rank(self) -> frozenset[str]:
         """This node's own rank tells its failure by its cause."""
-        own = self._engine.statuses.get(self._me)
+        own = self._engine.core.statuses.get(self._me)
         return frozenset({"engine_failed"} if own is not None and own.phase is RankPhase.FAILED else ())
 
     def _warm_paths(self, link: LinkView) -> None:

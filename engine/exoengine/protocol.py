@@ -221,7 +221,6 @@ class Prepared(msgspec.Struct, frozen=True, tag="prepared"):
 class Formed(msgspec.Struct, frozen=True, tag="formed"):
     plan_hash: str
     attempt: int
-    form_s: float
     resumed_step: int
     """The first step that will be run again or next in the active request; -1 where none is active."""
 

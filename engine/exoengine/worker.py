@@ -247,7 +247,7 @@ class Worker:
         self._formed, self._prepared = plan, None
         generations.joined(plan.rank, plan.size)
         self._set("ready")
-        self._emit(Formed(plan.plan_hash, plan.attempt, time.monotonic() - begun, generations.next_step))
+        self._emit(Formed(plan.plan_hash, plan.attempt, generations.next_step))
 
     def _act_on_abort(self) -> None:
         """The control thread has shut the connections down already; here the group is dropped."""

@@ -21,10 +21,16 @@ GIB = 2**30
 
 
 def engine(**changes: Any) -> Any:
-    """What preflight reads of the engine host: a plan of two, nothing loaded yet, ten layers of 1 GiB."""
-    rank = types.SimpleNamespace(phase=RankPhase.LOADING, loaded=None, hello=None, span=lambda: (0, 10))
-    summary = sizes(20, layer_bytes=GIB)
-    return types.SimpleNamespace(**({"plan": PLAN, "rank": rank, "summary": summary, "ranks": list} | changes))
+    """What preflight reads of the engine's core: a plan of two, nothing loaded yet, ten layers of 1 GiB."""
+    facts = types.SimpleNamespace(sizes=sizes(20, layer_bytes=GIB))
+    rank = types.SimpleNamespace(
+        phase=RankPhase.LOADING,
+        loaded=None,
+        worker=types.SimpleNamespace(hello=None),
+        model=types.SimpleNamespace(facts=facts),
+        span=lambda: (0, 10),
+    )
+    return types.SimpleNamespace(**({"plan": PLAN, "rank": rank, "ranks": list} | changes))
 
 
 def a_card(node: NodeId, name: str, bits: int = 0) -> Any:

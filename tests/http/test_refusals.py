@@ -101,6 +101,13 @@ async def test_before_a_model_is_served_requests_get_503_with_the_reason() -> No
     assert ready.headers["retry-after"] == "2"
 
 
+async def test_a_refusal_that_knows_when_to_come_again_says_so() -> None:
+    async with served() as place:
+        place.daemon.refuse = RequestError("queue_full", "64 requests wait already", retry_after_s=9.5)
+        answer = await place.http.ask("POST", CHAT, count(1, 2))
+    assert (answer.status, answer.headers["retry-after"]) == (503, "10")
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [

@@ -18,12 +18,27 @@ ME, PEER = card(1), card(2)
 
 
 @dataclass
-class StillRank:
+class StillProcess:
     hello: Hello | None = None
-    loaded: Loaded | None = None
-    progress: tuple[int, int] = (0, 0)
     restarts: int = 0
-    gpu_wait_violations: int = 0
+
+
+@dataclass
+class StillLoad:
+    progress: tuple[int, int] = (0, 0)
+
+
+@dataclass
+class StillSync:
+    violations: int = 0
+
+
+@dataclass
+class StillRank:
+    loaded: Loaded | None = None
+    worker: StillProcess = field(default_factory=StillProcess)
+    load: StillLoad = field(default_factory=StillLoad)
+    sync_watch: StillSync = field(default_factory=StillSync)
 
 
 @dataclass
@@ -49,8 +64,8 @@ class StillEngine:
     def disagreement(self) -> str:
         return ""
 
-    async def drained(self) -> None:
-        return None
+    async def drain(self) -> None:
+        self.scheduler.draining = True
 
 
 @dataclass

@@ -11,13 +11,15 @@ import asyncio
 import errno
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import psutil
 import structlog
 
-from exod.core.engine.engine_messages import RankPhase, RankStatus
+from exod.core.engine.engine_messages import RankPhase
+from exod.core.engine.layer_split import needs_of
+from exod.core.engine_core import EngineCore
 from exod.core.node import NodeCore
 from exod.core.status.health import LOSSY
 from exod.core.status.view import PathView
@@ -29,11 +31,8 @@ from exod.daemon_api.peer_reports import (
     TransferReply,
 )
 from exod.daemon_api.shapes import PreflightCheck, PreflightReport
-from exod.model import ContextSettings, Edge, MeshPlan, NodeId
+from exod.model import Edge, MeshPlan, NodeId
 from exod.platform.system import Platform
-from exoengine.model_files.memory_fit import kv_bytes, needs_text, span_bytes
-from exoengine.model_files.model_folder import ModelSummary
-from exoengine.protocol import Hello, Loaded
 
 log = structlog.get_logger()
 
@@ -70,31 +69,6 @@ class ControlPlane(Protocol):
     def connection_on(self, peer: NodeId, local: str, remote: str) -> ControlConnection | None: ...
 
 
-class Rank(Protocol):
-    @property
-    def hello(self) -> Hello | None: ...
-
-    @property
-    def loaded(self) -> Loaded | None: ...
-
-    def span(self) -> tuple[int, int] | None: ...
-
-
-class Engine(Protocol):
-    """What the checks need of this node's engine."""
-
-    @property
-    def plan(self) -> MeshPlan | None: ...
-
-    @property
-    def rank(self) -> Rank: ...
-
-    @property
-    def summary(self) -> ModelSummary | None: ...
-
-    def ranks(self) -> Sequence[RankStatus]: ...
-
-
 class Preflight:
     """Runs the checks of this node and asks other nodes for theirs."""
 
@@ -102,7 +76,7 @@ class Preflight:
         self,
         me: NodeId,
         control: ControlPlane,
-        engine: Engine,
+        engine: EngineCore,
         core: NodeCore,
         degraded_ms: float,
         route_source: Callable[[str], str | None],
@@ -212,7 +186,7 @@ class Preflight:
 
     def _is_our_ranks(self, address: str, port: int) -> bool:
         """Does our own worker listen there?"""
-        hello = self._engine.rank.hello
+        hello = self._engine.rank.worker.hello
         if hello is None:
             return False
         try:
@@ -260,23 +234,19 @@ class Preflight:
         """Free memory against the bytes of this rank's share, unless they are loaded already."""
         available = psutil.virtual_memory().available
         figure = f"{available / 2**30:.1f} GiB free"
-        span, summary = self._engine.rank.span(), self._engine.summary
+        plan, span, facts = self._engine.plan, self._engine.rank.span(), self._engine.rank.model.facts
         if self._engine.rank.loaded is not None:
             return PreflightCheck("memory", self._me, True, figure, "the rank's layers are loaded")
-        if span is None or summary is None:
+        if plan is None or span is None or facts is None:
             return PreflightCheck("memory", self._me, True, figure, "the model is not known yet")
-        context = self._engine.plan.context if self._engine.plan is not None else ContextSettings()
-        tokens = summary.context(context.max_tokens)
-        cache = kv_bytes(summary, *span, tokens, context.kv_bits, context.kv_group_size)
-        weights = span_bytes(summary, *span)
-        enough = weights + cache < available
-        text = needs_text(*span, weights, cache, tokens)
+        needs = needs_of(plan.context, facts.sizes, *span)
+        enough = needs.fits(available)
         return PreflightCheck(
             "memory",
             self._me,
             enough,
             figure,
-            text,
+            needs.text,
             FINE if enough else "free memory, or give this rank fewer layers",
         )
 

@@ -7,6 +7,7 @@ status and OpenAI's error object; a last event that holds the same object).
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
@@ -18,7 +19,7 @@ from exod.errors import RequestError
 from exod.http.openai_answers import error_object, sse, status_of
 
 RETRY_AFTER_S: Final = 2
-"""Most of what answers 503 (a mesh that forms, a full queue) is over after a second or two."""
+"""Most of what answers 503 (a mesh that forms) is over after a second or two; what takes longer says so itself."""
 
 ONCE: Final = (b"host", b"origin", b"authorization", b"content-type", b"content-encoding", b"sec-fetch-site")
 """Headers that decide who may ask, or how a body is read: with two of them, the one that counts is a guess."""
@@ -43,7 +44,8 @@ class JsonResponse(Response):
 
 def error_response(error: RequestError) -> Response:
     status = status_of(error)
-    headers = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else {}
+    retry_after_s = RETRY_AFTER_S if error.retry_after_s is None else math.ceil(error.retry_after_s)
+    headers = {"retry-after": str(retry_after_s)} if status == 503 else {}
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     return JsonResponse(error_object(error), status, headers)

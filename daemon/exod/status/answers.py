@@ -18,6 +18,7 @@ import msgspec
 
 from exod.core.base.events import DebugFault, DebugPin, Input, RenegotiateRequested
 from exod.core.cluster.jaccl import JacclHostfile, NotCabledError, hostfile
+from exod.core.engine.engine_events import DrainChanged, EngineInput, ModelWanted
 from exod.core.node import NodeCore
 from exod.core.status.health import DOWNLOADING, EDGE_FAILED
 from exod.core.status.view import LinkView, NodeEntry, PathView
@@ -91,7 +92,8 @@ class Requests:
     """Where each command goes."""
 
     feed: Callable[[Input], None]
-    want_model: Callable[[str], None]
+    feed_engine: Callable[[EngineInput], object]
+    drain: Callable[[], Awaitable[None]]
     preflight: Callable[[], Awaitable[PreflightReport]]
     generate: Callable[[GenerationRequest], AsyncGenerator[GenerationDelta, None]]
 
@@ -209,8 +211,8 @@ class Answers:
             for rank, node in enumerate(ring)
             if (found := host.statuses.get(node)) is not None
         )
-        loaded, hello = host.rank.loaded, host.rank.hello
-        done, total = host.rank.progress
+        loaded, hello = host.rank.loaded, host.rank.worker.hello
+        done, total = host.rank.load.progress
         return EngineReport(
             engine=status.engine(),
             ranks=ranks,
@@ -304,7 +306,7 @@ class Answers:
             *findings.of_environment(os.environ, "the running daemon's environment", environment_cure),
         ]
         facts: list[str] = []
-        hello = self._engine.rank.hello
+        hello = self._engine.rank.worker.hello
         if hello is not None:
             wrong, facts = findings.of_worker(hello.versions, hello.can_reform, hello.has_switch)
             found += wrong
@@ -318,18 +320,16 @@ class Answers:
     async def engine_load(self, model: str) -> Done:
         if not self._settings.engine_enabled and len(self._status.view().nodes) == 1:
             raise RequestError("engine_off", "this node hosts no rank: set engine.enabled = true")
-        self._engine.scheduler.draining = False
-        self._requests.want_model(model)
+        self._requests.feed_engine(DrainChanged(False))
+        self._requests.feed_engine(ModelWanted(model))
         return Done(f"{model} is being loaded: exoctl engine status shows how far")
 
     async def engine_unload(self) -> Done:
-        self._requests.want_model("")
+        self._requests.feed_engine(ModelWanted(""))
         return Done("the model is being unloaded")
 
     async def engine_drain(self) -> Done:
-        host = self._engine
-        host.scheduler.draining = True
-        await host.drained()
+        await self._requests.drain()
         return Done("all requests have ended; exoctl engine load MODEL admits new ones")
 
     async def debug_fault(self, path: PathId, drop: bool, delay_ms: float, for_s: float) -> Done:

@@ -10,31 +10,53 @@ from exod.model import MeshPlan, NodeId
 from exoengine.protocol import Hello, Loaded
 
 
-class RankSource(Protocol):
-    """This node's rank."""
+class ProcessSource(Protocol):
+    """The worker's process."""
 
     @property
     def hello(self) -> Hello | None: ...
 
     @property
-    def loaded(self) -> Loaded | None: ...
+    def restarts(self) -> int: ...
+
+
+class LoadSource(Protocol):
+    """What that process holds."""
 
     @property
     def progress(self) -> tuple[int, int]:
         """Bytes that are loaded, and all that there are."""
         ...
 
-    @property
-    def restarts(self) -> int: ...
+
+class SyncSource(Protocol):
+    """What is known of steps that waited too long."""
 
     @property
-    def gpu_wait_violations(self) -> int: ...
+    def violations(self) -> int: ...
+
+
+class RankSource(Protocol):
+    """This node's rank."""
+
+    @property
+    def loaded(self) -> Loaded | None: ...
+
+    @property
+    def worker(self) -> ProcessSource: ...
+
+    @property
+    def load(self) -> LoadSource: ...
+
+    @property
+    def sync_watch(self) -> SyncSource: ...
 
 
 class QueueSource(Protocol):
     """The coordinator's queue; empty on the other nodes."""
 
-    draining: bool
+    @property
+    def draining(self) -> bool: ...
 
     @property
     def waiting(self) -> int: ...
@@ -75,8 +97,4 @@ class EngineSource(Protocol):
 
     def disagreement(self) -> str:
         """Why the ranks of the plan must not form a group; empty where they may."""
-        ...
-
-    async def drained(self) -> None:
-        """Returns when nothing is generated and nothing waits."""
         ...

@@ -20,7 +20,7 @@ from exod import VERSION
 from exod.config.settings import Config
 from exod.core.cluster.jaccl import CabledNode, meeting_address
 from exod.core.engine.engine_messages import RankPhase, RankStatus
-from exod.core.engine.sync_watch import wait_text
+from exod.core.engine.rank.sync_watch import wait_text
 from exod.core.node import NodeCore
 from exod.core.status.health import EDGE_FAILED, Downloading, HealthInput, HealthJudge, HealthSnapshot
 from exod.core.status.view import LinkView, NodeView

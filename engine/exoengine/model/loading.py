@@ -19,7 +19,7 @@ from mlx_lm.utils import load_config, load_model
 from exoengine.model.cache_rollback import NotQuantisableError, Quantisation
 from exoengine.model.stages import NotSplittableError, Stage, parameter_bytes
 from exoengine.model.text import Tokenizer
-from exoengine.model_files.memory_fit import gib, kv_bytes, needs_text, span_bytes
+from exoengine.model_files.memory_fit import gib, span_needs
 from exoengine.model_files.model_folder import ModelFolderError, ModelSummary, inspect
 from exoengine.protocol import Load
 
@@ -119,18 +119,20 @@ def load(asked: Load, progress: Callable[[int, int], None], held: HeldLayers | N
 
 
 def check_fit(asked: Load, summary: ModelSummary, available: int) -> None:
-    """Raises ModelFolderError `does_not_fit` with the sum. No context is reckoned with where none was asked for in
-    particular: a model's own limit is often far beyond what anybody uses.
-    """
-    first, last = asked.first_layer, asked.last_layer
-    tokens = summary.context(asked.max_context_tokens)
-    weights = span_bytes(summary, first, last)
-    context = kv_bytes(summary, first, last, tokens, asked.kv_bits, asked.kv_group_size)
-    if weights + context > available:
+    """Raises ModelFolderError `does_not_fit` with the sum."""
+    needs = span_needs(
+        summary,
+        asked.first_layer,
+        asked.last_layer,
+        asked.max_context_tokens,
+        asked.kv_bits,
+        asked.kv_group_size,
+    )
+    if not needs.fits(available):
         raise ModelFolderError(
             "does_not_fit",
-            f"{asked.folder}: {needs_text(first, last, weights, context, tokens)}; {gib(available)} are available:"
-            f" give this node fewer layers{', a shorter context' if context else ''} or more memory",
+            f"{asked.folder}: {needs.text}; {gib(available)} are available:"
+            f" give this node fewer layers{', a shorter context' if needs.cache_bytes else ''} or more memory",
         )
 
 

@@ -2,8 +2,9 @@
 
 Counts what is certain: the layers, the embedding and the head where the span begins or ends the model, and the KV
 cache of the context that was asked for. Where a figure can only be bounded it takes the lower bound: nothing
-that would fit is refused; a load that starves in spite of it is the daemon's to end. Pure: no MLX, no file. Called
-by loading.py before anything is read, and by the daemon when it divides the layers.
+that would fit is refused; a load that starves in spite of it is ended by the daemon. Everyone who asks whether
+layers fit asks here: the daemon when it divides them and before inference, the worker before it reads them. Pure:
+no MLX, no file. Sizes in bytes.
 """
 
 from __future__ import annotations
@@ -57,12 +58,41 @@ def kv_bytes(
     return sizes.kv_bytes_per_token * tokens * (kv_bits * kv_group_size + 32) // (16 * kv_group_size)
 
 
-def needs_text(first: int, last: int, weights: int, context: int, context_tokens: int) -> str:
-    """The sum for people: `layers 0 to 15 need 9.00 GiB (8.00 GiB of weights and …)`."""
-    terms = f"{gib(weights)} of weights"
-    if context:
-        terms += f" and {gib(context)} for {context_tokens} tokens of context"
-    return f"layers {first} to {last - 1} need {gib(weights + context)} ({terms})"
+class SpanNeeds(msgspec.Struct, frozen=True):
+    """What layers [first, last) need with the KV cache of a context."""
+
+    first: int
+    last: int
+    weight_bytes: int
+    cache_bytes: int
+    context_tokens: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weight_bytes + self.cache_bytes
+
+    def fits(self, available_bytes: int) -> bool:
+        """As far as is known: a lower bound is compared."""
+        return self.total_bytes <= available_bytes
+
+    @property
+    def text(self) -> str:
+        """The sum for people: `layers 0 to 15 need 9.00 GiB (8.00 GiB of weights and …)`."""
+        terms = f"{gib(self.weight_bytes)} of weights"
+        if self.cache_bytes:
+            terms += f" and {gib(self.cache_bytes)} for {self.context_tokens} tokens of context"
+        return f"layers {self.first} to {self.last - 1} need {gib(self.total_bytes)} ({terms})"
+
+
+def span_needs(
+    sizes: ModelSizes, first: int, last: int, max_context_tokens: int, kv_bits: int = 0, kv_group_size: int = 64
+) -> SpanNeeds:
+    """`max_context_tokens` is the context that was asked for; 0: none in particular, and none is counted, because a
+    model's own limit is often far beyond what anybody uses.
+    """
+    tokens = sizes.context(max_context_tokens)
+    cache = kv_bytes(sizes, first, last, tokens, kv_bits, kv_group_size)
+    return SpanNeeds(first, last, span_bytes(sizes, first, last), cache, tokens)
 
 
 def gib(size: int) -> str:

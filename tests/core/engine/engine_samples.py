@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
+from exod.core.engine.engine_events import TellWorker
 from exod.core.engine.engine_messages import BeginRequest, RankPhase, RankStatus, SubmitRequest, generation_id
-from exod.core.engine.rank_commands import RankCommand, Report, TellWorker
+from exod.core.engine.rank.rank import RankCommand
+from exod.core.engine.rank.rank_status import ReportStatus
 from exod.model import Edge, Epoch, Kind, Member, MeshPlan, NodeId, path_id
 from exoengine.model_files.memory_fit import WHOLE_CONTEXT, ModelSizes
 from exoengine.protocol import (
@@ -137,4 +139,4 @@ def only(commands: Sequence[object], kind: type[Kind_]) -> list[Kind_]:
 
 
 def phases(commands: Sequence[RankCommand]) -> list[RankPhase]:
-    return [command.status.phase for command in commands if isinstance(command, Report)]
+    return [command.status.phase for command in commands if isinstance(command, ReportStatus)]

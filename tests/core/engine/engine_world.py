@@ -14,11 +14,21 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from exod.core.base.events import PeerConnected
+from exod.core.engine.engine_events import (
+    EngineMessageReceived,
+    ModelFacts,
+    ModelFound,
+    PeerLost,
+    PlanCommitted,
+    PlanSuspended,
+    WorkerGone,
+    WorkerSaid,
+)
 from exod.core.engine.engine_messages import EngineMessage, RankPhase
-from exod.core.engine.rank_commands import ModelFacts
+from exod.core.engine_core import EngineCore
 from exod.daemon_api.interface import GenerationEnd, TextDelta
-from exod.engine_service import engine_driver, request_streams
-from exod.engine_service.engine_driver import EngineHost
+from exod.engine_service.engine_driver import EngineDriver
 from exod.errors import RequestError
 from exod.model import Edge, Epoch, Kind, Member, MeshPlan, NodeId, path_id
 from exoengine.protocol import GenerationRequest, Leave, SyncSettings, ToWorker
@@ -33,7 +43,7 @@ STORY_LINES = 120
 class FakeProcess:
     """Stands in for `services.workers.WorkerProcess` of one daemon."""
 
-    def __init__(self, world: World, node: Node, host: EngineHost) -> None:
+    def __init__(self, world: World, node: Node, host: EngineDriver) -> None:
         self._world, self._node, self._host = world, node, host
         self._connected = False
         self._ended: asyncio.Event | None = None
@@ -64,7 +74,7 @@ class FakeProcess:
             self._gone("it ended before it was adopted")
             return
         self._connected = True
-        worker.connect(self._host._worker_said, self._gone)
+        worker.connect(lambda message: self._host.feed(WorkerSaid(message)), self._gone)
 
     def _gone(self, text: str) -> None:
         self._connected = False
@@ -72,7 +82,7 @@ class FakeProcess:
             self._world.ended(self._node)
             assert self._ended is not None
             self._ended.set()
-            self._host._worker_gone(text)
+            self._host.feed(WorkerGone(text))
 
     def wake(self) -> None:
         worker = self._node.worker
@@ -100,7 +110,7 @@ class FakeProcess:
         worker.die("it did not leave when asked")
 
 
-class SimulatedHost(EngineHost):
+class SimulatedHost(EngineDriver):
     """The real one, with a model that is found without a disk."""
 
     world: World
@@ -108,8 +118,7 @@ class SimulatedHost(EngineHost):
     async def _resolve(self, model: str) -> None:
         await asyncio.sleep(self.world.random.uniform(0.01, 0.3))
         facts = ModelFacts(model, f"/models/{model}", sizes(TOTAL_LAYERS))
-        self._carry_out(self.rank.model_found(facts, self.world.now))
-        self._nudge()
+        self.feed(ModelFound(facts))
 
 
 @dataclass(eq=False)
@@ -139,8 +148,6 @@ class World:
         self.random = Random(seed)
         self.seed = seed
         self.loop = VirtualLoop()
-        engine_driver.time = self.loop  # type: ignore[assignment]
-        request_streams.time = self.loop  # type: ignore[assignment]
         self._story: deque[str] = deque(maxlen=STORY_LINES)
         self.hall = Hall(self.loop, self.random, self.note)
         self.nodes = [Node(NodeId(f"{index + 1:016x}"), "ABCDEFGH"[index]) for index in range(size)]
@@ -192,21 +199,18 @@ class World:
     def start_daemon(self, node: Node) -> None:
         node.incarnation += 1 + int(self.now * 1000)
         host = SimulatedHost(
-            node.id,
-            node.incarnation,
-            SyncSettings(),
-            600.0,
+            EngineCore(node.id, node.incarnation, SyncSettings(), 600.0, 52420),
             Path("/nowhere"),
             {},
             send=lambda to, message: self._send(node, to, message),
             tell_all=lambda message: [
                 self._send(node, other.id, message) for other in self.nodes if other is not node
             ],
-            on_story=lambda kind, data: self._told(node, kind, data),
+            on_event=lambda kind, data: self._told(node, kind, data),
             on_change=lambda: None,
             on_model_wish=lambda model: None,
-            ring_port=52420,
             on_ring_port=lambda port: None,
+            clock=self.loop.time,
         )
         host.world = self
         host.worker = FakeProcess(self, node, host)  # type: ignore[assignment]
@@ -224,8 +228,8 @@ class World:
 
     def _connected(self, one: Node, other: Node) -> None:
         if one.host is not None and other.host is not None:
-            one.host.peer_connected(other.id)
-            other.host.peer_connected(one.id)
+            one.host.feed(PeerConnected(other.id))
+            other.host.feed(PeerConnected(one.id))
 
     def kill_daemon(self, node: Node) -> None:
         """SIGKILL: the worker stays, clients get a closed stream."""
@@ -233,7 +237,7 @@ class World:
         self.note(f"{node.name}'s daemon is killed")
         host, node.host = node.host, None
         assert host is not None
-        host._closing = True
+        host.stop()
         node.job.cancel()
         for client in self.clients:
             if client.node is node and not client.outcome and client.job is not None:
@@ -246,7 +250,7 @@ class World:
 
     def _lost(self, at: Node, node: Node) -> None:
         if at.host is not None and node.host is None:
-            at.host.peer_lost(node.id)
+            at.host.feed(PeerLost(node.id))
 
     def _send(self, sender: Node, to: NodeId, message: EngineMessage) -> bool:
         for _ in range(2 if self.random.random() < self.loss / 2 else 1):
@@ -262,7 +266,7 @@ class World:
         node = next(node for node in self.nodes if node.id == to)
         if node.host is not None:
             self.note(f"{self._name(sender)} -> {node.name}: {type(message).__name__} {_brief(message)}")
-            node.host.handle(sender, message)
+            node.host.feed(EngineMessageReceived(sender, message))
 
     def _name(self, node: NodeId) -> str:
         return next(one.name for one in self.nodes if one.id == node)
@@ -296,7 +300,7 @@ class World:
         host = node.host
         if host is not None and node.incarnation == incarnation and plan is self.plan:
             self.note(f"{node.name} commits {plan.hash}")
-            host.commit(plan, "a plan")
+            host.feed(PlanCommitted(plan, "a plan"))
 
     def suspend(self) -> None:
         """The links of the present plan break."""
@@ -310,7 +314,7 @@ class World:
 
     def _suspend(self, node: Node, plan: MeshPlan) -> None:
         if node.host is not None:
-            node.host.suspend(plan.hash, "a link died")
+            node.host.feed(PlanSuspended(plan.hash, "a link died"))
 
     # --- clients ---
 
@@ -324,7 +328,7 @@ class World:
 
     async def _listen(self, client: Client) -> None:
         assert client.node.host is not None
-        stream = client.node.host.desk.generate(client.request)
+        stream = client.node.host.generate(client.request)
         try:
             async for delta in stream:
                 if isinstance(delta, TextDelta):
@@ -367,9 +371,9 @@ class World:
         hosts = [node.host for node in self.nodes if node.id in self.plan.ring]
         return all(
             host is not None
-            and host.plan is self.plan
-            and host.rank.phase is RankPhase.FORMED
-            and not host.suspended
+            and host.core.plan is self.plan
+            and host.core.rank.phase is RankPhase.FORMED
+            and not host.core.suspended
             for host in hosts
         )
 
@@ -379,10 +383,10 @@ class World:
     def is_quiet(self) -> bool:
         """Nothing is held for anybody."""
         return all(
-            not host.rank.active
-            and host.scheduler.active is None
-            and not host.scheduler.waiting
-            and not len(host.desk)
+            not host.core.rank.active
+            and host.core.scheduler.active is None
+            and not host.core.scheduler.waiting
+            and not len(host.core.clients)
             for node in self.nodes
             if (host := node.host) is not None
         )
@@ -393,12 +397,12 @@ class World:
             if node.host is None:
                 lines.append(f"{node.name}: down")
                 continue
-            host, worker = node.host, node.worker
+            core, worker = node.host.core, node.worker
             lines.append(
-                f"{node.name}: {host.rank.phase} plan {host.plan.hash if host.plan else None} "
-                f"active {list(host.rank.active)} begun {host.rank.begun_order} formation {host.formation.stage} "
-                f"attempt {host.formation.attempt} queue {host.scheduler.waiting} "
-                f"scheduler {host.scheduler.active.order if host.scheduler.active else None} "
+                f"{node.name}: {core.rank.phase} plan {core.plan.hash if core.plan else None} "
+                f"active {list(core.rank.active)} begun {core.rank.begun_order} formation {core.formation.state} "
+                f"attempt {core.formation.attempt} queue {core.scheduler.waiting} "
+                f"scheduler {core.scheduler.active.order if core.scheduler.active else None} "
                 f"waiting in worker {list(worker.waiting) if worker and worker.alive else None}"
             )
         return "\n".join(lines)

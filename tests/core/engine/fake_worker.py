@@ -279,7 +279,7 @@ class FakeWorker:
 
     def joined(self, group: Group) -> None:
         self._group, self.prepared, self.pause_wanted = group, None, False
-        self._say(Formed(*group.key, 0.1, 0 if self.waiting else -1))
+        self._say(Formed(*group.key, 0 if self.waiting else -1))
 
     def lost(self, group: Group, code: str, text: str) -> None:
         if self.alive and not self.is_stopped and self._group is group:

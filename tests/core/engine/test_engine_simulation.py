@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-
 import pytest
 
 from exod.core.engine.request_queue import CLAIM_S
-from exod.engine_service import engine_driver, request_streams
 from tests.core.engine.engine_world import Client, Node, World
 from tests.core.engine.fake_groups import token_at
 
@@ -17,13 +13,6 @@ FORM_BOUND_S = 60.0
 rank cost a deadline of 10 s and a pause of 5 s each."""
 
 ANSWER_BOUND_S = 120.0
-
-
-@pytest.fixture(autouse=True)
-def _real_time_again() -> Iterator[None]:
-    yield
-    engine_driver.time = time
-    request_streams.time = time
 
 
 def a_running_cluster(seed: int, size: int, load_s: tuple[float, float] = (0.3, 3.0)) -> World:

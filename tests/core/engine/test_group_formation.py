@@ -13,11 +13,10 @@ from exod.core.engine.group_formation import (
     PREPARE_DEADLINE_S,
     REPEAT_S,
     Formation,
+    FormationState,
     OrderRank,
-    Stage,
 )
-from exod.core.engine.rank import FORM_DEADLINE_S as RANK_FORM_DEADLINE_S
-from exod.core.engine.rank import PREPARE_DEADLINE_S as RANK_PREPARE_DEADLINE_S
+from exod.core.engine.rank import worker_life
 from exod.model import NodeId
 from tests.core.engine.engine_samples import A, B, C, a_plan, status
 
@@ -70,7 +69,7 @@ def test_another_nodes_plan_is_none_of_ours() -> None:
     formation = Formation(B)
     formation.follow(PLAN, 0.0)
     assert hear(formation, LOADED, 0, 1.0) == []
-    assert formation.stage is Stage.IDLE
+    assert formation.state is FormationState.IDLE
 
 
 def test_statuses_that_came_before_the_plan_count() -> None:
@@ -126,14 +125,14 @@ def test_a_rank_that_gives_up_while_it_is_prepared_is_not_waited_for(phase: Rank
     formation = a_preparing_formation()
     hear(formation, PREPARED, 1, 1.1, A)
     assert hear(formation, phase, 1, 1.2, B) == []
-    assert formation.stage is Stage.PAUSE
+    assert formation.state is FormationState.PAUSE
 
 
 def test_a_rank_that_gives_up_while_the_group_forms_is_not_waited_for() -> None:
     formation = a_preparing_formation()
     hear(formation, PREPARED, 1, 1.1)
     hear(formation, ABORTED, 1, 1.2, B)
-    assert formation.stage is Stage.PAUSE
+    assert formation.state is FormationState.PAUSE
 
 
 def test_a_rank_that_loads_again_stops_the_forming_until_it_is_ready() -> None:
@@ -146,7 +145,7 @@ def test_a_rank_that_loads_again_stops_the_forming_until_it_is_ready() -> None:
 def test_a_rank_that_says_nothing_is_given_up_at_a_deadline_and_tried_again() -> None:
     formation = a_preparing_formation()
     formation.handle_timer(1.0 + PREPARE_DEADLINE_S)
-    assert formation.stage is Stage.PAUSE
+    assert formation.state is FormationState.PAUSE
     assert formation.handle_timer(1.0 + PREPARE_DEADLINE_S + PAUSE_LIMIT_S) == [
         to(A, "prepare", 2),
         to(B, "prepare", 2),
@@ -154,8 +153,8 @@ def test_a_rank_that_says_nothing_is_given_up_at_a_deadline_and_tried_again() ->
 
 
 def test_a_ranks_own_deadlines_come_first() -> None:
-    assert RANK_PREPARE_DEADLINE_S < PREPARE_DEADLINE_S
-    assert RANK_FORM_DEADLINE_S < FORM_DEADLINE_S
+    assert worker_life.PREPARING.within_s < PREPARE_DEADLINE_S
+    assert worker_life.FORMING.within_s < FORM_DEADLINE_S
 
 
 def test_attempts_go_on_above_what_any_rank_has_seen() -> None:
@@ -167,7 +166,7 @@ def test_attempts_go_on_above_what_any_rank_has_seen() -> None:
 
 def test_a_node_that_is_down_is_waited_for() -> None:
     formation = a_formed_formation()
-    formation.forget(B)
+    formation.forget(B, 2.0)
     assert not formation.formed
     assert formation.handle_timer(99.0) == []
     assert hear(formation, LOADED, 0, 100.0, B) == [to(A, "prepare", 2), to(B, "prepare", 2)]
@@ -175,7 +174,7 @@ def test_a_node_that_is_down_is_waited_for() -> None:
 
 def test_a_node_outside_of_the_ring_disturbs_nothing() -> None:
     formation = a_formed_formation()
-    formation.forget(C)
+    formation.forget(C, 2.0)
     assert hear(formation, ABORTED, 1, 2.0, C) == []
     assert formation.formed
 
@@ -208,4 +207,4 @@ def test_a_plan_that_is_no_more_is_forgotten_with_its_deadlines() -> None:
     formation = a_preparing_formation()
     assert formation.follow(None, 2.0) == []
     assert formation.next_deadline() is None
-    assert formation.stage is Stage.IDLE
+    assert formation.state is FormationState.IDLE

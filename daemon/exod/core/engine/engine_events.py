@@ -74,6 +74,16 @@ class WorkerGone(msgspec.Struct, frozen=True):
     text: str
 
 
+class ModelProgress(msgspec.Struct, frozen=True):
+    """So many bytes of the model's files are here, of all of them. May come about once a second after
+    ResolveModel.
+    """
+
+    model: str
+    done_bytes: int
+    total_bytes: int
+
+
 class ModelFound(msgspec.Struct, frozen=True):
     """Answers ResolveModel."""
 
@@ -136,6 +146,7 @@ EngineInput = (
     | EngineMessageReceived
     | WorkerSaid
     | WorkerGone
+    | ModelProgress
     | ModelFound
     | ModelNotFound
     | ClientAsked
@@ -154,6 +165,10 @@ class ResolveModel(msgspec.Struct, frozen=True):
     """Find (or download) this model and read what it is. Answered by ModelFound or ModelNotFound."""
 
     model: str
+
+
+class StopSearch(msgspec.Struct, frozen=True):
+    """Nobody wants the model any more that is being found or downloaded: no answer is needed."""
 
 
 class StartWorker(msgspec.Struct, frozen=True):
@@ -226,6 +241,13 @@ class StatusChanged(msgspec.Struct, frozen=True):
     """Something that reports show of the engine changed."""
 
 
+class LogIgnored(msgspec.Struct, frozen=True):
+    """A message of this kind came from a node that may not send it, now or ever."""
+
+    sender: NodeId
+    kind: str
+
+
 class DeliverToken(msgspec.Struct, frozen=True):
     """The next token of a client's answer: indices start at 0 and never skip or repeat."""
 
@@ -260,6 +282,7 @@ class DeliverError(msgspec.Struct, frozen=True):
 
 EngineCommand = (
     ResolveModel
+    | StopSearch
     | StartWorker
     | KillWorker
     | WakeWorker
@@ -272,6 +295,7 @@ EngineCommand = (
     | AnnounceRingPort
     | EmitEvent
     | StatusChanged
+    | LogIgnored
     | DeliverToken
     | DeliverKeepAlive
     | DeliverEnd

@@ -7,7 +7,7 @@ RankStatus, and handling one twice is harmless.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -28,6 +28,12 @@ class RankPhase(StrEnum):
     FORMED = "formed"
     ABORTED = "aborted"
     FAILED = "failed"
+
+
+IN_GROUP: Final = frozenset({RankPhase.PREPARING, RankPhase.PREPARED, RankPhase.FORMED})
+"""An attempt is under way, or came to its group."""
+
+HOLDS_ITS_LAYERS: Final = IN_GROUP | {RankPhase.LOADED, RankPhase.ABORTED}
 
 
 class RankStatus(msgspec.Struct, frozen=True, tag="rank"):
@@ -66,7 +72,7 @@ class RankStatus(msgspec.Struct, frozen=True, tag="rank"):
 
 
 class FormOrder(msgspec.Struct, frozen=True, tag="form_order"):
-    """The coordinator's word to every rank of a plan: `prepare` the group's attempt, then `form` it."""
+    """The coordinator's order to every rank of a plan: `prepare` the group's attempt, then `form` it."""
 
     sender: NodeId
     plan_hash: str
@@ -98,7 +104,7 @@ class SubmitRefused(msgspec.Struct, frozen=True, tag="refused"):
 
 
 class BeginRequest(msgspec.Struct, frozen=True, tag="begin_request"):
-    """The coordinator's word to every rank: generate this next. The same `order` on all ranks."""
+    """The coordinator's order to every rank: generate this next. The same `order` on all ranks."""
 
     sender: NodeId
     order: int
@@ -120,7 +126,7 @@ class Begun(msgspec.Struct, frozen=True, tag="begun"):
 
 
 class RequestsEnded(msgspec.Struct, frozen=True, tag="requests_ended"):
-    """The coordinator's word to a rank that was away: everything up to this order has ended."""
+    """The coordinator tells a rank that was away: everything up to this order has ended."""
 
     sender: NodeId
     order: int
@@ -133,7 +139,7 @@ class CancelRequest(msgspec.Struct, frozen=True, tag="cancel_request"):
 
 
 class RelayedOutput(msgspec.Struct, frozen=True, tag="relayed"):
-    """What rank 0 says of a request, to an origin that hosts no rank itself."""
+    """What rank 0 sends of an answer, to an origin that hosts no rank itself."""
 
     outputs: tuple[TokenOut | Finished | RequestFailed, ...]
     token_count: int
@@ -141,7 +147,7 @@ class RelayedOutput(msgspec.Struct, frozen=True, tag="relayed"):
 
 
 class RelayAgain(msgspec.Struct, frozen=True, tag="relay_again"):
-    """An origin without a rank, to rank 0: say again what comes after this many tokens."""
+    """An origin without a rank, to rank 0: send again what comes after this many tokens."""
 
     request_id: str
     token_count: int

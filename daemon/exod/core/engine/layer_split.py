@@ -5,8 +5,8 @@ cache of the context that is configured. Of all ways to cut the layers into span
 the nodes can hold by the least, and among those the one that fills them most alike. The nodes' figures are what
 they can give to a model at all, not what is free now: shares that followed other programs would move all the time.
 
-Decides that, alike on every node, from the plan and the model; and what is said where it does not fit. Pure. Called
-by rank_state.py and rank.py.
+Decides that, alike on every node, from the plan and the model; and the text for people where it does not fit. Sizes
+in bytes, the nodes' memory in MiB.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import itertools
 from collections.abc import Sequence
 
 from exod.model import ContextSettings, MeshPlan
-from exoengine.model_files.memory_fit import ModelSizes, gib, kv_bytes, needs_text, span_bytes
+from exoengine.model_files.memory_fit import ModelSizes, SpanNeeds, gib, span_needs
 
 
 class DoesNotFitError(ValueError):
@@ -28,7 +28,7 @@ Spans = tuple[tuple[int, int], ...]
 
 def layer_spans(plan: MeshPlan, sizes: ModelSizes) -> Spans:
     """For each rank its layers [first, last_exclusive): every layer once, in rank order, at least one a rank.
-    ValueError, in words for a person, where that cannot be.
+    ValueError, with a text for people, where that cannot be.
     """
     ranks, layers = len(plan.ring), sizes.total_layers
     if ranks == 0:
@@ -56,11 +56,10 @@ def shortage(plan: MeshPlan, sizes: ModelSizes) -> str:
     total, short = 0, []
     spans = layer_spans(plan, sizes)
     for node, (first, last), memory_mib in zip(plan.ring, spans, plan.memory_mib, strict=True):
-        weights, context = span_bytes(sizes, first, last), _kv_bytes(sizes, first, last, plan.context)
-        total += weights + context
-        if weights + context > memory_mib << 20:
-            needs = needs_text(first, last, weights, context, sizes.context(plan.context.max_tokens))
-            short.append(f"{needs} and {node} can give {gib(memory_mib << 20)}")
+        needs = needs_of(plan.context, sizes, first, last)
+        total += needs.total_bytes
+        if not needs.fits(memory_mib << 20):
+            short.append(f"{needs.text} and {node} can give {gib(memory_mib << 20)}")
     if not short:
         return ""
     given = sum(plan.memory_mib) << 20
@@ -74,11 +73,13 @@ def shortage(plan: MeshPlan, sizes: ModelSizes) -> str:
 @functools.lru_cache(maxsize=4)
 def _by_memory(memory_mib: tuple[int, ...], context: ContextSettings, sizes: ModelSizes) -> Spans:
     """The best cut of all, rank by rank: of each number of layers given out so far only the best way matters for
-    what comes after. Cost: (bytes over what the nodes can hold, fill), whose squares make an uneven cut dear.
+    what comes after. Cost: (bytes over what the nodes can hold, fill), whose squares make an uneven cut costly.
     """
     ranks, layers = len(memory_mib), sizes.total_layers
     weights = list(itertools.accumulate(sizes.layer_bytes, initial=0))
-    caches = list(itertools.accumulate((_kv_bytes(sizes, at, at + 1, context) for at in range(layers)), initial=0))
+    caches = list(
+        itertools.accumulate((needs_of(context, sizes, at, at + 1).cache_bytes for at in range(layers)), initial=0)
+    )
     end_bytes = sizes.other_bytes // 2
     best: dict[int, tuple[int, int, Spans]] = {0: (0, 0, ())}
     for rank, mib in enumerate(memory_mib):
@@ -97,8 +98,9 @@ def _by_memory(memory_mib: tuple[int, ...], context: ContextSettings, sizes: Mod
     return best[layers][2]
 
 
-def _kv_bytes(sizes: ModelSizes, first: int, last: int, context: ContextSettings) -> int:
-    return kv_bytes(sizes, first, last, sizes.context(context.max_tokens), context.kv_bits, context.kv_group_size)
+def needs_of(context: ContextSettings, sizes: ModelSizes, first: int, last: int) -> SpanNeeds:
+    """What layers [first, last) need under a plan's settings of the context."""
+    return span_needs(sizes, first, last, context.max_tokens, context.kv_bits, context.kv_group_size)
 
 
 def _spans(counts: Sequence[int]) -> Spans:

@@ -5,7 +5,7 @@ ever: orders rise on all ranks, over restarts and changes of the coordinator, an
 A coordinator that finds a rank at work on what it does not know asks that rank; a request that got lost altogether
 is submitted again by its origin, with what it has of the answer.
 
-Called by the engine host of the coordinator; on other nodes it stays empty.
+Empty on every node but the coordinator. Times in monotonic seconds.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ to come again."""
 
 RETRY_AFTER_S: Final = 10.0
 REPEAT_S: Final = 0.5
-"""What is said to a rank may be lost with its connection: said again while its status does not show it."""
+"""A message to a rank may be lost with its connection: repeated while its status does not show it."""
 
 STRAGGLER_S: Final = 3.0
 """A rank that is still at a request that others ended: it had a fault in the very last step, and the next group
-ends it there too; or its daemon is new and will never say. Past this the request counts as ended."""
+ends it there too; or its daemon is new and does not know of it. Past this the request counts as ended."""
 
 ENDED_GRACE_S: Final = 10.0
 """A submission on its way when the request ended is no wish to have it generated again. One that still comes after
@@ -90,6 +90,8 @@ class Scheduler:
         self._ended_at: dict[str, float] = {}
         self._straggling_since: float | None = None
         self._repeat_at = 0.0
+        self._repeats = False
+        """Is there a rank that must be asked, or told, until its status changes?"""
         self.draining = False
 
     @property
@@ -107,7 +109,7 @@ class Scheduler:
             self.adopt(begin, now)
 
     def adopt(self, begin: BeginRequest, now: float) -> None:
-        """A rank's word on what it is at, begun by an earlier coordinator. The highest order is the present one."""
+        """What a rank is at, begun by an earlier coordinator. The highest order is the present one."""
         self._last_order = max(self._last_order, begin.order)
         if begin.order > max(self._ended_order, self._active.order if self._active is not None else 0):
             request_id = client_id(begin.request.request_id)
@@ -212,6 +214,7 @@ class Scheduler:
         """What each rank's status shows that it lacks."""
         commands: list[SchedulerCommand] = [TellRank(rank.sender, TellBegun(self._me)) for rank in unknown]
         behind = [rank for rank in ranks if rank.finished_order < rank.begun_order <= self._ended_order]
+        self._repeats = bool(unknown or behind)
         commands += [TellRank(rank.sender, RequestsEnded(self._me, self._ended_order)) for rank in behind]
         active = self._active
         if active is None or any(rank.finished_order >= active.order for rank in ranks):
@@ -224,8 +227,15 @@ class Scheduler:
         return commands
 
     def next_deadline(self) -> float | None:
-        """None where only a rank's status or a submission can change anything."""
-        return self._repeat_at if self._active is not None else None
+        """When `advance` has something to do; None where only a rank's status or a submission changes anything."""
+        candidates = []
+        if self._active is not None or self._repeats:
+            candidates.append(self._repeat_at)
+        if self._unclaimed_since is not None:
+            candidates.append(self._unclaimed_since + CLAIM_S)
+        if self._straggling_since is not None:
+            candidates.append(self._straggling_since + STRAGGLER_S)
+        return min(candidates, default=None)
 
     def _is_unknown(self, rank: RankStatus) -> bool:
         """Is this rank at a request that this coordinator has never heard of?"""

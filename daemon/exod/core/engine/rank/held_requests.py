@@ -1,7 +1,7 @@
 """The requests that this node's rank has been given and that have not ended on it.
 
 Decides what a new process of the rank must be told, so that it can take its place in a generation under way. Never
-decides when a request begins or ends. Called by `core/engine/rank.py` alone.
+decides when a request begins or ends.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ class HeldRequests:
         found = (held for key, held in self.active.items() if client_id(key) == request_id)
         return next(found, None)
 
-    def newest(self) -> HeldRequest | None:
-        return max(self.active.values(), key=lambda held: held.begin.order, default=None)
+    def begun(self) -> BeginRequest | None:
+        """The newest one under way, with what is known of its answer: for a coordinator that lacks it."""
+        held = max(self.active.values(), key=lambda held: held.begin.order, default=None)
+        return msgspec.structs.replace(held.begin, tokens=tuple(held.tokens[:-1])) if held is not None else None
 
     def begin(self, begin: BeginRequest) -> bool:
         """True where it is new. One that is known may at last say who its origin is."""
@@ -50,7 +52,7 @@ class HeldRequests:
         return False
 
     def claim(self, request_id: str, origin: NodeId) -> None:
-        """The origin of a generation that outlived its daemon has spoken up."""
+        """The origin of a generation that outlived its daemon has made itself known."""
         held = self.of_client(request_id)
         if held is not None and held.begin.origin == UNKNOWN_ORIGIN:
             held.begin = msgspec.structs.replace(held.begin, origin=origin)
@@ -106,16 +108,16 @@ class HeldRequests:
         held.cancelled = True
         return Cancel(held.begin.request.request_id)
 
-    def retell(self) -> list[ToWorker]:
-        """For a process that may know nothing of it. The last finished request is among it: a rank that had a
-        fault in the last step of it needs the others to end it, too.
+    def for_a_new_process(self) -> list[ToWorker]:
+        """What a process must be told that may know nothing of it. The last finished request is among it: a rank
+        that had a fault in the last step of it needs the others to end it, too.
         """
         messages: list[ToWorker] = []
         if self._last_finished is not None:
             begin = self._last_finished.begin
             messages.append(Begin(begin.order, begin.request, tuple(self._last_finished.tokens)))
         for held in sorted(self.active.values(), key=lambda held: held.begin.order):
-            # Less the last token: with the whole answer a process would keep silent about having finished it.
+            # Less the last token: with the whole answer a process finds nothing left to do and reports no end.
             messages.append(Begin(held.begin.order, held.begin.request, tuple(held.tokens[:-1])))
             if held.cancelled:
                 messages.append(Cancel(held.begin.request.request_id))

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
+from exod.core.engine.engine_events import EmitEvent, KillWorker, StartWorker, WakeWorker
 from exod.core.engine.engine_messages import RankPhase
-from exod.core.engine.rank import FORM_DEADLINE_S, FORM_GIVEN_S, IDLE_DEADLINE_S
-from exod.core.engine.rank_commands import (
-    KillWorker,
-    RankCommand,
-    Report,
-    StartWorker,
-    Story,
-    WakeWorker,
-)
-from exod.core.engine.rank_reports import REPORT_INTERVAL_S
-from exod.core.engine.worker_life import (
+from exod.core.engine.rank.rank import FORM_GIVEN_S, Rank, RankCommand
+from exod.core.engine.rank.rank_status import REPORT_INTERVAL_S, ReportStatus
+from exod.core.engine.rank.stuck_group import IDLE_DEADLINE_S
+from exod.core.engine.rank.worker_life import (
+    FORMING,
     HEARTBEAT_SILENCE_S,
     KEEP_S,
     LIVED_S,
     LOADING_SILENCE_S,
     RESTART_PAUSE_FIRST_S,
     RESTART_PAUSE_LIMIT_S,
-    START_DEADLINE_S,
+    STARTING,
     WAKE_SILENCE_S,
 )
 from exoengine.protocol import (
@@ -47,7 +42,7 @@ from tests.core.engine.engine_samples import (
     phases,
     told,
 )
-from tests.core.engine.rank_samples import (
+from tests.core.engine.rank.rank_samples import (
     PLAN,
     a_formed_rank,
     a_loaded_rank,
@@ -62,15 +57,15 @@ from tests.core.engine.rank_samples import (
 
 def test_a_worker_that_does_not_start_is_killed() -> None:
     rank = a_resolved_rank()
-    assert kills(rank, START_DEADLINE_S - 1) == []
-    assert kills(rank, START_DEADLINE_S) == [KillWorker("the worker did not start")]
+    assert kills(rank, STARTING.within_s - 1) == []
+    assert kills(rank, STARTING.within_s) == [KillWorker("the worker did not start")]
 
 
 def test_a_kill_that_missed_is_said_again_and_a_late_greeting_is_answered_by_it() -> None:
     rank = a_resolved_rank()
-    assert kills(rank, START_DEADLINE_S)
-    assert only(rank.worker_said(hello(), START_DEADLINE_S + 1), KillWorker)
-    assert kills(rank, START_DEADLINE_S + 20)
+    assert kills(rank, STARTING.within_s)
+    assert only(rank.worker_said(hello(), STARTING.within_s + 1), KillWorker)
+    assert kills(rank, STARTING.within_s + 20)
 
 
 def test_a_silent_worker_is_killed_and_one_that_beats_is_not() -> None:
@@ -118,7 +113,7 @@ def test_a_sound_process_is_replaced_at_once_however_often_its_group_was_formed_
         attempt += 1
         prepare(rank, attempt, at)
         rank.order(order(PLAN, attempt, "form"), at)
-        rank.worker_said(Formed(PLAN.hash, attempt, 0.1, -1), at)
+        rank.worker_said(Formed(PLAN.hash, attempt, -1), at)
 
     for _ in range(3):
         now += LIVED_S
@@ -140,28 +135,28 @@ def test_loading_may_take_for_ever_as_long_as_it_makes_progress() -> None:
         rank.worker_said(LoadProgress(minute, 100), minute * 60.0)
         for second in range(0, 60, 10):
             rank.worker_said(beat("loading"), minute * 60.0 + second)
-    assert rank.progress == (29, 100)
+    assert rank.load.progress == (29, 100)
     for second in range(29 * 60 + 31, 29 * 60 + 121):
         rank.worker_said(beat("loading"), second)
     assert kills(rank, 29 * 60 + 121) == [KillWorker("loading made no progress")]
 
 
 def test_a_worker_that_cannot_form_in_time_may_say_so_and_lives() -> None:
-    assert FORM_GIVEN_S < FORM_DEADLINE_S - 1
+    assert FORMING.within_s - 1 > FORM_GIVEN_S
     rank = a_loaded_rank()
     prepare(rank)
     rank.order(order(PLAN, 1, "form"), 3.0)
     rank.worker_said(Aborted(PLAN.hash, 1, "deadline", "nobody came", -1), 3.0 + FORM_GIVEN_S)
-    rank.worker_said(beat(), 3.0 + FORM_DEADLINE_S)
-    assert kills(rank, 4.0 + FORM_DEADLINE_S) == []
+    rank.worker_said(beat(), 3.0 + FORMING.within_s)
+    assert kills(rank, 4.0 + FORMING.within_s) == []
 
 
 def test_a_worker_that_says_nothing_about_forming_is_killed() -> None:
     rank = a_loaded_rank()
     prepare(rank)
     rank.order(order(PLAN, 1, "form"), 3.0)
-    rank.worker_said(beat(), 2.0 + FORM_DEADLINE_S)
-    assert kills(rank, 3.0 + FORM_DEADLINE_S) == [KillWorker("forming the group did not end")]
+    rank.worker_said(beat(), 2.0 + FORMING.within_s)
+    assert kills(rank, 3.0 + FORMING.within_s) == [KillWorker("forming the group did not end")]
 
 
 def test_a_stall_of_the_daemon_convicts_no_worker() -> None:
@@ -192,31 +187,37 @@ def test_the_deadline_of_an_old_plans_prepare_is_not_kept() -> None:
 # --- the process dies ---------------------------------------------------------------------------------------
 
 
+def started_again(rank: Rank, now: float) -> float:
+    """When the next process is started."""
+    while not only(rank.handle_timer(now), StartWorker):
+        now = max(now, rank.next_deadline()) + 1e-6
+    return now
+
+
 def test_restarts_come_after_a_pause_that_doubles_up_to_a_limit() -> None:
     rank = a_resolved_rank()
     pauses = []
     now = 1.0
     for _ in range(9):
         assert only(rank.worker_gone("it crashed", now), StartWorker) == []
-        begun = now
-        while not only(rank.handle_timer(now), StartWorker):
-            now = max(now, rank.next_deadline()) + 1e-6
+        begun, now = now, started_again(rank, now)
         pauses.append(round(now - begun, 3))
     assert pauses[:4] == [RESTART_PAUSE_FIRST_S * 2**k for k in range(4)]
     assert pauses[-1] == RESTART_PAUSE_LIMIT_S
-    assert rank.restarts == 9
+    assert rank.worker.restarts == 9
 
 
 def test_the_pause_is_forgotten_once_a_group_has_lived() -> None:
     rank = a_resolved_rank()
+    now = 1.0
     for _ in range(5):
-        rank.worker_gone("it crashed", 1.0)
-    rank.handle_timer(30.0)
+        rank.worker_gone("it crashed", now)
+        now = started_again(rank, now)
     rank.worker_said(hello(), 31.0)
     rank.worker_said(loaded(6, 12), 32.0)
     prepare(rank, now=33.0)
     rank.order(order(PLAN, 1, "form"), 33.0)
-    rank.worker_said(Formed(PLAN.hash, 1, 0.1, -1), 33.0)
+    rank.worker_said(Formed(PLAN.hash, 1, -1), 33.0)
     rank.worker_gone("it crashed", 100.0)
     assert rank.next_deadline() == 100.0 + RESTART_PAUSE_FIRST_S
 
@@ -224,10 +225,10 @@ def test_the_pause_is_forgotten_once_a_group_has_lived() -> None:
 def test_a_crash_is_told_once_with_its_reason() -> None:
     rank = a_formed_rank()
     commands = rank.worker_gone("it was killed by SIGSEGV", 5.0)
-    assert only(commands, Story) == [
-        Story("engine.restarted", {"text": "it was killed by SIGSEGV", "restarts": 1}),
+    assert only(commands, EmitEvent) == [
+        EmitEvent("engine.restarted", {"text": "it was killed by SIGSEGV", "restarts": 1}),
     ]
-    assert only(commands, Report)[-1].status.text == "it was killed by SIGSEGV"
+    assert only(commands, ReportStatus)[-1].status.text == "it was killed by SIGSEGV"
 
 
 def test_a_new_process_gives_up_the_attempt_of_the_one_before() -> None:
@@ -236,7 +237,7 @@ def test_a_new_process_gives_up_the_attempt_of_the_one_before() -> None:
     rank.handle_timer(6.0)
     rank.worker_said(hello(), 7.0)
     commands = rank.worker_said(loaded(6, 12), 8.0)
-    final = only(commands, Report)[-1].status
+    final = only(commands, ReportStatus)[-1].status
     assert (final.phase, final.attempt) == (RankPhase.LOADED, 1)
     assert told(rank.order(order(PLAN, 1, "prepare"), 8.1)) == []
     assert len(told(rank.order(order(PLAN, 2, "prepare"), 8.2))) == 1
@@ -246,9 +247,9 @@ def test_the_last_words_of_a_killed_worker_do_not_form_a_group() -> None:
     rank = a_loaded_rank()
     prepare(rank)
     rank.order(order(PLAN, 1, "form"), 3.0)
-    rank.worker_said(beat(), 2.0 + FORM_DEADLINE_S)
-    assert kills(rank, 3.0 + FORM_DEADLINE_S)
-    rank.worker_said(Formed(PLAN.hash, 1, 0.1, -1), 3.1 + FORM_DEADLINE_S)
+    rank.worker_said(beat(), 2.0 + FORMING.within_s)
+    assert kills(rank, 3.0 + FORMING.within_s)
+    rank.worker_said(Formed(PLAN.hash, 1, -1), 3.1 + FORMING.within_s)
     assert rank.phase is not RankPhase.FORMED
 
 
@@ -280,7 +281,7 @@ def test_groups_that_hang_again_and_again_with_a_request_replace_the_process() -
         if not killed:
             prepare(rank, attempt + 1, now=5.0)
             rank.order(order(PLAN, attempt + 1, "form"), 5.0)
-            rank.worker_said(Formed(PLAN.hash, attempt + 1, 0.1, 0), 5.0)
+            rank.worker_said(Formed(PLAN.hash, attempt + 1, 0), 5.0)
     assert killed
 
 
@@ -307,7 +308,7 @@ def test_an_adopted_worker_that_holds_the_span_is_not_loaded_again() -> None:
     commands = rank.worker_said(hello([held], layers=(6, 12), formed=True, plan_hash="plan0", attempt=4), 1.0)
     assert told(commands) == []
     assert phases(commands)[-1] is RankPhase.LOADED
-    status = only(commands, Report)[-1].status
+    status = only(commands, ReportStatus)[-1].status
     assert (status.begun_order, status.finished_order, status.generating) == (10, 0, True)
     assert [type(message) for message in told(rank.order(order(PLAN, 1, "prepare"), 2.0))] == [Prepare]
 
@@ -375,10 +376,10 @@ def test_the_coordinator_learns_of_a_request_with_what_is_known_of_its_answer() 
     rank = a_resolved_rank()
     first = begin(10)
     rank.worker_said(hello([ActiveRequest(10, first.request, (100, 101))], layers=(6, 12)), 1.0)
-    told_on = rank.begun()
+    told_on = rank.requests.begun()
     assert told_on is not None
     assert (told_on.order, told_on.request, told_on.tokens, told_on.origin) == (10, first.request, (100,), "")
     rank.begin(begin(10, origin=C), 2.0)
-    known = rank.begun()
+    known = rank.requests.begun()
     assert known is not None
     assert known.origin == C

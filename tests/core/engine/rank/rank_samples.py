@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
+from exod.core.engine.engine_events import EmitEvent, KillWorker, ModelFacts
 from exod.core.engine.engine_messages import FormOrder, RankPhase
-from exod.core.engine.rank import Rank
-from exod.core.engine.rank_commands import (
-    KillWorker,
-    ModelFacts,
-    RankCommand,
-    Story,
-)
+from exod.core.engine.rank.rank import Rank, RankCommand
 from exod.model import MeshPlan
 from exoengine.protocol import (
     Formed,
@@ -63,7 +58,7 @@ def a_formed_rank(now: float = 3.0, layer_s: float = 0.01) -> Rank:
     rank = a_loaded_rank(layer_s=layer_s)
     prepare(rank, now=now)
     rank.order(order(PLAN, 1, "form"), now)
-    rank.worker_said(Formed(PLAN.hash, 1, 0.1, -1), now)
+    rank.worker_said(Formed(PLAN.hash, 1, -1), now)
     assert rank.phase is RankPhase.FORMED
     return rank
 
@@ -78,5 +73,5 @@ def kills(rank: Rank, now: float) -> list[KillWorker]:
     return only(commands, KillWorker)
 
 
-def reformed(gap_ms: float, **fields: object) -> Story:
-    return Story("engine.reformed", {"gap_ms": gap_ms, **fields})
+def reformed(gap_ms: float, **fields: object) -> EmitEvent:
+    return EmitEvent("engine.reformed", {"gap_ms": gap_ms, **fields})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from exod.core.cluster.plan_diff import describe_change
-from exod.core.engine.ring_port import PORTS, REST_S, RingPorts
+from exod.core.engine.rank.ring_port import PORTS, REST_S, RingPorts
 from tests.core.engine.engine_samples import A, B, a_plan
 
 FIRST = 52420

@@ -1,15 +1,17 @@
 """Which port this node's rank listens on while a ring forms.
 
-The configured port may belong to someone else for a while: it lies where systems take the ports of outgoing
-connections from. The next of a few is announced then, so that the next plan uses it. Where all are taken the last
-is kept, the rank's status names it, and another round is made later: a plan each second would help nobody.
+Another program may have the configured port for a while: it lies in the range from which systems take the ports of
+outgoing connections. Then the next of a few is announced, so that the next plan uses it. Where all are taken the
+last is kept, the rank's status names it, and another round is made later: a plan each second would help nobody.
 
-Decides the port alone. Called by the engine host.
+Decides the port alone.
 """
 
 from __future__ import annotations
 
 from typing import Final
+
+import msgspec
 
 PORTS: Final = 8
 """The configured one and those after it: an outgoing connection takes one at random out of some ten thousand, so
@@ -19,6 +21,12 @@ REST_S: Final = 60.0
 """After a round in vain: people and programs end in minutes. A port that is kept is tried all the time."""
 
 HIGHEST_PORT: Final = 65535
+
+
+class RingPortTaken(msgspec.Struct, frozen=True):
+    """Command of the rank to its node's core: someone else has the port that the plan gives this rank."""
+
+    port: int
 
 
 class RingPorts:

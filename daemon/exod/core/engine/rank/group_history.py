@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-from exod.core.engine.rank_commands import Story
+from exod.core.engine.engine_events import EmitEvent
 from exoengine.protocol import Formed, Heartbeat
 
 Cause = Literal["move", "fault"]
 
 
-class GroupLife:
+class GroupHistory:
     def __init__(self) -> None:
         self._group: tuple[str, int] | None = None
         """(plan, attempt) of the group that the worker stands in."""
         self._lost: tuple[float, Cause, str] | None = None
-        self._beat_gap_ms = 0.0
+        self._heartbeat_gap_ms = 0.0
         self.last_gap_ms = 0.0
         """Of the newest recovery: between two tokens where one was held up, else between the groups."""
 
@@ -32,19 +32,19 @@ class GroupLife:
         return self._group == (plan_hash, attempt)
 
     def found(self, plan_hash: str | None, attempt: int, formed: bool) -> None:
-        """What a worker says that is greeted: it may stand in the group of an earlier daemon's plan."""
+        """What a worker's hello says: it may stand in the group of an earlier daemon's plan."""
         self._group = (plan_hash, attempt) if formed and plan_hash is not None else None
-        self._beat_gap_ms = 0.0
+        self._heartbeat_gap_ms = 0.0
 
-    def formed(self, formed: Formed, now: float) -> list[Story]:
-        """The worker stands in a group; what lies behind it is told, where there was one before."""
+    def formed(self, formed: Formed, now: float) -> list[EmitEvent]:
+        """The worker stands in a group. The event says how long the gap was, where there was a group before."""
         self._group, lost, self._lost = (formed.plan_hash, formed.attempt), self._lost, None
         if lost is None:
             return []
         at, cause, reason = lost
         self.last_gap_ms = gap_ms = round((now - at) * 1e3, 1)
         data: dict[str, object] = {"gap_ms": gap_ms, "step": formed.resumed_step, "attempt": formed.attempt}
-        return [Story("engine.reformed", {**data, "cause": cause, "reason": reason})]
+        return [EmitEvent("engine.reformed", {**data, "cause": cause, "reason": reason})]
 
     def left(self, plan_hash: str, reason: str, now: float) -> None:
         """For what this plan asks next. Leaving the group of another plan is a move."""
@@ -62,7 +62,7 @@ class GroupLife:
         """No group follows: no gap is counted."""
         self._group = self._lost = None
 
-    def beat(self, beat: Heartbeat) -> None:
-        if beat.last_gap_ms not in (0.0, self._beat_gap_ms):
-            self.last_gap_ms = beat.last_gap_ms
-        self._beat_gap_ms = beat.last_gap_ms
+    def heartbeat(self, heartbeat: Heartbeat) -> None:
+        if heartbeat.last_gap_ms not in (0.0, self._heartbeat_gap_ms):
+            self.last_gap_ms = heartbeat.last_gap_ms
+        self._heartbeat_gap_ms = heartbeat.last_gap_ms

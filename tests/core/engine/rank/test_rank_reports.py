@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import msgspec
 
+from exod.core.engine.engine_events import EmitEvent, KillWorker, ModelFacts, StartWorker
 from exod.core.engine.engine_messages import RankPhase
-from exod.core.engine.rank import PREPARE_DEADLINE_S, Rank
-from exod.core.engine.rank_commands import (
-    KillWorker,
-    ModelFacts,
-    RankCommand,
-    Report,
-    RingPortTaken,
-    StartWorker,
-    Story,
-)
-from exod.core.engine.rank_reports import IDLE_REPORT_INTERVAL_S, NEWS_AGAIN_S, REPORT_INTERVAL_S
-from exod.core.engine.sync_watch import COUNTS_FOR_S, TOLD_EVERY_S, SyncWatch
-from exod.core.engine.worker_life import (
-    RESTART_PAUSE_FIRST_S,
-)
+from exod.core.engine.rank.rank import Rank, RankCommand
+from exod.core.engine.rank.rank_status import IDLE_REPORT_INTERVAL_S, NEWS_AGAIN_S, REPORT_INTERVAL_S, ReportStatus
+from exod.core.engine.rank.ring_port import RingPortTaken
+from exod.core.engine.rank.sync_watch import COUNTS_FOR_S, REPORT_EVERY_S, SyncWatch
+from exod.core.engine.rank.worker_life import PREPARING, RESTART_PAUSE_FIRST_S
 from exod.model import ContextSettings, MeshPlan
 from exoengine.protocol import (
     Abort,
@@ -44,7 +35,7 @@ from tests.core.engine.engine_samples import (
     sizes,
     told,
 )
-from tests.core.engine.rank_samples import (
+from tests.core.engine.rank.rank_samples import (
     FACTS,
     PLAN,
     a_formed_rank,
@@ -62,23 +53,23 @@ from tests.core.engine.rank_samples import (
 
 def form(rank: Rank, plan: MeshPlan, attempt: int, step: int, now: float) -> list[RankCommand]:
     rank.order(order(plan, attempt, "form"), now)
-    return rank.worker_said(Formed(plan.hash, attempt, 0.1, step), now)
+    return rank.worker_said(Formed(plan.hash, attempt, step), now)
 
 
 def test_a_move_is_told_with_its_reason_its_gap_and_its_step() -> None:
     rank, plan = a_formed_rank(), a_plan(A, B, number=2)
     rank.commit(plan, "the cable is back", 4.0)
     prepare(rank, now=4.5, plan=plan)
-    stories = only(form(rank, plan, 1, 70, 4.75), Story)
+    stories = only(form(rank, plan, 1, 70, 4.75), EmitEvent)
     assert stories == [reformed(250.0, step=70, attempt=1, cause="move", reason="the cable is back")]
 
 
 def test_a_move_that_another_rank_began_is_told_alike() -> None:
     rank, plan = a_formed_rank(), a_plan(A, B, number=2)
     rank.commit(plan, "the cable is back", 4.0)
-    assert only(rank.worker_said(Aborted(PLAN.hash, 1, "paused", "left", 69), 4.5), Story) == []
+    assert only(rank.worker_said(Aborted(PLAN.hash, 1, "paused", "left", 69), 4.5), EmitEvent) == []
     prepare(rank, now=4.6, plan=plan)
-    stories = only(form(rank, plan, 1, 70, 4.75), Story)
+    stories = only(form(rank, plan, 1, 70, 4.75), EmitEvent)
     assert stories == [reformed(250.0, step=70, attempt=1, cause="move", reason="the cable is back")]
 
 
@@ -86,10 +77,12 @@ def test_an_old_group_that_breaks_before_the_move_is_told_as_the_fault_it_is() -
     rank, plan = a_formed_rank(), a_plan(A, B, number=2)
     rank.commit(plan, "the cable is back", 4.0)
     commands = rank.worker_said(Aborted(PLAN.hash, 1, "peer_lost", "gone", 69), 4.25)
-    assert only(commands, Story) == [Story("engine.aborted", {"code": "peer_lost", "text": "gone", "step": 69})]
+    assert only(commands, EmitEvent) == [
+        EmitEvent("engine.aborted", {"code": "peer_lost", "text": "gone", "step": 69})
+    ]
     assert rank.phase is RankPhase.LOADED
     prepare(rank, now=4.5, plan=plan)
-    stories = only(form(rank, plan, 1, 69, 4.75), Story)
+    stories = only(form(rank, plan, 1, 69, 4.75), EmitEvent)
     assert stories == [reformed(500.0, step=69, attempt=1, cause="fault", reason="gone")]
 
 
@@ -103,7 +96,7 @@ def test_a_restarted_daemon_tells_the_recovery_of_the_rank_that_it_found() -> No
     rank = a_resolved_rank()
     rank.worker_said(hello(layers=(6, 12), plan_hash="plan0", attempt=3, formed=True), 1.0)
     prepare(rank, now=1.5)
-    (story,) = only(form(rank, PLAN, 1, 40, 1.75), Story)
+    (story,) = only(form(rank, PLAN, 1, 40, 1.75), EmitEvent)
     assert story == reformed(250.0, step=40, attempt=1, cause="move", reason="why")
 
 
@@ -112,14 +105,14 @@ def test_a_group_after_another_model_is_no_recovery() -> None:
     rank.commit(plan, "another model is wanted", 4.0)
     rank.model_found(ModelFacts("other", FOLDER, sizes()), 4.0)
     prepare(rank, now=4.5, plan=plan)
-    assert only(form(rank, plan, 1, -1, 4.75), Story) == []
+    assert only(form(rank, plan, 1, -1, 4.75), EmitEvent) == []
 
 
 def test_the_status_shows_the_newest_gap_whether_a_token_waited_or_a_process_was_replaced() -> None:
     rank = a_formed_rank()
 
     def gap_ms(commands: list[RankCommand]) -> float:
-        return only(commands, Report)[-1].status.last_gap_ms
+        return only(commands, ReportStatus)[-1].status.last_gap_ms
 
     slow = msgspec.structs.replace(beat(), last_gap_ms=180.0)
     rank.worker_said(slow, 4.0)
@@ -138,15 +131,15 @@ def test_words_of_older_attempts_change_nothing() -> None:
     rank.order(order(PLAN, 2, "prepare"), 3.0)
     for late in (
         Prepared(PLAN.hash, 1),
-        Formed(PLAN.hash, 2, 0.1, -1),
+        Formed(PLAN.hash, 2, -1),
         Aborted(PLAN.hash, 1, "told", "t", -1),
         Prepared("plan0", 2),
     ):
         rank.worker_said(late, 3.1)
         assert rank.phase is RankPhase.PREPARING
-    rank.worker_said(beat(), 2.0 + PREPARE_DEADLINE_S)
+    rank.worker_said(beat(), 2.0 + PREPARING.within_s)
     # And none of them took the deadline away.
-    assert kills(rank, 3.0 + PREPARE_DEADLINE_S) == [KillWorker("leaving the old group did not end")]
+    assert kills(rank, 3.0 + PREPARING.within_s) == [KillWorker("leaving the old group did not end")]
 
 
 # --- reports ------------------------------------------------------------------------------------------------
@@ -158,12 +151,12 @@ def test_a_status_is_repeated_often_on_the_way_and_seldom_at_rest() -> None:
     rank = a_formed_rank(now=3.0)
     rank.worker_said(beat(), 3.0)
     again = 3.0 + NEWS_AGAIN_S
-    assert only(rank.handle_timer(again), Report)
+    assert only(rank.handle_timer(again), ReportStatus)
     said: list[RankCommand] = []
     while (due := rank.next_deadline()) < again + IDLE_REPORT_INTERVAL_S:
         said += rank.handle_timer(due)
-    assert not only(said, Report)
-    assert only(rank.handle_timer(again + IDLE_REPORT_INTERVAL_S), Report)
+    assert not only(said, ReportStatus)
+    assert only(rank.handle_timer(again + IDLE_REPORT_INTERVAL_S), ReportStatus)
 
 
 def test_a_heartbeat_with_nothing_new_is_not_reported() -> None:
@@ -175,7 +168,7 @@ def test_a_heartbeat_with_nothing_new_is_not_reported() -> None:
 def test_statuses_are_numbered_in_the_order_in_which_they_were_made() -> None:
     rank = a_rank()
     commands = rank.commit(PLAN, "why", 0.0) + rank.model_found(FACTS, 0.1) + rank.worker_said(hello(), 1.0)
-    numbers = [report.status.seq for report in only(commands, Report)]
+    numbers = [report.status.seq for report in only(commands, ReportStatus)]
     assert numbers == list(range(1, len(numbers) + 1))
 
 
@@ -218,7 +211,7 @@ def test_a_model_that_the_nodes_cannot_hold_is_refused_before_a_worker_is_starte
     assert rank.failure is not None
     assert rank.failure[0] == "does_not_fit"
     assert "It needs 0.01 GiB in all" in rank.failure[1]
-    (alert,) = [story for story in only(commands, Story) if story.type == "alert.raised"]
+    (alert,) = [story for story in only(commands, EmitEvent) if story.type == "alert.raised"]
     assert alert.data["code"] == "does_not_fit"
 
 
@@ -235,7 +228,7 @@ def test_waits_beyond_the_watchdog_are_told_now_and_then_and_count_for_a_while()
     assert (first["steps"], first["waited_s"], first["limit_s"]) == (1, 3.1, 2.0)
     assert watch.waited_s == 3.1
     assert [heard(2, 6.0), heard(3, 9.0)] == [[], []]
-    (later,) = heard(3, 3.0 + TOLD_EVERY_S)
+    (later,) = heard(3, 3.0 + REPORT_EVERY_S)
     assert later["steps"] == 2
     watch.gone()
     assert heard(0, 100.0) == []
@@ -249,8 +242,8 @@ def test_a_change_of_the_sync_mode_is_told_once_with_its_reason() -> None:
     fast = msgspec.structs.replace(beat(), sync_mode="fast", sync_reason="the predicted wait is short")
     safe = msgspec.structs.replace(beat(), sync_mode="safe", sync_reason="the context is long")
     rank.worker_said(fast, 4.0)
-    assert not [story for story in only(rank.worker_said(fast, 5.0), Story) if story.type == "engine.sync"]
-    told_of = [story for story in only(rank.worker_said(safe, 6.0), Story) if story.type == "engine.sync"]
+    assert not [story for story in only(rank.worker_said(fast, 5.0), EmitEvent) if story.type == "engine.sync"]
+    told_of = [story for story in only(rank.worker_said(safe, 6.0), EmitEvent) if story.type == "engine.sync"]
     assert [story.data for story in told_of] == [{"mode": "safe", "reason": "the context is long", "kv_tokens": 0}]
 
 
@@ -260,7 +253,7 @@ def test_a_port_that_someone_else_has_is_told_with_its_cure() -> None:
     rank.order(order(PLAN, 1, "form"), 3.0)
     commands = rank.worker_said(Aborted(PLAN.hash, 1, "listen", "cannot listen on 10.0.0.2:52420: in use", -1), 4.0)
     assert only(commands, RingPortTaken) == [RingPortTaken(52420)]
-    (report,) = only(commands, Report)
+    (report,) = only(commands, ReportStatus)
     assert report.status.text.startswith("cannot listen on 10.0.0.2:52420: in use; end the process")
     assert rank.phase is RankPhase.ABORTED
 
@@ -268,8 +261,8 @@ def test_a_port_that_someone_else_has_is_told_with_its_cure() -> None:
 def test_news_is_said_twice_because_a_status_may_be_lost() -> None:
     rank = a_formed_rank()
     rank.begin(begin(1), 10.0)
-    ended = only(rank.worker_said(finished(begin(1).request.request_id), 11.0), Report)
+    ended = only(rank.worker_said(finished(begin(1).request.request_id), 11.0), ReportStatus)
     assert rank.next_deadline() == 11.0 + NEWS_AGAIN_S
-    again = only(rank.handle_timer(11.0 + NEWS_AGAIN_S), Report)
+    again = only(rank.handle_timer(11.0 + NEWS_AGAIN_S), ReportStatus)
     assert again[0].status.finished_order == ended[0].status.finished_order == 1
     assert rank.next_deadline() > 12.0 + NEWS_AGAIN_S

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from exod.core.engine.engine_events import EmitEvent, LeaveWorker, ResolveModel, StartWorker
 from exod.core.engine.engine_messages import FormOrder, RankPhase
-from exod.core.engine.rank import FAILED_RETRY_S, FORM_GIVEN_S
-from exod.core.engine.rank_commands import (
-    LeaveWorker,
-    RankCommand,
-    Report,
-    ResolveModel,
-    StartWorker,
-    Story,
-)
-from exod.core.engine.worker_life import KEEP_S
+from exod.core.engine.rank.hosted_model import FAILED_RETRY_S
+from exod.core.engine.rank.rank import FORM_GIVEN_S, RankCommand
+from exod.core.engine.rank.rank_status import ReportStatus
+from exod.core.engine.rank.worker_life import KEEP_S
 from exod.model import MeshPlan
 from exoengine.protocol import (
     Abort,
@@ -44,7 +39,7 @@ from tests.core.engine.engine_samples import (
     token,
     told,
 )
-from tests.core.engine.rank_samples import (
+from tests.core.engine.rank.rank_samples import (
     FACTS,
     PLAN,
     a_formed_rank,
@@ -81,7 +76,7 @@ def test_a_plan_is_followed_step_by_step_into_its_group() -> None:
     ]
     assert phases(rank.worker_said(Prepared(PLAN.hash, 1), 3.1)) == [RankPhase.PREPARED]
     assert told(rank.order(order(PLAN, 1, "form"), 3.2)) == [Form(PLAN.hash, 1, FORM_GIVEN_S)]
-    assert phases(rank.worker_said(Formed(PLAN.hash, 1, 0.1, -1), 3.4)) == [RankPhase.FORMED]
+    assert phases(rank.worker_said(Formed(PLAN.hash, 1, -1), 3.4)) == [RankPhase.FORMED]
 
 
 def test_a_rank_alone_prepares_without_neighbours() -> None:
@@ -140,7 +135,7 @@ def test_a_rank_that_is_gone_is_waited_for_as_long_as_loading_its_layers_takes(
 ) -> None:
     rank = a_formed_rank(layer_s=layer_s)
     commands, due = rank.commit(a_plan(B, number=2), "studio1 is down", 4.0), 4.0
-    assert "come back" in only(commands, Report)[-1].status.text
+    assert "come back" in only(commands, ReportStatus)[-1].status.text
     while not told(commands):
         due = rank.next_deadline()
         commands = rank.handle_timer(due)
@@ -161,7 +156,7 @@ def test_a_plan_that_is_suspended_is_aborted_at_once() -> None:
     rank = a_formed_rank()
     commands = rank.suspend(PLAN.hash, "the cable was cut", 4.0)
     assert told(commands) == [Abort("the cable was cut")]
-    assert only(commands, Report)[-1].status.plan_hash == ""
+    assert only(commands, ReportStatus)[-1].status.plan_hash == ""
     assert rank.order(order(PLAN, 2, "prepare"), 4.1) == []
     assert rank.suspend(PLAN.hash, "again", 4.2) == []
     assert rank.suspend("plan0", "another", 4.2) == []
@@ -171,7 +166,7 @@ def test_the_same_plan_committed_again_is_taken_up_again() -> None:
     rank = a_formed_rank()
     rank.suspend(PLAN.hash, "the cable was cut", 4.0)
     commands = rank.commit(PLAN, "why", 5.0)
-    assert only(commands, Report)[-1].status.plan_hash == PLAN.hash
+    assert only(commands, ReportStatus)[-1].status.plan_hash == PLAN.hash
     assert told(rank.order(order(PLAN, 1, "prepare"), 5.1)) == []
     assert [type(message) for message in told(rank.order(order(PLAN, 2, "prepare"), 5.2))] == [Prepare]
 
@@ -180,10 +175,12 @@ def test_a_rank_that_gave_up_says_so_and_follows_the_next_attempt() -> None:
     rank = a_formed_rank()
     commands = rank.worker_said(Aborted(PLAN.hash, 1, "peer_lost", "gone", 4), 10.0)
     assert phases(commands) == [RankPhase.ABORTED]
-    assert only(commands, Story) == [Story("engine.aborted", {"code": "peer_lost", "text": "gone", "step": 4})]
+    assert only(commands, EmitEvent) == [
+        EmitEvent("engine.aborted", {"code": "peer_lost", "text": "gone", "step": 4})
+    ]
     prepare(rank, attempt=2, now=10.1)
     rank.order(order(PLAN, 2, "form"), 10.2)
-    stories = only(rank.worker_said(Formed(PLAN.hash, 2, 0.1, 5), 10.25), Story)
+    stories = only(rank.worker_said(Formed(PLAN.hash, 2, 5), 10.25), EmitEvent)
     assert stories == [reformed(250.0, step=5, attempt=2, cause="fault", reason="gone")]
 
 
@@ -196,8 +193,8 @@ def test_a_plan_without_this_rank_lets_the_worker_leave_once() -> None:
     assert only(rank.commit(without, "why", 4.0), LeaveWorker) == [LeaveWorker()]
     assert only(rank.handle_timer(rank.next_deadline()), LeaveWorker) == []
     assert rank.phase is RankPhase.OFF
-    assert only(rank.worker_gone("it ended", 5.0), Story) == []
-    assert rank.restarts == 0
+    assert only(rank.worker_gone("it ended", 5.0), EmitEvent) == []
+    assert rank.worker.restarts == 0
     assert only(rank.handle_timer(60.0), StartWorker) == []
 
 
@@ -214,9 +211,9 @@ def test_a_plan_that_comes_while_the_worker_leaves_starts_the_next_when_it_is_go
 
 def test_a_worker_that_leaves_with_its_daemon_has_not_crashed() -> None:
     rank = a_formed_rank()
-    rank.leaving()
-    assert only(rank.worker_gone("it ended", 5.0), Story) == []
-    assert rank.restarts == 0
+    rank.leaving(4.0)
+    assert only(rank.worker_gone("it ended", 5.0), EmitEvent) == []
+    assert rank.worker.restarts == 0
 
 
 def test_a_plan_without_a_model_hosts_nothing() -> None:
@@ -230,28 +227,28 @@ def test_a_plan_without_a_model_hosts_nothing() -> None:
 def test_a_model_that_is_not_found_is_looked_for_again_and_alerts_once() -> None:
     rank = a_rank()
     rank.commit(PLAN, "why", 0.0)
-    commands = rank.model_failed("m", "no_folder", "there is no such folder", 1.0)
-    assert only(commands, Story) == [
-        Story("alert.raised", {"code": "no_folder", "severity": "error", "text": "there is no such folder"})
+    commands = rank.model_not_found("m", "no_folder", "there is no such folder", 1.0)
+    assert only(commands, EmitEvent) == [
+        EmitEvent("alert.raised", {"code": "no_folder", "severity": "error", "text": "there is no such folder"})
     ]
-    final = only(commands, Report)[-1].status
+    final = only(commands, ReportStatus)[-1].status
     assert (final.phase, final.code, final.text) == (RankPhase.FAILED, "no_folder", "there is no such folder")
     again: list[RankCommand] = []
     while rank.next_deadline() <= 1.0 + FAILED_RETRY_S:
         again += rank.handle_timer(rank.next_deadline())
     assert only(again, ResolveModel) == [ResolveModel("m")]
-    assert only(rank.model_failed("m", "no_folder", "there is no such folder", 62.0), Story) == []
+    assert only(rank.model_not_found("m", "no_folder", "there is no such folder", 62.0), EmitEvent) == []
 
 
 def test_an_alert_is_cleared_when_the_model_was_loaded_after_all() -> None:
     rank = a_resolved_rank()
     rank.worker_said(hello(), 1.0)
-    assert only(rank.worker_said(LoadFailed(FOLDER, "bad_file", "torn"), 2.0), Story)
+    assert only(rank.worker_said(LoadFailed(FOLDER, "bad_file", "torn"), 2.0), EmitEvent)
     rank.handle_timer(63.0)
     rank.handle_timer(63.0)
     assert told(rank.model_found(FACTS, 63.0)) == [Load(FOLDER, 6, 12)]
-    stories = only(rank.worker_said(loaded(6, 12), 64.0), Story)
-    assert stories[0] == Story("alert.cleared", {"code": "bad_file"})
+    stories = only(rank.worker_said(loaded(6, 12), 64.0), EmitEvent)
+    assert stories[0] == EmitEvent("alert.cleared", {"code": "bad_file"})
 
 
 def test_layers_that_cannot_be_shared_fail_until_another_plan_can() -> None:
@@ -268,7 +265,7 @@ def test_an_answer_about_a_model_that_is_wanted_no_more_changes_nothing() -> Non
     rank.commit(PLAN, "why", 0.0)
     rank.commit(a_plan(A, B, number=2, model="other"), "why", 0.1)
     assert rank.model_found(FACTS, 0.2) == []
-    assert rank.model_failed("m", "x", "y", 0.2) == []
+    assert rank.model_not_found("m", "x", "y", 0.2) == []
     assert rank.phase is RankPhase.RESOLVING
 
 
@@ -344,7 +341,7 @@ def test_a_rank_that_still_holds_what_has_ended_elsewhere_makes_its_worker_forge
     commands = rank.begin(nxt, 5.0)
     assert told(commands) == [Load(FOLDER, 6, 12)]
     assert told(rank.worker_said(loaded(6, 12), 6.0)) == [Begin(20, nxt.request)]
-    final = only(rank.handle_timer(rank.next_deadline()), Report)[-1].status
+    final = only(rank.handle_timer(rank.next_deadline()), ReportStatus)[-1].status
     assert (final.begun_order, final.finished_order) == (20, 19)
 
 

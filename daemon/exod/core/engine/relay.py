@@ -1,7 +1,7 @@
-"""What rank 0 says of a request to an origin that hosts no rank, kept so that it can be said again.
+"""What rank 0 sends of an answer to an origin that hosts no rank, kept so that it can be sent again.
 
 Outputs may be lost with a connection; the origin then asks for all that it lacks. Decides what is kept and for how
-long. Called by the engine host of rank 0.
+long.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BATCH: Final = 1024
 
 
 class Answer:
-    """All that was said of one request. A second generation of it goes on where the first one ended."""
+    """All that was sent of one request. A second generation of it goes on where the first one ended."""
 
     def __init__(self) -> None:
         self.tokens: dict[int, TokenOut] = {}
@@ -55,7 +55,7 @@ class Relay:
         answer = self._answers.get(request_id, Answer())
         indices = sorted(index for index in answer.tokens if index >= token_count)
         batches = [indices[first : first + BATCH] for first in range(0, len(indices), BATCH)]
-        said = [RelayedOutput(tuple(answer.tokens[index] for index in batch), batch[0]) for batch in batches]
+        messages = [RelayedOutput(tuple(answer.tokens[index] for index in batch), batch[0]) for batch in batches]
         if answer.end is not None:
-            said.append(RelayedOutput((answer.end[0],), answer.end[1]))
-        return said
+            messages.append(RelayedOutput((answer.end[0],), answer.end[1]))
+        return messages

@@ -1,0 +1,118 @@
+"""The model that this node's rank is to host: looked for, known, or why it cannot be hosted.
+
+Decides what the rank's worker is to hold of it under a plan, when a failure is worth another try, and that an alert
+is raised once for each failure and cleared when it is over. Never looks at a disk: the shell resolves the model.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from exod.core.engine.engine_events import EmitEvent, ModelFacts, ResolveModel, StopSearch
+from exod.core.engine.layer_split import DoesNotFitError, layer_spans, shortage
+from exod.core.engine.rank.model_download import ModelDownload
+from exod.model import MeshPlan, NodeId
+from exoengine.protocol import Load, SyncSettings
+
+FAILED_RETRY_S: Final = 60.0
+"""A folder that cannot be loaded is looked at again once a minute: people mend it while we run."""
+
+
+class HostedModel:
+    def __init__(self, me: NodeId, sync: SyncSettings) -> None:
+        self._me = me
+        self._sync = sync
+        self.facts: ModelFacts | None = None
+        self._resolving = ""
+        self.download = ModelDownload()
+        self.failure: tuple[str, str] | None = None
+        """Code and text."""
+        self.retry_at: float | None = None
+        self._alert = ""
+        """The code of the alert that is raised."""
+
+    # --- looking for it -------------------------------------------------------------------------------------
+
+    def resolve(self, model: str) -> list[ResolveModel]:
+        """The command to look for it, once."""
+        if self._resolving == model:
+            return []
+        self._resolving = model
+        return [ResolveModel(model)]
+
+    @property
+    def resolving(self) -> str:
+        """The model that is being found or downloaded; empty where none is."""
+        return self._resolving
+
+    def progress(self, model: str, done_bytes: int, total_bytes: int) -> list[EmitEvent]:
+        """So much of it is downloaded. Others hear of it with the next report, in a second at most."""
+        return self.download.progress(model, done_bytes, total_bytes) if model == self._resolving else []
+
+    def found(self, facts: ModelFacts) -> bool:
+        """False where another one is looked for by now."""
+        if facts.model != self._resolving:
+            return False
+        self._resolving, self.facts, self.failure = "", facts, None
+        return True
+
+    def not_found(self, model: str) -> bool:
+        """False where another one is looked for by now."""
+        if model != self._resolving:
+            return False
+        self._resolving = ""
+        self.download.forget()
+        return True
+
+    def forget(self) -> list[StopSearch]:
+        """Another model, or none, is wanted: a search is called off."""
+        wanted, self._resolving = self._resolving, ""
+        self.facts = None
+        self.download.forget()
+        return [StopSearch()] if wanted else []
+
+    # --- failures -------------------------------------------------------------------------------------------
+
+    def fail(self, code: str, text: str, now: float) -> list[EmitEvent]:
+        """It cannot be hosted. The alert is raised once, however often it is tried again."""
+        self.failure = (code, text)
+        self.retry_at = now + FAILED_RETRY_S
+        if self._alert == code:
+            return []
+        events = self.clear_alert()
+        self._alert = code
+        return [*events, EmitEvent("alert.raised", {"code": code, "severity": "error", "text": text})]
+
+    def clear_failure(self) -> None:
+        """Under another plan it is tried at once: another share of the layers may fit."""
+        self.failure = self.retry_at = None
+
+    def retry_if_due(self, now: float) -> None:
+        if self.retry_at is not None and now >= self.retry_at:
+            self.retry_at = self.failure = self.facts = None
+
+    def clear_alert(self) -> list[EmitEvent]:
+        if not self._alert:
+            return []
+        code, self._alert = self._alert, ""
+        return [EmitEvent("alert.cleared", {"code": code})]
+
+    # --- this rank's share ----------------------------------------------------------------------------------
+
+    def span(self, plan: MeshPlan | None) -> tuple[int, int] | None:
+        """The layers that the plan gives this rank; None while unknown. ValueError where they cannot be divided."""
+        if plan is None or self.facts is None or self._me not in plan.ring:
+            return None
+        return layer_spans(plan, self.facts.sizes)[plan.ring.index(self._me)]
+
+    def share(self, plan: MeshPlan) -> Load | None:
+        """What the plan asks this rank's worker to hold; None while the model is unknown. ValueError where the
+        layers cannot be divided, DoesNotFitError where the plan's nodes cannot hold them.
+        """
+        span, facts = self.span(plan), self.facts
+        if span is None or facts is None:
+            return None
+        if text := shortage(plan, facts.sizes):
+            raise DoesNotFitError(text)
+        context = plan.context
+        return Load(facts.folder, *span, self._sync, context.max_tokens, context.kv_bits, context.kv_group_size)

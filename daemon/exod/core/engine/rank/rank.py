@@ -1,0 +1,498 @@
+"""The life of this node's own rank: from a committed plan to a worker that stands in the plan's group.
+
+Goal-driven: `_advance` compares what the plan asks for with what the worker has, and takes the next step: find
+the model, start the process, load the span, prepare, form. Every wait has a deadline; past it the worker is
+killed and replaced (`worker_life.py`). What the worker holds (weights, KV cache, requests) outlives plans and
+daemons: a new plan with the same span only forms a new group, at a step's end where nothing is broken.
+
+Never sends anything: commands say what is to be done.
+"""
+
+from __future__ import annotations
+
+from typing import Final, assert_never
+
+from exod.core.engine.engine_events import (
+    EmitEvent,
+    EngineCommand,
+    KillWorker,
+    LeaveWorker,
+    ModelFacts,
+    StartWorker,
+    TellWorker,
+    WakeWorker,
+)
+from exod.core.engine.engine_messages import BeginRequest, FormOrder, RankPhase
+from exod.core.engine.layer_split import DoesNotFitError
+from exod.core.engine.rank.group_history import GroupHistory
+from exod.core.engine.rank.held_requests import HeldRequest, HeldRequests
+from exod.core.engine.rank.hosted_model import HostedModel
+from exod.core.engine.rank.prepare_order import prepare_order
+from exod.core.engine.rank.rank_phase import PhaseMachine, RankEvent
+from exod.core.engine.rank.rank_status import RankParts, ReportStatus, StatusReports
+from exod.core.engine.rank.ring_port import RingPortTaken
+from exod.core.engine.rank.stuck_group import StuckGroup
+from exod.core.engine.rank.sync_watch import SyncWatch
+from exod.core.engine.rank.worker_life import (
+    FORMING,
+    LOADING,
+    PREPARING,
+    WorkerEvent,
+    WorkerLife,
+    WorkerState,
+)
+from exod.core.engine.rank.worker_load import WorkerLoad, loaded_event
+from exod.model import MeshPlan, NodeId
+from exoengine import protocol
+
+FORM_GIVEN_S: Final = 5.0
+"""Connecting takes 0.2 s even over a VPN. That a neighbour does not come is no fault of this worker: it says so by
+then, and lives."""
+
+LAG_S: Final = 0.5
+"""A timer that comes later than this was held up by our own process: the worker's messages wait unread."""
+
+RankCommand = EngineCommand | ReportStatus | RingPortTaken
+
+
+class Rank:
+    """This node's rank. One method for each thing that can happen; each returns commands.
+
+    `ring_key` is what the ranks of the cluster prove themselves to each other with when they connect.
+    """
+
+    def __init__(self, me: NodeId, incarnation: int, sync: protocol.SyncSettings, ring_key: bytes = b"") -> None:
+        self._me = me
+        self._ring_key = ring_key
+        self._plan: MeshPlan | None = None
+        self._plan_reason = ""
+        """Why the present plan came."""
+        self._suspended = ""
+        self._link_health: protocol.LinkHealth | None = None
+        self.model = HostedModel(me, sync)
+        self.worker = WorkerLife()
+        self.load = WorkerLoad()
+        self._phases = PhaseMachine()
+        self._group = GroupHistory()
+        self.requests = HeldRequests()
+        self.sync_watch = SyncWatch(sync.watchdog_s)
+        parts = RankParts(
+            self.model, self.worker, self.load, self._phases, self._group, self.requests, self.sync_watch
+        )
+        self._reports = StatusReports(me, incarnation, parts)
+        self._keeps_until: float | None = None
+        """Until then the worker's layers are kept although the plan wants more of them."""
+        self._postponed = False
+        """Was the last timer late, so that deadlines were put off?"""
+        self._trouble = ""
+        """Why the rank does not run; empty once it does."""
+        self._stuck = StuckGroup()
+        self._must_catch_up = False
+        """Was the process adopted, and not yet told what its last daemon may not have told it?"""
+
+    # --- what others read -----------------------------------------------------------------------------------
+
+    @property
+    def phase(self) -> RankPhase:
+        return self._phases.phase
+
+    @property
+    def loaded(self) -> protocol.Loaded | None:
+        return self.load.held
+
+    @property
+    def failure(self) -> tuple[str, str] | None:
+        return self.model.failure
+
+    @property
+    def active(self) -> dict[str, HeldRequest]:
+        """By generation id (see `engine_messages.generation_id`)."""
+        return self.requests.active
+
+    @property
+    def begun_order(self) -> int:
+        return self.requests.begun_order
+
+    def span(self) -> tuple[int, int] | None:
+        """The layers that the plan gives this rank; None while unknown. ValueError where they cannot be divided."""
+        return self.model.span(self._plan)
+
+    # --- what the mesh says ---------------------------------------------------------------------------------
+
+    def commit(self, plan: MeshPlan, reason: str, now: float) -> list[RankCommand]:
+        """All members agreed on this plan. The old group goes on until the coordinator says `prepare`, so that it
+        is left at a step's end; where it is broken, `suspend` came before.
+        """
+        before, self._plan, self._suspended, self._plan_reason = self._plan, plan, "", reason
+        if before is not None and before.hash == plan.hash:
+            self._phases.plan_hash = plan.hash
+            return self._advance(now) + self._report(now, changed=True)
+        commands: list[RankCommand] = []
+        if before is None or plan.model != before.model:
+            commands += self.model.forget()
+            self.requests.void(self.requests.begun_order)  # another model must not go on with this one's answers
+            self._group.retired()
+            commands += self.model.clear_alert()
+        elif set(plan.ring) < set(before.ring) and self.load.held is not None:
+            self.worker.keep(self.load.held, len(before.ring) / len(plan.ring), now)
+        self.model.clear_failure()
+        self._leave_attempt(now)
+        self._phases.follow(plan.hash)
+        return commands + self._advance(now) + self._report(now)
+
+    def suspend(self, plan_hash: str, reason: str, now: float) -> list[RankCommand]:
+        """The plan cannot be used: whatever runs over its edges is aborted at once."""
+        if self._plan is None or self._plan.hash != plan_hash or self._suspended:
+            return []
+        self._suspended = reason
+        commands: list[RankCommand] = []
+        if self.worker.is_connected and (self._phases.in_group or self._group.stands):
+            commands.append(TellWorker(protocol.Abort(reason)))
+        if self._group.stands:
+            self._group.lost("fault", reason, now)
+            commands.append(EmitEvent("engine.aborted", {"code": "suspended", "text": reason}))
+        self._leave_attempt(now)
+        self._phases.plan_hash = ""
+        return commands + self._report(now, changed=True)
+
+    def _leave_attempt(self, now: float) -> None:
+        """Nothing is left of the attempt but its number: what the worker still says of it is not waited for."""
+        if self._phases.accepts(RankEvent.ATTEMPT_LEFT):
+            self._phases.apply(RankEvent.ATTEMPT_LEFT, now)
+            self.worker.done()
+
+    def order(self, order: FormOrder, now: float) -> list[RankCommand]:
+        """What the coordinator orders. An order that was followed already is answered by a report: the last may be
+        lost.
+        """
+        plan = self._plan
+        if plan is None or self._suspended or order.plan_hash != plan.hash or order.sender != plan.coordinator:
+            return []
+        if self._me not in plan.ring or self.load.held is None or not self.worker.is_connected:
+            return self._report(now, changed=True)
+        if order.step == "prepare" and order.attempt > self._phases.attempt:
+            return self._prepare(plan, order.attempt, now)
+        if order.step == "form" and order.attempt == self._phases.attempt and self.phase is RankPhase.PREPARED:
+            if not self._phases.forming:
+                self._phases.forming = True
+                self.worker.expect(FORMING, now)
+                return [TellWorker(protocol.Form(plan.hash, order.attempt, FORM_GIVEN_S))]
+            return []
+        return self._report(now, changed=True)
+
+    def link_health(self, healthy: bool, reason: str) -> list[RankCommand]:
+        health = protocol.LinkHealth(healthy, reason)
+        if health == self._link_health:
+            return []
+        self._link_health = health
+        return [TellWorker(health)] if self.worker.is_connected else []
+
+    def leaving(self, now: float) -> None:
+        """The daemon ends and lets its worker leave: that is no crash."""
+        if self.worker.is_connected:
+            self.worker.asked_to_leave(now)
+
+    # --- what is known of the model -------------------------------------------------------------------------
+
+    def model_found(self, facts: ModelFacts, now: float) -> list[RankCommand]:
+        if not self.model.found(facts):
+            return []
+        return [*self.model.download.ended(facts.model), *self._advance(now)]
+
+    def model_not_found(self, model: str, code: str, text: str, now: float) -> list[RankCommand]:
+        if not self.model.not_found(model):
+            return []
+        return [*self.model.fail(code, text, now), *self._advance(now)]
+
+    # --- requests -------------------------------------------------------------------------------------------
+
+    def begin(self, begin: BeginRequest, now: float) -> list[RankCommand]:
+        """The next request of all ranks. A coordinator begins one only when all before it have ended."""
+        commands = self.ended(begin.order - 1, now) if begin.order > self.requests.begun_order else []
+        if self.requests.begin(begin) and self.load.held is not None and self.worker.is_connected:
+            commands.append(TellWorker(protocol.Begin(begin.order, begin.request, begin.tokens)))
+        return commands + self._report(now, changed=True)
+
+    def ended(self, order: int, now: float) -> list[RankCommand]:
+        """Every request up to `order` has ended. A worker that still has one would wait for the others with it,
+        for ever: it loads again, which makes it forget.
+        """
+        if not self.requests.void(order) or self.load.held is None:
+            return []
+        self.load.forget()
+        self._leave_attempt(now)
+        return self._advance(now)
+
+    def cancel(self, request_id: str) -> list[RankCommand]:
+        """Ends a client's request on all ranks. Kept until it has ended: the worker may be replaced before."""
+        cancel = self.requests.cancel(request_id)
+        if cancel is None or self.load.held is None or not self.worker.is_connected:
+            return []
+        return [TellWorker(cancel)]
+
+    # --- time -----------------------------------------------------------------------------------------------
+
+    def handle_timer(self, now: float) -> list[RankCommand]:
+        """To be called when `next_deadline` is due."""
+        late_s = now - self.next_deadline()
+        self._postponed = late_s > LAG_S and not self._postponed
+        commands: list[RankCommand] = []
+        if self._postponed:
+            self.worker.postpone(late_s)
+        elif text := self.worker.overdue(now):
+            commands += self._kill(text, now)
+        elif self.worker.wants_waking(now):
+            commands.append(WakeWorker())
+        self.model.retry_if_due(now)
+        return commands + self._advance(now) + self._report(now)
+
+    def next_deadline(self) -> float:
+        wanted = self.model.facts is not None and self.model.failure is None
+        worker_due = self.worker.next_deadline(wanted)
+        candidates = [self._reports.due_at, worker_due, self.model.retry_at, self._keeps_until]
+        return min(at for at in candidates if at is not None)
+
+    # --- the next step --------------------------------------------------------------------------------------
+
+    def _advance(self, now: float) -> list[RankCommand]:
+        """One step towards what the plan asks for, whatever is missing first."""
+        plan, self._keeps_until = self._plan, None
+        if plan is None or self._me not in plan.ring or not plan.model:
+            return self._retire(now)
+        if self.model.failure is not None:
+            return self._move(RankEvent.MODEL_FAILED, now)
+        if self.model.facts is None:
+            return [*self.model.resolve(plan.model), *self._move(RankEvent.MODEL_UNKNOWN, now)]
+        try:
+            share = self.model.share(plan)
+        except ValueError as error:
+            code = "does_not_fit" if isinstance(error, DoesNotFitError) else "cannot_split"
+            return [*self.model.fail(code, str(error), now), *self._move(RankEvent.MODEL_FAILED, now)]
+        assert share is not None
+        if not self.worker.is_connected:
+            return self._start(now)
+        if self.load.held is None or self.load.asked != share:
+            held = self.load.asked if self.load.held else None
+            self._keeps_until = self.worker.keeps_until(held, share, now)
+            if self._keeps_until is not None:
+                return self._move(RankEvent.LAYERS_MISSING, now)
+            return self._load_share(share, now)
+        if self._phases.accepts(RankEvent.LAYERS_HELD):
+            return self._move(RankEvent.LAYERS_HELD, now)
+        return self._report(now)
+
+    def _retire(self, now: float) -> list[RankCommand]:
+        """No rank is wanted here. What was not resolved or started yet is not; requests go with the process."""
+        commands: list[RankCommand] = [*self.model.clear_alert(), *self.model.forget()]
+        if self.worker.is_connected:
+            self.worker.asked_to_leave(now)
+            self.load.forget()
+            commands.append(LeaveWorker())
+        self.model.clear_failure()
+        self._group.retired()
+        return commands + self._move(RankEvent.NOT_WANTED, now)
+
+    def _start(self, now: float) -> list[RankCommand]:
+        commands: list[RankCommand] = []
+        if self.worker.may_start(now):
+            self.worker.started(now)
+            commands.append(StartWorker())
+        return commands + self._move(RankEvent.LAYERS_MISSING, now)
+
+    def _load_share(self, share: protocol.Load, now: float) -> list[RankCommand]:
+        commands: list[RankCommand] = []
+        if self.load.asked != share:
+            self.load.ask(share)
+            self._must_catch_up = False
+            self._group.left(self._plan.hash if self._plan is not None else "", self._plan_reason, now)
+            self.worker.loading = True
+            self.worker.expect(LOADING, now)
+            commands.append(TellWorker(share))
+        return commands + self._move(RankEvent.LAYERS_MISSING, now)
+
+    def _prepare(self, plan: MeshPlan, attempt: int, now: float) -> list[RankCommand]:
+        if not self._phases.accepts(RankEvent.PREPARE_ORDERED):
+            return self._report(now, changed=True)
+        self._phases.attempt = attempt
+        hello = self.worker.hello
+        if self.worker.group_used and hello is not None and not hello.can_reform:
+            text = "this MLX cannot form a second group in one process"
+            return self._kill(text, now) + self._advance(now)
+        self._group.left(plan.hash, self._plan_reason, now)
+        self.worker.group_used = True
+        self.worker.expect(PREPARING, now)
+        prepare = prepare_order(plan, self._me, attempt, self._ring_key)
+        return [*self._move(RankEvent.PREPARE_ORDERED, now), TellWorker(prepare)]
+
+    def _move(self, event: RankEvent, now: float) -> list[RankCommand]:
+        """The one way into a phase that others see at once."""
+        return self._report(now, changed=self._phases.apply(event, now))
+
+    def _report(self, now: float, changed: bool = False) -> list[RankCommand]:
+        """This rank's status, when something in it changed or the last one is old."""
+        waits = "it waits a moment for a node to come back before it loads more layers"
+        text = waits if self._keeps_until is not None else self._trouble
+        return [*self._reports.due(self._plan, self._suspended, text, changed, now)]
+
+    # --- what becomes of the process ------------------------------------------------------------------------
+
+    def worker_gone(self, text: str, now: float) -> list[RankCommand]:
+        """The worker's process ended, or it could not be started."""
+        text = self.worker.killed_for or text
+        asked = self.worker.ended(now)
+        self._group.lost("fault", text, now)
+        self.load.forget()
+        self.sync_watch.gone()
+        self._stuck.process_ended()
+        self._must_catch_up = False
+        self._leave_attempt(now)
+        commands: list[RankCommand] = []
+        if not asked:
+            self._trouble = text
+            commands.append(EmitEvent("engine.restarted", {"text": text, "restarts": self.worker.restarts}))
+        return commands + self._advance(now)
+
+    def _kill(self, text: str, now: float) -> list[RankCommand]:
+        self.worker.killed(text, now)
+        return [KillWorker(text)]
+
+    # --- what the worker says -------------------------------------------------------------------------------
+
+    def worker_said(self, message: protocol.FromWorker, now: float) -> list[RankCommand]:
+        self.worker.heard(now)
+        match message:
+            case protocol.TokenOut():
+                self._stuck.token()
+                self.requests.token(message)
+                return []
+            case protocol.Finished() | protocol.RequestFailed():
+                return self._report(now, changed=self.requests.ended(message))
+            case protocol.Hello():
+                return self._hello(message, now)
+            case _ if not self.worker.is_connected:
+                return []  # of one that was told to go
+            case protocol.LoadProgress(done_bytes=done, total_bytes=total):
+                self.load.progress = (done, total)
+                if self.load.is_under_way:
+                    self.worker.expect(LOADING, now)
+                return []
+            case protocol.Loaded():
+                return self._has_loaded(message, now)
+            case protocol.LoadFailed():
+                return self._has_not_loaded(message, now)
+            case protocol.Prepared(plan_hash=plan_hash, attempt=attempt):
+                if not self._phases.is_present(plan_hash, attempt) or self.phase is not RankPhase.PREPARING:
+                    return []
+                self.worker.done()
+                return self._move(RankEvent.PREPARED, now)
+            case protocol.Formed(plan_hash=plan_hash, attempt=attempt):
+                if not self._phases.is_present(plan_hash, attempt) or not self._phases.forming:
+                    return []
+                return self._has_formed(message, now)
+            case protocol.Aborted():
+                return self._has_aborted(message, now)
+            case protocol.Heartbeat():
+                return self._heartbeat(message, now)
+            case protocol.Left():
+                return []
+            case _:
+                assert_never(message)
+
+    def _hello(self, hello: protocol.Hello, now: float) -> list[RankCommand]:
+        """A worker is connected: a new one, or one that an earlier daemon of this node left running."""
+        if self.worker.state is WorkerState.KILLED:
+            return [KillWorker(self.worker.killed_for)]  # the kill came before there was anything to kill
+        if not self.worker.accepts(WorkerEvent.SAID_HELLO):
+            return []
+        self.worker.said_hello(hello, now)
+        self._group.found(hello.plan_hash, hello.attempt, hello.formed)
+        newest_first = sorted(hello.requests, key=lambda request: -request.order)
+        stale = [request for request in newest_first if not self.requests.adopt(self._me, request)]
+        # With stale requests it must load again, as in `ended`: that makes it forget them.
+        if not stale:
+            facts = self.model.facts
+            self._must_catch_up = self.load.adopt(hello, facts.sizes.total_layers if facts is not None else None)
+        commands: list[RankCommand] = []
+        if self._link_health is not None:
+            commands.append(TellWorker(self._link_health))
+        return commands + self._advance(now)
+
+    def _has_loaded(self, loaded: protocol.Loaded, now: float) -> list[RankCommand]:
+        if self.load.held is not None:
+            # An earlier daemon asked for it, just before it died: its hello named what it held before that.
+            self.load.forget()
+            self._leave_attempt(now)
+            return self._advance(now)
+        if not self.load.loaded(loaded):
+            return []
+        self.worker.loaded()
+        commands: list[RankCommand] = [*self.model.clear_alert()]
+        commands += [TellWorker(message) for message in self.requests.for_a_new_process()]
+        if self._link_health is not None:
+            commands.append(TellWorker(self._link_health))  # a worker keeps it with the model
+        facts = self.model.facts
+        event = loaded_event(facts.model if facts is not None else loaded.folder, loaded)
+        return [*commands, event, *self._advance(now)]
+
+    def _has_not_loaded(self, failed: protocol.LoadFailed, now: float) -> list[RankCommand]:
+        if not self.load.failed(failed):
+            return []
+        self.worker.loading = False
+        self.worker.done()
+        return [*self.model.fail(failed.code, failed.text, now), *self._advance(now)]
+
+    def _has_formed(self, formed: protocol.Formed, now: float) -> list[RankCommand]:
+        self.worker.done()
+        self.worker.formed(now)
+        self._trouble = ""
+        events = self._group.formed(formed, now)
+        return [*self._move(RankEvent.FORMED, now), *events]
+
+    def _has_aborted(self, aborted: protocol.Aborted, now: float) -> list[RankCommand]:
+        """Of the present attempt: the worker stands in no group now. Of an older one: that is known, unless it
+        still stood in that one's group.
+        """
+        commands: list[RankCommand] = []
+        stood, paused = self._group.is_of(aborted.plan_hash, aborted.attempt), aborted.code == "paused"
+        present = self._phases.is_present(aborted.plan_hash, aborted.attempt) and self._phases.in_group
+        if stood:
+            # Paused: another rank has the next plan already, or a next attempt of this one.
+            self._group.lost("move" if paused else "fault", self._plan_reason if paused else aborted.text, now)
+        if (present or stood) and not paused:
+            data: dict[str, object] = {"code": aborted.code, "text": aborted.text, "step": aborted.step}
+            commands.append(EmitEvent("engine.aborted", data))
+        if not present:
+            return commands
+        if not paused:
+            self._trouble = aborted.text
+        if aborted.code == "listen":
+            commands += self._port_taken()
+        self.worker.done()
+        if self._stuck.aborted(aborted, self._should_generate()):
+            return [*commands, *self._kill(aborted.text, now), *self._advance(now)]
+        return commands + self._move(RankEvent.ABORTED, now)
+
+    def _port_taken(self) -> list[RankCommand]:
+        self._trouble += "; end the process that holds it, or set engine.ring_port"
+        assert self._plan is not None
+        return [RingPortTaken(edge.target_port) for edge in self._plan.edges if edge.target == self._me]
+
+    def _heartbeat(self, heartbeat: protocol.Heartbeat, now: float) -> list[RankCommand]:
+        self.worker.heartbeat = heartbeat
+        self._group.heartbeat(heartbeat)
+        return [*self.sync_watch.heard(heartbeat, now), *self._judge_heartbeat(heartbeat, now)]
+
+    def _judge_heartbeat(self, heartbeat: protocol.Heartbeat, now: float) -> list[RankCommand]:
+        """The first heartbeat of an adopted worker comes after all that its last daemon missed: what is still under
+        way then is told to it, in case that daemon died before it could. What the worker knows, it leaves alone.
+        """
+        if self._must_catch_up:
+            self._must_catch_up = False
+            messages = [TellWorker(message) for message in self.requests.for_a_new_process()]
+            return [*messages, *self._report(now)]
+        if self._stuck.idles(heartbeat, self._should_generate(), now):
+            return self._kill("the worker stands idle although a request is under way", now) + self._advance(now)
+        return self._report(now)
+
+    def _should_generate(self) -> bool:
+        return self.phase is RankPhase.FORMED and bool(self.active)

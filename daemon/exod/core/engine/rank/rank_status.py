@@ -1,0 +1,135 @@
+"""What a rank tells every node of itself: its status, put together and repeated.
+
+Decides when a status is worth sending again; nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from exod.core.engine.engine_messages import RankPhase, RankStatus
+from exod.core.engine.rank.group_history import GroupHistory
+from exod.core.engine.rank.held_requests import HeldRequests
+from exod.core.engine.rank.hosted_model import HostedModel
+from exod.core.engine.rank.rank_phase import PhaseMachine
+from exod.core.engine.rank.sync_watch import SyncWatch
+from exod.core.engine.rank.worker_life import WorkerLife
+from exod.core.engine.rank.worker_load import WorkerLoad
+from exod.model import MeshPlan, NodeId
+
+REPORT_INTERVAL_S: Final = 1.0
+"""A status may be lost with its connection: repeated once a second while something is under way."""
+
+IDLE_REPORT_INTERVAL_S: Final = 5.0
+"""Where nothing is: a lost status is made good before a person notices."""
+
+NEWS_AGAIN_S: Final = 0.5
+"""News is sent twice: the whole cluster may wait for a status that was lost, a queue for the end of a request."""
+
+_SETTLED: Final = frozenset({RankPhase.OFF, RankPhase.FORMED, RankPhase.FAILED})
+
+
+class ReportStatus(msgspec.Struct, frozen=True):
+    """Command of the rank to its node's core: tell every node, this one included."""
+
+    status: RankStatus
+
+
+class RankParts(msgspec.Struct, frozen=True):
+    """The parts of one rank, each of which owns its own state."""
+
+    model: HostedModel
+    worker: WorkerLife
+    load: WorkerLoad
+    phases: PhaseMachine
+    group: GroupHistory
+    requests: HeldRequests
+    sync_watch: SyncWatch
+
+
+class StatusReports:
+    """Numbers the statuses of one life, and spares the network those that say nothing new."""
+
+    def __init__(self, me: NodeId, incarnation: int, parts: RankParts) -> None:
+        self._me = me
+        self._incarnation = incarnation
+        self._parts = parts
+        self._seq = 0
+        self._last: RankStatus | None = None
+        self.due_at = 0.0
+        """When the last status is old."""
+
+    def due(
+        self, plan: MeshPlan | None, suspended: str, text: str, changed: bool, now: float
+    ) -> list[ReportStatus]:
+        """The status to send now, if any. `changed`: it must go out whether it says something new or not. `text` is
+        why the rank does not run, where no failure and no suspended plan is the reason.
+        """
+        status = self._status(plan, suspended, text)
+        news = changed or self._last is None or not _says_the_same(status, self._last)
+        if not news and now < self.due_at:
+            return []
+        self._seq += 1
+        self._last = msgspec.structs.replace(status, seq=self._seq)
+        settled = status.phase in _SETTLED and not status.generating
+        pause_s = IDLE_REPORT_INTERVAL_S if settled else REPORT_INTERVAL_S
+        self.due_at = now + (NEWS_AGAIN_S if news else pause_s)
+        return [ReportStatus(self._last)]
+
+    def _status(self, plan: MeshPlan | None, suspended: str, text: str) -> RankStatus:
+        parts = self._parts
+        heartbeat, hello = parts.worker.heartbeat, parts.worker.hello
+        failure = parts.model.failure or ("", suspended or text)
+        try:
+            span = parts.model.span(plan)
+        except ValueError:
+            span = None
+        versions = hello.versions if hello is not None else {}
+        return RankStatus(
+            sender=self._me,
+            incarnation=self._incarnation,
+            seq=0,
+            phase=parts.phases.phase,
+            plan_hash=plan.hash if plan is not None and not suspended else "",
+            attempt=parts.phases.attempt,
+            code=failure[0],
+            text=failure[1],
+            model=plan.model if plan is not None else "",
+            fingerprint=parts.load.held.fingerprint if parts.load.held is not None else "",
+            versions=", ".join(f"{name} {versions[name]}" for name in sorted(versions)),
+            layers=span,
+            pid=hello.pid if hello is not None else 0,
+            restarts=parts.worker.restarts,
+            begun_order=parts.requests.begun_order,
+            finished_order=parts.requests.finished_order,
+            generating=bool(parts.requests.active),
+            sync_mode=heartbeat.sync_mode if heartbeat is not None else "safe",
+            sync_reason=heartbeat.sync_reason if heartbeat is not None else "",
+            gpu_waited_s=parts.sync_watch.waited_s,
+            tokens_per_s=heartbeat.tokens_per_s if heartbeat is not None else 0.0,
+            baseline_tokens_per_s=heartbeat.baseline_tokens_per_s if heartbeat is not None else 0.0,
+            last_gap_ms=parts.group.last_gap_ms,
+            memory_mib=heartbeat.memory_bytes >> 20 if heartbeat is not None else 0,
+            download_done=parts.model.download.done_bytes,
+            download_total=parts.model.download.total_bytes,
+        )
+
+
+def _says_the_same(one: RankStatus, other: RankStatus) -> bool:
+    """But for figures that move all the time."""
+    return _without_figures(one) == _without_figures(other)
+
+
+def _without_figures(status: RankStatus) -> RankStatus:
+    return msgspec.structs.replace(
+        status,
+        seq=0,
+        sync_reason="",
+        tokens_per_s=0.0,
+        baseline_tokens_per_s=0.0,
+        last_gap_ms=0.0,
+        memory_mib=0,
+        download_done=0,
+    )

@@ -1,0 +1,65 @@
+"""What this rank's process was asked to load, and what it holds.
+
+Decides which of the worker's answers belongs to what was asked; never what is asked for.
+"""
+
+from __future__ import annotations
+
+from exod.core.engine.engine_events import EmitEvent
+from exoengine.protocol import Hello, Load, Loaded, LoadFailed
+
+
+class WorkerLoad:
+    def __init__(self) -> None:
+        self.asked: Load | None = None
+        self.held: Loaded | None = None
+        self.progress = (0, 0)
+        """Bytes: done, of all."""
+
+    @property
+    def is_under_way(self) -> bool:
+        return self.asked is not None and self.held is None
+
+    def ask(self, load: Load) -> None:
+        self.asked, self.held = load, None
+
+    def forget(self) -> None:
+        """The process is gone, or must load again before it is of use."""
+        self.asked = self.held = None
+
+    def adopt(self, hello: Hello, total_layers: int | None) -> bool:
+        """What a process holds that outlived its daemon. True where it holds anything."""
+        if hello.load is None or hello.fingerprint is None:
+            return False
+        load = self.asked = hello.load
+        self.held = Loaded(
+            folder=load.folder,
+            layers=(load.first_layer, load.last_layer),
+            total_layers=total_layers if total_layers is not None else load.last_layer,
+            fingerprint=hello.fingerprint,
+            weight_bytes=0,
+            load_s=hello.load_s,
+            max_context_tokens=0,
+            layer_s=hello.layer_s,
+        )
+        return True
+
+    def loaded(self, loaded: Loaded) -> bool:
+        """False where this is not what was asked for."""
+        asked = self.asked
+        if asked is None or (loaded.folder, loaded.layers) != (asked.folder, (asked.first_layer, asked.last_layer)):
+            return False
+        self.held = loaded
+        return True
+
+    def failed(self, failed: LoadFailed) -> bool:
+        """False where this is not what was asked for."""
+        if self.asked is None or failed.folder != self.asked.folder or self.held is not None:
+            return False
+        self.asked = None
+        return True
+
+
+def loaded_event(model: str, loaded: Loaded) -> EmitEvent:
+    data: dict[str, object] = {"model": model, "layers": list(loaded.layers), "load_s": round(loaded.load_s, 3)}
+    return EmitEvent("engine.loaded", {**data, "weight_bytes": loaded.weight_bytes})

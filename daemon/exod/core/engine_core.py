@@ -1,0 +1,453 @@
+"""The engine's core on one node: its own rank, its clients, and as coordinator the group and the queue of all.
+
+The verbs are those of NodeCore (core/node.py): `handle` an input, `handle_timer`, `next_deadline`, and the commands
+that the first two return. Decides what follows from one thing for another: what a new plan or coordinator means for
+the rank, the queue and the clients; where a submission, a cancellation or an answer goes; which messages count.
+What a part decides by itself is in its own file. What this node sends to itself is handled in the same call, after
+what is done now, never within it. Times in monotonic seconds.
+
+An error in a handler is a bug: what was commanded before it is not lost, the next call returns it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from exod.core.base.errors import IllegalMoveError
+from exod.core.base.events import PeerConnected
+from exod.core.engine import engine_events as events
+from exod.core.engine.client_requests import ClientCommand, ClientRequests
+from exod.core.engine.engine_events import EngineCommand, EngineInput, SendTo, StatusChanged, TellAll
+from exod.core.engine.engine_messages import (
+    BeginRequest,
+    Begun,
+    CancelRequest,
+    EngineMessage,
+    FormOrder,
+    ModelWish,
+    Queued,
+    RankPhase,
+    RankStatus,
+    RelayAgain,
+    RelayedOutput,
+    RequestsEnded,
+    SubmitRefused,
+    SubmitRequest,
+    TellBegun,
+    client_id,
+)
+from exod.core.engine.group_formation import Formation, OrderRank, disagreement
+from exod.core.engine.rank.rank import Rank, RankCommand
+from exod.core.engine.rank.rank_status import ReportStatus
+from exod.core.engine.rank.ring_port import RingPorts, RingPortTaken
+from exod.core.engine.relay import Relay
+from exod.core.engine.request_queue import Scheduler
+from exod.core.engine.waiting_reason import waiting_reason
+from exod.model import MeshPlan, NodeId
+from exoengine.protocol import Finished, RequestFailed, SyncSettings, TokenOut
+
+_STARTS_WORK = (events.StartWorker, events.ResolveModel, events.SweepWorkers, events.LeaveWorker)
+"""Commands that a daemon that ends does not carry out any more."""
+
+
+class EngineCore:
+    """`incarnation` rises with each life of this node. `ring_port` is the configured one; `ring_key` is what the
+    ranks of the cluster prove themselves to each other with.
+    """
+
+    def __init__(
+        self,
+        me: NodeId,
+        incarnation: int,
+        sync: SyncSettings,
+        recovery_deadline_s: float,
+        ring_port: int,
+        ring_key: bytes = b"",
+    ) -> None:
+        self._me = me
+        self.rank = Rank(me, incarnation, sync, ring_key)
+        self.formation = Formation(me)
+        self.scheduler = Scheduler(me, incarnation)
+        self.clients = ClientRequests(me, recovery_deadline_s)
+        self._relay = Relay()
+        self._ring_ports = RingPorts(ring_port)
+        self.plan: MeshPlan | None = None
+        self.suspended = ""
+        self.statuses: dict[NodeId, RankStatus] = {}
+        """The newest of each node, under whichever plan."""
+        self._incarnations: dict[NodeId, int] = {}
+        self.prompt_tokens = self.cached_tokens = self.completion_tokens = 0
+        self._leaving = False
+        self._commands: list[EngineCommand] = []
+        self._to_self: deque[EngineMessage] = deque()
+        self._handlers: dict[type[Any], Callable[[Any, float], None]] = {
+            events.PlanCommitted: self._plan_committed,
+            events.PlanSuspended: self._plan_suspended,
+            events.LinkHealthChanged: self._link_health_changed,
+            events.PeerLost: self._peer_lost,
+            PeerConnected: self._peer_connected,
+            events.EngineMessageReceived: self._message_received,
+            events.WorkerSaid: self._worker_said,
+            events.WorkerGone: self._worker_gone,
+            events.ModelProgress: self._model_progress,
+            events.ModelFound: self._model_found,
+            events.ModelNotFound: self._model_not_found,
+            events.ClientAsked: self._client_asked,
+            events.ClientLeft: self._client_left,
+            events.ClientStoppedReading: self._client_stopped_reading,
+            events.ModelWanted: self._model_wanted,
+            events.DrainChanged: self._drain_changed,
+            events.Leaving: self._leave,
+        }
+
+    # --- the verbs ------------------------------------------------------------------------------------------
+
+    def handle(self, event: EngineInput, now: float) -> list[EngineCommand]:
+        """Take one input."""
+        handler = self._handlers.get(type(event))
+        if handler is None:
+            raise IllegalMoveError("not an input of the engine's core", event=event)
+        handler(event, now)
+        if not _is_only_output(event):
+            self._follow_up(now)
+        self._hear_self(now)
+        return self._drain()
+
+    def handle_timer(self, now: float) -> list[EngineCommand]:
+        """Do what is due."""
+        if now >= self.rank.next_deadline():
+            self._from_rank(self.rank.handle_timer(now), now)
+        due = self.clients.next_deadline()
+        if due is not None and now >= due:
+            self._from_clients(self.clients.handle_timer(self.trouble(), now), now)
+        self._follow_up(now)
+        self._hear_self(now)
+        return self._drain()
+
+    def next_deadline(self) -> float | None:
+        """When handle_timer has something to do, if nothing else happens."""
+        deadlines = [self.rank.next_deadline(), self.clients.next_deadline(), self.formation.next_deadline()]
+        if self._known_ranks() is not None:
+            deadlines.append(self.scheduler.next_deadline())
+        return min((at for at in deadlines if at is not None), default=None)
+
+    def _drain(self) -> list[EngineCommand]:
+        commands, self._commands = self._commands, []
+        return commands
+
+    def _follow_up(self, now: float) -> None:
+        """Whatever happened: the group or the queue may go on because of it."""
+        self._from_formation(self.formation.handle_timer(now))
+        self._schedule(now)
+
+    def _hear_self(self, now: float) -> None:
+        while self._to_self:
+            self._message(self._me, self._to_self.popleft(), now)
+            self._follow_up(now)
+
+    # --- what it knows --------------------------------------------------------------------------------------
+
+    def trouble(self) -> str:
+        """What the engine waits for, for people; empty where it runs."""
+        return waiting_reason(self.plan, self.suspended, self._ranks())
+
+    def disagreement(self) -> str:
+        """Why the plan's ranks must not form a group, as every node sees it; empty where they may."""
+        return disagreement(self._ranks())
+
+    def ranks(self) -> list[RankStatus]:
+        """The statuses of the plan's ranks that reported under it, in rank order."""
+        return [status for status in self._ranks() if status is not None]
+
+    @property
+    def is_drained(self) -> bool:
+        """Nothing is generated here, and nothing waits."""
+        return not self.rank.active and not self.scheduler.waiting
+
+    def _ranks(self) -> list[RankStatus | None]:
+        """For each rank of the plan its status; None for one that is not known under this plan."""
+        if self.plan is None:
+            return []
+        found = [self.statuses.get(node) for node in self.plan.ring]
+        return [status if status and status.plan_hash == self.plan.hash else None for status in found]
+
+    def _known_ranks(self) -> list[RankStatus] | None:
+        """What the queue needs of the ranks, under whichever plan they reported; None where this node does not
+        coordinate, there is no rank, or one is not known.
+        """
+        plan = self.plan
+        if plan is None or plan.coordinator != self._me or not plan.ring:
+            return None
+        known = [status for node in plan.ring if (status := self.statuses.get(node)) is not None]
+        return known if len(known) == len(plan.ring) else None
+
+    def _coordinates(self, node: NodeId) -> bool:
+        return self.plan is not None and self.plan.coordinator == node
+
+    # --- inputs: the mesh -----------------------------------------------------------------------------------
+
+    def _plan_committed(self, event: events.PlanCommitted, now: float) -> None:
+        before, plan = self.plan, event.plan
+        coordinates, coordinated = plan.coordinator == self._me, self._coordinates(self._me)
+        if before is not None and before.model != plan.model:
+            self.scheduler.give_up()
+            self._from_clients(self.clients.model_changed(plan.model, now), now)
+        if before is None and (self._me not in plan.ring or not plan.model):
+            self._commands.append(events.SweepWorkers())
+        self.plan, self.suspended = plan, ""
+        self._from_rank(self.rank.commit(plan, event.reason, now), now)
+        if coordinates and not coordinated:
+            begun = self.rank.requests.begun()
+            self.scheduler.take_over([begun] if begun is not None else [], self.rank.begun_order, now)
+        elif not coordinates:
+            self.scheduler.give_up()
+        self.scheduler.members([member.id for member in plan.members], now)
+        self._from_formation(self.formation.follow(plan, now))
+        if before is None or _coordinator(before) != _coordinator(plan) or self._me not in plan.ring:
+            self._from_clients(self.clients.coordinator_changed(now), now)
+        self._changed()
+
+    def _plan_suspended(self, event: events.PlanSuspended, now: float) -> None:
+        if self.plan is None or self.plan.hash != event.plan_hash:
+            return
+        self.suspended = event.reason
+        self._from_rank(self.rank.suspend(event.plan_hash, event.reason, now), now)
+        self._from_formation(self.formation.follow(None, now))
+        self._changed()
+
+    def _link_health_changed(self, event: events.LinkHealthChanged, now: float) -> None:
+        self._from_rank(self.rank.link_health(event.healthy, event.reason), now)
+
+    def _peer_lost(self, event: events.PeerLost, now: float) -> None:
+        self.statuses.pop(event.peer, None)
+        self.formation.forget(event.peer, now)
+        self._changed()
+
+    def _peer_connected(self, event: PeerConnected, now: float) -> None:
+        """A node that just came must not wait for the next report."""
+        status = self.statuses.get(self._me)
+        if status is not None:
+            self._commands.append(SendTo(event.peer, status))
+
+    # --- inputs: other nodes, and this one ------------------------------------------------------------------
+
+    def _message_received(self, event: events.EngineMessageReceived, now: float) -> None:
+        self._message(event.sender, event.message, now)
+
+    def _message(self, sender: NodeId, message: EngineMessage, now: float) -> None:
+        match message:
+            case RankStatus() if message.sender == sender:
+                self._rank_status(message, now)
+            case FormOrder() if message.sender == sender:
+                self._from_rank(self.rank.order(message, now), now)
+            case BeginRequest() if message.sender == sender and self._coordinates(sender):
+                self._begin(message, now)
+            case TellBegun() if message.sender == sender and self._coordinates(sender):
+                begun = self.rank.requests.begun()
+                if begun is not None:
+                    self._send(sender, Begun(begun))
+            case Begun(begin=begin) if self._coordinates(self._me):
+                self.scheduler.adopt(begin, now)
+            case RequestsEnded(order=order) if message.sender == sender and self._coordinates(sender):
+                self._from_rank(self.rank.ended(order, now), now)
+            case SubmitRequest() if message.origin == sender:
+                self._submitted(message, now)
+            case Queued(request_id=request_id):
+                self.clients.queued(request_id, now)
+            case SubmitRefused():
+                self._from_clients(self.clients.refused(message), now)
+            case CancelRequest(request_id=request_id):
+                self.scheduler.cancel(request_id)
+                self._from_rank(self.rank.cancel(request_id), now)
+            case RelayAgain(request_id=request_id, token_count=token_count):
+                self.rank.requests.claim(request_id, sender)
+                for relayed in self._relay.after(request_id, token_count):
+                    self._send(sender, relayed)
+            case RelayedOutput():
+                self._relayed(sender, message, now)
+            case ModelWish(model=model):
+                self._commands.append(events.WishModel(model))
+            case _:
+                self._commands.append(events.LogIgnored(sender, type(message).__name__))
+
+    def _rank_status(self, status: RankStatus, now: float) -> None:
+        known = self.statuses.get(status.sender)
+        if known is not None and (known.incarnation, known.seq) >= (status.incarnation, status.seq):
+            return
+        self.statuses[status.sender] = status
+        if self._incarnations.get(status.sender, status.incarnation) < status.incarnation:
+            self._origin_restarted(status.sender, now)
+        self._incarnations[status.sender] = status.incarnation
+        self._from_formation(self.formation.rank_status(status, now))
+        self._changed()
+
+    def _origin_restarted(self, origin: NodeId, now: float) -> None:
+        """Its clients are gone with its earlier life: what they asked for is ended."""
+        for held in list(self.rank.active.values()):
+            if held.begin.origin == origin:
+                self._from_rank(self.rank.cancel(held.begin.request.request_id), now)
+
+    def _begin(self, begin: BeginRequest, now: float) -> None:
+        """One of ours that no client waits for any more (the cancel was lost, or this daemon is new) is ended."""
+        self._from_rank(self.rank.begin(begin, now), now)
+        request_id = client_id(begin.request.request_id)
+        if begin.origin == self._me and not self.clients.waits_for(request_id):
+            self._cancel(request_id, now)
+
+    def _submitted(self, submit: SubmitRequest, now: float) -> None:
+        if self._coordinates(self._me):  # else the origin repeats it to whoever coordinates by then
+            for command in self.scheduler.submit(submit, now):
+                self._send(command.to, command.message)
+
+    def _relayed(self, relay: NodeId, message: RelayedOutput, now: float) -> None:
+        for output in message.outputs:
+            request_id = client_id(output.request_id)
+            before = output.index if isinstance(output, TokenOut) else message.token_count
+            self._from_clients(self.clients.output(request_id, output, before, now), now)
+            if isinstance(output, TokenOut) and not self.clients.waits_for(request_id):
+                self._send(relay, CancelRequest(request_id))
+                break
+
+    # --- inputs: the worker and the model -------------------------------------------------------------------
+
+    def _worker_said(self, event: events.WorkerSaid, now: float) -> None:
+        message = event.message
+        if isinstance(message, TokenOut | Finished | RequestFailed):
+            self._deliver(message, now)
+        self._from_rank(self.rank.worker_said(message, now), now)
+
+    def _worker_gone(self, event: events.WorkerGone, now: float) -> None:
+        self._from_rank(self.rank.worker_gone(event.text, now), now)
+
+    def _deliver(self, output: TokenOut | Finished | RequestFailed, now: float) -> None:
+        """To this node's client; rank 0 relays to an origin that hosts no rank."""
+        request_id = client_id(output.request_id)
+        self._from_clients(self.clients.output(request_id, output, 0, now), now)
+        if isinstance(output, Finished):
+            self.prompt_tokens += output.prompt_tokens
+            self.cached_tokens += output.cached_tokens
+            self.completion_tokens += output.completion_tokens
+        held, plan = self.rank.active.get(output.request_id), self.plan
+        if held is None or plan is None or not plan.ring or plan.ring[0] != self._me:
+            return
+        if held.begin.origin in plan.ring:
+            self._relay.forget(request_id)
+            return
+        relayed = self._relay.note(output, len(held.tokens))
+        if held.begin.origin:
+            self._send(held.begin.origin, relayed)
+
+    def _model_progress(self, event: events.ModelProgress, now: float) -> None:
+        self._from_rank(self.rank.model.progress(event.model, event.done_bytes, event.total_bytes), now)
+
+    def _model_found(self, event: events.ModelFound, now: float) -> None:
+        self._from_rank(self.rank.model_found(event.facts, now), now)
+
+    def _model_not_found(self, event: events.ModelNotFound, now: float) -> None:
+        self._from_rank(self.rank.model_not_found(event.model, event.code, event.text, now), now)
+
+    # --- inputs: clients and people -------------------------------------------------------------------------
+
+    def _client_asked(self, event: events.ClientAsked, now: float) -> None:
+        self._from_clients(self.clients.ask(event.request, now), now)
+
+    def _client_left(self, event: events.ClientLeft, now: float) -> None:
+        self._from_clients(self.clients.leave(event.request_id), now)
+
+    def _client_stopped_reading(self, event: events.ClientStoppedReading, now: float) -> None:
+        self._from_clients(self.clients.stopped_reading(event.request_id), now)
+
+    def _model_wanted(self, event: events.ModelWanted, now: float) -> None:
+        """The coordinator's card decides, so it must hear of it."""
+        plan = self.plan
+        if plan is not None and plan.coordinator != self._me:
+            self._send(plan.coordinator, ModelWish(self._me, event.model))
+        else:
+            self._commands.append(events.WishModel(event.model))
+
+    def _drain_changed(self, event: events.DrainChanged, now: float) -> None:
+        self.scheduler.draining = event.draining
+
+    def _leave(self, event: events.Leaving, now: float) -> None:
+        self._leaving = True
+        self.rank.leaving(now)
+
+    # --- what the parts command -----------------------------------------------------------------------------
+
+    def _from_rank(self, commands: Iterable[RankCommand], now: float) -> None:
+        for command in commands:
+            match command:
+                case ReportStatus(status=status):
+                    if status.phase is RankPhase.FORMED:
+                        self._ring_ports.listened()
+                    self._commands.append(TellAll(status))
+                    self._to_self.append(status)
+                case RingPortTaken(port=port):
+                    if self._ring_ports.taken(port, now):
+                        self._commands.append(events.AnnounceRingPort(self._ring_ports.port))
+                case _:
+                    if not (self._leaving and isinstance(command, _STARTS_WORK)):
+                        self._commands.append(command)
+
+    def _from_clients(self, commands: Iterable[ClientCommand], now: float) -> None:
+        for command in commands:
+            match command:
+                case SubmitRequest():
+                    self._submit(command)
+                case CancelRequest(request_id=request_id):
+                    self._cancel(request_id, now)
+                case _:
+                    self._commands.append(command)
+
+    def _from_formation(self, orders: Iterable[OrderRank]) -> None:
+        for order in orders:
+            self._send(order.to, order.order)
+
+    def _submit(self, submit: SubmitRequest) -> None:
+        """To the present coordinator, which may be this node. Without a rank here, rank 0 relays the answer."""
+        plan = self.plan
+        if plan is None:
+            return
+        if plan.ring and self._me not in plan.ring:
+            self._send(plan.ring[0], RelayAgain(submit.request.request_id, len(submit.tokens)))
+        self._send(plan.coordinator, submit)
+
+    def _cancel(self, request_id: str, now: float) -> None:
+        """Ends a request everywhere: any rank that is told ends it on all, the coordinator drops it waiting."""
+        self.scheduler.cancel(request_id)
+        self._from_rank(self.rank.cancel(request_id), now)
+        if self.plan is not None and self.plan.coordinator != self._me:
+            self._send(self.plan.coordinator, CancelRequest(request_id))
+
+    def _schedule(self, now: float) -> None:
+        """The coordinator's queue: what is next, and to whom it must be said (again)."""
+        ranks = self._known_ranks()
+        if ranks is not None:
+            for command in self.scheduler.advance(ranks, self.formation.formed, now):
+                self._send(command.to, command.message)
+
+    def _send(self, node: NodeId, message: EngineMessage) -> None:
+        if node == self._me:
+            self._to_self.append(message)
+        else:
+            self._commands.append(SendTo(node, message))
+
+    def _changed(self) -> None:
+        if not self._commands or not isinstance(self._commands[-1], StatusChanged):
+            self._commands.append(StatusChanged())
+
+
+def _coordinator(plan: MeshPlan) -> tuple[NodeId, int]:
+    """One life of a coordinator."""
+    return plan.coordinator, plan.epoch.coordinator_incarnation
+
+
+def _is_only_output(event: EngineInput) -> bool:
+    """What comes for each token and moves nothing but its client's answer."""
+    match event:
+        case events.WorkerSaid(message=TokenOut()) | events.EngineMessageReceived(message=RelayedOutput()):
+            return True
+        case _:
+            return False
