@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator
 import msgspec
 
 from exod.core.cluster.jaccl import JacclHost, JacclHostfile
+from exod.daemon_api import stream_keepalive
 from exod.daemon_api.interface import GenerationDelta, GenerationEnd, KeepAlive, TextDelta, Usage
 from exod.daemon_api.shapes import (
     ClusterReport,
@@ -471,7 +472,8 @@ class FakeDaemon:
                 if index == self.fail_at:
                     raise RequestError("recovery_failed", "studio2 did not return within 60 s", ExitCode.DEGRADED)
                 if index == 2 and self.pause is not None:
-                    await self.pause.wait()
+                    async for keep_alive in _until_set(self.pause):
+                        yield keep_alive
                 await asyncio.sleep(self.pace_s)
                 top = (("<end>", -5.5),) if request.sampling.logprobs > 0 else ()
                 yield TextDelta(index, text, -0.25 if request.sampling.logprobs >= 0 else None, top)
@@ -481,6 +483,15 @@ class FakeDaemon:
             self.running -= 1
             if not ended:
                 self.cancelled.append(request.request_id)
+
+
+async def _until_set(pause: asyncio.Event) -> AsyncGenerator[KeepAlive, None]:
+    while not pause.is_set():
+        try:
+            async with asyncio.timeout(stream_keepalive.KEEP_ALIVE_S):
+                await pause.wait()
+        except TimeoutError:
+            yield KeepAlive()
 
 
 def answer_to(request: GenerationRequest) -> list[str]:

@@ -175,7 +175,7 @@ class DaemonCommands(Protocol):
 
         `max_tokens` is a bound, not a wish: where the context ends before it, the answer ends with `length`;
         only a prompt that does not fit raises. What cannot be served raises RequestError, before the first
-        delta or in the middle. A KeepAlive says why nothing comes just now (the shells keep idle connections
-        alive by themselves). Closing the generator cancels the generation.
+        delta or in the middle. A KeepAlive says why nothing comes just now: after `KEEP_ALIVE_S` of
+        `stream_keepalive.py` without a delta, at the latest. Closing the generator cancels the generation.
         """
         ...

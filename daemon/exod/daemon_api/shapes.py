@@ -353,8 +353,6 @@ class RankDetail(msgspec.Struct, frozen=True):
     state: str
     """The worker's own word: empty, loading, loaded, prepared, forming, ready, generating, aborted, leaving."""
     memory_bytes: int | None = None
-    kv_tokens: int | None = None
-    load_s: float | None = None
     text: str = ""
 
 

@@ -2,7 +2,7 @@
 
 Decides nothing about what a consumer writes then (an SSE comment, an empty line). The wrapped generator runs in
 one task of its own from its first step to its close, and is closed when the consumer stops, for whatever reason
-it stops. Called by `http_api.py` and `control_socket.py`.
+it stops. A generation needs none of it: its own KeepAlives come more often.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ from starlette.types import Receive, Scope, Send
 from exod.daemon_api import stream_keepalive
 from exod.daemon_api.interface import DaemonCommands, GenerationDelta, GenerationEnd, KeepAlive, TextDelta
 from exod.daemon_api.resolve_names import check_model
-from exod.daemon_api.stream_keepalive import paced
 from exod.errors import ExitCode, RequestError
 from exod.http.body import BodyReader
 from exod.http.exchange import ClientGoneError, Reply, StoppedError, headers_of, unless_over
@@ -123,14 +122,13 @@ class GenerationEndpoint:
             created=int(time.time()),
             logprobs=request.sampling.logprobs >= 0,
         )
-        generation = paced(self._commands.generate(request), stream_keepalive.KEEP_ALIVE_S)
-        async with aclosing(self._metrics.timed(generation)) as deltas:
+        async with aclosing(self._metrics.timed(self._commands.generate(request))) as deltas:
             if ask.stream:
                 return await _stream(deltas, shape, reply, include_usage=ask.include_usage)
             return await _collect(deltas, shape)
 
 
-Deltas = AsyncGenerator[GenerationDelta | None, None]
+Deltas = AsyncGenerator[GenerationDelta, None]
 
 
 async def _stream(deltas: Deltas, shape: AnswerShape, reply: Reply, *, include_usage: bool) -> bytes:
@@ -151,9 +149,8 @@ async def _stream(deltas: Deltas, shape: AnswerShape, reply: Reply, *, include_u
                 _refuse_cancelled(delta)
                 usage = sse(shape.usage_chunk(delta.usage)) if include_usage else b""
                 return sse(shape.last_chunk(delta.text, delta.finish_reason)) + usage + SSE_DONE
-            case _:
+            case KeepAlive(text=text):
                 if reply.begun or time.monotonic() >= begin_anyway_at:
-                    text = delta.text if isinstance(delta, KeepAlive) else ""
                     await reply.event(sse_comment(text or "keep-alive"))
     raise _without_end()
 

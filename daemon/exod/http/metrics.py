@@ -65,9 +65,7 @@ class HttpMetrics:
         self._open.dec()
         self._requests.labels(route, method, str(status)).inc()
 
-    async def timed(
-        self, deltas: AsyncGenerator[GenerationDelta | None, None]
-    ) -> AsyncGenerator[GenerationDelta | None, None]:
+    async def timed(self, deltas: AsyncGenerator[GenerationDelta, None]) -> AsyncGenerator[GenerationDelta, None]:
         """Passes the deltas on and times them. Closing it closes `deltas`."""
         last = time.monotonic()
         first = True

@@ -20,10 +20,8 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from exod.daemon_api import stream_keepalive
 from exod.daemon_api.field_errors import field_problem
 from exod.daemon_api.interface import DaemonCommands
-from exod.daemon_api.stream_keepalive import paced
 from exod.errors import ExitCode, RequestError, StartError
 from exod.local_api.line_reader import LineReader, OverlongLineError
 from exod.local_api.protocol import CONTROL_VERSION, MAX_LINE_BYTES, ControlError, ControlReply, ControlRequest
@@ -168,7 +166,7 @@ class ControlSocket:
         """Sends a stream's items until it ends, or until the client closes its side."""
 
         async def send_all() -> None:
-            async with contextlib.aclosing(paced(stream, stream_keepalive.KEEP_ALIVE_S)) as items:
+            async with contextlib.aclosing(stream) as items:
                 async for item in items:
                     await sender.send(ControlReply(v=CONTROL_VERSION, id=request.id, item=item))
             await sender.send(ControlReply(v=CONTROL_VERSION, id=request.id, end=True))

@@ -12,10 +12,12 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
+from exod.daemon_api import stream_keepalive
 from exod.daemon_api.field_errors import field_problem
 from exod.daemon_api.interface import DEFAULT_MAX_TOKENS, DEFAULT_MODEL, MAX_TOKENS_LIMIT, DaemonCommands
 from exod.daemon_api.resolve_names import check_model, find_path, find_peer
 from exod.daemon_api.shapes import flat_event
+from exod.daemon_api.stream_keepalive import paced
 from exod.errors import RequestError
 from exod.local_api.protocol import ControlRequest
 from exod.model import NodeId
@@ -122,7 +124,9 @@ class Verbs:
         }
 
     def stream(self, request: ControlRequest) -> AsyncGenerator[Any, None] | None:
-        """The stream that answers `request`, or None where its verb has one result. Raises RequestError."""
+        """The stream that answers `request`, or None where its verb has one result. An item of None says only
+        that the stream lives. Raises RequestError.
+        """
         if request.verb in self._streams:
             return self._streams[request.verb](request)
         return None
@@ -185,13 +189,14 @@ class Verbs:
         args = _args(request, PingArgs)
         peer = find_peer(args.peer, self._commands.status())
         path = find_path(args.via, self._commands.links(peer)) if args.via is not None else None
-        return self._commands.ping(peer, path, args.count)
+        return paced(self._commands.ping(peer, path, args.count), stream_keepalive.KEEP_ALIVE_S)
 
     async def _events(self, request: ControlRequest) -> AsyncGenerator[Any, None]:
         args = _args(request, EventsArgs)
-        async with aclosing(self._commands.events(args.since, args.follow)) as events:
-            async for event in events:
-                yield flat_event(event)
+        events = self._commands.events(args.since, args.follow)
+        async with aclosing(paced(events, stream_keepalive.KEEP_ALIVE_S)) as items:
+            async for event in items:
+                yield None if event is None else flat_event(event)
 
     def _generate(self, request: ControlRequest) -> AsyncGenerator[Any, None]:
         args = _args(request, GenerateArgs)
