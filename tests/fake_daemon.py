@@ -42,7 +42,6 @@ from exod.daemon_api.shapes import (
     NetworkCheck,
     NodeLine,
     PathDetail,
-    PathLine,
     PingReply,
     PreflightCheck,
     PreflightReport,
@@ -63,6 +62,7 @@ from exod.model import (
     NodeId,
     NodeState,
     PathId,
+    PathSnapshot,
     PathState,
     Reason,
 )
@@ -81,7 +81,7 @@ def pair_status() -> StatusReport:
     """Two nodes, the cable chosen on both ends, the model on both, all healthy."""
     version = "0.1.0"
     paths = (
-        PathLine(
+        PathSnapshot(
             CABLE,
             "bridge0",
             Kind.THUNDERBOLT,
@@ -94,7 +94,7 @@ def pair_status() -> StatusReport:
             True,
             "in use: best of 3: ethernet comes after thunderbolt",
         ),
-        PathLine(
+        PathSnapshot(
             ETHERNET,
             "en0",
             Kind.ETHERNET,
@@ -107,7 +107,7 @@ def pair_status() -> StatusReport:
             False,
             "thunderbolt is preferred inside one band",
         ),
-        PathLine(
+        PathSnapshot(
             VPN,
             "utun4",
             Kind.VPN,

@@ -135,6 +135,26 @@ class NodeCard(msgspec.Struct, frozen=True):
     """Remote addresses it reaches through a router (its static peers): candidates beside shared subnets."""
 
 
+class PathSnapshot(msgspec.Struct, frozen=True):
+    """One path as this end measures it: what every report of a path holds, and more specific ones extend."""
+
+    id: PathId
+    interface: str
+    kind: Kind
+    local: str
+    remote: str
+    state: PathState
+    """The worse of what both ends say."""
+    rtt_ms: float | None
+    """The floor: the minimum over the newest window."""
+    rtt_p90_ms: float | None
+    loss: float
+    """0 to 1, over the newest window: the worse direction."""
+    selected: bool
+    why: str
+    """Why it is chosen, or why it is not, in words."""
+
+
 class Selection(msgspec.Struct, frozen=True):
     """Which path a pair uses, as the pair's lower node selects it: a register that only grows.
 

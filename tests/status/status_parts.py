@@ -124,7 +124,6 @@ PATH = PathView(
     lasting_loss=0.0,
     selected=True,
     eligible=False,
-    route_wrong=True,
     routed=False,
     why="1-2-bridge0 is best",
     fault="a debug fault adds 5 ms for another 3 s",

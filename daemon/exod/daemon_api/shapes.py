@@ -22,6 +22,7 @@ from exod.model import (
     NodeId,
     NodeState,
     PathId,
+    PathSnapshot,
     PathState,
     Reason,
 )
@@ -58,24 +59,6 @@ class NodeLine(msgspec.Struct, frozen=True, rename={"is_self": "self"}):
     """It said goodbye: it is down because someone sent it away."""
 
 
-class PathLine(msgspec.Struct, frozen=True):
-    """One path as this end measures it. `why` says in words why it is chosen, or why it is not."""
-
-    id: PathId
-    interface: str
-    kind: Kind
-    local: str
-    remote: str
-    state: PathState
-    rtt_ms: float | None
-    """The floor: the minimum over the newest window."""
-    rtt_p90_ms: float | None
-    loss: float
-    """0 to 1, over the newest window."""
-    selected: bool
-    why: str
-
-
 class LinkLine(msgspec.Struct, frozen=True):
     """One pair: this node and `peer`. `agreed` is true when both ends have seen the same selection."""
 
@@ -84,7 +67,7 @@ class LinkLine(msgspec.Struct, frozen=True):
     agreed: bool
     selected: PathId | None
     seq: int
-    paths: tuple[PathLine, ...]
+    paths: tuple[PathSnapshot, ...]
 
 
 class EdgeLine(msgspec.Struct, frozen=True, rename={"source": "from", "target": "to"}):
@@ -195,20 +178,9 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
 # --- links and ping -----------------------------------------------------------------------------------------
 
 
-class PathDetail(msgspec.Struct, frozen=True):
+class PathDetail(PathSnapshot, frozen=True):
     """One path with what its place in the order came from."""
 
-    id: PathId
-    interface: str
-    kind: Kind
-    local: str
-    remote: str
-    state: PathState
-    rtt_ms: float | None
-    rtt_p90_ms: float | None
-    loss: float
-    selected: bool
-    why: str
     eligible: bool = True
     """False: it is measured, and the ring cannot use it (a route that leaves elsewhere, a person's wish)."""
     score_ms: float | None = None

@@ -18,8 +18,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from exod.daemon_api.interface import GenerationDelta, TextDelta
-from exod.daemon_api.shapes import DaemonCounters, MetricsSnapshot, PathLine, StatusReport
-from exod.model import EngineState, Health, MeshState, NodeState, PathState
+from exod.daemon_api.shapes import DaemonCounters, MetricsSnapshot, StatusReport
+from exod.model import EngineState, Health, MeshState, NodeState, PathSnapshot, PathState
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -121,7 +121,7 @@ def _path_metrics(status: StatusReport) -> Iterator[Metric]:
     for link in status.links:
         agreed.add_metric((link.peer, link.peer_name), link.agreed)
     yield agreed
-    figures: tuple[tuple[str, str, Callable[[PathLine], float | None]], ...] = (
+    figures: tuple[tuple[str, str, Callable[[PathSnapshot], float | None]], ...] = (
         ("exod_path_rtt_floor_seconds", "The minimum over the newest window", lambda path: _seconds(path.rtt_ms)),
         ("exod_path_rtt_p90_seconds", "The 90th percentile", lambda path: _seconds(path.rtt_p90_ms)),
         ("exod_path_loss_ratio", "Lost probes, 0 to 1", lambda path: path.loss),

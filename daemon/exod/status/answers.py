@@ -52,7 +52,7 @@ from exod.errors import ExitCode, RequestError
 from exod.model import EngineState, Event, NodeId, NodeState, PathId
 from exod.platform.system import Platform
 from exod.status.engine_source import EngineSource
-from exod.status.snapshot import StatusBuilder, with_interfaces
+from exod.status.snapshot import StatusBuilder, path_as
 from exoengine.protocol import GenerationRequest
 
 PING_INTERVAL_S: Final = 0.2
@@ -139,7 +139,7 @@ class Answers:
             peer_selected=link.peer_selected,
             peer_seq=link.peer_seq,
             selects_here=self._core.card.id < link.peer,
-            paths=tuple(_path_detail(path, link) for path in link.paths),
+            paths=tuple(path_as(PathDetail, path, link) for path in link.paths),
             peer_left=node.left,
             text="" if node.state is NodeState.UP else node.reason,
         )
@@ -388,29 +388,6 @@ class Answers:
             readiness = self.ready()
             raise RequestError("not_ready", readiness.text, ExitCode.INTERNAL)
         return self._requests.generate(request)
-
-
-def _path_detail(path: PathView, link: LinkView) -> PathDetail:
-    return PathDetail(
-        id=path.id,
-        interface=path.interface,
-        kind=path.kind,
-        local=path.local,
-        remote=path.remote,
-        state=path.state,
-        rtt_ms=path.rtt_ms,
-        rtt_p90_ms=path.rtt_p90_ms,
-        loss=path.loss,
-        selected=path.selected,
-        why=with_interfaces(path.why, link),
-        eligible=not path.route_wrong,
-        score_ms=path.score_ms,
-        in_band=path.in_band,
-        peer_state=path.peer_state,
-        samples=path.samples,
-        last_heard_s=path.last_heard_s,
-        fault=path.fault,
-    )
 
 
 def _reply(seq: int, peer: NodeId, name: str, path: PathView, rtt_us: float | None, text: str) -> PingReply:

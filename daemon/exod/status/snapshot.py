@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 import psutil
@@ -23,7 +23,7 @@ from exod.core.engine.engine_messages import RankPhase, RankStatus
 from exod.core.engine.rank.sync_watch import wait_text
 from exod.core.node import NodeCore
 from exod.core.status.health import EDGE_FAILED, Downloading, HealthInput, HealthJudge, HealthSnapshot
-from exod.core.status.view import LinkView, NodeView
+from exod.core.status.view import LinkView, NodeView, PathView
 from exod.daemon_api.peer_reports import NodeReport
 from exod.daemon_api.shapes import (
     ClusterSummary,
@@ -37,14 +37,13 @@ from exod.daemon_api.shapes import (
     MeshSummary,
     MqttSummary,
     NodeLine,
-    PathLine,
     PreflightCheck,
     RankLine,
     StatusReport,
     SyncMode,
     ThisNode,
 )
-from exod.model import EngineState, Event, NodeCard, NodeId, NodeState
+from exod.model import EngineState, Event, NodeCard, NodeId, NodeState, PathSnapshot
 from exod.status.engine_source import EngineSource
 from exod.status.record import ClusterRecord
 
@@ -219,22 +218,7 @@ class StatusBuilder:
         )
 
     def _link_line(self, link: LinkView) -> LinkLine:
-        paths = tuple(
-            PathLine(
-                id=path.id,
-                interface=path.interface,
-                kind=path.kind,
-                local=path.local,
-                remote=path.remote,
-                state=path.state,
-                rtt_ms=rounded(path.rtt_ms),
-                rtt_p90_ms=rounded(path.rtt_p90_ms),
-                loss=round(path.loss, 4),
-                selected=path.selected,
-                why=with_interfaces(path.why, link),
-            )
-            for path in link.paths
-        )
+        paths = tuple(_rounded(path_as(PathSnapshot, path, link)) for path in link.paths)
         return LinkLine(link.peer, link.peer_name, link.agreed, link.selected, link.seq, paths)
 
     def mesh(self) -> MeshSummary:
@@ -344,6 +328,22 @@ class StatusBuilder:
             generating = any(status.generating for status in current)
             return EngineState.GENERATING if generating else EngineState.READY
         return EngineState.RECOVERING if self.record.served_model == plan.model else EngineState.LOADING
+
+
+P = TypeVar("P", bound=PathSnapshot)
+
+
+def path_as(shape: type[P], path: PathView, link: LinkView) -> P:
+    """`path` in the shape of a report: fields by name; `why` names interfaces, not path ids."""
+    taken = msgspec.convert(path, shape, from_attributes=True)
+    return msgspec.structs.replace(taken, why=with_interfaces(path.why, link))
+
+
+def _rounded(path: PathSnapshot) -> PathSnapshot:
+    """For people."""
+    return msgspec.structs.replace(
+        path, rtt_ms=rounded(path.rtt_ms), rtt_p90_ms=rounded(path.rtt_p90_ms), loss=round(path.loss, 4)
+    )
 
 
 def with_interfaces(text: str, link: LinkView) -> str:

@@ -36,7 +36,6 @@ def path(interface: str, kind: Kind, **changes: object) -> PathView:
         lasting_loss=0.0,
         selected=False,
         eligible=True,
-        route_wrong=False,
         routed=False,
         why="",
     )
@@ -125,10 +124,10 @@ def test_loss_is_told_of_a_path_that_is_degraded_too() -> None:
 
 
 def test_a_wrong_route_is_a_reason_only_for_a_better_cable() -> None:
-    wrong = msgspec.structs.replace(CABLE, selected=False, eligible=False, route_wrong=True, why="ineligible: ...")
+    wrong = msgspec.structs.replace(CABLE, selected=False, eligible=False, why="ineligible: ...")
     lan = msgspec.structs.replace(LAN, selected=True)
     assert [reason.code for reason in lasting(given(wrong, lan)).reasons] == ["path_ineligible"]
-    assert not lasting(given(CABLE, msgspec.structs.replace(LAN, route_wrong=True))).reasons
+    assert not lasting(given(CABLE, msgspec.structs.replace(LAN, eligible=False))).reasons
 
 
 def test_a_lost_node_and_one_that_left() -> None:

@@ -22,8 +22,8 @@ from exod.cli.base.paint import (
     rate,
     wrap,
 )
-from exod.daemon_api.shapes import EngineSummary, LinkLine, MeshSummary, NodeLine, PathLine, StatusReport
-from exod.model import EngineState, Health, MeshState, NodeId, NodeState, PathState
+from exod.daemon_api.shapes import EngineSummary, LinkLine, MeshSummary, NodeLine, StatusReport
+from exod.model import EngineState, Health, MeshState, NodeId, NodeState, PathSnapshot, PathState
 
 LABEL_COLUMNS: Final = 9
 """The left column: the longest of its words and two spaces."""
@@ -186,7 +186,7 @@ def _link(link: LinkLine, peer: NodeLine | None, paint: Paint) -> list[Cell]:
     ]
 
 
-def _agreement(link: LinkLine, chosen: PathLine) -> str:
+def _agreement(link: LinkLine, chosen: PathSnapshot) -> str:
     others = [path for path in link.paths if path.id != chosen.id]
     ready = sum(path.state in (PathState.UP, PathState.DEGRADED) for path in others)
     dead = sum(path.state is PathState.DEAD for path in others)

@@ -211,7 +211,7 @@ def _link_facts(link: LinkView, my_name: str, degraded_ms: float, lossy: float) 
     for path in link.paths:
         better = selected is None or KIND_PREFERENCE[path.kind] < KIND_PREFERENCE[selected.kind]
         working = path.state in (PathState.UP, PathState.DEGRADED)
-        if path.route_wrong and working and better and not path.routed:
+        if not path.eligible and working and better and not path.routed:
             yield _Fact("path_ineligible", path.id, f"{path.interface} to {link.peer_name} is not used: {path.why}")
 
 
@@ -221,7 +221,7 @@ def _others(paths: Iterable[PathView], selected: PathView | None) -> str:
     for path in paths:
         if path is selected or path.routed:
             continue
-        word = "ineligible" if path.route_wrong else {PathState.INIT: "silent"}.get(path.state, str(path.state))
+        word = "ineligible" if not path.eligible else {PathState.INIT: "silent"}.get(path.state, str(path.state))
         groups.setdefault(word, []).append(path.interface)
     return ", ".join(
         f"{_and(sorted(set(names)))} {'are' if len(set(names)) > 1 else 'is'} {word}"

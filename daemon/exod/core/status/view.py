@@ -1,6 +1,6 @@
 """A frozen snapshot of what a node knows: what `status`, `links` and `mesh` show.
 
-Decides nothing. Made by node.py on request; read by the shell and by health.py.
+Decides nothing. Times are monotonic seconds of this host, RTTs milliseconds, losses 0 to 1.
 """
 
 from __future__ import annotations
@@ -15,38 +15,24 @@ from exod.core.pair.path_reason import why
 from exod.core.probe.datagram import RouteVerdict
 from exod.core.probe.path import Path
 from exod.core.probe.path_order import Band, Grade, order
-from exod.model import Kind, MeshPlan, MeshState, NodeCard, NodeId, NodeState, PathId, PathState
+from exod.model import Kind, MeshPlan, MeshState, NodeCard, NodeId, NodeState, PathId, PathSnapshot, PathState
 
 _STATE_PLACE = {PathState.UP: 0, PathState.DEGRADED: 1, PathState.INIT: 2, PathState.DEAD: 3}
 """Where the paths stand that cannot be used: what may still come before what is over."""
 
 
-class PathView(msgspec.Struct, frozen=True):
-    id: PathId
-    interface: str
-    kind: Kind
-    local: str
-    remote: str
+class PathView(PathSnapshot, frozen=True):
+    """All that is known of one path."""
+
     remote_interface: str
-    state: PathState
-    """The worse of both ends' words."""
     own_state: PathState
     peer_state: PathState
-    rtt_ms: float | None
-    """The floor."""
-    rtt_p90_ms: float | None
-    loss: float
-    """0 to 1, the worse direction."""
     lasting_loss: float
     """0 to 1, of what comes to this end, over ten seconds of a path in use."""
-    selected: bool
     eligible: bool
-    """Both ends' route checks are right."""
-    route_wrong: bool
-    """One end's route check is wrong: known, not merely unchecked."""
+    """False: one end's route check is wrong, which is more than unchecked; the ring cannot use it."""
     routed: bool
     """A candidate through a router, because a static peer names it."""
-    why: str
     score_ms: float | None
     in_band: bool
     samples: int
@@ -154,8 +140,7 @@ def _path_view(path: Path, link: Link, platform: str, now: float) -> PathView:
         loss=path.loss,
         lasting_loss=path.window.lasting_loss,
         selected=path is link.selected_path,
-        eligible=path.eligible,
-        route_wrong=RouteVerdict.WRONG in (path.route, path.peer_route),
+        eligible=RouteVerdict.WRONG not in (path.route, path.peer_route),
         routed=candidate.routed,
         why=why(path, link, platform, now),
         score_ms=path.rtt.cost_ms,
