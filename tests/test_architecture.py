@@ -51,6 +51,7 @@ SHARED = (
 OF_THE_ENGINE = (
     "exoengine.decoding",
     "exoengine.framing",
+    "exoengine.interface_binding",
     "exoengine.protocol",
     "exoengine.model_files.memory_fit",
     "exoengine.model_files.model_folder",
@@ -153,7 +154,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     # what the shells stand on
     "exod.config": (),
-    "exod.platform": (),
+    "exod.platform": ("exoengine.interface_binding",),
     "exod.data_files": (),
     "exod.identity": ("exod.data_files",),
     "exod.daemon_api": ("exod.core.cluster",),
@@ -245,11 +246,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "exoengine.protocol": ("exoengine.framing",),
     "exoengine.framing": (),
     "exoengine.decoding": (),
+    "exoengine.interface_binding": (),
     "exoengine.embedded": (),
     "exoengine.native": (),
     "exoengine.model_files": ("exoengine.embedded",),
     "exoengine.model": ("exoengine.model_files",),
-    "exoengine.ring": ("exoengine.framing",),
+    "exoengine.ring": ("exoengine.framing", "exoengine.interface_binding"),
     "exoengine.process": (),
     "exoengine.generate": ("exoengine.model", "exoengine.process", "exoengine.ring"),
     "exoengine.worker": (

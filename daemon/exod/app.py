@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Coroutine
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -64,7 +65,7 @@ from exod.peers.peer_addresses import PeerBook
 from exod.peers.peer_messages import Goodbye, PeerMessage
 from exod.peers.static_peers import StaticPeers
 from exod.peers.trust import create_key, datagram_key, key_fingerprint, read_key, ring_key, tls_contexts
-from exod.platform.routes import route_source
+from exod.platform.routes import path_source
 from exod.platform.this_host import current
 from exod.propagation import Propagation
 from exod.status.answers import Answers, ClusterSettings, Network, Requests
@@ -154,7 +155,8 @@ class Daemon:
             epoch_number=identity.epoch_number,
             now=time.monotonic(),
         )
-        self.driver = MeshDriver(self.core, route_source)
+        self.path_source = partial(path_source, self.platform)
+        self.driver = MeshDriver(self.core, self.path_source)
         self.prober = ProbeSockets(self.platform, config.mesh.port, self.driver.feed)
         self.control = ControlPlane(
             identity.id,
@@ -210,7 +212,7 @@ class Daemon:
             self.engine.core,
             self.core,
             self._config.mesh.degraded_ms,
-            route_source,
+            self.path_source,
             self.platform,
         )
         self.edge_watch = EdgeWatch(self.preflight.edge_checks, self._edges_checked)

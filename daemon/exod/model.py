@@ -81,6 +81,14 @@ class LocalAddress(msgspec.Struct, frozen=True, order=True):
         return ipaddress.IPv4Network((self.address, self.prefix), strict=False)
 
 
+class PathEnds(msgspec.Struct, frozen=True):
+    """What this end's sockets of a path are bound to, and where they go."""
+
+    interface: str
+    local: str
+    remote: str
+
+
 class ThunderboltPort(msgspec.Struct, frozen=True):
     """One Thunderbolt receptacle. Empty strings and None stand for what the system did not say."""
 

@@ -100,6 +100,10 @@ class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
     """All addresses that the plan's ring uses."""
     connect_from: str = ""
     """This rank's own address on the edge to the next rank: where its connections start. Empty: as routed."""
+    connect_interface: str = ""
+    """The interface of `connect_from`. Empty, as from an older daemon: whichever the route table names."""
+    listen_interface: str = ""
+    """The interface of the address on which this rank listens for its left neighbour."""
     key: bytes = b""
     """What the ranks of this cluster prove themselves to each other with; the same on all ranks of a plan. Only a
     rank alone does without.

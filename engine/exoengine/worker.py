@@ -236,6 +236,8 @@ class Worker:
                     key=plan.key,
                     connect_from=plan.connect_from,
                     accept_from=plan.accept_from,
+                    connect_interface=plan.connect_interface,
+                    listen_interface=plan.listen_interface,
                 ),
                 begun + message.deadline_s,
             )

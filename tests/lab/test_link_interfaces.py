@@ -6,8 +6,6 @@ multicast DNS.
 
 from __future__ import annotations
 
-import re
-import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,9 +15,9 @@ from tests.lab import avahi
 from tests.lab.cluster import Cluster
 from tests.lab.conftest import skip_or_fail
 from tests.lab.node import Node, wait_for
-from tests.lab.pairs import CONFIG, new_pair, path_of, start_afresh, wait_joined
+from tests.lab.pairs import joined_on, new_pair, start_afresh, wait_joined
 from tests.lab.reading import Status, selected_path
-from tests.lab.topology import Host, Lab
+from tests.lab.topology import Lab
 
 pytestmark = pytest.mark.lab
 
@@ -28,7 +26,6 @@ RETURNS_WITHIN_S = 30.0  # a hold-up that doubled twice, and patience with a bus
 MENDED_WITHIN_S = 30.0  # routes are checked every 10 s
 BROWSED_WITHIN_S = 20.0
 SERVICE = "_exod._tcp"
-MENDING = re.compile(r"mend it: sudo (ip route add .*)$")
 
 
 @pytest.fixture
@@ -104,7 +101,7 @@ def uses(node: Node, interface: str, **fields: Any) -> bool:
     )
 
 
-def test_two_interfaces_on_one_subnet_make_the_wrong_route_ineligible_and_its_command_mends_it(
+def test_of_two_interfaces_on_one_subnet_the_cable_is_used_though_the_route_table_prefers_the_other(
     pair: Cluster,
 ) -> None:
     start_afresh(pair)
@@ -116,68 +113,41 @@ def test_two_interfaces_on_one_subnet_make_the_wrong_route_ineligible_and_its_co
             "route del 192.168.4.0/24 dev bridge0",
             f"route add 192.168.4.0/24 dev bridge0 src 192.168.4.2{number} metric 100",
         )
-    statuses = wait_joined(pair, "ethernet", MENDED_WITHIN_S)
+
+    def settled(statuses: list[Status]) -> bool:
+        paths = [path for status in statuses for path in status["links"][0]["paths"]]
+        doubles = [path for path in paths if path["local"].startswith("192.168.4.12") and path["state"] == "up"]
+        return joined_on(statuses, "thunderbolt") and len(doubles) >= 2
+
+    statuses = pair.wait_until(settled, MENDED_WITHIN_S, "the cable is used, and Ethernet's new addresses are up")
     for node, status in zip(pair.nodes, statuses, strict=True):
-        cable = path_of(status, "bridge0")
-        assert cable["state"] == "up", "probes leave by the cable; only the ring's connections would not"
-        assert "ineligible" in cable["why"]
-        assert "not from bridge0" in cable["why"]
-        assert f"mend it: sudo ip route add {cable['remote']}/32 dev bridge0" in cable["why"]
-        assert "path_ineligible" in {reason["code"] for reason in status["reasons"]}
-        said = " ".join(node.exoctl("links").stdout.split())
-        assert "not eligible" in said
-        assert f"mend it: sudo ip route add {cable['remote']}/32 dev bridge0 src {cable['local']}" in said
-
-    for node, status in zip(pair.nodes, statuses, strict=True):
-        run_mending_command(node.host, path_of(status, "bridge0"))
-    wait_joined(pair, "thunderbolt", MENDED_WITHIN_S)
+        assert uses(node, "bridge0", local=f"192.168.4.2{node.host.number}")
+        assert "path_ineligible" not in {reason["code"] for reason in status["reasons"]}
+        assert "not eligible" not in node.exoctl("links").stdout
 
 
-def test_self_assigned_addresses_on_two_cables_make_one_of_them_ineligible(pair: Cluster) -> None:
-    kinds = CONFIG["mesh"]["kinds"] | {"en0": "thunderbolt"}
+def test_a_self_assigned_address_that_changes_is_a_new_path_of_the_same_pair(pair: Cluster) -> None:
     for node in pair.nodes:
-        node.configure(CONFIG | {"mesh": {"kinds": kinds}})
         number = node.host.number
         node.host.ip(
             f"addr del 192.168.4.2{number}/24 dev bridge0",
-            f"addr del 10.77.0.{number}/24 dev en0",
-            f"addr add 169.254.10.{number}/16 dev bridge0",
             f"addr add 169.254.20.{number}/16 dev en0",
+            f"addr add 169.254.10.{number}/16 dev bridge0",
         )
     pair.start()
-    statuses = wait_joined(pair, "thunderbolt")
-    for status in statuses:
-        path = selected_path(status, status["links"][0]["peer_name"])
-        assert path is not None
-        assert path["local"].startswith("169.254.10."), "the connected route that was there first leads to bridge0"
-
-    def both_called_ineligible() -> bool:
-        found = pair.statuses()
-        return found is not None and all("ineligible" in direct_path(one, "169.254.20.")["why"] for one in found)
-
-    wait_for(both_called_ineligible, NOTICED_WITHIN_S, f"en0's path is ineligible\n{pair.report()}")
-    for node, status in zip(pair.nodes, pair.statuses() or [], strict=True):
-        run_mending_command(node.host, direct_path(status, "169.254.20."))
+    before = wait_joined(pair, "thunderbolt")
+    pair.lab.host(1).remove_address("bridge0", "169.254.10.1/16")
+    pair.lab.host(1).add_address("bridge0", "169.254.77.7/16")
     wait_for(
-        lambda: all("ineligible" not in direct_path(one, "169.254.20.")["why"] for one in pair.statuses() or []),
-        MENDED_WITHIN_S,
-        f"en0's path is eligible\n{pair.report()}",
+        lambda: (
+            uses(pair.node(1), "bridge0", local="169.254.77.7")
+            and uses(pair.node(2), "bridge0", remote="169.254.77.7")
+        ),
+        RETURNS_WITHIN_S,
+        f"the new address is used\n{pair.report()}",
     )
-
-
-def direct_path(status: Status, network: str) -> dict[str, Any]:
-    """The path whose both ends lie in that part of 169.254/16: one cable's."""
-    (link,) = status["links"]
-    found = [
-        path for path in link["paths"] if path["local"].startswith(network) and path["remote"].startswith(network)
-    ]
-    assert found, f"no path within {network}: {link['paths']}"
-    path: dict[str, Any] = found[0]
-    return path
-
-
-def run_mending_command(host: Host, path: dict[str, Any]) -> None:
-    """Does what `why` says, as a person would."""
-    command = MENDING.search(path["why"])
-    assert command is not None, path["why"]
-    host.run(shlex.split(command[1]))
+    after = wait_joined(pair, "thunderbolt")
+    for earlier, later in zip(before, after, strict=True):
+        assert [node["id"] for node in later["nodes"]] == [node["id"] for node in earlier["nodes"]]
+        assert later["node"]["incarnation"] == earlier["node"]["incarnation"]
+        assert later["links"][0]["selected"] != earlier["links"][0]["selected"]

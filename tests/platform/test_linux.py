@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from exod.model import Kind
+from exod.model import Kind, PathEnds
 from exod.platform.commands import run_command
 from exod.platform.linux import Linux
-from exod.platform.routes import route_source
+from exod.platform.routes import path_source, route_source
 from exod.platform.system import ANCILLARY_BYTES
 from exod.platform.this_host import current
 
@@ -83,6 +83,22 @@ def test_the_route_source_is_the_address_an_unbound_connection_leaves_from() -> 
     assert route_source("127.0.0.1") == "127.0.0.1"
     assert route_source("127.8.8.8") is not None
     assert route_source("not an address") is None
+
+
+def test_a_bound_socket_leaves_from_its_own_address_or_not_at_all() -> None:
+    linux = Linux()
+    assert path_source(linux, PathEnds("lo", "127.0.0.1", "127.0.0.1")) == "127.0.0.1"
+    assert path_source(linux, PathEnds("lo", "127.0.0.9", "127.0.0.1")) == "127.0.0.9", "an alias leaves, too"
+    assert path_source(linux, PathEnds("gone0", "127.0.0.1", "127.0.0.1")) is None
+    assert path_source(linux, PathEnds("lo", "192.0.2.1", "127.0.0.1")) is None, "the address is gone"
+
+
+def test_where_nothing_may_be_bound_the_route_table_is_asked() -> None:
+    class Forbidden(Linux):
+        def bind_to_interface(self, sock: socket.socket, interface: str) -> None:
+            raise PermissionError
+
+    assert path_source(Forbidden(), PathEnds("lo", "127.0.0.9", "127.0.0.1")) == "127.0.0.1"
 
 
 def test_netlink_hands_out_a_socket_that_does_not_block() -> None:

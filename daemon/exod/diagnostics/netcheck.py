@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 from collections.abc import Sequence
 from typing import Final
 
@@ -30,6 +31,9 @@ class PeerPort(msgspec.Struct, frozen=True):
     name: str
     address: str
     port: int
+    local: str = ""
+    interface: str = ""
+    """This end of the path, which the connection is bound to. Empty: as the route table goes."""
 
 
 async def netcheck(
@@ -80,11 +84,11 @@ def check_primary(primary: str | None, interfaces: Sequence[InterfaceLine]) -> N
 
 
 async def check_peer(platform: Platform, peer: PeerPort) -> NetworkCheck:
-    """Does the peer's mesh port take a connection, the way the route table goes?"""
+    """Does the peer's mesh port take a connection that is bound as our own are?"""
     subject = f"{peer.name} {peer.address}:{peer.port}"
     try:
         async with asyncio.timeout(CONNECT_S):
-            _, writer = await asyncio.open_connection(peer.address, peer.port)
+            writer = await _connect(platform, peer)
     except TimeoutError:
         text = f"no answer within {CONNECT_S:g} s: a firewall drops it, or the way back is another"
         cure = f"allow TCP and UDP port {peer.port} there"
@@ -95,6 +99,24 @@ async def check_peer(platform: Platform, peer: PeerPort) -> NetworkCheck:
     with contextlib.suppress(OSError):
         await writer.wait_closed()
     return NetworkCheck("port", subject, ok=True, text="answers")
+
+
+async def _connect(platform: Platform, peer: PeerPort) -> asyncio.StreamWriter:
+    if not peer.interface:
+        _, writer = await asyncio.open_connection(peer.address, peer.port)
+        return writer
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        with contextlib.suppress(PermissionError):
+            platform.bind_to_interface(sock, peer.interface)
+        sock.bind((peer.local, 0))
+        await asyncio.get_running_loop().sock_connect(sock, (peer.address, peer.port))
+        _, writer = await asyncio.open_connection(sock=sock)
+    except BaseException:
+        sock.close()
+        raise
+    return writer
 
 
 def _reason(error: OSError) -> str:

@@ -31,7 +31,7 @@ from exod.daemon_api.peer_reports import (
     TransferReply,
 )
 from exod.daemon_api.shapes import PreflightCheck, PreflightReport
-from exod.model import Edge, MeshPlan, NodeId
+from exod.model import Edge, MeshPlan, NodeId, PathEnds
 from exod.platform.system import Platform
 
 log = structlog.get_logger()
@@ -79,13 +79,13 @@ class Preflight:
         engine: EngineCore,
         core: NodeCore,
         degraded_ms: float,
-        route_source: Callable[[str], str | None],
+        path_source: Callable[[PathEnds], str | None],
         platform: Platform,
     ) -> None:
         self._me = me
         self._control, self._engine, self._core = control, engine, core
         self._degraded_ms = degraded_ms
-        self._route_source = route_source
+        self._path_source = path_source
         self._platform = platform
         self._serial = 0
         self._answers: dict[int, asyncio.Future[tuple[PreflightCheck, ...]]] = {}
@@ -155,7 +155,7 @@ class Preflight:
         return _bounded("loss", subject, within, f"{path.lasting_loss:.1%}", f"{LOSSY:.0%}", cure)
 
     def _route_check(self, edge: Edge) -> PreflightCheck:
-        leaves_from = self._route_source(edge.target_address)
+        leaves_from = self._path_source(PathEnds(edge.source_interface, edge.source_address, edge.target_address))
         good = leaves_from == edge.source_address
         return PreflightCheck(
             "route",

@@ -33,6 +33,7 @@ from exod.core.base.events import (
     SuspendPlan,
 )
 from exod.core.node import NodeCore
+from exod.model import PathEnds
 from exod.network.probe_sockets import ProbeSockets
 
 log = structlog.get_logger()
@@ -62,9 +63,9 @@ REJECTION_LOG_SIZE: Final = 256
 class MeshDriver:
     """Owns the running NodeCore. `carry_out` gets every command that is not the driver's own."""
 
-    def __init__(self, core: NodeCore, route_source: Callable[[str], str | None]) -> None:
+    def __init__(self, core: NodeCore, path_source: Callable[[PathEnds], str | None]) -> None:
         self.core = core
-        self._route_source = route_source
+        self._path_source = path_source
         self._prober: ProbeSockets | None = None
         self._carry_out: Callable[[Command], None] = lambda command: None
         self._inputs: deque[Input] = deque()
@@ -186,8 +187,8 @@ class MeshDriver:
                     self.datagrams_sent += 1
                     if self._prober is not None:
                         self._prober.send(command)
-                case CheckRoute(peer=peer, path=path, remote_address=remote):
-                    self._inputs.append(RouteChecked(peer, path, self._route_source(remote)))
+                case CheckRoute(peer=peer, path=path, ends=ends):
+                    self._inputs.append(RouteChecked(peer, path, self._path_source(ends)))
                 case LogRejected():
                     self.datagrams_rejected += 1
                     self._log_rejected(command)

@@ -8,6 +8,7 @@ ancillary data in which the kernel's stamps come.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 import time
@@ -64,7 +65,8 @@ class ProbeSockets:
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
-            self._platform.bind_to_interface(sock, address.interface)
+            with contextlib.suppress(PermissionError):  # then the route table decides, and is what routes.py asks
+                self._platform.bind_to_interface(sock, address.interface)
             self._platform.enable_receive_stamps(sock)
             sock.bind((address.address, self._port))
         except OSError as error:

@@ -8,6 +8,8 @@ it. Decides nothing about links or plans.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
 import socket
 import ssl
 import time
@@ -17,9 +19,9 @@ from typing import Final
 import msgspec
 import structlog
 
-from exod.errors import StartError
-from exod.model import NodeCard, NodeId
+from exod.model import Kind, LocalAddress, NodeCard, NodeId, is_ipv4
 from exod.peers.connection import Connection
+from exod.peers.listeners import Listeners
 from exod.peers.peer_messages import (
     CONTROL_PROTOCOL,
     CardUpdate,
@@ -70,12 +72,19 @@ MAX_CONNECTIONS_PER_PEER: Final = 8
 
 
 class Target(msgspec.Struct, frozen=True):
-    """Where to dial: `local` and `interface` are empty where the route table may choose."""
+    """Where to dial. `local` and `interface` are empty where the route table may choose. A contact is where a peer
+    may be; the others are paths to one that is known.
+    """
 
     address: str
     port: int
     local: str = ""
     interface: str = ""
+    bound_contact: bool = False
+
+    @property
+    def contact(self) -> bool:
+        return self.bound_contact or not self.local
 
 
 class ControlPlane:
@@ -101,20 +110,20 @@ class ControlPlane:
         self._on_card, self._on_message = on_card, on_message
         self._on_connected, self._on_disconnected = on_connected, on_disconnected
         self._card: NodeCard | None = None
-        self._listener: socket.socket | None = None
+        self._listeners = Listeners(platform, MAX_HANDSHAKES, self._accepted)
         self._connections: dict[NodeId, list[Connection]] = {}
         self._handshakes: dict[asyncio.Task[None], str] = {}
         """Oldest first, with the address that each came from."""
         self._own: set[str] = set()
         """Addresses that turned out to be this node's own."""
-        self._contacts: dict[Target, str] = {}
+        self._contacts: dict[tuple[str, int], str] = {}
+        """(address or host name, port) -> what it is called."""
         self._paths: dict[NodeId, tuple[Target, ...]] = {}
         self._doubted: set[NodeId] = set()
         self._dials: dict[Target, asyncio.Task[None]] = {}
         self._pools_changed = asyncio.Event()
         """Set, and replaced, whenever a connection came or went: dials that wait for that look again."""
         self._tasks: asyncio.TaskGroup | None = None
-        self._accepting: asyncio.Task[None] | None = None
         self._strangers = Strangers()
         self.messages_sent = 0
         self.messages_received = 0
@@ -123,31 +132,21 @@ class ControlPlane:
 
     def listen(self, port: int) -> None:
         """Raises StartError where the port is taken."""
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setblocking(False)
-        try:
-            listener.bind(("0.0.0.0", port))
-            listener.listen(MAX_HANDSHAKES)
-        except OSError as error:
-            listener.close()
-            raise StartError(
-                f"port {port} (mesh.port) cannot be used: {error.strerror}; is another exod running?"
-            ) from None
-        self._listener = listener
+        self._listeners.listen(port)
 
     async def run(self) -> None:
         """Accepts and dials until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            self._accepting = tasks.create_task(self._accept(), name="control accept")
+            self._listeners.accept()
             tasks.create_task(self._keep_alive(), name="control keep-alive")
             self._reconcile()
 
     async def goodbye(self, incarnation: int, text: str) -> None:
         """Says goodbye to every peer and closes all connections in order; none is made any more."""
         self._tasks = None
-        ending = [task for task in (self._accepting, *self._dials.values()) if task is not None]
+        self._listeners.close()
+        ending = [*self._handshakes, *self._dials.values()]
         for task in ending:
             task.cancel()
         if ending:
@@ -159,9 +158,6 @@ class ControlPlane:
             connection.close()
         if connections:
             await asyncio.wait([connection.closed for connection in connections], timeout=1.0)
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
 
     # --- whom to reach --------------------------------------------------------------------------------------
 
@@ -169,19 +165,21 @@ class ControlPlane:
         """This node's card, told to every peer at once and to each new one."""
         changed = self._card is not None and self._card != card
         self._card = card
+        self._listeners.follow(card.addresses)
         if changed:
             self._own.clear()
             data = encode(CardUpdate(card))
             for connection in self._all():
                 connection.send(data)
+            self._reconcile()
 
     def contact(self, address: str, port: int, name: str) -> None:
         """A peer may be reached here: dial until there is a connection, and again when it is lost."""
-        self._contacts[Target(address, port)] = name
+        self._contacts[address, port] = name
         self._reconcile()
 
     def forget_contact(self, address: str, port: int) -> None:
-        self._contacts.pop(Target(address, port), None)
+        self._contacts.pop((address, port), None)
         self._reconcile()
 
     def set_paths(self, peer: NodeId, targets: tuple[Target, ...]) -> None:
@@ -216,7 +214,8 @@ class ControlPlane:
         """Starts the dials that are wanted and ends those that are not."""
         if self._tasks is None:
             return
-        wanted = set(self._contacts)
+        addresses = self._card.addresses if self._card is not None else ()
+        wanted = {target for contact in self._contacts for target in contact_targets(*contact, addresses)}
         for peer, targets in self._paths.items():
             if self._node_id < peer:
                 wanted.update(targets[:MAX_CONNECTIONS_PER_PEER])
@@ -287,9 +286,9 @@ class ControlPlane:
     def _is_needed(self, target: Target) -> bool:
         """A contact is dialled only while nothing leads to that address; a path while nothing runs over it."""
         for connection in self._all():
-            if connection.remote == target.address and target.local in ("", connection.local):
+            if connection.remote == target.address and (target.contact or target.local == connection.local):
                 return False
-        if target.local:
+        if not target.contact:
             return True
         return target.address not in self._own and not any(
             target.address in _addresses(card) for card in self._cards()
@@ -306,7 +305,8 @@ class ControlPlane:
         try:
             async with asyncio.timeout(HANDSHAKE_S):
                 if target.local:
-                    self._platform.bind_to_interface(sock, target.interface)
+                    with contextlib.suppress(PermissionError):  # then the route table decides (routes.py asks it)
+                        self._platform.bind_to_interface(sock, target.interface)
                     sock.bind((target.local, 0))
                 address = await self._resolve(target)
                 if address is None:
@@ -321,7 +321,7 @@ class ControlPlane:
                 )
                 return connection
         except ssl.SSLError as error:
-            self._strangers.note(target.address, self._contacts.get(target, ""), error)
+            self._strangers.note(target.address, self._contacts.get((target.address, target.port), ""), error)
         except (OSError, TimeoutError) as error:
             log.debug("dial_failed", address=f"{target.address}:{target.port}", error=str(error))
         except asyncio.CancelledError:
@@ -338,22 +338,14 @@ class ControlPlane:
         found = await loop.getaddrinfo(target.address, target.port, family=socket.AF_INET, type=socket.SOCK_STREAM)
         return str(found[0][4][0]) if found else None
 
-    async def _accept(self) -> None:
-        assert self._listener is not None, "listen() comes first"
-        loop = asyncio.get_running_loop()
-        async with asyncio.TaskGroup() as tasks:
-            while True:
-                try:
-                    sock, source = await loop.sock_accept(self._listener)
-                except OSError as error:
-                    # Out of descriptors, or a connection that was reset before it was taken: neither ends us.
-                    log.warning("accept_failed", error=error.strerror)
-                    await asyncio.sleep(RETRY_FIRST_S)
-                    continue
-                self._make_room(source[0])
-                task = tasks.create_task(self._greet_stranger(sock, source[0]), name=f"handshake {source[0]}")
-                self._handshakes[task] = source[0]
-                task.add_done_callback(self._handshakes.pop)
+    def _accepted(self, sock: socket.socket, source: str) -> None:
+        if self._tasks is None:
+            sock.close()
+            return
+        self._make_room(source)
+        task = self._tasks.create_task(self._greet_stranger(sock, source), name=f"handshake {source}")
+        self._handshakes[task] = source
+        task.add_done_callback(self._handshakes.pop)
 
     def _make_room(self, address: str) -> None:
         """Ends the oldest half-open connection where there are too many, of this address or of all."""
@@ -479,6 +471,18 @@ class ControlPlane:
                     connection.refuse(f"nothing was heard for {SILENCE_S:.0f} s")
                 else:
                     connection.send(data)
+
+
+def contact_targets(address: str, port: int, mine: tuple[LocalAddress, ...]) -> tuple[Target, ...]:
+    """How a contact is dialled: bound to each interface whose subnet it lies in, for the route table knows one of
+    them only; unbound where it lies in none, or is a host name.
+    """
+    if not is_ipv4(address):
+        return (Target(address, port),)
+    remote = ipaddress.IPv4Address(address)
+    near = [one for one in mine if one.kind is not Kind.LOOPBACK and remote in one.network]
+    bound = tuple(Target(address, port, one.address, one.interface, bound_contact=True) for one in near)
+    return bound or (Target(address, port),)
 
 
 def _addresses(card: NodeCard) -> list[str]:

@@ -28,18 +28,17 @@ from exod.platform.darwin_text import (
     parse_thunderbolt,
 )
 from exod.platform.system import Ancillary, Classification
+from exoengine.interface_binding import bind_on_macos
 
 # From Darwin's headers. Numbers, because Python's `socket` and `time` have these names on macOS alone (or not
 # at all), and the file is type-checked and tested on Linux.
 _PF_ROUTE = 17
-_IP_BOUND_IF = 25
 _TCP_RXT_CONNDROPTIME = 0x80  # netinet/tcp.h
 _SO_TIMESTAMP_MONOTONIC = 0x0800
 _SCM_TIMESTAMP_MONOTONIC = 0x04
 _SOL_SOCKET = 0xFFFF
 
 _UINT64 = struct.Struct("=Q")
-_UINT32 = struct.Struct("=I")
 
 EHOSTUNREACH = 65
 """Darwin's number: what Local Network privacy answers with, silently, while `ping` works (macOS 15 and on)."""
@@ -103,7 +102,7 @@ class Darwin:
         return sock
 
     def bind_to_interface(self, sock: socket.socket, interface: str) -> None:
-        sock.setsockopt(socket.IPPROTO_IP, _IP_BOUND_IF, _UINT32.pack(socket.if_nametoindex(interface)))
+        bind_on_macos(sock, interface)
 
     def give_up_unacknowledged(self, sock: socket.socket, after_s: float) -> None:
         """In whole seconds."""

@@ -18,13 +18,13 @@ from exod.model import ThunderboltPort
 from exod.platform.linux_stamps import WallClockStamps
 from exod.platform.linux_text import LinkFacts, classify_link, parse_default_route
 from exod.platform.system import Ancillary, Classification
+from exoengine.interface_binding import bind_on_linux
 
 # From the kernel's headers. Numbers and not `socket`'s names, so that this file type-checks on macOS too.
 _AF_NETLINK = 16
 _NETLINK_ROUTE = 0
 _RTMGRP_LINK = 0x1
 _RTMGRP_IPV4_IFADDR = 0x10
-_SO_BINDTODEVICE = 25
 _TCP_USER_TIMEOUT = 18  # milliseconds (tcp(7))
 _SO_TIMESTAMPNS = 35
 
@@ -85,8 +85,7 @@ class Linux:
         return sock
 
     def bind_to_interface(self, sock: socket.socket, interface: str) -> None:
-        """Needs no privilege since Linux 5.7; before that CAP_NET_RAW (PermissionError without)."""
-        sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, interface.encode() + b"\0")
+        bind_on_linux(sock, interface)
 
     def give_up_unacknowledged(self, sock: socket.socket, after_s: float) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, round(after_s * 1000))

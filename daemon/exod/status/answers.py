@@ -262,7 +262,13 @@ class Answers:
 
     async def netcheck(self) -> NetcheckReport:
         ports = [
-            PeerPort(link.peer_name, path.remote, self._core.links[link.peer].peer.mesh_port)
+            PeerPort(
+                link.peer_name,
+                path.remote,
+                self._core.links[link.peer].peer.mesh_port,
+                path.local,
+                path.interface,
+            )
             for link in self._status.view().links
             for path in link.paths
         ]

@@ -25,6 +25,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from exoengine.interface_binding import bind_where_allowed
+
 RETRY_S: Final = 0.02
 """How long after a refused connection the next is tried: far below what a person or a token stream notices."""
 
@@ -76,6 +78,9 @@ class RingPlan:
     connect_from: str = ""
     accept_from: str = ""
     """The left neighbour's address on the edge to this rank; empty: anybody may try to prove to be it."""
+    connect_interface: str = ""
+    listen_interface: str = ""
+    """What connecting and listening sockets are bound to; empty: nothing."""
 
     @property
     def right(self) -> int:
@@ -207,6 +212,7 @@ class _Meeting:
         listener = socket.socket()
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bind_where_allowed(listener, self._plan.listen_interface)
             listener.bind(address)
             listener.listen(BACKLOG)
             listener.setblocking(False)
@@ -225,6 +231,7 @@ class _Meeting:
         connection.setblocking(False)
         departure.connection, departure.received = connection, b""
         try:
+            bind_where_allowed(connection, self._plan.connect_interface)
             if self._plan.connect_from:
                 connection.bind((self._plan.connect_from, 0))
             connection.connect(self._plan.address(self._plan.right))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from exod.core.base.mesh_messages import MeshMessage
-from exod.model import Event, MeshPlan, NodeCard, NodeId, PathId
+from exod.model import Event, MeshPlan, NodeCard, NodeId, PathEnds, PathId
 
 # --- inputs -------------------------------------------------------------------------------------------------
 
@@ -76,7 +76,7 @@ class PeerDisconnected(msgspec.Struct, frozen=True):
 
 
 class RouteChecked(msgspec.Struct, frozen=True):
-    """Where an unbound connect to the path's remote address leaves: None where there is no route."""
+    """Where our own sockets of the path leave: None where they cannot connect."""
 
     peer: NodeId
     path: PathId
@@ -156,11 +156,12 @@ class SendMessage(msgspec.Struct, frozen=True):
 
 
 class CheckRoute(msgspec.Struct, frozen=True):
-    """Find where an unbound connect to `remote_address` leaves, and hand RouteChecked back."""
+    """Find where a socket that is bound as this path's are leaves, and hand RouteChecked back."""
 
     peer: NodeId
     path: PathId
     remote_address: str
+    ends: PathEnds
 
 
 class Emit(msgspec.Struct, frozen=True):

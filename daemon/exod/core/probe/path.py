@@ -25,7 +25,7 @@ from exod.core.probe.datagram import Datagram, PathReport, RouteVerdict
 from exod.core.probe.path_order import Band
 from exod.core.probe.replay_window import SequenceWindow
 from exod.core.probe.rtt import RttEstimator
-from exod.model import Kind, PathState
+from exod.model import Kind, PathEnds, PathState
 
 INIT_SAMPLES = 5
 """Round trips before a path is called UP: a quarter of a second at the measuring pace."""
@@ -160,6 +160,11 @@ class Path:
         """For people: `bridge0 (10.0.1.1)`, by this end's interface and address."""
         local = self.candidate.local
         return f"{local.interface} ({local.address})"
+
+    @property
+    def ends(self) -> PathEnds:
+        local = self.candidate.local
+        return PathEnds(local.interface, local.address, self.candidate.remote.address)
 
     @property
     def wired(self) -> bool:

@@ -133,7 +133,7 @@ class PathTable:
         if path.gone or (path.route_asked_at is not None and now - path.route_asked_at < WIRED_BEAT_S):
             return
         path.route_asked(now)
-        self._journal.command(CheckRoute(self._peer, path.candidate.path, path.candidate.remote.address))
+        self._journal.command(CheckRoute(self._peer, path.candidate.path, path.ends.remote, path.ends))
 
     def ask_due_routes(self, now: float) -> None:
         for path in self:

@@ -71,6 +71,8 @@ def test_a_plan_is_followed_step_by_step_into_its_group() -> None:
             ("10.0.0.1", "10.0.0.2"),
             connect_from="10.0.0.2",
             accept_from="10.0.0.1",
+            connect_interface="b0",
+            listen_interface="b0",
             key=b"the ring's key",
         )
     ]

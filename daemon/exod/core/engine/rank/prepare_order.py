@@ -9,7 +9,8 @@ from exoengine.protocol import Prepare
 def prepare_order(plan: MeshPlan, me: NodeId, attempt: int, ring_key: bytes) -> Prepare:
     """`me` is a node of the plan's ring."""
     listeners = {edge.target: f"{edge.target_address}:{edge.target_port}" for edge in plan.edges}
-    own = [edge.source_address for edge in plan.edges if edge.source == me]
+    outward = next((edge for edge in plan.edges if edge.source == me), None)
+    inward = next((edge for edge in plan.edges if edge.target == me), None)
     addresses = {edge.source_address for edge in plan.edges} | {edge.target_address for edge in plan.edges}
     return Prepare(
         plan_hash=plan.hash,
@@ -18,7 +19,9 @@ def prepare_order(plan: MeshPlan, me: NodeId, attempt: int, ring_key: bytes) -> 
         size=len(plan.ring),
         hosts=tuple(listeners[node] for node in plan.ring) if plan.edges else (),
         addresses=tuple(sorted(addresses)),
-        connect_from=own[0] if own else "",
-        accept_from=next((edge.source_address for edge in plan.edges if edge.target == me), ""),
+        connect_from=outward.source_address if outward is not None else "",
+        accept_from=inward.source_address if inward is not None else "",
+        connect_interface=outward.source_interface if outward is not None else "",
+        listen_interface=inward.target_interface if inward is not None else "",
         key=ring_key,
     )
