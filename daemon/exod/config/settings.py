@@ -72,6 +72,7 @@ class ApiConfig(msgspec.Struct, frozen=True):
     key_file: Path | None
     hosts: tuple[str, ...]
     origins: tuple[str, ...]
+    commands: bool
 
 
 class MqttConfig(msgspec.Struct, frozen=True):
@@ -172,6 +173,7 @@ def _keys(data_dir: Path, host_name: str) -> dict[str, dict[str, Key]]:
             "key_file": Key("", checks.path),
             "hosts": Key([], _HOSTS),
             "origins": Key([], _ORIGINS),
+            "commands": Key(True, checks.boolean),
         },
         "mqtt": {
             "broker": Key("auto", checks.broker),

@@ -1,11 +1,11 @@
 """Who may use the HTTP API: bearer keys, and without keys only this host's own programs.
 
-Decides from a request's headers alone; never reads a body. With a key file, every endpoint but `/health` needs one
-of its keys. Without one the API is on loopback, where the remaining strangers are web pages in a browser on this
-host. Three lists keep them out: the names that a Host header may hold (a page that rebinds its own name to
-127.0.0.1 shows that name there), the origins that may send requests (a page of another site shows its own), and,
-where a browser sends no Origin, what it says about the page that asked (Sec-Fetch-Site). Pages of the allowed
-origins get CORS headers, others never do.
+Decides from a request's headers alone; never reads a body. With a key file, everything but `/health` and the page's
+own files needs one of its keys. Without one the API is on loopback, where the remaining strangers are web pages in
+a browser on this host. Three lists keep them out: the names that a Host header may hold (a page that rebinds its
+own name to 127.0.0.1 shows that name there), the origins that may send requests (a page of another site shows its
+own), and, where a browser sends no Origin, what it says about the page that asked (Sec-Fetch-Site). Pages of the
+allowed origins get CORS headers, others never do.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from exod.errors import ConfigError, RequestError
+from exod.http.page_files import is_page
 
 MAX_KEY_FILE_BYTES: Final = 256 * 1024
 MIN_KEY_CHARS: Final = 16
@@ -60,9 +61,9 @@ class HttpGuard:
         """Raises RequestError where this request may not be served. Header names are lower case."""
         if path in OPEN_PATHS:
             return
-        if self._digests:
+        if self._digests and not is_page(path):
             self._check_key(headers.get("authorization", ""))
-        else:
+        elif not self._digests:
             self._check_host(headers.get("host", ""))
             self._check_page(path, headers)
 

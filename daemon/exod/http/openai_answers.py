@@ -18,6 +18,7 @@ STATUS_OF_CODE: Final[dict[str, int]] = {
     "invalid_api_key": 401,
     "host_refused": 403,
     "origin_refused": 403,
+    "commands_off": 403,
     "not_found": 404,
     "model_not_found": 404,
     "method_not_allowed": 405,

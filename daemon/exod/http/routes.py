@@ -36,9 +36,12 @@ from exod.http.exchange import (
     unless_over,
 )
 from exod.http.generation import GenerationEndpoint, Slots, shutting_down
+from exod.http.live_view import LiveView
 from exod.http.metrics import CONTENT_TYPE, HttpMetrics
 from exod.http.openai_answers import error_object, models_object, sse_comment
 from exod.http.openai_requests import FieldError, read_chat, read_completion
+from exod.http.page_actions import ACTIONS, Actions
+from exod.http.page_files import PageFiles
 from exod.model import Event
 
 _log = structlog.get_logger("http_api")
@@ -52,6 +55,9 @@ ENDPOINTS: Final = (
     "/metrics",
     "/api/status",
     "/api/events",
+    "/api/live",
+    *(f"/api/actions/{name}" for name in ACTIONS),
+    "/",
 )
 
 
@@ -63,8 +69,10 @@ def application(
     followers: Slots,
     leaving: asyncio.Event,
     last_call: asyncio.Event,
+    *,
+    actions: bool,
 ) -> Starlette:
-    """All routes. `leaving` ends event streams, `last_call` ends generations."""
+    """All routes. `leaving` ends event streams, `last_call` ends generations; `actions` lets the page act."""
     asks = _Asks(commands, metrics)
     chat = GenerationEndpoint(commands, metrics, bodies, generations, last_call, read_chat, chat=True)
     completions = GenerationEndpoint(commands, metrics, bodies, generations, last_call, read_completion, chat=False)
@@ -78,6 +86,9 @@ def application(
         Route("/metrics", asks.metrics_text),
         Route("/api/status", asks.status),
         Route("/api/events", _Events(commands, followers, leaving), methods=["GET"]),
+        Route("/api/live", LiveView(commands, followers, leaving, actions=actions), methods=["GET"]),
+        *Actions(commands, bodies, allowed=actions).routes(),
+        *PageFiles().routes(),
     ]
     handlers: dict[type[Exception] | int, Callable[[Request, Exception], Awaitable[Response]]] = {
         HTTPException: _not_served,

@@ -32,8 +32,8 @@ from exod.http.listening import listen
 from exod.http.metrics import HttpMetrics
 from exod.http.routes import ENDPOINTS, application
 
-MAX_FOLLOWERS: Final = 32
-"""Dashboards that follow `/api/events` at once."""
+MAX_FOLLOWERS: Final = 64
+"""Dashboards and pages that follow this node at once."""
 
 IDLE_CONNECTION_S: Final = 30
 """How long a client that asks again and again may pause before its connection is closed."""
@@ -100,6 +100,7 @@ class HttpApi:
         *,
         hosts: tuple[str, ...] = (),
         origins: tuple[str, ...] = (),
+        actions: bool = True,
         max_generations: int = MAX_GENERATIONS,
     ) -> None:
         self._commands = commands
@@ -108,6 +109,7 @@ class HttpApi:
         self._key_file = key_file
         self._hosts, self._origins = hosts, origins
         self._bodies = BodyReader()
+        self._actions = actions
         self._generations = Slots(max_generations)
         self._followers = Slots(MAX_FOLLOWERS)
         self._leaving = asyncio.Event()
@@ -117,7 +119,15 @@ class HttpApi:
 
     @classmethod
     def from_config(cls, commands: DaemonCommands, config: ApiConfig) -> HttpApi:
-        return cls(commands, config.host, config.port, config.key_file, hosts=config.hosts, origins=config.origins)
+        return cls(
+            commands,
+            config.host,
+            config.port,
+            config.key_file,
+            hosts=config.hosts,
+            origins=config.origins,
+            actions=config.commands,
+        )
 
     @property
     def port(self) -> int:
@@ -148,6 +158,7 @@ class HttpApi:
             self._followers,
             self._leaving,
             self._last_call,
+            actions=self._actions,
         )
         config = uvicorn.Config(
             _Front(routes, guard, metrics),

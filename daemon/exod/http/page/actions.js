@@ -1,0 +1,64 @@
+// What can be done to the cluster from here. Each action asks first.
+
+import { errorText, request } from "/page/stream.js";
+import { element } from "/page/texts.js";
+
+const ACTIONS = [
+  { name: "renegotiate", label: "Renegotiate", title: "Agree on a new mesh plan?", text: "A running answer goes on after a short pause." },
+  { name: "drain", label: "Drain", title: "Stop taking requests?", text: "Running answers end, new ones are refused." },
+  { name: "load", label: "Load a model…", title: "Load another model?", text: "Running answers of the model that is loaded now are ended.", asksModel: true },
+  { name: "unload", label: "Unload", title: "Unload the model?", text: "Running answers are ended, and nothing is served until a model is loaded." },
+];
+
+export class Actions {
+  constructor() {
+    this.place = document.getElementById("actions");
+    this.text = document.getElementById("action-text");
+    this.shown = null;
+  }
+
+  show(allowed) {
+    if (allowed === this.shown) return;
+    this.shown = allowed;
+    this.place.replaceChildren();
+    if (!allowed) {
+      this.text.textContent = "Actions are off here (api.commands = false); from a terminal: exoctl engine, exoctl mesh.";
+      return;
+    }
+    this.text.textContent = "";
+    for (const action of ACTIONS) {
+      const button = element("button", action.label, { type: "button" });
+      button.addEventListener("click", () => this.run(action));
+      this.place.append(button);
+    }
+  }
+
+  async run(action) {
+    const model = await ask(action);
+    if (model === null) return;
+    this.text.textContent = `${action.label}: under way`;
+    try {
+      const response = await request(`/api/actions/${action.name}`, {
+        method: "POST", headers: { "content-type": "application/json" },
+        body: JSON.stringify(action.asksModel ? { model } : {}),
+      });
+      this.text.textContent = response.ok ? (await response.json()).text : await errorText(response);
+    } catch (error) {
+      this.text.textContent = `${action.label}: ${error.message}`;
+    }
+  }
+}
+
+// The model's name ("" where none is asked for), or null where it was called off.
+async function ask(action) {
+  const dialog = document.getElementById("ask-dialog");
+  const model = document.getElementById("ask-model-text");
+  document.getElementById("ask-title").textContent = action.title;
+  document.getElementById("ask-text").textContent = action.text;
+  document.getElementById("ask-model").hidden = !action.asksModel;
+  model.required = Boolean(action.asksModel);
+  dialog.returnValue = "no";
+  dialog.showModal();
+  await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
+  return dialog.returnValue === "yes" ? model.value.trim() : null;
+}
