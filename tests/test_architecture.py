@@ -43,6 +43,7 @@ SHARED = (
     "exod.core",
     "exod.model",
     "exod.errors",
+    "exod.plain_text",
     "exoengine.framing",
     "exoengine.protocol",
     "exoengine.model_files.memory_fit",
@@ -124,7 +125,15 @@ def test_what_the_daemon_shares_with_the_engine_is_free_of_mlx() -> None:
                 assert "train" not in name, f"{where(path, line)}: imports {name}"
 
 
-COMMON = ("exod", "exod.errors", "exod.log", "exod.model", "exoengine.decoding", "exoengine.protocol")
+COMMON = (
+    "exod",
+    "exod.errors",
+    "exod.log",
+    "exod.model",
+    "exod.plain_text",
+    "exoengine.decoding",
+    "exoengine.protocol",
+)
 """The floor of the house: values, errors, the log, and the daemon's half of what is said to a worker."""
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from exod import VERSION
 from exod.errors import ExitCode, ExodError
+from exod.plain_text import printable
 
 DEMO_OVERRIDES = {"EXOD_ENGINE__MODEL": "embedded:count", "EXOD_MQTT__BROKER": "embedded"}
 """`--demo` is what `make run` starts: whatever the configuration says, this model and this broker."""
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run(options)
     except ExodError as error:
-        print(f"exod: {error}", file=sys.stderr)
+        print(f"exod: {printable(str(error))}", file=sys.stderr)
         return int(error.exit_code)
     except KeyboardInterrupt:
         return int(ExitCode.OK)

@@ -1,5 +1,9 @@
 """Logging: structlog events, for people on a terminal and as JSON lines otherwise. Called once at start.
 
+Everything goes through here: what libraries log by the standard module becomes an event, too. An event that is
+logged again and again is written a few times a minute, then once a minute with the count of what was left out, so
+that no stranger can fill a disk.
+
 Under launchd the log is a file of our own that is rotated here: launchd holds the descriptor of its own files, so
 renaming those would go on in the renamed one. Standard error is then left to crashes.
 """
@@ -11,16 +15,33 @@ import logging
 import os
 import stat
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TextIO
 
 import structlog
+
+from exod.plain_text import printable
 
 FILE_VARIABLE: Final = "EXOD_SERVICE_LOG"
 """Set by the LaunchAgent: where the log goes if the configuration names no `log.file`."""
 
 MAX_STANDARD_ERROR_BYTES: Final = 1024 * 1024
 """Some hundred tracebacks. What is there at a start is of crashes before; more than this is cut to nothing."""
+
+BURST: Final = 20
+FLOOD_S: Final = 60.0
+"""So many lines of one event pass; then it is one line in this time. What happens to a cluster makes fewer lines,
+and the event log keeps each of them."""
+
+MAX_COUNTED: Final = 1024
+"""Events that are told apart: more than there are. The oldest is forgotten first."""
+
+MAX_LIBRARY_TEXT: Final = 1000
+
+_COUNTED_BY: Final = "_counted_by"
+"""What a line is counted by where its event's name says too little: removed before it is written."""
 
 
 class RotatingFile:
@@ -54,8 +75,11 @@ class RotatingFile:
 
     def _open(self) -> TextIO:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._stream = self._path.open("a", encoding="utf-8", errors="replace")
-        self._size = self._path.stat().st_size
+        # No link is followed: in a folder that others can write, it would let root append to any file.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(self._path, flags, 0o600)
+        self._stream = os.fdopen(descriptor, "a", encoding="utf-8", errors="replace")
+        self._size = os.fstat(descriptor).st_size
         return self._stream
 
     def _rotate(self, stream: TextIO) -> None:
@@ -82,17 +106,68 @@ def configure(level: str, output: str, file: Path | None = None, max_bytes: int 
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            Floods(),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%H:%M:%S.%f" if console else "iso", utc=not console),
-            structlog.processors.format_exc_info if not console else _keep,
+            _without_escapes if console else structlog.processors.format_exc_info,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=True,
     )
-    # Libraries that log through the standard module stay quiet unless something is wrong.
-    logging.basicConfig(level=logging.WARNING, stream=stream, format="%(levelname)s %(name)s: %(message)s")
+    root = logging.getLogger()
+    root.handlers = [FromLibraries()]
+    root.setLevel(logging.WARNING)  # libraries stay quiet unless something is wrong
+
+
+class Floods:
+    """A structlog processor that lets no event fill the log."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._counts: dict[object, tuple[float, int]] = {}
+        """By event: when its minute began, and how many lines were asked for since."""
+
+    def __call__(
+        self, _logger: object, _method: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        key = event.pop(_COUNTED_BY, event.get("event"))
+        now = self._clock()
+        begun, count = self._counts.pop(key, (now, 0))
+        over = now - begun >= FLOOD_S
+        if not over:
+            self._counts[key] = (begun, count + 1)
+            if count >= BURST:
+                raise structlog.DropEvent
+            return event
+        left_out = count - BURST
+        if left_out > 0:
+            event["left_out"] = left_out
+        # Within a flood each minute has one line; after a minute below the bound all may pass again.
+        self._counts[key] = (now, BURST if left_out > 0 else 1)
+        while len(self._counts) > MAX_COUNTED:
+            self._counts.pop(next(iter(self._counts)))
+        return event
+
+
+class FromLibraries(logging.Handler):
+    """Turns what a library logs into an event `library_says`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = record.getMessage()
+        except (TypeError, ValueError):
+            text = str(record.msg)
+        tell = structlog.get_logger().error if record.levelno >= logging.ERROR else structlog.get_logger().warning
+        by = (record.name, str(record.msg)[:MAX_LIBRARY_TEXT])
+        tell(
+            "library_says",
+            library=record.name,
+            text=printable(text, MAX_LIBRARY_TEXT),
+            exc_info=record.exc_info,
+            **{_COUNTED_BY: by},
+        )
 
 
 def trim_standard_error(descriptor: int = 2, max_bytes: int = MAX_STANDARD_ERROR_BYTES) -> None:
@@ -104,5 +179,11 @@ def trim_standard_error(descriptor: int = 2, max_bytes: int = MAX_STANDARD_ERROR
             os.lseek(descriptor, 0, os.SEEK_SET)
 
 
-def _keep(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+def _without_escapes(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """For a terminal, which would obey them; JSON escapes them by itself."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = printable(value)
     return event

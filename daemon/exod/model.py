@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import ipaddress
 from enum import StrEnum
-from typing import NewType
+from typing import Final, NewType
 
 import msgspec
+
+from exod.plain_text import printable
+
+MAX_SHOWN: Final = 1024
+"""Characters of a text that a peer says about itself: the longest is a model's folder."""
 
 NodeId = NewType("NodeId", str)
 """16 lowercase hexadecimal digits."""
@@ -141,6 +146,13 @@ class NodeCard(msgspec.Struct, frozen=True):
     """The coordinator's wish counts."""
     pair_routes: tuple[str, ...] = ()
     """Remote addresses it reaches through a router (its static peers): candidates beside shared subnets."""
+
+    def __post_init__(self) -> None:
+        """What a peer calls itself is shown on terminals: cleaned as soon as it is decoded."""
+        for field in ("name", "version", "model"):
+            found = getattr(self, field)
+            if (cleaned := printable(found, MAX_SHOWN)) != found:
+                msgspec.structs.force_setattr(self, field, cleaned)
 
 
 class PathSnapshot(msgspec.Struct, frozen=True):

@@ -94,6 +94,11 @@ def test_every_key_can_be_set(tmp_path: Path) -> None:
     [
         ("node", 'name = ""', '""', "1 to 63 characters"),
         ("node", 'name = "a/b"', '"a/b"', "without / + #"),
+        ("node", f'name = "{"😀" * 63}"', "😀", "63 bytes in UTF-8 at most"),
+        ("node", 'name = "a\\u001b[31m"', "a", "characters that can be seen"),
+        ("node", 'name = "a\\u202eb"', "a", "characters that can be seen"),
+        ("node", 'name = "a\\u009bb"', "a", "characters that can be seen"),
+        ("node", 'name = "  "', '"  "', "a space at its ends"),
         ("node", "data_dir = 3", "3", "a path"),
         ("node", 'data_dir = "~nobody-of-this-name/x"', "~nobody", "there is no such user"),
         ("cluster", 'name = "my home"', '"my home"', "letters, digits"),

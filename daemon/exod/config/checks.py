@@ -10,7 +10,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from exod.model import Kind
@@ -32,6 +32,23 @@ def text(pattern: str, allowed: str) -> Check:
         return value
 
     return check
+
+
+MAX_NAME_BYTES: Final = 63
+"""A DNS label's length: a TXT string of multicast DNS holds 255 bytes with its key."""
+
+
+def name(value: Any) -> str:
+    """Of a node or a cluster: it stands in topics, in multicast DNS and on terminals."""
+    rejected = RejectedError(
+        f"1 to {MAX_NAME_BYTES} characters that can be seen, {MAX_NAME_BYTES} bytes in UTF-8 at most, "
+        "without / + # or a space at its ends"
+    )
+    if not isinstance(value, str) or not value.isprintable() or value != value.strip():
+        raise rejected
+    if not 1 <= len(value.encode()) <= MAX_NAME_BYTES or any(character in "/+#" for character in value):
+        raise rejected
+    return value
 
 
 def boolean(value: Any) -> bool:

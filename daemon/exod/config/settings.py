@@ -127,14 +127,13 @@ _ORIGINS = checks.entries(
     ),
     "a list of origins",
 )
-_NAME = checks.text(r"[^\x00-\x1f\x7f/+#]{1,63}", "1 to 63 characters without / + # or control characters")
 
 
 def _keys(data_dir: Path, host_name: str) -> dict[str, dict[str, Key]]:
     """Every section and key of the configuration, with the defaults for this host."""
     return {
         "node": {
-            "name": Key(host_name, _NAME),
+            "name": Key(host_name, checks.name),
             "data_dir": Key(str(data_dir), checks.path),
         },
         "cluster": {

@@ -34,7 +34,7 @@ log = structlog.get_logger()
 RECORD_FILE: Final = "worker.json"
 LOG_FILE: Final = "worker.log"
 MAX_LOG_BYTES: Final = 4 * 1024 * 1024
-"""A worker writes a few lines in its life; the log is moved aside once when a worker starts and it is larger."""
+"""The log is moved aside once when a worker starts and it is larger; while it runs, the worker bounds it itself."""
 
 MAX_WORDS_BYTES: Final = 16 * 1024
 """Of a crash: Python prints the stacks of all threads after the line that says why."""
@@ -237,7 +237,9 @@ class WorkerProcess:
         """The end of what this worker has written to its log."""
         try:
             with (self._folder / LOG_FILE).open("rb") as stream:
-                stream.seek(max(self._log_start, stream.seek(0, os.SEEK_END) - MAX_WORDS_BYTES))
+                end = stream.seek(0, os.SEEK_END)
+                start = self._log_start if self._log_start <= end else 0  # the worker cut it
+                stream.seek(max(start, end - MAX_WORDS_BYTES))
                 return stream.read(MAX_WORDS_BYTES).decode("utf-8", "replace")
         except OSError:
             return ""

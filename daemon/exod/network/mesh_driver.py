@@ -56,7 +56,6 @@ LAGS_KEPT: Final = 256
 """Stalls remembered for the metrics: a loop that has more in a minute is in trouble whatever the worst one was."""
 
 REJECTION_LOG_INTERVAL_S: Final = 60.0
-REJECTION_LOG_SIZE: Final = 256
 """Each (address, code) is logged once a minute; so many of them are remembered, the oldest go first."""
 
 
@@ -76,7 +75,8 @@ class MeshDriver:
         """What the core waits for; within a turn it moves on before the timer does."""
         self._told_until = 0.0
         """Up to then the core knows how late this loop was."""
-        self._rejections: dict[tuple[str, str], float] = {}
+        self._rejections: dict[str, tuple[float, int]] = {}
+        """By code: when one was logged last, and how many were not since."""
         self._closed = False
         self.datagrams_sent = 0
         self.datagrams_received = 0
@@ -196,15 +196,20 @@ class MeshDriver:
                     self._carry_out(command)
 
     def _log_rejected(self, command: LogRejected) -> None:
+        """One line a minute for each kind, whoever sent them: addresses are the sender's to choose."""
         now = time.monotonic()
-        key = (command.remote_address, command.code)
-        if now - self._rejections.get(key, -REJECTION_LOG_INTERVAL_S) < REJECTION_LOG_INTERVAL_S:
+        last, left_out = self._rejections.get(command.code, (-REJECTION_LOG_INTERVAL_S, 0))
+        if now - last < REJECTION_LOG_INTERVAL_S:
+            self._rejections[command.code] = (last, left_out + 1)
             return
-        self._rejections.pop(key, None)
-        self._rejections[key] = now
-        while len(self._rejections) > REJECTION_LOG_SIZE:
-            self._rejections.pop(next(iter(self._rejections)))
-        log.warning("datagram_rejected", address=command.remote_address, code=command.code, text=command.text)
+        self._rejections[command.code] = (now, 0)
+        log.warning(
+            "datagram_rejected",
+            address=command.remote_address,
+            code=command.code,
+            text=command.text,
+            left_out=left_out,
+        )
 
 
 def _timer_delay_s(delay_s: float) -> float:

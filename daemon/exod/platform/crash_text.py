@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from exod.plain_text import printable
 from exoengine.decoding import DecodingError, from_json
 
 CRASH: Final = "309"
@@ -26,8 +27,10 @@ GPU_WATCHDOG: Final = re.compile(r"kIOGPUCommandBufferCallbackErrorTimeout|Cause
 """What MLX's uncaught exception carries when a command buffer waited too long."""
 
 _LAST_WORDS: Final = re.compile(
-    r"libc\+\+abi: |terminat(ing|e) (due to|called)|Fatal Python error|\w+(Error|Exception): "
+    r"libc\+\+abi: |terminat(ing|e) (due to|called)|Fatal Python error|\w(Error|Exception): "
 )
+"""One letter before the name is enough: a longer search from each letter of a long word takes seconds."""
+
 _FRACTION: Final = re.compile(r"\.\d+")
 _SAYS_NOTHING: Final = frozenset({"abort() called"})
 
@@ -198,12 +201,12 @@ def last_words(log: str) -> str:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     for pattern in (GPU_WATCHDOG, _LAST_WORDS):
         if found := [line for line in lines if pattern.search(line)]:
-            return found[-1][:MAX_TEXT]
-    return lines[-1][:MAX_TEXT] if lines else ""
+            return printable(found[-1], MAX_TEXT)
+    return printable(lines[-1], MAX_TEXT) if lines else ""
 
 
 def _most_telling(said: list[str]) -> str:
-    lines = [" ".join(line.split())[:MAX_TEXT] for line in said]
+    lines = [printable(" ".join(line.split()), MAX_TEXT) for line in said]
     lines = [line for line in lines if line and line not in _SAYS_NOTHING]
     return next((line for line in lines if GPU_WATCHDOG.search(line)), lines[0] if lines else "")
 

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import stat
 import threading
 import time
 from collections import deque
@@ -62,8 +63,20 @@ PAUSE_S: Final = 3.0
 ORPHAN_FACTOR: Final = 5.0
 """While it generates, a worker waits this many times longer for a daemon to come back."""
 
+MAX_LOG_BYTES: Final = 8 * 1024 * 1024
+"""Of the file that standard error goes to: a worker runs for months, and a library may repeat a warning at each
+step. Twice what the daemon moves aside when a worker starts."""
+
 EXIT_GRACE_S: Final = 5.0
 """Past the deadline of a Leave the process ends itself, whatever the MLX thread does."""
+
+
+def trim_log(descriptor: int = 2, max_bytes: int = MAX_LOG_BYTES) -> None:
+    """Empties the file behind `descriptor` where it has grown too large: it is open for appending."""
+    with contextlib.suppress(OSError):
+        found = os.fstat(descriptor)
+        if stat.S_ISREG(found.st_mode) and found.st_size > max_bytes:
+            os.ftruncate(descriptor, 0)
 
 
 class RequestLog:
@@ -179,6 +192,7 @@ class Control:
             if now >= beat_at or figures != before:
                 before, beat_at = figures, now + HEARTBEAT_S
                 self._write(self._board.heartbeat())
+                trim_log()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), TICK_S if self._busy() else HEARTBEAT_S / 4)
         server.close()

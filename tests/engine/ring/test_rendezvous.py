@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -178,7 +177,7 @@ def test_a_rank_of_another_plan_or_cluster_is_no_neighbour(change: dict[str, obj
                 future.result(GENEROUS_S)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="macOS has one loopback address")
+@pytest.mark.usefixtures("second_loopback")
 def test_only_the_planned_address_is_listened_to() -> None:
     left, right = plans()
     left = dataclasses.replace(left, connect_from="127.0.0.3")

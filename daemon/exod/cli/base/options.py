@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from exod.errors import ExitCode, ExodError, RequestError
+from exod.plain_text import printable
 
 if TYPE_CHECKING:
     from exod.cli.base.client import DaemonClient
@@ -103,7 +104,7 @@ class Shell:
 
     def fail(self, error: ExodError) -> ExitCode:
         """Tells `error` in one line, and returns what it means."""
-        print(f"exoctl: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"exoctl: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         if self.as_json:
             code = error.code if isinstance(error, RequestError) else error.exit_code.name.lower()
             self.show_value({"error": {"code": code, "text": str(error), "exit_code": int(error.exit_code)}})

@@ -195,7 +195,7 @@ class PersistEpoch(msgspec.Struct, frozen=True):
 
 
 class LogRejected(msgspec.Struct, frozen=True):
-    """A datagram was not accepted. The shell logs it, once a minute for each (remote address, code) at most."""
+    """A datagram was not accepted. The shell logs it, once a minute for each code at most."""
 
     remote_address: str
     code: str
