@@ -29,9 +29,8 @@ TABLE = {
     "sudo ifconfig {} create": (MAC, "ifconfig(8), bridge parameters; lost at a restart"),
     "sudo ifconfig {} addm {} up": (MAC, "ifconfig(8), bridge parameters; lost at a restart"),
     "sudo ipconfig set {} DHCP": (MAC, "ipconfig(8)"),
-    # Linux: the lab runs them (tests/lab/test_link_interfaces.py).
-    "sudo ip route add {}/32 dev {} src {}": (LINUX, "the lab runs it"),
-    "sudo ip route replace {}/32 dev {} src {}": (LINUX, "the lab runs the same with add"),
+    # Linux: iproute2 and systemd.
+    "sudo ip route replace {}/32 dev {} src {}": (LINUX, "ip-route(8)"),
     "journalctl -u exod": (LINUX, "journalctl(1)"),
     "journalctl --user -u exod": (LINUX, "journalctl(1)"),
     "loginctl enable-linger {}": (LINUX, "loginctl(1)"),

@@ -119,13 +119,6 @@ def test_errno_65_is_what_local_network_privacy_looks_like() -> None:
     assert not darwin.local_network_privacy_suspected(61)
 
 
-def test_a_route_is_mended_by_a_subnet_of_its_own_and_never_by_a_route() -> None:
-    command = Tools().platform().route_fix_command("192.168.4.22", "bridge0", "192.168.4.21")
-    assert command.startswith("give bridge0 a subnet of its own")
-    assert 'sudo networksetup -setmanual "Thunderbolt Bridge" 10.254.0.1 255.255.255.252;' in command
-    assert "route" not in command
-
-
 def test_workers_ask_metal_not_to_time_out() -> None:
     assert Tools().platform().worker_environment() == {
         "MTL_DISABLE_TIMEOUT": "1",

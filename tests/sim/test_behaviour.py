@@ -373,7 +373,7 @@ def test_a_wrong_route_makes_a_path_ineligible_with_the_command_that_mends_it() 
     (mine,) = one.core.view(one.local(world.now)).links
     (theirs,) = other.core.view(other.local(world.now)).links
     words = next(path.why for path in mine.paths if path.kind is Kind.THUNDERBOLT)
-    assert f"sudo ip route add {cable}/32 dev bridge0 src {one.addresses[0].address}" in words
+    assert f"sudo ip route replace {cable}/32 dev bridge0 src {one.addresses[0].address}" in words
     assert "en0" in words
     assert "studio1's route" in next(path.why for path in theirs.paths if path.kind is Kind.THUNDERBOLT)
     one.routes.clear()

@@ -33,6 +33,7 @@ from exod.daemon_api.peer_reports import (
 from exod.daemon_api.shapes import PreflightCheck, PreflightReport
 from exod.model import Edge, MeshPlan, NodeId, PathEnds
 from exod.platform.system import Platform
+from exod.route_cure import route_cure
 
 log = structlog.get_logger()
 
@@ -165,7 +166,7 @@ class Preflight:
             "the ring leaves from the right address" if good else f"the ring would not use {edge.source_interface}",
             FINE
             if good
-            else self._platform.route_fix_command(edge.target_address, edge.source_interface, edge.source_address),
+            else route_cure(self._platform.system, edge.source_interface, edge.source_address, edge.target_address),
         )
 
     def _port_check(self, edge: Edge) -> PreflightCheck:

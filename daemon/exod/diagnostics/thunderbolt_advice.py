@@ -13,16 +13,13 @@ from typing import Final
 
 from exod.daemon_api.shapes import InterfaceLine, NetworkCheck
 from exod.model import Kind, ThunderboltPort
+from exod.route_cure import CABLE_ADDRESSES
 
 BRIDGE: Final = "bridge0"
 """macOS's own bridge over the Thunderbolt ports."""
 
 _LINK_LOCAL: Final = ipaddress.IPv4Network("169.254.0.0/16")
 
-FIXED_ADDRESSES: Final = (
-    'sudo networksetup -setmanual "Thunderbolt Bridge" 10.254.0.1 255.255.255.252; '
-    "on the other Mac the same with 10.254.0.2"
-)
 BRIDGE_ON: Final = 'sudo networksetup -setnetworkserviceenabled "Thunderbolt Bridge" on'
 BRIDGE_OFF: Final = 'sudo networksetup -setnetworkserviceenabled "Thunderbolt Bridge" off'
 
@@ -90,10 +87,10 @@ def _check_addresses(
         if primary != BRIDGE:
             trouble = f"has an address of the subnet that {twin} is in: other programs may take either"
         text = f"{BRIDGE} {trouble}"
-        return [NetworkCheck("thunderbolt", "bridge", ok=False, text=text, cure=FIXED_ADDRESSES)]
+        return [NetworkCheck("thunderbolt", "bridge", ok=False, text=text, cure=CABLE_ADDRESSES)]
     if has_cable and bridge.addresses and all(_is_link_local(one) for one in bridge.addresses):
         text = f"{BRIDGE} has a self-assigned address, which may change; one that is set lasts"
-        return [NetworkCheck("thunderbolt", "bridge", ok=True, text=text, cure=FIXED_ADDRESSES)]
+        return [NetworkCheck("thunderbolt", "bridge", ok=True, text=text, cure=CABLE_ADDRESSES)]
     return []
 
 

@@ -124,14 +124,6 @@ class Darwin:
                     return min(received, now)
         return None
 
-    def route_fix_command(self, remote: str, interface: str, local: str) -> str:
-        """No route: one bound to an interface makes the kernel send the peer's frames to this Mac itself."""
-        return (
-            f"give {interface} a subnet of its own (System Settings, Network); for the cable: "
-            'sudo networksetup -setmanual "Thunderbolt Bridge" 10.254.0.1 255.255.255.252; '
-            "on the other Mac the same with 10.254.0.2"
-        )
-
     async def primary_interface(self) -> str | None:
         return parse_nwi_primary(await self._commands.output("/usr/sbin/scutil", "--nwi") or "")
 

@@ -100,9 +100,6 @@ class Linux:
                 return self._stamps.to_monotonic(seconds * 1_000_000_000 + nanoseconds, now)
         return None
 
-    def route_fix_command(self, remote: str, interface: str, local: str) -> str:
-        return f"sudo ip route replace {remote}/32 dev {interface} src {local}"
-
     async def primary_interface(self) -> str | None:
         return parse_default_route(_read(self._proc / "route"))
 

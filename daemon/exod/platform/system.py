@@ -63,9 +63,6 @@ class Platform(Protocol):
         `now` is `time.monotonic()` right after the read. Callers fall back on it.
         """
 
-    def route_fix_command(self, remote: str, interface: str, local: str) -> str:
-        """The command that makes unbound connections to `remote` leave from `interface`."""
-
     async def primary_interface(self) -> str | None:
         """The interface of the default route."""
 

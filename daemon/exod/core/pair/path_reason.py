@@ -11,6 +11,7 @@ from exod.core.probe.datagram import RouteVerdict
 from exod.core.probe.path import INIT_SAMPLES, USABLE, Path
 from exod.core.probe.path_order import comparison, grade
 from exod.model import NodeCard, NodeState, PathState
+from exod.route_cure import route_cure
 
 _LOCAL_NETWORK_PRIVACY = 65
 """EHOSTUNREACH on macOS: what Local Network privacy answers while ping still works."""
@@ -81,19 +82,8 @@ def _wrong_route(path: Path, link: Link, platform: str) -> str:
             f"connections to {remote.address} leave from {interface_of(link.me, path.leaves_from)} "
             f"({path.leaves_from}), not from {local.interface} ({local.address})"
         )
-    return f"ineligible: {taken}; mend it: {mending_command(path, platform)}"
-
-
-def mending_command(path: Path, platform: str) -> str:
-    local, remote = path.candidate.local, path.candidate.remote
-    if platform == "darwin":
-        # No route: one that is bound to an interface makes macOS send the peer's frames to this Mac itself.
-        return (
-            f"give {local.interface} a subnet of its own (System Settings, Network); for the cable: "
-            'sudo networksetup -setmanual "Thunderbolt Bridge" 10.254.0.1 255.255.255.252; '
-            "on the other Mac the same with 10.254.0.2"
-        )
-    return f"sudo ip route add {remote.address}/32 dev {local.interface} src {local.address}"
+    cure = route_cure(platform, local.interface, local.address, remote.address)
+    return f"ineligible: {taken}; mend it: {cure}"
 
 
 def interface_of(card: NodeCard, address: str) -> str:
