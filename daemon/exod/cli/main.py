@@ -17,6 +17,7 @@ from exod.cli.base.options import Commands, Parser, Settings, add_global_options
 from exod.cli.commands import (
     chat,
     cluster_commands,
+    config_commands,
     engine_commands,
     event_commands,
     host_commands,
@@ -71,6 +72,7 @@ def build() -> tuple[Parser, Commands]:
     status_commands.register_wait(commands)
     host_commands.register(commands)
     cluster_commands.register(commands)
+    config_commands.register(commands)
     engine_commands.register_debug(commands)
     return parser, commands
 

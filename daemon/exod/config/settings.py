@@ -117,6 +117,15 @@ class Key(msgspec.Struct, frozen=True):
     check: checks.Check
 
 
+class Setting(msgspec.Struct, frozen=True):
+    """One key as it is in force. `source` is the file or the variable that sets it; empty for the default."""
+
+    section: str
+    key: str
+    value: Any
+    source: str
+
+
 _GLOBS = checks.entries(
     checks.text(r"[A-Za-z0-9._:*?\[\]!-]{1,64}", "an interface name or glob"), "a list of names or globs"
 )
@@ -210,10 +219,46 @@ def default_data_dir() -> Path:
 def load(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Config:
     """The configuration from `path`, else $EXOD_CONFIG, else the user's config folder (which may be absent)."""
     environment = os.environ if environment is None else environment
-    named = path or (Path(environment[CONFIG_VARIABLE]) if environment.get(CONFIG_VARIABLE) else None)
-    file = (named or default_config_file()).expanduser()
-    table = _read(file, must_exist=named is not None)
+    file, table = _file_and_table(path, environment)
     return build(table, environment, file if table is not None else None)
+
+
+def config_file(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Path:
+    """Where `load` would look: `path`, else $EXOD_CONFIG, else the user's config folder."""
+    environment = os.environ if environment is None else environment
+    return (_named(path, environment) or default_config_file()).expanduser()
+
+
+def every_key() -> dict[str, dict[str, Key]]:
+    """Every section and key, with the defaults for this host."""
+    return _keys(default_data_dir(), _host_name())
+
+
+def load_settings(path: Path | None = None, environment: Mapping[str, str] | None = None) -> list[Setting]:
+    """Every key's value as `load` would have it, and where it comes from. Raises ConfigError."""
+    environment = os.environ if environment is None else environment
+    file, table = _file_and_table(path, environment)
+    source = file if table is not None else None
+    values = msgspec.to_builtins(build(table, environment, source), enc_hook=str)
+    keys, found = _collect(table, environment, source)
+    return [
+        Setting(section, key, values[section][key], found[section][key][0] if key in found[section] else "")
+        for section in keys
+        for key in keys[section]
+    ]
+
+
+def _named(path: Path | None, environment: Mapping[str, str]) -> Path | None:
+    return path or (Path(environment[CONFIG_VARIABLE]) if environment.get(CONFIG_VARIABLE) else None)
+
+
+def _file_and_table(path: Path | None, environment: Mapping[str, str]) -> tuple[Path, dict[str, Any] | None]:
+    file = config_file(path, environment)
+    return file, _read(file, must_exist=_named(path, environment) is not None)
+
+
+def _host_name() -> str:
+    return socket.gethostname().split(".")[0][:63] or "node"
 
 
 def _read(file: Path, must_exist: bool) -> dict[str, Any] | None:
@@ -238,10 +283,27 @@ def _read(file: Path, must_exist: bool) -> dict[str, Any] | None:
 
 def build(table: dict[str, Any] | None, environment: Mapping[str, str], source: Path | None) -> Config:
     """Checks every key of `table` and of the environment's overrides. Raises ConfigError."""
-    host_name = socket.gethostname().split(".")[0][:63] or "node"
-    keys = _keys(default_data_dir(), host_name)
-    where = str(source) if source else "the configuration"
-    found: dict[str, dict[str, tuple[str, Any]]] = {section: {} for section in keys}
+    keys, found = _collect(table, environment, source)
+    where = _where(source)
+    values = {section: _checked(section, keys[section], found[section], where) for section in keys}
+    return _assemble(values, where, source)
+
+
+_Found = dict[str, dict[str, tuple[str, Any]]]
+"""For each section and key that is set: where, and the value as it was written."""
+
+
+def _where(source: Path | None) -> str:
+    return str(source) if source else "the configuration"
+
+
+def _collect(
+    table: dict[str, Any] | None, environment: Mapping[str, str], source: Path | None
+) -> tuple[dict[str, dict[str, Key]], _Found]:
+    """Every known key, and what is set. Raises ConfigError for what is not known."""
+    keys = every_key()
+    where = _where(source)
+    found: _Found = {section: {} for section in keys}
     for section, entries in (table or {}).items():
         if section not in keys:
             raise ConfigError(f"{where}: [{section}] is no section; allowed: {', '.join(keys)}")
@@ -261,8 +323,7 @@ def build(table: dict[str, Any] | None, environment: Mapping[str, str], source: 
             raise ConfigError(f"${variable}: {section} is no section; allowed: {', '.join(keys)}")
         _known(keys, section, key, f"${variable}")
         found[section][key] = (f"${variable}", _override_value(text))
-    values = {section: _checked(section, keys[section], found[section], where) for section in keys}
-    return _assemble(values, where, source)
+    return keys, found
 
 
 def _beside(source: Path, value: Any) -> Any:

@@ -1,0 +1,151 @@
+"""What each key of the configuration means, for people: docs/configuration.md and the sample file are made from it.
+
+`python -m exod.config.reference` prints the document. Which keys there are, their defaults and what is allowed is
+decided in settings.py; a test compares the two tables.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from exod.config.checks import RejectedError
+from exod.config.settings import CONFIG_FILE_NAME, Key, every_key
+
+SECTIONS: Final = {
+    "node": "This machine.",
+    "cluster": "Whom it belongs to, and how it finds them.",
+    "mesh": "Which paths are measured, and when one is left for another.",
+    "engine": "The model, and how it is run.",
+    "api": "The HTTP API and the page.",
+    "mqtt": "Health topics.",
+    "log": "What is written where.",
+    "debug": "Faults on purpose, for tests.",
+}
+
+MEANINGS: Final[dict[str, dict[str, str]]] = {
+    "node": {
+        "name": "How this node is called on every screen. Default: the host's name.",
+        "data_dir": "Identity, cluster key, control socket, events and logs. Default: the platform's data folder.",
+    },
+    "cluster": {
+        "name": "The cluster's name: nodes of another name are not joined.",
+        "key_file": "The cluster's key, mode 0600. Default: cluster.key in data_dir; a first start makes it.",
+        "peers": "Nodes to dial beside those that multicast DNS finds, as host:port.",
+        "mdns": "Announce this node and find others by multicast DNS.",
+    },
+    "mesh": {
+        "port": "UDP for probes and TCP for the control plane.",
+        "include": "Interfaces to use, as names or globs. Empty: all that are eligible.",
+        "exclude": "Interfaces to leave out, as names or globs.",
+        "kinds": "Overrides of an interface's kind: thunderbolt, ethernet, wifi, vpn, loopback, other.",
+        "degraded_ms": "A path slower than this, in ms, is degraded and left for a better one.",
+        "recover_ms": "A degraded path must be faster than this, in ms, before it is up again.",
+        "hold_up_s": "A better path must stay better for so many seconds before it is taken.",
+    },
+    "engine": {
+        "enabled": "Does this node host a rank?",
+        "model": "A folder, a Hugging Face repository id, or embedded:count (the demo model).",
+        "ring_port": "The first port that the ring listens on.",
+        "sync": "May a GPU wait for another rank? dynamic decides by what is measured.",
+        "safe_context": "With more tokens in the KV cache than this, every step is safe.",
+        "watchdog_s": "After so many seconds a GPU that waits is taken for hung.",
+        "split": "Who holds how many layers: by memory, evenly, or a list of layer counts.",
+        "max_context": "The longest prompt with its answer, in tokens. 0: what the model allows.",
+        "kv_bits": "Bits of a key or value in the KV cache: 4 or 8; 0 keeps them as they are.",
+        "kv_group_size": "So many quantised values share a scale; it must divide the size of a head.",
+        "recovery_deadline_s": "For so many seconds a client waits while the engine recovers.",
+    },
+    "api": {
+        "host": "The address to listen on. Anything but loopback needs key_file.",
+        "port": "The port to listen on.",
+        "key_file": "Bearer keys, one a line. Empty: no key, for this host alone.",
+        "hosts": "Host headers that are allowed beside addresses, localhost and this host's own names.",
+        "origins": "Origins of web pages that may use the API. Default: loopback pages only.",
+        "commands": "May the page load, unload, drain and renegotiate?",
+    },
+    "mqtt": {
+        "broker": "auto, embedded, off, or mqtt://user:password@host:port (mqtts for TLS).",
+        "prefix": "The first levels of every topic.",
+    },
+    "log": {
+        "level": "The least that is logged.",
+        "format": "auto is console on a terminal and json elsewhere.",
+        "file": "Where the log goes. Default: standard error, for a service a file in data_dir.",
+        "max_mib": "A log file is rotated at this size.",
+        "keep": "So many rotated files are kept.",
+    },
+    "debug": {"enabled": "Allow exoctl debug (faults on a path, pinning a path)."},
+}
+
+_HOST_DEFAULTS: Final = {
+    ("node", "name"): '"this host\'s name"',
+    ("node", "data_dir"): '"the platform\'s data folder"',
+}
+"""Defaults that differ from host to host are named, not shown."""
+
+_INTRODUCTION: Final = f"""\
+# Configuration
+Made from the program by `python -m exod.config.reference`; a test compares.
+
+One TOML file, `{CONFIG_FILE_NAME}`: `--config FILE`, else `$EXOD_CONFIG`, else the platform's folder
+(`~/Library/Application Support/exod/` on macOS, `~/.config/exod/` on Linux; `exoctl config path` prints it).
+Every key has a default, so no file is needed. `exoctl config init` writes one with every key and its default as
+a comment, `exoctl config check` tells whether it is right, `exoctl config show` what is in force and where each
+value comes from. A running exod reads it at its next start.
+
+`EXOD_<SECTION>__<KEY>` in the environment overrides the file: `EXOD_API__PORT=52416`. A relative path in the
+file is meant from the file's folder. An unknown key or a bad value stops the start with the file, the key, what
+was found and what is allowed.
+"""
+
+
+def allowed(key: Key) -> str:
+    """What the key's check says is allowed."""
+    try:
+        key.check(object())
+    except RejectedError as error:
+        return str(error)
+    raise AssertionError("a check takes anything")
+
+
+def toml_value(value: Any) -> str:
+    """A default as TOML writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{toml_value(name)} = {toml_value(one)}" for name, one in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml_value, value)) + "]"
+    return str(value)
+
+
+def document() -> str:
+    """docs/configuration.md."""
+    parts = [_INTRODUCTION]
+    for section, keys in every_key().items():
+        parts.append(
+            f"## [{section}]\n{SECTIONS[section]}\n\n| key | default | allowed | what it does |\n|---|---|---|---|"
+        )
+        for name, key in keys.items():
+            default = _HOST_DEFAULTS.get((section, name), toml_value(key.default)).strip('"')
+            shown = f"`{default}`" if (section, name) not in _HOST_DEFAULTS and default else default or "(empty)"
+            row = (f"`{name}`", shown, allowed(key), MEANINGS[section][name])
+            parts.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def sample() -> str:
+    """A configuration file with every key as a comment: what is uncommented is set."""
+    lines = ["# exod: every key with its default. Uncomment what is to be changed, then: exoctl config check"]
+    for section, keys in every_key().items():
+        lines += ["", f"[{section}]  # {SECTIONS[section]}"]
+        for name, key in keys.items():
+            lines += [f"# {MEANINGS[section][name]}", f"#{name} = {toml_value(key.default)}"]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(document(), end="")
