@@ -11,9 +11,8 @@ from collections.abc import Callable
 from typing import Final
 
 from exod.core.engine.engine_events import LinkHealthChanged, PeerLost
-from exod.core.engine.engine_messages import RankPhase
 from exod.core.node import NodeCore
-from exod.core.status.alerts import Alerts
+from exod.core.status.alerts import Alerts, alert_facts
 from exod.core.status.health import HealthSnapshot
 from exod.core.status.view import LinkView, NodeView
 from exod.diagnostics.event_log import EventLog
@@ -68,7 +67,8 @@ class Propagation:
     def observe(self, view: NodeView) -> HealthSnapshot:
         """Starts and ends the clocks of what makes this node unhealthy; what lasted becomes an event."""
         health = self._status.observe(view)
-        for event in self._alerts.changes(health, self._told_by_rank()):
+        own_failure = self._engine.core.rank.model.lasting_failure
+        for event in self._alerts.changes(alert_facts(self._me, health, own_failure)):
             self._events.write(event)
         return health
 
@@ -86,11 +86,6 @@ class Propagation:
         """Between two refreshes: facts that no event announces, such as loss, must not wait for the next one."""
         if _told(self.observe(self._status.view())) != self._told:
             on_change()
-
-    def _told_by_rank(self) -> frozenset[str]:
-        """This node's own rank tells its failure by its cause."""
-        own = self._engine.core.statuses.get(self._me)
-        return frozenset({"engine_failed"} if own is not None and own.phase is RankPhase.FAILED else ())
 
     def _warm_paths(self, link: LinkView) -> None:
         """Connections for control messages on every path that works, best first; none on one that died."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from exod.core.status.alerts import Alerts
+from exod.core.status.alerts import Alerts, alert_facts
 from exod.core.status.health import Downloading, HealthInput, HealthJudge, HealthSnapshot
 from exod.core.status.view import LinkView, MeshView, NodeEntry, NodeView, PathView
 from exod.model import EngineState, Health, Kind, MeshState, NodeState, PathId, PathState
@@ -171,7 +171,8 @@ def test_a_step_of_the_wall_clock_neither_raises_nor_clears_anything(step: float
 
     def codes(what: HealthInput, now: float, wall: float) -> tuple[list[str], list[str]]:
         health = judge.observe(what, now, wall)
-        return [one.code for one in health.reasons], [one.type for one in alerts.changes(health, frozenset())]
+        changes = alerts.changes(alert_facts(ME.id, health, None))
+        return [one.code for one in health.reasons], [one.type for one in changes]
 
     assert codes(disagree, 10.0, wall) == ([], [])
     assert codes(disagree, 10.5, wall + step) == ([], []), "its grace is not over"

@@ -1,9 +1,9 @@
 """Is this node healthy, and if not, why: everything that is known, reduced to a word and reasons for people.
 
 The theory. Each reason is a fact with a stable code and a subject; the worst one decides the word. A fact counts
-once it has lasted for its grace, so a switch that takes a millisecond alarms nobody, and its `since` stays while
-it lasts. A cable that is pulled is no reason while another path carries the traffic within the limit; a node that
-said goodbye is no reason either: someone sent it away.
+once it has lasted for its grace, so a switch that takes a millisecond alarms nobody, and its `since` stays while it
+lasts. A cable that is pulled is no reason while another path carries the traffic within the limit; a node that said
+goodbye is no reason either: someone sent it away.
 
 Decides what is said about health; never acts on it. Called by the shell whenever it refreshes its status.
 """
@@ -58,7 +58,8 @@ path is called degraded, and left where there is a better one."""
 LOSSY_NO_MORE = 0.025
 """Where it was said, it stays said until so little is lost: loss at random would come and go."""
 
-DOWN_CODES = frozenset({"engine_failed"})
+ENGINE_FAILED = "engine_failed"
+DOWN_CODES = frozenset({ENGINE_FAILED})
 """Nothing can be served."""
 
 
@@ -168,7 +169,7 @@ def _facts(given: HealthInput, known: frozenset[Key]) -> Iterator[_Fact]:
             yield from _link_facts(link, view.me.name, given.degraded_ms, lossy)
     yield from _mesh_facts(view)
     if given.engine_enabled and given.engine_state is EngineState.FAILED:
-        yield _Fact("engine_failed", view.me.id, given.engine_text or "the engine failed")
+        yield _Fact(ENGINE_FAILED, view.me.id, given.engine_text or "the engine failed")
     if given.engine_enabled and given.engine_state is EngineState.RECOVERING:
         yield _Fact("engine_recovering", view.me.id, given.engine_text or "the engine is recovering")
     for one in given.downloads:

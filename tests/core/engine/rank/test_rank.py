@@ -226,31 +226,33 @@ def test_a_plan_without_a_model_hosts_nothing() -> None:
 # --- models that cannot be had ------------------------------------------------------------------------------
 
 
-def test_a_model_that_is_not_found_is_looked_for_again_and_alerts_once() -> None:
+def test_a_model_that_is_not_found_is_looked_for_again_and_its_failure_lasts() -> None:
     rank = a_rank()
     rank.commit(PLAN, "why", 0.0)
     commands = rank.model_not_found("m", "no_folder", "there is no such folder", 1.0)
-    assert only(commands, EmitEvent) == [
-        EmitEvent("alert.raised", {"code": "no_folder", "severity": "error", "text": "there is no such folder"})
-    ]
+    assert rank.model.lasting_failure == ("no_folder", "there is no such folder")
     final = only(commands, ReportStatus)[-1].status
     assert (final.phase, final.code, final.text) == (RankPhase.FAILED, "no_folder", "there is no such folder")
     again: list[RankCommand] = []
     while rank.next_deadline() <= 1.0 + FAILED_RETRY_S:
         again += rank.handle_timer(rank.next_deadline())
+        assert rank.model.lasting_failure == ("no_folder", "there is no such folder"), "while it is tried again too"
     assert only(again, ResolveModel) == [ResolveModel("m")]
-    assert only(rank.model_not_found("m", "no_folder", "there is no such folder", 62.0), EmitEvent) == []
+    rank.model_not_found("m", "no_folder", "there is no such folder", 62.0)
+    assert rank.model.lasting_failure == ("no_folder", "there is no such folder")
 
 
-def test_an_alert_is_cleared_when_the_model_was_loaded_after_all() -> None:
+def test_a_failure_is_over_when_the_model_was_loaded_after_all() -> None:
     rank = a_resolved_rank()
     rank.worker_said(hello(), 1.0)
-    assert only(rank.worker_said(LoadFailed(FOLDER, "bad_file", "torn"), 2.0), EmitEvent)
+    rank.worker_said(LoadFailed(FOLDER, "bad_file", "torn"), 2.0)
+    assert rank.model.lasting_failure == ("bad_file", "torn")
     rank.handle_timer(63.0)
     rank.handle_timer(63.0)
     assert told(rank.model_found(FACTS, 63.0)) == [Load(FOLDER, 6, 12)]
-    stories = only(rank.worker_said(loaded(6, 12), 64.0), EmitEvent)
-    assert stories[0] == EmitEvent("alert.cleared", {"code": "bad_file"})
+    assert rank.model.lasting_failure == ("bad_file", "torn")
+    rank.worker_said(loaded(6, 12), 64.0)
+    assert rank.model.lasting_failure is None
 
 
 def test_layers_that_cannot_be_shared_fail_until_another_plan_can() -> None:

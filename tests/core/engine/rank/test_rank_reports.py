@@ -211,8 +211,7 @@ def test_a_model_that_the_nodes_cannot_hold_is_refused_before_a_worker_is_starte
     assert rank.failure is not None
     assert rank.failure[0] == "does_not_fit"
     assert "It needs 0.01 GiB in all" in rank.failure[1]
-    (alert,) = [story for story in only(commands, EmitEvent) if story.type == "alert.raised"]
-    assert alert.data["code"] == "does_not_fit"
+    assert rank.model.lasting_failure == rank.failure
 
 
 def test_waits_beyond_the_watchdog_are_told_now_and_then_and_count_for_a_while() -> None:

@@ -1,7 +1,7 @@
 """The model that this node's rank is to host: looked for, known, or why it cannot be hosted.
 
-Decides what the rank's worker is to hold of it under a plan, when a failure is worth another try, and that an alert
-is raised once for each failure and cleared when it is over. Never looks at a disk: the shell resolves the model.
+Decides what the rank's worker is to hold of it under a plan, when a failure is worth another try, and when one is
+over. Never looks at a disk: the shell resolves the model. Times are monotonic seconds.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ class HostedModel:
         self.failure: tuple[str, str] | None = None
         """Code and text."""
         self.retry_at: float | None = None
-        self._alert = ""
-        """The code of the alert that is raised."""
+        self.lasting_failure: tuple[str, str] | None = None
+        """Code and text. It lasts while the same is tried again, until the layers are held or another model is
+        wanted: what an alert tells, once."""
 
     # --- looking for it -------------------------------------------------------------------------------------
 
@@ -67,21 +68,16 @@ class HostedModel:
     def forget(self) -> list[StopSearch]:
         """Another model, or none, is wanted: a search is called off."""
         wanted, self._resolving = self._resolving, ""
-        self.facts = None
+        self.facts = self.lasting_failure = None
         self.download.forget()
         return [StopSearch()] if wanted else []
 
     # --- failures -------------------------------------------------------------------------------------------
 
-    def fail(self, code: str, text: str, now: float) -> list[EmitEvent]:
-        """It cannot be hosted. The alert is raised once, however often it is tried again."""
-        self.failure = (code, text)
+    def fail(self, code: str, text: str, now: float) -> None:
+        """It cannot be hosted."""
+        self.failure = self.lasting_failure = (code, text)
         self.retry_at = now + FAILED_RETRY_S
-        if self._alert == code:
-            return []
-        events = self.clear_alert()
-        self._alert = code
-        return [*events, EmitEvent("alert.raised", {"code": code, "severity": "error", "text": text})]
 
     def clear_failure(self) -> None:
         """Under another plan it is tried at once: another share of the layers may fit."""
@@ -91,11 +87,8 @@ class HostedModel:
         if self.retry_at is not None and now >= self.retry_at:
             self.retry_at = self.failure = self.facts = None
 
-    def clear_alert(self) -> list[EmitEvent]:
-        if not self._alert:
-            return []
-        code, self._alert = self._alert, ""
-        return [EmitEvent("alert.cleared", {"code": code})]
+    def failure_is_over(self) -> None:
+        self.lasting_failure = None
 
     # --- this rank's share ----------------------------------------------------------------------------------
 

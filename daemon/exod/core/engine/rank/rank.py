@@ -1,9 +1,9 @@
 """The life of this node's own rank: from a committed plan to a worker that stands in the plan's group.
 
-Goal-driven: `_advance` compares what the plan asks for with what the worker has, and takes the next step: find
-the model, start the process, load the span, prepare, form. Every wait has a deadline; past it the worker is
-killed and replaced (`worker_life.py`). What the worker holds (weights, KV cache, requests) outlives plans and
-daemons: a new plan with the same span only forms a new group, at a step's end where nothing is broken.
+Goal-driven: `_advance` compares what the plan asks for with what the worker has, and takes the next step: find the
+model, start the process, load the span, prepare, form. Every wait has a deadline; past it the worker is killed and
+replaced (`worker_life.py`). What the worker holds (weights, KV cache, requests) outlives plans and daemons: a new
+plan with the same span only forms a new group, at a step's end where nothing is broken.
 
 Never sends anything: commands say what is to be done.
 """
@@ -132,7 +132,6 @@ class Rank:
             commands += self.model.forget()
             self.requests.void(self.requests.begun_order)  # another model must not go on with this one's answers
             self._group.retired()
-            commands += self.model.clear_alert()
         elif set(plan.ring) < set(before.ring) and self.load.held is not None:
             self.worker.keep(self.load.held, len(before.ring) / len(plan.ring), now)
         self.model.clear_failure()
@@ -202,7 +201,8 @@ class Rank:
     def model_not_found(self, model: str, code: str, text: str, now: float) -> list[RankCommand]:
         if not self.model.not_found(model):
             return []
-        return [*self.model.fail(code, text, now), *self._advance(now)]
+        self.model.fail(code, text, now)
+        return self._advance(now)
 
     # --- requests -------------------------------------------------------------------------------------------
 
@@ -267,7 +267,8 @@ class Rank:
             share = self.model.share(plan)
         except ValueError as error:
             code = "does_not_fit" if isinstance(error, DoesNotFitError) else "cannot_split"
-            return [*self.model.fail(code, str(error), now), *self._move(RankEvent.MODEL_FAILED, now)]
+            self.model.fail(code, str(error), now)
+            return self._move(RankEvent.MODEL_FAILED, now)
         assert share is not None
         if not self.worker.is_connected:
             return self._start(now)
@@ -283,7 +284,7 @@ class Rank:
 
     def _retire(self, now: float) -> list[RankCommand]:
         """No rank is wanted here. What was not resolved or started yet is not; requests go with the process."""
-        commands: list[RankCommand] = [*self.model.clear_alert(), *self.model.forget()]
+        commands: list[RankCommand] = [*self.model.forget()]
         if self.worker.is_connected:
             self.worker.asked_to_leave(now)
             self.load.forget()
@@ -426,8 +427,8 @@ class Rank:
         if not self.load.loaded(loaded):
             return []
         self.worker.loaded()
-        commands: list[RankCommand] = [*self.model.clear_alert()]
-        commands += [TellWorker(message) for message in self.requests.for_a_new_process()]
+        self.model.failure_is_over()
+        commands: list[RankCommand] = [TellWorker(one) for one in self.requests.for_a_new_process()]
         if self._link_health is not None:
             commands.append(TellWorker(self._link_health))  # a worker keeps it with the model
         facts = self.model.facts
@@ -439,7 +440,8 @@ class Rank:
             return []
         self.worker.loading = False
         self.worker.done()
-        return [*self.model.fail(failed.code, failed.text, now), *self._advance(now)]
+        self.model.fail(failed.code, failed.text, now)
+        return self._advance(now)
 
     def _has_formed(self, formed: protocol.Formed, now: float) -> list[RankCommand]:
         self.worker.done()
