@@ -201,6 +201,15 @@ class Member(msgspec.Struct, frozen=True, order=True):
     incarnation: int
 
 
+class LeftOut(msgspec.Struct, frozen=True):
+    """A live node that has no rank in a plan although it would host one."""
+
+    node: NodeId
+    name: str
+    reason: str
+    """For people."""
+
+
 class Edge(msgspec.Struct, frozen=True):
     """One directed edge of the ring: `source` connects to `target` at `target_address:target_port`."""
 
@@ -233,6 +242,8 @@ class MeshPlan(msgspec.Struct, frozen=True):
     """For each rank, what its node can give to a model."""
     hash: str
     context: ContextSettings = ContextSettings()
+    left_out: tuple[LeftOut, ...] = ()
+    """Members without a rank that would host one, and live nodes that the coordinator does not hear."""
 
 
 class Reason(msgspec.Struct, frozen=True):

@@ -270,24 +270,33 @@ def apart(world: World, one: int, other: int, cut: bool) -> None:
             wire.cut, wire.spoiled_until = cut, world.now + 2.0
 
 
-def test_a_node_that_does_not_hear_the_coordinator_says_who_leaves_it_out_and_plans_alone() -> None:
-    world = lab(21, 3)
-    apart(world, 0, 2, cut=True)
+def in_a_line(seed: int, nodes: int) -> World:
+    """Each hears its neighbours alone."""
+    world = lab(seed, nodes)
+    for one in range(nodes):
+        for other in range(one + 2, nodes):
+            apart(world, one, other, cut=True)
     for host in world.hosts:
         host.start()
+    return world
+
+
+def test_a_node_that_does_not_hear_the_coordinator_has_a_plan_all_the_same_and_joins_when_it_is_heard() -> None:
+    world = in_a_line(21, 3)
     world.run(world.now + 20.0)
-    outcast = world.hosts[2]
-    assert outcast.core is not None
-    mesh = outcast.core.mesh
-    assert mesh.committed is not None, "it does not wait for ever"
-    assert [member.id for member in mesh.committed.members] == [outcast.id]
-    assert outcast.running == mesh.committed.hash
-    assert mesh.excluded_by == (world.hosts[1].id,)
+    for host in world.hosts:
+        assert host.core is not None
+        mesh = host.core.mesh
+        assert mesh.coordinator == world.hosts[1].id, "the one that hears all"
+        assert mesh.committed is not None
+        assert len(mesh.committed.members) == 3
+        assert host.running == mesh.committed.hash
+        assert mesh.excluded_by == ()
     commits = sum("studio3" in line and "COMMITS" in line for line in world.story)
     world.run(world.now + 40.0)
     assert sum("studio3" in line and "COMMITS" in line for line in world.story) == commits == 1, "and keeps to it"
     apart(world, 0, 2, cut=False)
-    assert world.run_while(lambda: agreed(world), 8.0), "healed, the coordinator asks"
+    assert world.run_while(lambda: agreed(world), 8.0), "healed, the ring takes it in"
 
 
 def test_an_outcast_is_taken_in_by_the_next_coordinator() -> None:
@@ -306,11 +315,8 @@ def test_an_outcast_is_taken_in_by_the_next_coordinator() -> None:
 
 
 def test_outcasts_plan_together() -> None:
-    world = lab(23, 4)
-    for outcast in (2, 3):
-        apart(world, 0, outcast, cut=True)
-    for host in world.hosts:
-        host.start()
+    """Of four in a line nobody hears all: two by two, and each side says who leaves it out."""
+    world = in_a_line(23, 4)
     world.run(world.now + 30.0)
     plans = []
     for host in world.hosts:
@@ -320,6 +326,15 @@ def test_outcasts_plan_together() -> None:
     assert plans[0] == plans[1]
     assert plans[2] == plans[3]
     assert [len(plan.members) for plan in plans] == [2, 2, 2, 2]
+    third = world.hosts[2]
+    assert third.core is not None
+    assert third.core.mesh.excluded_by == (world.hosts[1].id,)
+    commits = sum("COMMITS" in line for line in world.story)
+    world.run(world.now + 40.0)
+    assert sum("COMMITS" in line for line in world.story) == commits, "and keep to it"
+    for one, other in ((0, 2), (0, 3), (1, 3)):
+        apart(world, one, other, cut=False)
+    assert world.run_while(lambda: agreed(world), 8.0), "healed, one coordinator asks all"
 
 
 def test_five_percent_loss_and_jitter_cause_no_switch() -> None:

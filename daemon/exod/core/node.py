@@ -55,9 +55,9 @@ class NodeCore:
         self._journal = Journal()
         self.links: dict[NodeId, Link] = {}
         self.mesh = Mesh(card, config, self._journal, epoch_number, now)
-        self._announced: int | None = None
+        self._announced: tuple[int, bool] | None = None
         self._announced_plan: MeshPlan | None = None
-        """The epoch and plan that the links' datagrams show; None where one must be told anew."""
+        """What the links' datagrams show of the mesh; None where one must be told anew."""
         self._deadlines: dict[NodeId, float] = {}
         self._next_link_at = math.inf
         self._touched: set[NodeId] = set()
@@ -281,12 +281,18 @@ class NodeCore:
         """Links tell the mesh what changed; the mesh's plan tells the links whom to watch closely."""
         self._tell_mesh(now)
         mesh = self.mesh
-        if self._announced == mesh.epoch_seen and self._announced_plan is mesh.committed:
+        said = (mesh.epoch_seen, mesh.misses)
+        if self._announced == said and self._announced_plan is mesh.committed:
             return
-        self._announced, self._announced_plan = mesh.epoch_seen, mesh.committed
+        stepped = self._announced is not None and self._announced[1] is not mesh.misses
+        self._announced, self._announced_plan = said, mesh.committed
         for link in self.links.values():
             link.probes.epoch_number, link.probes.plan_prefix = mesh.epoch_seen, mesh.plan_prefix
+            link.probes.misses = mesh.misses
             link.probes.edge = self._watched_closely(link.peer.id)
+            if stepped:
+                self._touched.add(link.peer.id)
+                link.probes.hasten(link.paths.heard, now)
 
     def _watched_closely(self, peer: NodeId) -> bool:
         plan = self.mesh.committed

@@ -323,11 +323,18 @@ class StatusBuilder:
         current = [status for status in statuses if status is not None and status.plan_hash == plan.hash]
         if host.disagreement() or any(status.phase is RankPhase.FAILED for status in current):
             return EngineState.FAILED
-        formed = len(current) == len(plan.ring) and all(status.phase is RankPhase.FORMED for status in current)
+        known = {status.sender for status in current}
+        awaited = [node for node in plan.ring if node not in known and not self._is_deaf_to(node)]
+        formed = bool(current) and not awaited and all(one.phase is RankPhase.FORMED for one in current)
         if formed and not host.suspended:
             generating = any(status.generating for status in current)
             return EngineState.GENERATING if generating else EngineState.READY
         return EngineState.RECOVERING if self.record.served_model == plan.model else EngineState.LOADING
+
+    def _is_deaf_to(self, node: NodeId) -> bool:
+        """A rank that this node cannot hear tells it nothing; the group stands where the others say so."""
+        link = self._core.links.get(node)
+        return node != self._me and (link is None or link.liveness.state is NodeState.DOWN)
 
 
 P = TypeVar("P", bound=PathSnapshot)

@@ -414,3 +414,48 @@ def test_a_refusal_is_told_by_name() -> None:
     nack = Nack(HIGH.id, HIGH.incarnation, plan.epoch, plan.hash, plan.epoch.number, "no")
     pair.low.receive(HIGH.id, nack, pair.now)
     assert pair.low._wishes.reason == "studio2 refused the commit: no"
+
+
+def test_a_refusal_that_stays_is_asked_for_once_and_not_for_ever() -> None:
+    """Another coordinator is first in the member's eyes, and nothing about that changes for ten minutes."""
+    pair = Pair()
+    pair.sent(LOW)
+    reports = [one for one in pair.sent(HIGH) if isinstance(one, LinkReport)]
+    pair.low.receive(HIGH.id, reports[-1], pair.now)
+    for _ in range(500):
+        pair.wait(1.0)
+        for said in pair.sent(LOW):
+            if isinstance(said, Propose):
+                plan = said.plan
+                nack = Nack(HIGH.id, HIGH.incarnation, plan.epoch, plan.hash, plan.epoch.number, "not you")
+                pair.low.receive(HIGH.id, nack, pair.now)
+    assert pair.low.epoch_seen <= 2
+    assert pair.low.waiting_for == (HIGH.id,)
+
+
+def test_news_of_a_member_is_a_reason_to_ask_it_again() -> None:
+    pair = Pair()
+    pair.sent(LOW)
+    reports = [one for one in pair.sent(HIGH) if isinstance(one, LinkReport)]
+    pair.low.receive(HIGH.id, reports[-1], pair.now)
+    for _ in range(60):
+        pair.wait(0.1)
+    pair.sent(LOW)
+    pair.low.update([summary_of(HIGH, plan_prefix="00" * 8)], pair.now)
+    pair.wait(0.6)
+    assert any(isinstance(one, Propose) for one in pair.sent(LOW))
+
+
+def test_a_member_that_suspends_every_plan_costs_a_bounded_number_of_epochs() -> None:
+    pair = Pair()
+    plan = pair.agree()
+    for _ in range(600):
+        wish = RenegotiateWish(HIGH.id, "bridge0 to studio1 is dead", pair.low.plan_hash)
+        pair.low.receive(HIGH.id, wish, pair.now)
+        pair.deliver(2)
+        pair.wait(0.5)
+    assert pair.low.epoch_seen - plan.epoch.number <= 12
+    pair.low.renegotiate("asked for by hand", pair.now)
+    pair.deliver(2)
+    assert pair.low.last_change is not None
+    assert pair.low.last_change.reason == "asked for by hand", "a person is not held up"

@@ -8,10 +8,23 @@ import pytest
 from exod.core.status.alerts import Alerts, alert_facts
 from exod.core.status.health import Downloading, HealthInput, HealthJudge, HealthSnapshot
 from exod.core.status.view import LinkView, MeshView, NodeEntry, NodeView, PathView
-from exod.model import EngineState, Health, Kind, MeshState, NodeState, PathId, PathState
+from exod.model import (
+    EngineState,
+    Epoch,
+    Health,
+    Kind,
+    LeftOut,
+    Member,
+    MeshPlan,
+    MeshState,
+    NodeId,
+    NodeState,
+    PathId,
+    PathState,
+)
 from tests.core.pair.cards import card
 
-ME, PEER = card(1), card(2)
+ME, PEER, THIRD = card(1), card(2), card(3)
 
 
 def path(interface: str, kind: Kind, **changes: object) -> PathView:
@@ -229,3 +242,34 @@ def test_reading_ends_no_clock() -> None:
     assert judge.judge(given(CABLE), 101.0, 101.0).health is Health.HEALTHY
     (reason,) = judge.judge(what, 102.0, 102.0).reasons
     assert reason.since == 100.0
+
+
+def plan_of(ring: tuple[NodeId, ...], *left_out: LeftOut) -> MeshPlan:
+    members = tuple(Member(one.id, 1) for one in (ME, PEER))
+    return MeshPlan(
+        Epoch(1, 1), ME.id, members, ring, (), "embedded:count", "memory", (1,) * len(ring), "h", left_out=left_out
+    )
+
+
+def agreed_on(plan: MeshPlan) -> MeshView:
+    return MeshView(MeshState.AGREED, 1, ME.id, plan, None, (), None)
+
+
+def test_every_node_names_who_is_left_out_of_the_ring_and_why() -> None:
+    third = LeftOut(THIRD.id, "studio3", "studio3 and studio1 have no agreed path to each other")
+    what = given(CABLE, mesh=agreed_on(plan_of((ME.id, PEER.id), third)))
+    (reason,) = lasting(what).reasons
+    assert (reason.code, reason.subject) == ("node_left_out", THIRD.id)
+    assert reason.text == f"studio3 is left out of the ring: {third.reason}"
+
+
+def test_a_live_node_outside_the_ring_is_a_reason_although_the_plan_does_not_know_of_it() -> None:
+    (reason,) = lasting(given(CABLE, mesh=agreed_on(plan_of((ME.id,))))).reasons
+    assert (reason.code, reason.subject) == ("node_left_out", PEER.id)
+
+
+def test_a_rank_that_is_not_heard_here_is_not_called_down_while_it_computes() -> None:
+    what = given(CABLE, peer=NodeState.DOWN, mesh=agreed_on(plan_of((ME.id, PEER.id))))
+    (reason,) = lasting(what).reasons
+    assert reason.code == "node_unheard"
+    assert "does not hear studio2" in reason.text

@@ -26,6 +26,9 @@ class LinkSummary(msgspec.Struct, frozen=True):
     """Is the selected path's floor within the degraded limit?"""
     cost_ms: float
     """floor + half of (p90 - floor), rounded so that jitter does not cause reports."""
+    peer_name: str = ""
+    up: bool = True
+    """Is the peer heard just now? Else it is suspect."""
 
 
 class LinkReport(msgspec.Struct, frozen=True, tag="links"):

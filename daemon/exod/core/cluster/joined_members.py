@@ -7,17 +7,25 @@ life. Owned and called by mesh.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from itertools import combinations
 
 from exod.core.base.mesh_messages import LinkReport, LinkSummary
+from exod.core.cluster.link_reports import essence
 from exod.core.cluster.pair_summary import PairSummary
+from exod.core.cluster.ring_members import has_ring, outcasts, why_left_out
 from exod.core.cluster.ring_order import Pair, PairEdge, build_plan, pair_of
-from exod.model import Epoch, MeshPlan, NodeCard, NodeId, NodeState, PathId
+from exod.model import Epoch, LeftOut, MeshPlan, NodeCard, NodeId, NodeState, PathId
 
 PATIENCE_S = 3.0
 """A known node that does not join holds up a plan for so long: as long as a silent peer is given to come back."""
+REPAIR_PATIENCE_S = 0.5
+"""The same for a ring that broke because two of its nodes do not hear each other: that took its own patience."""
 EXCLUDED_S = 10.0
-"""A member that never answered a proposal is left out for so long, then asked again."""
+"""A member that did not answer a proposal is left out for so long, then asked again. Doubles each time, because
+asking takes an epoch; news of it (a connection, a life, a report, another plan) is a reason to ask at once."""
+EXCLUDED_MAX_S = 600.0
+"""And one that refused for so long: without news it would refuse again."""
 
 
 class JoinedMembers:
@@ -25,6 +33,9 @@ class JoinedMembers:
         self.reports: dict[NodeId, LinkReport] = {}
         self._waiting_since: dict[NodeId, float] = {}
         self._excluded_until: dict[NodeId, float] = {}
+        self._exclusions: dict[NodeId, int] = {}
+        self.news = 0
+        """Counts what the reports brought."""
         self._ringless_since: float | None = None
         self.joined: frozenset[NodeId] = frozenset()
         self.waiting: frozenset[NodeId] = frozenset()
@@ -39,16 +50,25 @@ class JoinedMembers:
         if known is not None and (report.incarnation, report.seq) <= (known.incarnation, known.seq):
             return False
         self.reports[report.sender] = report
+        if known is None or known.incarnation != report.incarnation:
+            self._exclusions.pop(report.sender, None)
+        if known is None or essence(known.links) != essence(report.links):
+            self.news += 1
+            self.welcome(report.sender)
         return known is None or (known.incarnation, known.links) != (report.incarnation, report.links)
 
-    def exclude(self, peer: NodeId, now: float) -> None:
-        self._excluded_until[peer] = now + EXCLUDED_S
+    def exclude(self, peer: NodeId, refused: bool, now: float) -> None:
+        """It refused, or did not answer, for as long as it is asked."""
+        times = self._exclusions[peer] = self._exclusions.get(peer, 0) + 1
+        wait_s = EXCLUDED_MAX_S if refused else min(EXCLUDED_MAX_S, EXCLUDED_S * 2.0 ** (times - 1))
+        self._excluded_until[peer] = now + wait_s
 
-    def welcome(self, peer: NodeId) -> None:
-        self._excluded_until.pop(peer, None)
+    def welcome(self, *peers: NodeId) -> None:
+        for peer in peers:
+            self._excluded_until.pop(peer, None)
 
     def forget(self, peer: NodeId) -> None:
-        for table in (self.reports, self._waiting_since, self._excluded_until):
+        for table in (self.reports, self._waiting_since, self._excluded_until, self._exclusions):
             table.pop(peer, None)
 
     def shift(self, lag_s: float) -> None:
@@ -87,29 +107,33 @@ class JoinedMembers:
         pairs: Mapping[NodeId, PairSummary],
         members: Iterable[NodeId],
         running: tuple[NodeId, ...],
+        unheard: tuple[LeftOut, ...],
         now: float,
     ) -> MeshPlan | None:
         """The plan to have with these members. None while their ranks form no ring but may yet; after the patience
-        the worst connected are left out.
+        the fewest are left without a rank. `unheard` are named in it beside them.
         """
         cards = {me.id: me, **{peer: pairs[peer].card for peer in members}}
         edges = self._edges(me.id, pairs, cards)
-        plan = build_plan(Epoch(0, 0), me, list(cards.values()), edges, running)
-        if plan is not None:
+        ranks = {one: card for one, card in cards.items() if card.engine}
+        if has_ring(tuple(sorted(ranks)), frozenset(edges)):
             self._ringless_since = None
-            return plan
-        if self._ringless_since is None:
-            self._ringless_since = now
-        if now - self._ringless_since < PATIENCE_S:
-            return None
-        while plan is None:
-            ranks = [one for one, card in cards.items() if card.engine and one != me.id]
-            degree = {one: sum(one in pair for pair in edges) for one in ranks}
-            outcast = min(ranks, key=lambda one: (degree[one], -int(one, 16)))
-            del cards[outcast]
-            edges = {pair: edge for pair, edge in edges.items() if outcast not in pair}
-            plan = build_plan(Epoch(0, 0), me, list(cards.values()), edges, running)
-        return plan
+            dropped: frozenset[NodeId] = frozenset()
+        else:
+            if self._ringless_since is None:
+                self._ringless_since = now
+            patience_s = REPAIR_PATIENCE_S if running and self._deaf(ranks, edges) else PATIENCE_S
+            if now - self._ringless_since < patience_s:
+                return None
+            dropped = outcasts(ranks, edges, running, me.id)
+        left_out = (*why_left_out(dropped, ranks, edges), *unheard)
+        return build_plan(Epoch(0, 0), me, list(cards.values()), edges, running, left_out)
+
+    def _deaf(self, ranks: Collection[NodeId], edges: Collection[Pair]) -> bool:
+        """Does neither end of any missing edge hear the other? Both waited as long as silence is given."""
+        listed = {(one, link.peer) for one, report in self.reports.items() for link in report.links}
+        missing = [pair for pair in combinations(sorted(ranks), 2) if pair not in edges]
+        return not any((low, high) in listed or (high, low) in listed for low, high in missing)
 
     def _edges(
         self, me: NodeId, pairs: Mapping[NodeId, PairSummary], cards: Mapping[NodeId, NodeCard]

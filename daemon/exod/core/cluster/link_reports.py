@@ -18,6 +18,11 @@ REPORT_BUSY_S = 0.2
 """While no plan is in force."""
 
 
+def essence(links: Iterable[LinkSummary]) -> tuple[LinkSummary, ...]:
+    """What is news where it changes: cost orders paths, and is none by itself."""
+    return tuple(msgspec.structs.replace(one, cost_ms=0.0) for one in links)
+
+
 class LinkReporter:
     def __init__(self) -> None:
         self._seq = 0
@@ -40,12 +45,11 @@ class LinkReporter:
     ) -> LinkReport | None:
         """The report to send now, if one is due."""
         links = tuple(links)
-        # Cost orders paths and is no news by itself.
-        essence = tuple(msgspec.structs.replace(one, cost_ms=0.0) for one in links)
+        content = essence(links)
         every = REPORT_EVERY_S if calm else REPORT_BUSY_S
         said = self._said.get(to)
-        if said is not None and said[0] == essence and now < said[1] + every:
+        if said is not None and said[0] == content and now < said[1] + every:
             return None
-        self._said[to] = (essence, now)
+        self._said[to] = (content, now)
         self._seq += 1
         return LinkReport(me.id, me.incarnation, self._seq, epoch_seen, links)

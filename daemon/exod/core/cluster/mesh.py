@@ -1,17 +1,17 @@
 """The cluster's agreement on one plan: coordinator, proposal, unanimous ack, commit.
 
-The theory. The lowest live node coordinates. It gathers what every member reports about its pairs, works out the
-plan that should be, and where that differs from the plan that is (or the plan that is has broken) it numbers a
-proposal above every epoch it has seen and asks all members. A member says yes only to its own coordinator, only to
-edges that its own links agree on, and never to an epoch below one it said yes to. When all have said yes the plan
-is committed and every member told, with receipts. Whatever is lost is repeated; whatever is late is refused by its
-epoch. Whoever loses the coordinator takes the next lowest, whose numbers are higher again; so a superseded plan
-never comes back, and two halves of a partition number apart and are renumbered when they meet.
+The theory. The lowest live node that misses nobody coordinates. It gathers what every member reports about its
+pairs, works out the plan that should be, and where that differs from the plan that is (or the plan that is has
+broken) it numbers a proposal above every epoch it has seen and asks all members. A member says yes only to its own
+coordinator, only to edges that its own links agree on, and never to an epoch below one it said yes to. When all
+have said yes the plan is committed and every member told, with receipts. Whatever is lost is repeated; whatever is
+late is refused by its epoch. Whoever loses the coordinator takes the next lowest, whose numbers are higher again;
+so a superseded plan never comes back, and two halves of a partition number apart and are renumbered when they meet.
 
 A broken edge or a vanished rank suspends the plan at once at whoever sees it; only a commit ends that.
 
-Decides which plan is in force. Leaves to others: who has joined (gathering.py), the order (plan.py), what is still
-unanswered (ballot.py), links (link.py). Owned and called by node.py.
+Decides which plan is in force. Leaves to others: who coordinates (coordinator_choice.py), who has joined
+(joined_members.py), the order (ring_order.py), what is still unanswered (unanimous_ack.py), links (link.py).
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ from exod.core.base.mesh_messages import (
     RenegotiateWish,
 )
 from exod.core.cluster.agreement_timing import LastChange, agreement_ms
+from exod.core.cluster.coordinator_choice import Peers
 from exod.core.cluster.epochs import Epochs
 from exod.core.cluster.joined_members import PATIENCE_S, JoinedMembers
 from exod.core.cluster.link_reports import REPORT_EVERY_S, LinkReporter
 from exod.core.cluster.pair_summary import PairSummary
 from exod.core.cluster.plan_acceptance import find_fault, objection
 from exod.core.cluster.plan_diff import as_seen_here, describe_change
-from exod.core.cluster.plan_divergence import PlanDivergence
+from exod.core.cluster.plan_repeats import PlanRepeats
 from exod.core.cluster.renegotiation import FIRST_WAIT_S, Wishes
 from exod.core.cluster.ring_order import content, hash_prefix, is_sound, plan_hash
 from exod.core.cluster.unanimous_ack import RETRY_S, Ballot, Delivery
 from exod.core.pair import change_events
-from exod.model import Epoch, MeshPlan, MeshState, NodeCard, NodeId, NodeState
+from exod.model import Epoch, MeshPlan, MeshState, NodeCard, NodeId
 
 JOIN_SETTLE_S = 0.5
 """Nodes that join together get one plan: wait this long after the last one joined, unless a plan is broken."""
@@ -59,7 +60,7 @@ class Mesh:
         self.committed: MeshPlan | None = None
         self.suspended: str | None = None
         self.last_change: LastChange | None = None
-        self._pairs: dict[NodeId, PairSummary] = {}
+        self._peers = Peers(card)
         self._members = JoinedMembers(now)
         self._epochs = Epochs(epoch_number)
         self._ballot: Ballot | None = None
@@ -68,7 +69,7 @@ class Mesh:
         self._trigger_at: float | None = None
         self._started_at = now
         self._reporter = LinkReporter()
-        self._divergence = PlanDivergence()
+        self._repeats = PlanRepeats()
         self.deadline = now
 
     # --- what others ask ----------------------------------------------------------------------------------------
@@ -79,12 +80,12 @@ class Mesh:
 
     @property
     def coordinator(self) -> NodeId:
-        return self._lowest(but=self._divergence.excluded_by)
+        return self._peers.coordinator
 
-    def _lowest(self, but: frozenset[NodeId] = frozenset()) -> NodeId:
-        """Of this node and those that live."""
-        living = (peer for peer, one in self._pairs.items() if self._lives(one))
-        return min([self.card.id, *(peer for peer in living if peer not in but)])
+    @property
+    def misses(self) -> bool:
+        """Do others hear a node that this one does not hear? Then another should coordinate."""
+        return self._peers.unheard.misses
 
     @property
     def coordinates(self) -> bool:
@@ -100,7 +101,7 @@ class Mesh:
 
     @property
     def excluded_by(self) -> tuple[NodeId, ...]:
-        return tuple(sorted(self._divergence.excluded_by))
+        return tuple(sorted(self._peers.divergence.excluded_by))
 
     @property
     def state(self) -> MeshState:
@@ -110,8 +111,7 @@ class Mesh:
         if self.suspended is not None or self._ballot is not None:
             return MeshState.RENEGOTIATING
         if len(plan.members) == 1:
-            others = any(self._lives(one) for one in self._pairs.values())
-            return MeshState.FORMING if others else MeshState.ALONE
+            return MeshState.FORMING if self._peers.living else MeshState.ALONE
         return MeshState.AGREED
 
     @property
@@ -120,18 +120,18 @@ class Mesh:
         return "" if self.committed is None else self.committed.hash
 
     @property
+    def _news(self) -> tuple[int, int]:
+        return (self._peers.news, self._members.news)
+
+    @property
     def plan_prefix(self) -> str:
         return "" if self.committed is None else hash_prefix(self.committed)
-
-    @staticmethod
-    def _lives(pair: PairSummary) -> bool:
-        return pair.heard and not pair.left and pair.state is not NodeState.DOWN
 
     # --- inputs -------------------------------------------------------------------------------------------------
 
     def adopt_card(self, card: NodeCard, now: float) -> None:
         reborn = card.incarnation != self.card.incarnation
-        self.card = card
+        self.card = self._peers.card = card
         if reborn:
             if self.committed is not None:
                 self._suspend("this node started a new incarnation", now)
@@ -142,13 +142,12 @@ class Mesh:
 
     def update(self, pairs: Iterable[PairSummary], now: float) -> None:
         """Links changed: all of them are taken before anything is concluded."""
-        self._pairs |= {pair.peer: pair for pair in pairs}
+        self._members.welcome(*self._peers.update(pairs))
         self.evaluate(now)
 
     def forget(self, peer: NodeId) -> None:
-        self._pairs.pop(peer, None)
+        self._peers.forget(peer)
         self._members.forget(peer)
-        self._divergence.forget(peer)
 
     def connected(self, peer: NodeId, now: float) -> None:
         """There is a way for messages again: say again what may have been lost."""
@@ -170,7 +169,7 @@ class Mesh:
 
     def lagged(self, lag_s: float) -> None:
         self._members.shift(lag_s)
-        self._divergence.shift(lag_s)
+        self._peers.shift(lag_s)
         if self._ballot is not None:
             self._ballot.started_at += lag_s
 
@@ -210,7 +209,7 @@ class Mesh:
             self._journal.decide(
                 now, plan.hash, "said yes to a proposal", epoch=plan.epoch.number, coordinator=peer
             )
-        self._divergence.forget(peer)
+        self._peers.divergence.forget(peer)
         self._promise(plan)
         if self._trigger_at is None:
             self._trigger_at = now
@@ -219,12 +218,12 @@ class Mesh:
     def _refusal(self, peer: NodeId, plan: MeshPlan) -> str | None:
         if plan.coordinator != peer or not is_sound(plan):
             return "not the plan of its sender"
-        if self._lowest(but=self._divergence.excluded_by - {peer}) != peer:
+        if self._peers.first(but=self._peers.divergence.excluded_by - {peer}) != peer:
             return f"{self._name(self.coordinator)} coordinates at {self.card.name}"
         if self._epochs.taken(plan):
             self.saw_epoch(plan.epoch.number + 1)
             return f"epoch {plan.epoch.number} is taken"
-        return objection(plan, self.card, self._pairs)
+        return objection(plan, self.card, self._peers.pairs)
 
     def _follow(self, peer: NodeId, message: Commit, now: float) -> None:
         plan, me = message.plan, self.card
@@ -238,7 +237,7 @@ class Mesh:
             text = "a newer plan is under way" if mine else "not a plan of this incarnation"
             self._send(peer, Nack(me.id, me.incarnation, plan.epoch, plan.hash, self.epoch_seen, text))
             return
-        self._commit(plan, as_seen_here(message.reason, self.committed, plan, self._names()), now)
+        self._commit(plan, as_seen_here(message.reason, self.committed, plan, self._peers.names), now)
         self._send(peer, receipt)
 
     def _promise(self, plan: MeshPlan) -> None:
@@ -247,11 +246,10 @@ class Mesh:
         self._journal.command(PersistEpoch(self.epoch_seen))
 
     def _report(self, now: float) -> None:
-        # To a node that excludes this one too: should it lose its own coordinator it must know of this one.
-        targets = {self.coordinator, self._lowest()} - {self.card.id}
+        targets = self._peers.reported_to
         if not targets:
             return
-        links = [one.summary for _, one in sorted(self._pairs.items()) if self._lives(one)]
+        links = [one.summary for _, one in sorted(self._peers.living.items())]
         calm = self.state is MeshState.AGREED or bool(self.excluded_by)
         for to in sorted(targets):
             report = self._reporter.due(self.card, to, links, epoch_seen=self.epoch_seen, calm=calm, now=now)
@@ -295,7 +293,7 @@ class Mesh:
         return asked and message.sender == peer and (message.epoch, message.plan_hash) == (plan.epoch, plan.hash)
 
     def _coordinate(self, now: float) -> None:
-        waiting = self._members.assess(self._pairs, now)
+        waiting = self._members.assess(self._peers.pairs, now)
         self._send_again_to_strays(now)
         desired = self._desired(waiting, now)
         if desired is None:
@@ -309,11 +307,14 @@ class Mesh:
             return
         if self._trigger_at is None:
             self._trigger_at = now
-        if self._ballot is not None and content(self._ballot.plan) != content(desired):
+        wait = (
+            0.0 if not fits or self._wishes.by_hand else self._repeats.may_repeat_at(content(desired), self._news)
+        )
+        if self._ballot is not None and (now < wait or content(self._ballot.plan) != content(desired)):
             self._ballot = None
         if self._ballot is not None:
             self._pursue(self._ballot, now)
-        elif self._settled(current, desired, now):
+        elif now >= wait and self._settled(current, desired, now):
             self._propose(desired, now)
 
     def _desired(self, waiting: dict[NodeId, float], now: float) -> MeshPlan | None:
@@ -324,8 +325,11 @@ class Mesh:
             # A newcomer that is slow to join must not hold up the repair of a plan that runs.
             if now < until and (current is None or peer in bound):
                 return None
+        if self._peers.unheard.pending(bound if current is not None else None, now):
+            return None
         running = () if current is None or self._wishes.by_hand else current.ring
-        return self._members.plan(self.card, self._pairs, self._members.joined, running, now)
+        unheard = self._peers.unheard.named()
+        return self._members.plan(self.card, self._peers.pairs, self._members.joined, running, unheard, now)
 
     def _settled(self, current: MeshPlan | None, desired: MeshPlan, now: float) -> bool:
         """Give nodes that come together the time to meet; a repair waits for nobody."""
@@ -339,7 +343,7 @@ class Mesh:
         epoch = Epoch(self.epoch_seen + 1, self.card.incarnation)
         plan = msgspec.structs.replace(desired, epoch=epoch, hash="")
         plan = msgspec.structs.replace(plan, hash=plan_hash(plan))
-        reason = self._wishes.reason or self.suspended or describe_change(self.committed, plan, self._names())
+        reason = self._wishes.reason or self.suspended or describe_change(self.committed, plan, self._peers.names)
         self._promise(plan)
         asked = frozenset(member.id for member in plan.members if member.id != self.card.id)
         self._ballot = Ballot(plan, reason, asked, now)
@@ -360,7 +364,7 @@ class Mesh:
             return
         if now - ballot.started_at >= PATIENCE_S:
             for peer in sorted(ballot.missing):
-                self._members.exclude(peer, now)
+                self._members.exclude(peer, peer in ballot.refusals, now)
                 self._journal.decide(
                     now,
                     ballot.plan.hash,
@@ -378,8 +382,8 @@ class Mesh:
         if delivery is None:
             return
         for member in delivery.plan.members:
-            pair = self._pairs.get(member.id)
-            if pair is None or not self._lives(pair) or pair.incarnation != member.incarnation:
+            pair = self._peers.living.get(member.id)
+            if pair is None or pair.incarnation != member.incarnation:
                 delivery.missing.discard(member.id)
         for peer in delivery.due(now):
             self._send(peer, Commit(delivery.plan, delivery.reason))
@@ -391,7 +395,7 @@ class Mesh:
         plan = self.committed
         if plan is None or self.suspended is not None or plan.coordinator != self.card.id:
             return
-        strays = {member.id for member in plan.members if self._apart(member.id, now)}
+        strays = {member.id for member in plan.members if self._peers.apart(member.id, self.plan_prefix, now)}
         if strays and self._delivery is None:
             self._delivery = Delivery(plan, "sent again", strays, now)
 
@@ -400,8 +404,7 @@ class Mesh:
     def evaluate(self, now: float) -> None:
         """Work out what follows from what is known. Safe to call at any time, any number of times."""
         self._watch_plan(now)
-        lower = [one for peer, one in self._pairs.items() if peer < self.card.id and self._lives(one)]
-        self._divergence.judge(lower, self.plan_prefix, self.committed is None or self.suspended is not None, now)
+        self._look_around(now)
         if self.coordinates:
             self._wishes.stop_asking()
             self._coordinate(now)
@@ -417,28 +420,28 @@ class Mesh:
         repeats = [todo.retry_at for todo in (self._ballot, self._delivery) if todo is not None]
         self.deadline = min([now + (REPORT_EVERY_S / 2 if calm else RETRY_S), *repeats])
 
+    def _look_around(self, now: float) -> None:
+        misses, unheard = self.misses, self._peers.unheard
+        self._peers.look(self._members.reports, self.committed, self.suspended, now)
+        if self.misses is not misses:
+            who = sorted(one.name for one in unheard.nodes.values())
+            self._journal.decide(now, self.card.id, "misses nodes" if self.misses else "misses nobody", nodes=who)
+
     def _watch_plan(self, now: float) -> None:
         plan = self.committed
         if plan is None or self.suspended is not None:
             return
-        fault = find_fault(plan, self.card, self._pairs)
+        fault = find_fault(plan, self.card, self._peers.pairs)
         coordinator = self.coordinator
-        if fault is None and coordinator != self.card.id and self._apart(coordinator, now):
+        if fault is None and coordinator != self.card.id and self._peers.apart(coordinator, self.plan_prefix, now):
             fault = "the coordinator runs another plan"
         if fault is not None:
             self._suspend(fault, now)
 
-    def _apart(self, peer: NodeId, now: float) -> bool:
-        """Has this peer shown another plan than ours for too long?"""
-        pair = self._pairs.get(peer)
-        if pair is None or not self._lives(pair):
-            self._divergence.forget(peer)
-            return False
-        return self._divergence.apart(pair, self.plan_prefix, now)
-
     def _suspend(self, reason: str, now: float) -> None:
         assert self.committed is not None
         self.suspended = reason
+        self._repeats.suspended(now)
         if self._trigger_at is None:
             self._trigger_at = now
         self._journal.decide(now, self.committed.hash, "suspended the plan", reason=reason)
@@ -461,13 +464,16 @@ class Mesh:
 
     def _commit(self, plan: MeshPlan, reason: str, now: float) -> None:
         """The one setter of the plan in force."""
-        detect_ms, agree_ms = agreement_ms(self.committed, self.last_change, self._pairs, self._trigger_at, now)
+        detect_ms, agree_ms = agreement_ms(
+            self.committed, self.last_change, self._peers.pairs, self._trigger_at, now
+        )
         self._promise(plan)
         self.committed, self.suspended = plan, None
         self._ballot = None
         self._wishes.clear()
         self._trigger_at = None
-        self._divergence.committed()
+        self._peers.divergence.committed()
+        self._repeats.committed(content(plan), self._news, now)
         self.last_change = LastChange(now, reason, detect_ms, agree_ms)
         if plan.coordinator == self.card.id:
             others = {member.id for member in plan.members if member.id != self.card.id}
@@ -478,10 +484,7 @@ class Mesh:
         change_events.plan_committed(self._journal, plan, reason, detect_ms, agree_ms, now)
 
     def _name(self, node: NodeId) -> str:
-        return self._names().get(node, node)
-
-    def _names(self) -> dict[NodeId, str]:
-        return {self.card.id: self.card.name, **{peer: one.card.name for peer, one in self._pairs.items()}}
+        return self._peers.names.get(node, node)
 
     def _send(self, peer: NodeId, message: MeshMessage) -> None:
         self._journal.command(SendMessage(peer, message))

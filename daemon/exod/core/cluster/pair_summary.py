@@ -30,6 +30,8 @@ class PairSummary(msgspec.Struct, frozen=True):
     """The beginning of the hash of the plan that the peer runs; empty for none."""
     detect_ms: float | None
     verdict_at: float | None
+    misses: bool = False
+    """The peer says that it does not hear every node that others hear."""
 
 
 def summarize_pair(link: Link) -> PairSummary:
@@ -54,9 +56,12 @@ def summarize_pair(link: Link) -> PairSummary:
             kind=Kind.OTHER if path is None else path.candidate.kind,
             in_band=path is not None and path.band is Band.FAST,
             cost_ms=round(cost * 2) / 2,
+            peer_name=link.peer.name,
+            up=link.liveness.state is NodeState.UP,
         ),
         usable=frozenset(one.candidate.path for one in link.paths if one.state in USABLE and not one.gone),
         plan_prefix=link.peer_plan_prefix,
         detect_ms=link.detect_ms,
         verdict_at=link.verdict_at,
+        misses=link.peer_misses,
     )

@@ -14,14 +14,19 @@ from exod.model import Edge, MeshPlan, NodeCard, NodeId, NodeState
 
 
 def objection(plan: MeshPlan, me: NodeCard, pairs: Mapping[NodeId, PairSummary]) -> str | None:
-    """Why this node cannot say yes, in words; None where it can."""
+    """Why this node cannot say yes, in words; None where it can. Members that are no neighbours may be out of its
+    sight; only that a newer life of one is known here speaks against the plan.
+    """
+    near = _neighbours(plan, me.id)
     for member in plan.members:
         if member.id == me.id:
             if member.incarnation != me.incarnation:
                 return "it names an earlier incarnation of mine"
             continue
         pair = pairs.get(member.id)
-        if pair is not None and pair.incarnation != member.incarnation:
+        if pair is None or pair.incarnation == member.incarnation:
+            continue
+        if member.id in near or pair.incarnation > member.incarnation:
             return f"{pair.card.name} has another incarnation"
     if all(member.id != me.id for member in plan.members):
         return "it does not name me"
@@ -52,12 +57,13 @@ def _edge_objection(edge: Edge, me: NodeCard, pairs: Mapping[NodeId, PairSummary
 def find_fault(plan: MeshPlan, me: NodeCard, pairs: Mapping[NodeId, PairSummary]) -> str | None:
     """What broke in the plan in force, in words; None while it can run.
 
-    Only what stops the ring: a rank that went, and an edge of this node on a path that no longer carries. A slow
-    edge runs on until the next plan. So does a rank whose daemon started again: processes of ranks outlive their
-    daemons, and one that did not closed its connections, which the other ranks notice at once. Its paths are
-    measured anew: they are neither dead nor usable until the next plan comes, which names the new life.
+    Only what stops the ring: a rank that said goodbye, a neighbour that is down, and an edge of this node on a path
+    that no longer carries. Other ranks may be out of this node's sight and compute all the same. A slow edge runs
+    on until the next plan. So does a rank whose daemon started again: processes of ranks outlive their daemons, and
+    one that did not closed its connections, which the other ranks notice at once. Its paths are measured anew: they
+    are neither dead nor usable until the next plan comes, which names the new life.
     """
-    ranks = set(plan.ring)
+    ranks, near = set(plan.ring), _neighbours(plan, me.id)
     reborn = set()
     for member in plan.members:
         pair = pairs.get(member.id)
@@ -65,7 +71,7 @@ def find_fault(plan: MeshPlan, me: NodeCard, pairs: Mapping[NodeId, PairSummary]
             continue
         if pair.left:
             return f"{pair.card.name} left"
-        if pair.state is NodeState.DOWN:
+        if pair.state is NodeState.DOWN and member.id in near:
             return f"{pair.card.name} is down"
         if pair.incarnation != member.incarnation:
             reborn.add(member.id)
@@ -78,6 +84,11 @@ def find_fault(plan: MeshPlan, me: NodeCard, pairs: Mapping[NodeId, PairSummary]
             interface = edge.source_interface if edge.source == me.id else edge.target_interface
             return f"{interface} to {pair.card.name} is dead"
     return None
+
+
+def _neighbours(plan: MeshPlan, me: NodeId) -> set[NodeId]:
+    """In the ring; empty without a rank."""
+    return {one for pair in ring_pairs(plan.ring) if me in pair for one in pair if one != me}
 
 
 def shares_edge(plan: MeshPlan, one: NodeId, other: NodeId) -> bool:

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from exod.core.probe.datagram import PLAN_PREFIX_BYTES
-from exod.model import KIND_PREFERENCE, Edge, Epoch, Kind, Member, MeshPlan, NodeCard, NodeId, PathId
+from exod.model import KIND_PREFERENCE, Edge, Epoch, Kind, LeftOut, Member, MeshPlan, NodeCard, NodeId, PathId
 
 EXHAUSTIVE = 8
 """Up to this many ranks every order is tried: (8 - 1)! / 2 = 2,520."""
@@ -120,10 +120,12 @@ def build_plan(
     members: Sequence[NodeCard],
     edges: Mapping[Pair, PairEdge],
     running: Sequence[NodeId] = (),
+    left_out: tuple[LeftOut, ...] = (),
 ) -> MeshPlan | None:
     """The plan for these members, or None where their ranks cannot form a ring. Deterministic in its inputs."""
     cards = {card.id: card for card in members}
-    ring = ring_order([card.id for card in members if card.engine], edges, running)
+    without = {one.node for one in left_out}
+    ring = ring_order([card.id for card in members if card.engine and card.id not in without], edges, running)
     if ring is None:
         return None
     plan = MeshPlan(
@@ -136,6 +138,7 @@ def build_plan(
         split=coordinator.split,
         memory_mib=tuple(cards[one].memory_mib for one in ring),
         context=coordinator.context,
+        left_out=left_out,
         hash="",
     )
     return msgspec.structs.replace(plan, hash=plan_hash(plan))
@@ -188,5 +191,7 @@ def hash_prefix(plan: MeshPlan) -> str:
 
 
 def content(plan: MeshPlan) -> MeshPlan:
-    """The plan without its epoch: two plans of one content need no change of the engine."""
-    return msgspec.structs.replace(plan, epoch=Epoch(0, 0), hash="")
+    """The plan without its epoch and without the words on who is left out: two plans of one content need no change
+    of the engine.
+    """
+    return msgspec.structs.replace(plan, epoch=Epoch(0, 0), hash="", left_out=())

@@ -69,6 +69,8 @@ class Link:
         """How long the newest verdict against the selected path took from the last sign of health."""
         self.verdict_at: float | None = None
         self.peer_plan_prefix = ""
+        self.peer_misses = False
+        """The peer does not hear every node that others hear."""
         self.changed = True
         """Something that a plan depends on changed since the flag was last cleared (by node.py)."""
         self._peer_order = 0
@@ -136,7 +138,7 @@ class Link:
         self._journal.decide(now, self.peer.id, "peer has a new incarnation", before=before, after=incarnation)
         self.paths.forget_windows()
         self._peer_order = 0
-        self.peer_plan_prefix = ""
+        self.peer_plan_prefix, self.peer_misses = "", False
         self.liveness.restart(now)
         self._restart(now)
 
@@ -228,8 +230,8 @@ class Link:
         unsettled = False
         if datagram.order > self._peer_order:
             self._peer_order = datagram.order
-            if datagram.plan_prefix != self.peer_plan_prefix:
-                self.peer_plan_prefix = datagram.plan_prefix
+            if (datagram.plan_prefix, datagram.misses) != (self.peer_plan_prefix, self.peer_misses):
+                self.peer_plan_prefix, self.peer_misses = datagram.plan_prefix, datagram.misses
                 self.changed = True
             if datagram.reports != self._last_reports:
                 unsettled = self._take_reports(datagram.reports)

@@ -41,7 +41,8 @@ _URGENT = 0x02
 _SELECTION = 0x04
 _SELECTED_PATH = 0x08
 _WISH = 0x10
-_ALL_FLAGS = _GOODBYE | _URGENT | _SELECTION | _SELECTED_PATH | _WISH
+_MISSES = 0x20
+_ALL_FLAGS = _GOODBYE | _URGENT | _SELECTION | _SELECTED_PATH | _WISH | _MISSES
 
 _STATE_CODES: dict[PathState, int] = {
     PathState.INIT: 0,
@@ -102,6 +103,8 @@ class Datagram(msgspec.Struct, frozen=True):
     goodbye: bool = False
     urgent: bool = False
     """The sender misses datagrams: answer fast on every path for a moment."""
+    misses: bool = False
+    """The sender does not hear every node that others hear: another should coordinate."""
 
 
 @lru_cache(maxsize=4096)
@@ -161,6 +164,8 @@ def encode(datagram: Datagram, key: bytes) -> bytes:
         flags |= _GOODBYE
     if datagram.urgent:
         flags |= _URGENT
+    if datagram.misses:
+        flags |= _MISSES
     incarnation_low = incarnation_high = selection_seq = 0
     selected = wish = _NO_PATH
     if selection is not None:
@@ -213,19 +218,24 @@ def _report_bytes(reports: tuple[PathReport, ...]) -> bytes:
     )
 
 
-def decode(data: bytes, key: bytes) -> Datagram:
-    """The datagram in these bytes. WireError (`malformed`, `bad_mac`), and nothing else, for any other bytes.
-
-    Nothing past the length and the version is looked at before the MAC is right.
-    """
-    length = len(data)
-    if not _HEAD.size + MAC_BYTES <= length <= MAX_DATAGRAM:
-        raise WireError("malformed", f"{length} bytes are no datagram of ours")
+def _authentic(data: bytes, key: bytes) -> bytes:
+    """What the MAC is over."""
+    if not _HEAD.size + MAC_BYTES <= len(data) <= MAX_DATAGRAM:
+        raise WireError("malformed", f"{len(data)} bytes are no datagram of ours")
     if data[0] != VERSION:
         raise WireError("malformed", f"protocol version {data[0]}, this is {VERSION}")
     body = data[:-MAC_BYTES]
     if not hmac.compare_digest(authentication_code(body, key), data[-MAC_BYTES:]):
         raise WireError("bad_mac", "made with another cluster key, or changed on the way")
+    return body
+
+
+def decode(data: bytes, key: bytes) -> Datagram:
+    """The datagram in these bytes. WireError (`malformed`, `bad_mac`), and nothing else, for any other bytes.
+
+    Nothing past the length and the version is looked at before the MAC is right.
+    """
+    body = _authentic(data, key)
     (
         _,
         flags,
@@ -249,8 +259,8 @@ def decode(data: bytes, key: bytes) -> Datagram:
         wish,
         count,
     ) = _HEAD.unpack_from(body)
-    if count > MAX_PATHS or length != _HEAD.size + count * _REPORT.size + MAC_BYTES:
-        raise WireError("malformed", f"{length} bytes do not hold {count} path reports")
+    if count > MAX_PATHS or len(body) != _HEAD.size + count * _REPORT.size:
+        raise WireError("malformed", f"{len(data)} bytes do not hold {count} path reports")
     if flags & ~_ALL_FLAGS or not sender_incarnation or not seq or not order:
         raise WireError("malformed", "unknown flags or a missing counter")
     return Datagram(
@@ -272,6 +282,7 @@ def decode(data: bytes, key: bytes) -> Datagram:
         reports=_reports(body[_HEAD.size :], count),
         goodbye=bool(flags & _GOODBYE),
         urgent=bool(flags & _URGENT),
+        misses=bool(flags & _MISSES),
     )
 
 

@@ -37,6 +37,7 @@ class ProbeSender:
         """Do the two nodes share a ring edge, or is the cluster so small that all pairs are watched closely?"""
         self.epoch_number = 0
         self.plan_prefix = ""
+        self.misses = False
 
     def first_seq(self) -> int:
         """Where a new path's numbers begin: above all earlier ones, so a path that comes again starts fresh."""
@@ -116,6 +117,7 @@ class ProbeSender:
             hold_ns=path.hold_ns(now),
             epoch_number=self.epoch_number,
             plan_prefix=self.plan_prefix,
+            misses=self.misses,
             selection=selection,
             wish=wish,
             reports=tuple(one.report() for one in paths)[:MAX_PATHS],

@@ -47,10 +47,12 @@ GRACE_S: dict[str, float] = {
     "link_slow": 0.5,
     "link_lossy": 5.0,
     "downloading": 2.0,
+    "node_left_out": 2.0,
+    "node_unheard": 1.0,
 }
 """Seconds that a fact must last before it is a reason; 0 for those not named. An agreement may take 0.3 s, a switch
-away from a slow link about as long. Loss that a switch is about to leave behind is nobody's business. To find a
-model that is here takes a second."""
+away from a slow link about as long. A node that starts joins within two seconds. Loss that a switch is about to
+leave behind is nobody's business. To find a model that is here takes a second."""
 
 LOSSY = 0.05
 """TCP keeps its pace up to about a percent. Beyond this, many a step waits for what is sent again; beyond 20% a
@@ -162,6 +164,7 @@ def _facts(given: HealthInput, known: frozenset[Key]) -> Iterator[_Fact]:
     """`known` are the codes and subjects of those that held when last asked."""
     view = given.view
     yield from _node_facts(view)
+    yield from _left_out_facts(view)
     states = {node.id: node.state for node in view.nodes}
     for link in view.links:
         if states.get(link.peer) is not NodeState.DOWN:
@@ -183,11 +186,29 @@ def _facts(given: HealthInput, known: frozenset[Key]) -> Iterator[_Fact]:
 
 
 def _node_facts(view: NodeView) -> Iterator[_Fact]:
+    plan = view.mesh.plan if view.mesh.suspended is None else None
+    ring = () if plan is None else plan.ring
     for node in view.nodes:
-        if node.state is NodeState.DOWN and not node.left:
+        if node.state is NodeState.DOWN and not node.left and node.id in ring:
+            text = f"{view.me.name} does not hear {node.name}, which computes in the plan all the same"
+            yield _Fact("node_unheard", node.id, f"{text}: look for a cable or a firewall between the two")
+        elif node.state is NodeState.DOWN and not node.left:
             yield _Fact("node_down", node.id, f"{node.name} is down: {node.reason}")
         elif node.state is NodeState.SUSPECT:
             yield _Fact("node_suspect", node.id, f"{node.name} does not answer: {node.reason}")
+
+
+def _left_out_facts(view: NodeView) -> Iterator[_Fact]:
+    """Nodes that live and would compute, and have no rank in the plan in force."""
+    plan = view.mesh.plan
+    if plan is None or view.mesh.state is not MeshState.AGREED:
+        return
+    told = {one.node: one for one in plan.left_out}
+    for one in told.values():
+        yield _Fact("node_left_out", one.node, f"{one.name} is left out of the ring: {one.reason}")
+    for node in view.nodes:
+        if node.state is NodeState.UP and node.engine and node.id not in (*plan.ring, *told) and not node.is_self:
+            yield _Fact("node_left_out", node.id, f"{node.name} is up, but has not joined the ring yet")
 
 
 def _link_facts(link: LinkView, my_name: str, degraded_ms: float, lossy: float) -> Iterator[_Fact]:

@@ -72,6 +72,8 @@ class NodeEntry(msgspec.Struct, frozen=True):
     version: str
     left: bool = False
     """It said goodbye: someone sent it away."""
+    engine: bool = True
+    """Does it host a rank?"""
 
 
 class MeshView(msgspec.Struct, frozen=True):
@@ -171,12 +173,21 @@ def node_entry(link: Link) -> NodeEntry:
         incarnation=link.peer_incarnation,
         version=link.peer.version,
         left=liveness.left,
+        engine=link.peer.engine,
     )
 
 
 def self_entry(card: NodeCard, started_at: float) -> NodeEntry:
     return NodeEntry(
-        card.id, card.name, NodeState.UP, started_at, "this node", True, card.incarnation, card.version
+        card.id,
+        card.name,
+        NodeState.UP,
+        started_at,
+        "this node",
+        True,
+        card.incarnation,
+        card.version,
+        engine=card.engine,
     )
 
 
