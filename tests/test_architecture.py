@@ -170,7 +170,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "exod.identity": ("exod.data_files",),
     "exod.daemon_api": ("exod.core.cluster",),
     # the shells: none knows another
-    "exod.network": ("exod.core", "exod.core.base", "exod.daemon_api", "exod.platform"),
+    "exod.network": ("exod.core", "exod.core.base", "exod.core.status", "exod.daemon_api", "exod.platform"),
     "exod.peers": (
         "exod.core.base",
         "exod.core.engine",

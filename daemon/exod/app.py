@@ -55,6 +55,7 @@ from exod.local_api.server import ControlSocket
 from exod.model import Event, LocalAddress, MeshPlan, NodeCard, NodeId
 from exod.mqtt.publisher import MqttService
 from exod.network.interfaces import InterfaceWatcher
+from exod.network.local_network import LocalNetwork
 from exod.network.mdns_discovery import Announcement, Discovery
 from exod.network.mesh_driver import MeshDriver
 from exod.network.probe_sockets import ProbeSockets
@@ -167,6 +168,8 @@ class Daemon:
             on_connected=self._peer_connected,
             on_disconnected=lambda peer: self.driver.feed(PeerDisconnected(peer)),
         )
+        self.local_network = LocalNetwork(self.platform, self._local_network_checked)
+        self.prober.on_refused = self.control.on_refused = self.local_network.refused
         self.contacts = Contacts(self.control, self._routes_changed)
         self.interfaces = InterfaceWatcher(
             self.platform, config.mesh.include, config.mesh.exclude, config.mesh.kinds
@@ -240,6 +243,7 @@ class Daemon:
             mqtt=lambda: self.mqtt.status,
             failed_edges=lambda: self.edge_watch.failed,
             api_url=lambda: self.http.url,
+            local_network=lambda: self.local_network.text,
         )
         self.propagation = Propagation(
             identity.id, self.core, self.status, self.control, self.engine, self.events, self.mqtt
@@ -265,6 +269,7 @@ class Daemon:
                 self.interfaces.lines,
                 self.discovery.state if self.discovery is not None else None,
                 self.control.strangers,
+                lambda: [(address, one.port) for one in self.peer_book.entries() for address in one.addresses],
             ),
             Requests(
                 self.driver.feed, self.engine.feed, self.engine.drain, self.preflight.run, self.engine.generate
@@ -283,6 +288,7 @@ class Daemon:
             self.contacts.remembered(self.peer_book.entries())
             running = {
                 "interfaces": self.interfaces.run(self._addresses_changed),
+                "local network": self.local_network.run(),
                 "control plane": self.control.run(),
                 "static peers": self.static_peers.run(),
                 "engine": self.engine.run(),
@@ -343,6 +349,7 @@ class Daemon:
         )
         self._cabling_changed.set()
         self.prober.follow(addresses)
+        self.local_network.follow(addresses)
         if self.discovery is not None:
             self.discovery.follow(addresses)
         routed = self.contacts.routed(addresses)
@@ -351,6 +358,10 @@ class Daemon:
         self._set_card(
             msgspec.structs.replace(self.card, addresses=addresses, pair_routes=routed, memory_mib=memory_mib)
         )
+
+    def _local_network_checked(self, allowed: bool) -> None:
+        data: dict[str, object] = {"allowed": allowed, "text": self.local_network.text}
+        self.events.write(Event(0.0, "local_network.checked", self.card.id, data))
 
     async def _follow_thunderbolt(self) -> None:
         """Asks anew when interfaces change, as they do when a cable is plugged: the question costs a second."""

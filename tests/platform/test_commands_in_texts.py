@@ -44,6 +44,14 @@ TABLE = {
     "uv tool install --force .": (BOTH, "uv's manual, tools"),
     "pip install --force-reinstall {}": (BOTH, "pip's manual, pip install"),
     "sudo apt install g++": (LINUX, "apt(8); CI installs the same package"),
+    "sudo defaults write com.apple.network.local-network AllowedEthernetLocalNetworkAddresses -array {}": (
+        MAC,
+        "Apple's TN3179, from macOS 15.5",
+    ),
+    "sudo defaults write com.apple.network.local-network AllowedWiFiLocalNetworkAddresses -array {}": (
+        MAC,
+        "Apple's TN3179, from macOS 15.5",
+    ),
     "sudo pmset -c sleep 0": (MAC, "pmset(1): -c is on mains"),
     # Files, ports, variables: POSIX, or the same on both.
     "chmod 600 {}": (BOTH, "POSIX"),

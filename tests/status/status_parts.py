@@ -71,6 +71,7 @@ class StillEngine:
 @dataclass
 class StillLink:
     peer: NodeCard
+    paths: tuple[object, ...] = ()
 
 
 @dataclass

@@ -136,3 +136,27 @@ def test_a_drain_returns_once_the_engine_says_that_nothing_runs() -> None:
     core, engine = StillCore(seen()), StillEngine()
     asyncio.run(answers_of(status_of(core, engine), core, engine).engine_drain())
     assert engine.scheduler.draining
+
+
+def test_a_denied_local_network_is_a_reason_in_the_status_and_in_ready() -> None:
+    core, engine = StillCore(seen()), StillEngine()
+    status = status_of(core, engine)
+    status.local_network = lambda: "macOS refuses every send"
+    answers = answers_of(status, core, engine)
+    (reason,) = answers.status().reasons
+    assert (reason.code, reason.subject, reason.text) == ("local_network_denied", ME.id, "macOS refuses every send")
+    assert answers.status().health is Health.DEGRADED
+    ready = answers.ready()
+    assert not ready.ready
+    assert (ready.code, ready.text) == ("local_network_denied", "macOS refuses every send")
+
+
+@pytest.mark.anyio
+async def test_doctor_gives_a_denied_local_network_its_cures_once() -> None:
+    core, engine = StillCore(seen()), StillEngine()
+    status = status_of(core, engine)
+    status.local_network = lambda: "macOS refuses every send"
+    found = (await answers_of(status, core, engine).doctor()).findings
+    (finding,) = [one for one in found if "local_network" in one.code]
+    assert finding.severity == "error"
+    assert finding.cure.startswith("in this order: (1) allow it: System Settings")

@@ -1,13 +1,15 @@
-"""What `exoctl doctor` finds on a Mac beside the network: folders that services may not read, and sleep. Pure."""
+"""What `exoctl doctor` finds on a Mac alone: protected folders, Local Network privacy, and sleep. Pure."""
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Final
 
-from exod.daemon_api.shapes import Finding
+from exod.daemon_api.shapes import Finding, InterfaceLine
+from exod.model import Kind
 
 PROTECTED: Final = ("Documents", "Desktop", "Downloads", "Library/Mobile Documents")
 """Folders of a home that macOS's privacy control (TCC) keeps from programs that nobody allowed."""
@@ -35,6 +37,37 @@ def of_protected_folders(places: Mapping[str, PurePath], home: PurePath) -> list
         )
         found.append(Finding("protected_folder", "warning", what, text, cure))
     return found
+
+
+def of_denied(text: str, peers: Sequence[tuple[str, int]], interfaces: Sequence[InterfaceLine]) -> Finding:
+    """Local Network privacy, with its cures in the order in which to try them. `peers`: (address, mesh port)."""
+    wifi = [ipaddress.IPv4Interface(one) for line in interfaces if line.kind is Kind.WIFI for one in line.addresses]
+    over_wifi = [one for one, _ in peers if any(ipaddress.IPv4Address(one) in way.network for way in wifi)]
+    over_cable = [one for one, _ in peers if one not in over_wifi]
+    named = ", ".join(f'"{address}:{port}"' for address, port in peers) or '"PEER:52410"'
+    cures = [
+        "allow it: System Settings, Privacy & Security, Local Network, entry “exod”; exod goes on by itself then",
+        "if there is no such entry: exoctl service install, which makes exod.app, what macOS asks about",
+        "run it for the system, which macOS mostly exempts: sudo exoctl service install --system",
+        f"without a screen, from macOS 15.5: {_allow_list(over_cable, over_wifi)}; then restart this Mac",
+        f"such a list may leave multicast out: also set cluster.peers = [{named}] in the configuration",
+    ]
+    cure = "in this order: " + " ".join(f"({place}) {one}." for place, one in enumerate(cures, start=1))
+    return Finding("local_network_denied", "error", "Local Network", text, cure)
+
+
+def _allow_list(over_cable: Sequence[str], over_wifi: Sequence[str]) -> str:
+    cable = " ".join(f"{one}/32" for one in over_cable) or "PEER/32"
+    command = (
+        f"sudo defaults write com.apple.network.local-network AllowedEthernetLocalNetworkAddresses -array {cable}"
+    )
+    if not over_wifi:
+        return command
+    wifi = " ".join(f"{one}/32" for one in over_wifi)
+    return (
+        f"{command}; "
+        f"sudo defaults write com.apple.network.local-network AllowedWiFiLocalNetworkAddresses -array {wifi}"
+    )
 
 
 def of_sleep(pmset: str) -> list[Finding]:

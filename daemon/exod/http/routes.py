@@ -126,7 +126,8 @@ class _Asks:
     async def ready(self, request: Request) -> Response:
         readiness = self._commands.ready()
         if readiness.ready:
-            return JsonResponse({"ready": True})
+            warning = {"code": readiness.code, "reason": readiness.text} if readiness.code else {}
+            return JsonResponse({"ready": True, **warning})
         error = RequestError(readiness.code or "not_ready", readiness.text, ExitCode.DEGRADED)
         headers = error_response(error).headers
         body = {"ready": False, "code": error.code, "reason": error.text, **error_object(error)}

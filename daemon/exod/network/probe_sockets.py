@@ -51,6 +51,8 @@ class ProbeSockets:
         self._deliver = deliver
         self._sockets: dict[LocalAddress, socket.socket] = {}
         self._by_address: dict[str, socket.socket] = {}
+        self.on_refused: Callable[[str, int], None] = lambda address, number: None
+        """Told the local address and the errno of each datagram that the system refused to send."""
 
     def follow(self, addresses: tuple[LocalAddress, ...]) -> None:
         """Opens a socket for each new address and closes those of addresses that are gone."""
@@ -137,7 +139,9 @@ class ProbeSockets:
         except BlockingIOError:
             return  # a full send buffer is a lost datagram
         except OSError as error:
-            self._deliver(SendFailed(command.path, command.peer, error.errno or errno.EIO))
+            number = error.errno or errno.EIO
+            self.on_refused(command.local_address, number)
+            self._deliver(SendFailed(command.path, command.peer, number))
             return
         wide = time.monotonic() - before > WIDE_SEND_S
         self._deliver(DatagramSent(command.path, command.peer, command.seq, None if wide else before))

@@ -125,6 +125,8 @@ class ControlPlane:
         """Set, and replaced, whenever a connection came or went: dials that wait for that look again."""
         self._tasks: asyncio.TaskGroup | None = None
         self._strangers = Strangers()
+        self.on_refused: Callable[[str, int], None] = lambda address, number: None
+        """Told the local address and the errno of each dial from one of this host's addresses that failed."""
         self.messages_sent = 0
         self.messages_received = 0
 
@@ -324,6 +326,8 @@ class ControlPlane:
             self._strangers.note(target.address, self._contacts.get((target.address, target.port), ""), error)
         except (OSError, TimeoutError) as error:
             log.debug("dial_failed", address=f"{target.address}:{target.port}", error=str(error))
+            if target.local and error.errno:
+                self.on_refused(target.local, error.errno)
         except asyncio.CancelledError:
             sock.close()
             raise

@@ -20,7 +20,7 @@ from exod.core.base.events import DebugFault, DebugPin, Input, RenegotiateReques
 from exod.core.cluster.jaccl import JacclHostfile, NotCabledError, hostfile
 from exod.core.engine.engine_events import DrainChanged, EngineInput, ModelWanted
 from exod.core.node import NodeCore
-from exod.core.status.health import DOWNLOADING, EDGE_FAILED
+from exod.core.status.health import DOWNLOADING, EDGE_FAILED, LOCAL_NETWORK_DENIED
 from exod.core.status.view import LinkView, NodeEntry, PathView
 from exod.daemon_api.discovery_state import DiscoveryState
 from exod.daemon_api.interface import GenerationDelta
@@ -46,6 +46,7 @@ from exod.daemon_api.shapes import (
     StatusReport,
 )
 from exod.diagnostics import findings
+from exod.diagnostics.mac_findings import of_denied
 from exod.diagnostics.netcheck import PeerPort, netcheck
 from exod.diagnostics.preflight import preflight_data
 from exod.errors import ExitCode, RequestError
@@ -85,6 +86,8 @@ class Network:
     discovery: Callable[[], DiscoveryState] | None
     """None where the configuration switches multicast DNS off."""
     strangers: Callable[[], tuple[str, ...]]
+    known_peers: Callable[[], Sequence[tuple[str, int]]] = tuple
+    """(address, port) of every peer that was ever seen, for the commands that name them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,9 +242,14 @@ class Answers:
         engine = self._status.engine()
         if self._engine.scheduler.draining:
             return Readiness(False, "draining", "the engine is being drained and admits no more requests")
+        denied = self._status.local_network()
         match engine.state:
+            case EngineState.LOADING | EngineState.RECOVERING | EngineState.FAILED if denied:
+                return Readiness(False, LOCAL_NETWORK_DENIED, denied)
             case EngineState.READY | EngineState.GENERATING:
                 trouble = self._status.failed_edge()
+                if denied and not trouble:
+                    return Readiness(True, LOCAL_NETWORK_DENIED, denied)  # this node alone still answers
                 return Readiness(not trouble, EDGE_FAILED if trouble else "", trouble)
             case EngineState.OFF:
                 text = "no model is loaded: exoctl engine load MODEL"
@@ -302,10 +310,13 @@ class Answers:
             and self._network.platform.local_network_privacy_suspected(path.refused_errno)
         ]
         network = await self._look_at_network(peers=())
+        reasons = status.health().reasons
+        denied = [one for one in reasons if one.code == LOCAL_NETWORK_DENIED]
         environment_cure = f"unset {findings.FAST_SYNCH} where exod is started (launchctl unsetenv), and restart it"
         found = [
-            *(findings.of_reason(one, status.named(one.subject)) for one in status.health().reasons),
-            *findings.of_refused_sends(refused),
+            *(findings.of_reason(one, status.named(one.subject)) for one in reasons if one not in denied),
+            *(of_denied(one.text, self._network.known_peers(), self._network.interfaces()) for one in denied),
+            *findings.of_refused_sends(() if denied else refused),
             *findings.of_network(network.checks),
             *findings.of_strangers(self._network.strangers()),
             *findings.of_crashes(status.crashes()),
@@ -316,7 +327,16 @@ class Answers:
         if hello is not None:
             wrong, facts = findings.of_worker(hello.versions, hello.can_reform, hello.has_switch)
             found += wrong
-        checked = ("health", "links", "network", "refused nodes", "crashes", "the daemon's environment", "engine")
+        checked = (
+            "health",
+            "links",
+            "local network",
+            "network",
+            "refused nodes",
+            "crashes",
+            "the daemon's environment",
+            "engine",
+        )
         return DoctorReport(tuple(found), checked, tuple(facts))
 
     async def renegotiate(self, reason: str) -> Done:

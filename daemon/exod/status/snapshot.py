@@ -95,11 +95,14 @@ class StatusBuilder:
         mqtt: Callable[[], MqttSummary],
         failed_edges: Callable[[], Sequence[PreflightCheck]],
         api_url: Callable[[], str],
+        local_network: Callable[[], str] = str,
     ) -> None:
+        """`local_network`: why macOS keeps this node from the other ones, or nothing."""
         self._me = card().id
         self._card, self._settings, self.record = card, settings, record
         self._core, self._engine, self._events = core, engine, events
         self._mqtt, self._failed_edges, self._api_url = mqtt, failed_edges, api_url
+        self.local_network = local_network
         self._judge = HealthJudge()
 
     # --- this node, for the others --------------------------------------------------------------------------
@@ -174,6 +177,7 @@ class StatusBuilder:
             downloads=self.downloads(),
             edge_text="; ".join(f"{check.subject}: {check.text}" for check in self._failed_edges()),
             mqtt_text=mqtt.text if settings.has_named_broker and mqtt.state != "connected" else "",
+            local_network_text=self.local_network(),
         )
 
     def failed_edge(self) -> str:

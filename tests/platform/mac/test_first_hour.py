@@ -15,8 +15,9 @@ import pytest
 
 from exod.cli.service import verbs as service
 from exod.cli.service.host import Answer, ServiceError
+from exod.core.status.local_network import denied_text
 from exod.daemon_api.shapes import InterfaceLine, NetworkCheck
-from exod.diagnostics.mac_findings import of_protected_folders, of_sleep
+from exod.diagnostics.mac_findings import of_denied, of_protected_folders, of_sleep
 from exod.diagnostics.thunderbolt_advice import check_thunderbolt
 from exod.model import Kind, ThunderboltPort
 from launchd.supported import complaint
@@ -69,6 +70,8 @@ def screens() -> dict[str, str]:
         check_thunderbolt([CABLE], [ETHERNET, bridge("192.168.1.99/24")], "en0")[-1]
     )
     found["nothing connected"] = said(check_thunderbolt([EMPTY_PORT], [ETHERNET], "en0")[-1])
+    denied = of_denied(denied_text(("bridge0", "en0")), [("169.254.10.2", 52410)], [])
+    found["denied"] = f"{denied.text}\n  {denied.cure}"
     home = Path("/Users/me")
     for name, finding in (
         ("protected folder", of_protected_folders({"the model": home / "Documents/qwen"}, home)[0]),

@@ -43,6 +43,12 @@ NO_LIBRARY = (
 )
 
 
+PROBES_ITSELF = (
+    " It finds out within 45 s whether macOS lets it use the local network, which is not certain for a service of "
+    "the system: exoctl doctor says so, and the event local_network.checked (exoctl events)."
+)
+
+
 def plist_path(host: Host, system: bool) -> Path:
     if system:
         return host.root / "Library" / "LaunchDaemons" / f"{launchd.DAEMON_LABEL}.plist"
@@ -75,7 +81,7 @@ def install(host: Host, system: bool, config: Path | None, build_launcher: bool 
     domain = _load(host, system, path)
     # Loaded means started (RunAtLoad); after a crash moments ago launchd would wait, and this does not.
     _launchctl(host, "kickstart", f"{domain}/{_label(system)}")
-    login = "" if system else " It starts with a login of this user; a headless Mac needs --system."
+    login = PROBES_ITSELF if system else " It starts with a login of this user; a headless Mac needs --system."
     return f"installed {path} and started {domain}/{_label(system)}; its log is {job.logs}/exod.log.{login}{said}"
 
 

@@ -67,10 +67,11 @@ DOWN_CODES = frozenset({ENGINE_FAILED})
 
 def severity(code: str) -> Literal["warning", "error"]:
     """Of a reason, as alerts and `exoctl doctor` tell it."""
-    return "error" if code in DOWN_CODES else "warning"
+    return "error" if code in DOWN_CODES or code == LOCAL_NETWORK_DENIED else "warning"
 
 
 EDGE_FAILED = "preflight_failed"
+LOCAL_NETWORK_DENIED = "local_network_denied"
 DOWNLOADING = "downloading"
 
 
@@ -104,6 +105,8 @@ class HealthInput(msgspec.Struct, frozen=True):
     """What the check of this node's edges found; empty where nothing is wrong."""
     mqtt_text: str = ""
     """What is wrong with a broker that a person configured; empty where nothing is, or none was."""
+    local_network_text: str = ""
+    """Where macOS keeps this node from the local network; empty where it does not."""
 
 
 class HealthSnapshot(msgspec.Struct, frozen=True):
@@ -183,6 +186,8 @@ def _facts(given: HealthInput, known: frozenset[Key]) -> Iterator[_Fact]:
         yield _Fact(EDGE_FAILED, view.me.id, given.edge_text)
     if given.mqtt_text:
         yield _Fact("mqtt_down", view.me.id, given.mqtt_text)
+    if given.local_network_text:
+        yield _Fact(LOCAL_NETWORK_DENIED, view.me.id, given.local_network_text)
 
 
 def _node_facts(view: NodeView) -> Iterator[_Fact]:
