@@ -51,7 +51,7 @@ from exod.engine_service.keep_awake import keep_awake
 from exod.first_steps import announce
 from exod.http.server import HttpApi
 from exod.identity import claim
-from exod.local_api.server import ControlSocket
+from exod.local_api.server import LocalApi
 from exod.model import Event, LocalAddress, MeshPlan, NodeCard, NodeId
 from exod.mqtt.publisher import MqttService
 from exod.network.interfaces import InterfaceWatcher
@@ -249,7 +249,7 @@ class Daemon:
             identity.id, self.core, self.status, self.control, self.engine, self.events, self.mqtt
         )
         answers = self._create_answers(key)
-        self.socket = ControlSocket(answers, config.control_socket, debug_enabled=config.debug.enabled)
+        self.socket = LocalApi(answers, config.control_socket, debug_enabled=config.debug.enabled)
         self.http = HttpApi.from_config(answers, config.api)
         self.events.on_event += [self.counters.event_written, self.mqtt.emit]
 

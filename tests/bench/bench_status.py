@@ -22,11 +22,11 @@ TARGET_MS: Final = 200.0
 SERVE: Final = """
 import asyncio, sys
 from pathlib import Path
-from exod.local_api.server import ControlSocket
+from exod.local_api.server import LocalApi
 from tests.fake_daemon import FakeDaemon
 
 async def serve():
-    shell = ControlSocket(FakeDaemon(), Path(sys.argv[1]), debug_enabled=False)
+    shell = LocalApi(FakeDaemon(), Path(sys.argv[1]), debug_enabled=False)
     shell.start()
     await shell.run()
 

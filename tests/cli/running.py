@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from exod.daemon_api.shapes import StatusReport
-from exod.local_api.server import ControlSocket
+from exod.local_api.server import LocalApi
 from tests.fake_daemon import FakeDaemon
 
 DEADLINE_S: Final = 30.0
@@ -158,7 +158,7 @@ async def served(
 ) -> AsyncIterator[FakeDaemon]:
     """A fake daemon on this exoctl's socket."""
     daemon = FakeDaemon(status)
-    shell = ControlSocket(daemon, exoctl.socket, debug_enabled=debug)
+    shell = LocalApi(daemon, exoctl.socket, debug_enabled=debug)
     shell.start()
     running = asyncio.create_task(shell.run(), name="control socket")
     await asyncio.sleep(0)

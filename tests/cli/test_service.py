@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 
 from exod.cli.service import verbs as service
-from exod.cli.service.host import Answer, Host, ServiceError, UsageError, run_command
+from exod.cli.service.host import CommandResult, Host, MisuseError, ServiceError, run_command
 from exod.errors import ExitCode
 
 UID = 501
 AGENT = f"gui/{UID}/com.exod.agent"
 OVER_SSH = f"user/{UID}/com.exod.agent"
 
-NOT_FOUND = Answer(113, err='Could not find service "com.exod.agent" in domain for port\n')
-NO_DOMAIN = Answer(112, err="Could not find domain for port\n")
-IO_ERROR = Answer(
+NOT_FOUND = CommandResult(113, err='Could not find service "com.exod.agent" in domain for port\n')
+NO_DOMAIN = CommandResult(112, err="Could not find domain for port\n")
+IO_ERROR = CommandResult(
     5, err="Bootstrap failed: 5: Input/output error\nTry re-running the command as root for richer errors.\n"
 )
 
@@ -56,18 +56,18 @@ class Launchd:
         self.disabled: set[str] = set()
         self.ending: dict[str, int] = {}
         self.commands: list[str] = []
-        self.bootstrap_answers: list[Answer] = []
+        self.bootstrap_answers: list[CommandResult] = []
         self.ends_after = 2
         self.state, self.more = "running", "pid = 712\n\tlast exit code = (never exited)"
 
-    def __call__(self, argv: Sequence[str]) -> Answer:
+    def __call__(self, argv: Sequence[str]) -> CommandResult:
         assert argv[0] == "/bin/launchctl"
         verb, target, *rest = argv[1:]
         if verb == "kill":  # its signal comes first
             rest, target = [target], rest[0]
         if verb != "print":
             self.commands.append(" ".join([verb, target, *(Path(one).name for one in rest)]))
-        answer: Answer = getattr(self, f"_{verb}")(target, *rest)
+        answer: CommandResult = getattr(self, f"_{verb}")(target, *rest)
         return answer
 
     def sleep(self, _: float) -> None:
@@ -76,27 +76,27 @@ class Launchd:
             if self.ending[target] <= 0:
                 del self.ending[target], self.loaded[target]
 
-    def _print(self, target: str) -> Answer:
+    def _print(self, target: str) -> CommandResult:
         if target in self.domains:
-            return Answer(0, f"{target} = {{\n\ttype = login\n}}\n")
+            return CommandResult(0, f"{target} = {{\n\ttype = login\n}}\n")
         if target.rpartition("/")[0] not in self.domains and target not in self.loaded:
             return NO_DOMAIN if "/" not in target.partition("/")[2] else NOT_FOUND
         if target not in self.loaded:
             return NOT_FOUND
         path = self.loaded[target]
-        return Answer(0, PRINTED.format(target=target, path=path, state=self.state, more=self.more))
+        return CommandResult(0, PRINTED.format(target=target, path=path, state=self.state, more=self.more))
 
-    def _bootout(self, target: str) -> Answer:
+    def _bootout(self, target: str) -> CommandResult:
         if target not in self.loaded:
-            return Answer(3, err="Boot-out failed: 3: No such process\n")
+            return CommandResult(3, err="Boot-out failed: 3: No such process\n")
         self.ending[target] = self.ends_after
-        return Answer(36, err="Boot-out failed: 36: Operation now in progress\n")
+        return CommandResult(36, err="Boot-out failed: 36: Operation now in progress\n")
 
-    def _enable(self, target: str) -> Answer:
+    def _enable(self, target: str) -> CommandResult:
         self.disabled.discard(target)
-        return Answer(0)
+        return CommandResult(0)
 
-    def _bootstrap(self, domain: str, path: str) -> Answer:
+    def _bootstrap(self, domain: str, path: str) -> CommandResult:
         label = plistlib.loads(Path(path).read_bytes())["Label"]
         assert Path(path).name == f"{label}.plist"
         if self.bootstrap_answers:
@@ -105,13 +105,13 @@ class Launchd:
         if target in self.loaded or target in self.disabled:
             return IO_ERROR
         self.loaded[target] = path
-        return Answer(0)
+        return CommandResult(0)
 
-    def _kill(self, target: str, _signal: str) -> Answer:
-        return Answer(0) if target in self.loaded else NOT_FOUND
+    def _kill(self, target: str, _signal: str) -> CommandResult:
+        return CommandResult(0) if target in self.loaded else NOT_FOUND
 
-    def _kickstart(self, target: str) -> Answer:
-        return Answer(0) if target in self.loaded else NOT_FOUND
+    def _kickstart(self, target: str) -> CommandResult:
+        return CommandResult(0) if target in self.loaded else NOT_FOUND
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_over_ssh_the_users_own_domain_takes_it(launchd: Launchd, tmp_path: Path
 
 def test_a_screen_session_that_refuses_leaves_the_users_own_domain(launchd: Launchd, tmp_path: Path) -> None:
     launchd.bootstrap_answers = [
-        Answer(125, err="Bootstrap failed: 125: Domain does not support specified action\n")
+        CommandResult(125, err="Bootstrap failed: 125: Domain does not support specified action\n")
     ]
     assert OVER_SSH in service.install(host=mac(launchd, tmp_path))
 
@@ -220,9 +220,9 @@ def test_an_error_of_bootstrap_that_loaded_the_job_all_the_same_is_none(launchd:
     host = mac(launchd, tmp_path)
 
     class Lies(Launchd):
-        def _bootstrap(self, domain: str, path: str) -> Answer:
+        def _bootstrap(self, domain: str, path: str) -> CommandResult:
             super()._bootstrap(domain, path)
-            return Answer(37, err="Bootstrap failed: 37: Operation already in progress\n")
+            return CommandResult(37, err="Bootstrap failed: 37: Operation already in progress\n")
 
     lies = Lies(launchd.domains)
     assert AGENT in service.install(host=host._replace(run=lies, sleep=lies.sleep))
@@ -285,7 +285,7 @@ def test_a_daemon_goes_into_the_systems_domain(launchd: Launchd, tmp_path: Path)
 def test_who_may_not_install_is_told_who_may(
     launchd: Launchd, tmp_path: Path, is_root: bool, uid: int, system: bool, words: str
 ) -> None:
-    with pytest.raises(UsageError, match=words) as raised:
+    with pytest.raises(MisuseError, match=words) as raised:
         service.install(system=system, host=mac(launchd, tmp_path, is_root, uid))
     assert raised.value.exit_code is ExitCode.USAGE
     assert launchd.commands == []
@@ -294,13 +294,13 @@ def test_who_may_not_install_is_told_who_may(
 
 def test_root_itself_is_asked_for_the_account(launchd: Launchd, tmp_path: Path) -> None:
     host = mac(launchd, tmp_path, is_root=True)._replace(uid=0)
-    with pytest.raises(UsageError, match="from the account that it should run as"):
+    with pytest.raises(MisuseError, match="from the account that it should run as"):
         service.install(system=True, host=host)
 
 
 def test_an_agent_and_a_daemon_are_not_installed_together(launchd: Launchd, tmp_path: Path) -> None:
     service.install(host=mac(launchd, tmp_path))
-    with pytest.raises(UsageError, match="exoctl service uninstall"):
+    with pytest.raises(MisuseError, match="exoctl service uninstall"):
         service.install(system=True, host=mac(launchd, tmp_path, is_root=True))
 
 
@@ -335,7 +335,7 @@ def test_a_config_goes_with_the_service_and_must_exist(
     launchd: Launchd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = mac(launchd, tmp_path)
-    with pytest.raises(UsageError, match="no such config file"):
+    with pytest.raises(MisuseError, match="no such config file"):
         service.install(config=tmp_path / "gone.toml", host=host)
     config = tmp_path / "exod.toml"
     config.write_text("")
@@ -372,21 +372,21 @@ class Systemd:
         self.silent = False
         self.refuses = ""
 
-    def __call__(self, argv: Sequence[str]) -> Answer:
+    def __call__(self, argv: Sequence[str]) -> CommandResult:
         assert argv[0] == "systemctl"
         command = " ".join(argv[1:])
         if self.silent:
-            return Answer(1, err="Failed to connect to bus: No medium found\n")
+            return CommandResult(1, err="Failed to connect to bus: No medium found\n")
         if "--property=Version" in argv:
-            return Answer(0, "Version=252\n")
+            return CommandResult(0, "Version=252\n")
         if "show" in argv:
             state = "active" if self.active else "failed"
-            return Answer(0, f"ActiveState={state}\nSubState=x\nMainPID=4711\nExecMainStatus=1\n")
+            return CommandResult(0, f"ActiveState={state}\nSubState=x\nMainPID=4711\nExecMainStatus=1\n")
         self.commands.append(command)
         if self.refuses and self.refuses in command:
-            return Answer(1, err="Job for exod.service failed.\n")
+            return CommandResult(1, err="Job for exod.service failed.\n")
         self.active = self.active or "restart" in argv
-        return Answer(0)
+        return CommandResult(0)
 
 
 @pytest.fixture
@@ -435,9 +435,9 @@ def test_a_system_unit_runs_as_the_user_who_called_sudo(systemd: Systemd, tmp_pa
     service.install(system=True, host=host)
     assert systemd.commands[-1] == "restart exod.service"
     assert "User=me" in (tmp_path / "etc/systemd/system/exod.service").read_text()
-    with pytest.raises(UsageError, match="without sudo"):
+    with pytest.raises(MisuseError, match="without sudo"):
         service.install(host=host)
-    with pytest.raises(UsageError, match="sudo exoctl service uninstall --system"):
+    with pytest.raises(MisuseError, match="sudo exoctl service uninstall --system"):
         service.uninstall(system=True, host=linux(systemd, tmp_path))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from exod.cli.service import verbs as service
-from exod.cli.service.host import Answer, Host, ServiceError, UsageError
+from exod.cli.service.host import CommandResult, Host, MisuseError, ServiceError
 from launchd import app
 from tests.cli.test_service import UID, Launchd, Systemd, files, linux, mac
 
@@ -24,25 +24,25 @@ class Mac(Launchd):
         self.tools: list[str] = []
         self.codesign_fails = False
 
-    def __call__(self, argv: Sequence[str]) -> Answer:
+    def __call__(self, argv: Sequence[str]) -> CommandResult:
         match Path(argv[0]).name:
             case "codesign":
                 return self._codesign(argv)
             case "cc":
                 self.tools.append("cc")
                 Path(argv[argv.index("-o") + 1]).write_bytes(b"built here")
-                return Answer(0)
+                return CommandResult(0)
         return super().__call__(argv)
 
-    def _codesign(self, argv: Sequence[str]) -> Answer:
+    def _codesign(self, argv: Sequence[str]) -> CommandResult:
         executable = Path(argv[-1]) / "Contents/MacOS/exod"
         if "--verify" in argv:
-            return Answer(0 if executable.read_bytes().endswith(b"signed") else 1)
+            return CommandResult(0 if executable.read_bytes().endswith(b"signed") else 1)
         self.tools.append(" ".join(argv[1:-1]))
         if self.codesign_fails:
-            return Answer(1, err="error: can't exec 'codesign_allocate'\n")
+            return CommandResult(1, err="error: can't exec 'codesign_allocate'\n")
         executable.write_bytes(executable.read_bytes() + b"signed")
-        return Answer(0)
+        return CommandResult(0)
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_a_python_without_a_library_starts_itself_and_says_so(machine: Mac, tmp_
     assert "no shared library" in service.install(host=host)
     plist = plistlib.loads((host.home / "Library/LaunchAgents/com.exod.agent.plist").read_bytes())
     assert plist["ProgramArguments"][:4] == [str(host.python), "-P", "-m", "exod"]
-    with pytest.raises(UsageError, match="--build-launcher"):
+    with pytest.raises(MisuseError, match="--build-launcher"):
         service.install(host=host, build_launcher=True)
 
 
@@ -148,7 +148,7 @@ def test_what_is_printed_is_what_is_installed_here_too(machine: Mac, tmp_path: P
 
 
 def test_what_launchd_refuses_is_told_with_its_cause(machine: Mac, tmp_path: Path) -> None:
-    refusal = Answer(5, err="Bootstrap failed: 5: Input/output error\n")
+    refusal = CommandResult(5, err="Bootstrap failed: 5: Input/output error\n")
     machine.bootstrap_answers = [refusal] * 20
     with pytest.raises(ServiceError, match="Login Items & Extensions, Allow in the Background"):
         service.install(host=with_library(machine, tmp_path))
@@ -185,7 +185,7 @@ def test_an_upgrade_to_another_environment_keeps_the_configuration(machine: Mac,
 
 
 def test_without_an_install_there_is_nothing_to_upgrade(machine: Mac, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="exoctl service install"):
+    with pytest.raises(MisuseError, match="exoctl service install"):
         service.upgrade(host=with_library(machine, tmp_path))
     plist = tmp_path / "Users/me/Library/LaunchAgents/com.exod.agent.plist"
     plist.parent.mkdir(parents=True)

@@ -18,8 +18,8 @@ from exod.daemon_api import stream_keepalive
 from exod.daemon_api.shapes import Readiness
 from exod.errors import RequestError, StartError
 from exod.local_api import server
-from exod.local_api.protocol import CONTROL_VERSION, MAX_LINE_BYTES
-from exod.local_api.server import ControlSocket
+from exod.local_api.protocol import LOCAL_API_VERSION, MAX_LINE_BYTES
+from exod.local_api.server import LocalApi
 from exod.model import Event
 from tests.fake_daemon import CABLE, HERE, PEER, STARTED_AT, VPN, FakeDaemon
 
@@ -80,7 +80,7 @@ class Place:
 @asynccontextmanager
 async def served(folder: Path, *, debug: bool = False) -> AsyncIterator[Place]:
     daemon = FakeDaemon()
-    shell = ControlSocket(daemon, folder / "exod.sock", debug_enabled=debug)
+    shell = LocalApi(daemon, folder / "exod.sock", debug_enabled=debug)
     shell.start()
     running = asyncio.create_task(shell.run(), name="control socket")
     place = Place(folder / "exod.sock", daemon)
@@ -107,7 +107,7 @@ async def soon(condition: Any) -> None:
 async def test_status_is_the_contracts_json(tmp_path: Path) -> None:
     async with served(tmp_path) as place:
         reply = await (await place.client()).ask("status")
-    assert (reply["v"], reply["id"], reply["end"]) == (CONTROL_VERSION, 1, True)
+    assert (reply["v"], reply["id"], reply["end"]) == (LOCAL_API_VERSION, 1, True)
     status = reply["result"]
     assert status["schema"] == 1
     assert status["nodes"][0]["self"] is True
@@ -382,7 +382,7 @@ async def test_a_fault_of_the_daemon_is_one_line_and_not_the_end(tmp_path: Path)
 
 async def test_a_second_daemon_on_the_folder_is_refused(tmp_path: Path) -> None:
     async with served(tmp_path) as place:
-        second = ControlSocket(FakeDaemon(), place.path, debug_enabled=False)
+        second = LocalApi(FakeDaemon(), place.path, debug_enabled=False)
         with pytest.raises(StartError, match="another exod runs on this data folder") as caught:
             second.start()
         assert "\n" not in str(caught.value)
@@ -403,7 +403,7 @@ async def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "exod.sock"
     file.write_text("mine")
     with pytest.raises(StartError, match="is no socket; move it away"):
-        ControlSocket(FakeDaemon(), file, debug_enabled=False).start()
+        LocalApi(FakeDaemon(), file, debug_enabled=False).start()
     assert file.read_text() == "mine"
 
 
@@ -411,15 +411,15 @@ async def test_a_path_too_long_for_a_socket_says_so(tmp_path: Path) -> None:
     folder = tmp_path / ("long" * 30)
     os.mkdir(folder)
     with pytest.raises(StartError, match=r"choose a shorter node\.data_dir"):
-        ControlSocket(FakeDaemon(), folder / "exod.sock", debug_enabled=False).start()
+        LocalApi(FakeDaemon(), folder / "exod.sock", debug_enabled=False).start()
 
 
 async def test_closing_leaves_another_daemons_socket_alone(tmp_path: Path) -> None:
     path = tmp_path / "exod.sock"
-    first = ControlSocket(FakeDaemon(), path, debug_enabled=False)
+    first = LocalApi(FakeDaemon(), path, debug_enabled=False)
     first.start()
     path.unlink()
-    second = ControlSocket(FakeDaemon(), path, debug_enabled=False)
+    second = LocalApi(FakeDaemon(), path, debug_enabled=False)
     second.start()
     first.close()
     assert path.exists()

@@ -54,7 +54,7 @@ MAX_WISHES: Final = 64
 """Wishes of other nodes that wait to be answered: each of the largest mesh has asked several times."""
 
 
-class ControlConnection(Protocol):
+class PeerConnection(Protocol):
     """One connection of the control plane, over one path."""
 
     def send_message(self, message: TransferProbe) -> bool: ...
@@ -62,12 +62,12 @@ class ControlConnection(Protocol):
     def abort(self) -> None: ...
 
 
-class ControlPlane(Protocol):
+class Peers(Protocol):
     """What the checks need of the connections to other daemons."""
 
     def send(self, peer: NodeId, message: PreflightMessage) -> object: ...
 
-    def connection_on(self, peer: NodeId, local: str, remote: str) -> ControlConnection | None: ...
+    def connection_on(self, peer: NodeId, local: str, remote: str) -> PeerConnection | None: ...
 
 
 class Preflight:
@@ -76,7 +76,7 @@ class Preflight:
     def __init__(
         self,
         me: NodeId,
-        control: ControlPlane,
+        control: Peers,
         engine: EngineCore,
         core: NodeCore,
         degraded_ms: float,

@@ -62,7 +62,7 @@ def _find(model: str) -> Path:
     if (folder := _here(model)) is not None:
         return folder
     repository = listed(model)
-    reporter = _Reporter(repository)
+    reporter = _ProgressLines(repository)
     threading.Thread(target=reporter.run, daemon=True).start()
     fetch_all(repository, reporter.worked)
     reporter.report()
@@ -80,7 +80,7 @@ def _here(model: str) -> Path | None:
     return folder
 
 
-class _Reporter:
+class _ProgressLines:
     """Tells how much lies on the disk, whenever something was done."""
 
     def __init__(self, repository: Repository) -> None:

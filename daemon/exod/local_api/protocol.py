@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-CONTROL_VERSION: Final = 1
+LOCAL_API_VERSION: Final = 1
 """Rises when an old exoctl would misread a new daemon, or the other way round; new verbs and fields
 do not count."""
 
@@ -22,14 +22,14 @@ MAX_LINE_BYTES: Final = 8 * 1024 * 1024
 """The longest request is a chat with its history: a context of 1,000,000 tokens in plain text is about 4 MiB."""
 
 
-class ControlRequest(msgspec.Struct, frozen=True):
+class LocalRequest(msgspec.Struct, frozen=True):
     verb: str
-    v: int = CONTROL_VERSION
+    v: int = LOCAL_API_VERSION
     id: int | str = 0
     args: msgspec.Raw = msgspec.Raw(b"{}")
 
 
-class ControlError(msgspec.Struct, frozen=True):
+class LocalError(msgspec.Struct, frozen=True):
     """`code` is stable, `text` is one line for people, `exit_code` is what a command ends with."""
 
     code: str
@@ -37,23 +37,23 @@ class ControlError(msgspec.Struct, frozen=True):
     exit_code: int
 
 
-class ControlReply(msgspec.Struct, frozen=True, omit_defaults=True):
+class LocalReply(msgspec.Struct, frozen=True, omit_defaults=True):
     """One line of an answer. `end` marks the last one."""
 
     v: int
     id: int | str
     item: Any = None
     result: Any = None
-    error: ControlError | None = None
+    error: LocalError | None = None
     end: bool = False
 
 
 class RawReply(msgspec.Struct, frozen=True):
-    """A ControlReply as the client reads it: what is inside is decoded once the verb's type is known."""
+    """A LocalReply as the client reads it: what is inside is decoded once the verb's type is known."""
 
     v: int = 0
     id: int | str = 0
     item: msgspec.Raw = msgspec.Raw(b"")
     result: msgspec.Raw = msgspec.Raw(b"")
-    error: ControlError | None = None
+    error: LocalError | None = None
     end: bool = False

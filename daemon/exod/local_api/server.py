@@ -24,7 +24,7 @@ from exod.daemon_api.field_errors import field_problem
 from exod.daemon_api.interface import DaemonCommands
 from exod.errors import ExitCode, RequestError, StartError
 from exod.local_api.line_reader import LineReader, OverlongLineError
-from exod.local_api.protocol import CONTROL_VERSION, MAX_LINE_BYTES, ControlError, ControlReply, ControlRequest
+from exod.local_api.protocol import LOCAL_API_VERSION, MAX_LINE_BYTES, LocalError, LocalReply, LocalRequest
 from exod.local_api.verbs import Verbs
 from exoengine.decoding import DecodingError, WrongShapeError, from_json
 
@@ -49,14 +49,14 @@ class _Sender:
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
 
-    async def send(self, reply: ControlReply) -> None:
+    async def send(self, reply: LocalReply) -> None:
         """Raises ConnectionError or TimeoutError where the client is gone."""
         self._writer.write(msgspec.json.encode(reply) + b"\n")
         async with asyncio.timeout(WRITE_DEADLINE_S):
             await self._writer.drain()
 
 
-class ControlSocket:
+class LocalApi:
     """Listens on `path` (mode 0600) and answers requests. Debug verbs are refused unless `debug_enabled`."""
 
     def __init__(self, commands: DaemonCommands, path: Path, *, debug_enabled: bool) -> None:
@@ -74,7 +74,7 @@ class ControlSocket:
     async def run(self) -> None:
         """Serves until cancelled; then closes every connection and removes the socket's file."""
         if self._listener is None:
-            raise RuntimeError("ControlSocket.run before start")
+            raise RuntimeError("LocalApi.run before start")
         try:
             async with asyncio.TaskGroup() as connections:
 
@@ -141,13 +141,13 @@ class ControlSocket:
             return True
         return await self._answer(request, lines, sender)
 
-    async def _answer(self, request: ControlRequest, lines: LineReader, sender: _Sender) -> bool:
+    async def _answer(self, request: LocalRequest, lines: LineReader, sender: _Sender) -> bool:
         """False where the client ended a stream by closing its side."""
         try:
             stream = self._verbs.stream(request)
             if stream is None:
                 result = await self._verbs.result(request)
-                await sender.send(ControlReply(v=CONTROL_VERSION, id=request.id, result=result, end=True))
+                await sender.send(LocalReply(v=LOCAL_API_VERSION, id=request.id, result=result, end=True))
                 return True
             return await self._pass_on(request, stream, lines, sender)
         except RequestError as error:
@@ -161,15 +161,15 @@ class ControlSocket:
         return True
 
     async def _pass_on(
-        self, request: ControlRequest, stream: AsyncGenerator[Any, None], lines: LineReader, sender: _Sender
+        self, request: LocalRequest, stream: AsyncGenerator[Any, None], lines: LineReader, sender: _Sender
     ) -> bool:
         """Sends a stream's items until it ends, or until the client closes its side."""
 
         async def send_all() -> None:
             async with contextlib.aclosing(stream) as items:
                 async for item in items:
-                    await sender.send(ControlReply(v=CONTROL_VERSION, id=request.id, item=item))
-            await sender.send(ControlReply(v=CONTROL_VERSION, id=request.id, end=True))
+                    await sender.send(LocalReply(v=LOCAL_API_VERSION, id=request.id, item=item))
+            await sender.send(LocalReply(v=LOCAL_API_VERSION, id=request.id, end=True))
 
         sending = asyncio.create_task(send_all(), name=f"control stream {request.verb}")
         ended = asyncio.create_task(lines.ended(), name="control stream's client")
@@ -185,16 +185,16 @@ class ControlSocket:
             await asyncio.wait({sending, ended})
 
 
-def _parse(line: bytes) -> ControlRequest:
+def _parse(line: bytes) -> LocalRequest:
     try:
-        request = from_json(line, ControlRequest)
+        request = from_json(line, LocalRequest)
     except WrongShapeError as error:
         field, problem = field_problem(error.cause)
         raise RequestError("invalid_request", f"{field or 'the request'}: {problem}") from None
     except DecodingError as error:
         raise RequestError("invalid_json", f"a request is one line of JSON, this is not: {error}") from None
-    if request.v != CONTROL_VERSION:
-        text = f"v: this exod speaks version {CONTROL_VERSION}, the request is of version {request.v}"
+    if request.v != LOCAL_API_VERSION:
+        text = f"v: this exod speaks version {LOCAL_API_VERSION}, the request is of version {request.v}"
         raise RequestError("unsupported_version", f"{text}: exoctl and exod must be of one release")
     return request
 
@@ -211,9 +211,9 @@ def _id_of(line: bytes) -> int | str:
         return 0
 
 
-def _failure(request_id: int | str, error: RequestError) -> ControlReply:
-    body = ControlError(code=error.code, text=error.text, exit_code=int(error.exit_code))
-    return ControlReply(v=CONTROL_VERSION, id=request_id, error=body, end=True)
+def _failure(request_id: int | str, error: RequestError) -> LocalReply:
+    body = LocalError(code=error.code, text=error.text, exit_code=int(error.exit_code))
+    return LocalReply(v=LOCAL_API_VERSION, id=request_id, error=body, end=True)
 
 
 # --- taking the socket's place ------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from exod.daemon_api.resolve_names import check_model, find_path, find_peer
 from exod.daemon_api.shapes import flat_event
 from exod.daemon_api.stream_keepalive import paced
 from exod.errors import RequestError
-from exod.local_api.protocol import ControlRequest
+from exod.local_api.protocol import LocalRequest
 from exod.model import NodeId
 from exoengine.decoding import DecodingError, WrongShapeError, from_json
 from exoengine.protocol import ChatMessage, GenerationRequest, Sampling
@@ -97,7 +97,7 @@ class Verbs:
     def __init__(self, commands: DaemonCommands, *, debug_enabled: bool) -> None:
         self._commands = commands
         self._debug_enabled = debug_enabled
-        self._results: dict[str, Callable[[ControlRequest], Awaitable[Any]]] = {
+        self._results: dict[str, Callable[[LocalRequest], Awaitable[Any]]] = {
             "status": self._snapshot(commands.status),
             "mesh": self._snapshot(commands.mesh),
             "jaccl": self._snapshot(commands.jaccl),
@@ -117,13 +117,13 @@ class Verbs:
             "debug_fault": self._debug_fault,
             "debug_pin": self._debug_pin,
         }
-        self._streams: dict[str, Callable[[ControlRequest], AsyncGenerator[Any, None]]] = {
+        self._streams: dict[str, Callable[[LocalRequest], AsyncGenerator[Any, None]]] = {
             "ping": self._ping,
             "events": self._events,
             "generate": self._generate,
         }
 
-    def stream(self, request: ControlRequest) -> AsyncGenerator[Any, None] | None:
+    def stream(self, request: LocalRequest) -> AsyncGenerator[Any, None] | None:
         """The stream that answers `request`, or None where its verb has one result. An item of None says only
         that the stream lives. Raises RequestError.
         """
@@ -131,7 +131,7 @@ class Verbs:
             return self._streams[request.verb](request)
         return None
 
-    async def result(self, request: ControlRequest) -> Any:
+    async def result(self, request: LocalRequest) -> Any:
         """The one result that answers `request`. Raises RequestError."""
         verb = self._results.get(request.verb)
         if verb is None:
@@ -141,15 +141,15 @@ class Verbs:
 
     # --- verbs without arguments ---
 
-    def _snapshot(self, command: Callable[[], Any]) -> Callable[[ControlRequest], Awaitable[Any]]:
-        async def answer(request: ControlRequest) -> Any:
+    def _snapshot(self, command: Callable[[], Any]) -> Callable[[LocalRequest], Awaitable[Any]]:
+        async def answer(request: LocalRequest) -> Any:
             _args(request, NoArgs)
             return command()
 
         return answer
 
-    def _deed(self, command: Callable[[], Awaitable[Any]]) -> Callable[[ControlRequest], Awaitable[Any]]:
-        async def answer(request: ControlRequest) -> Any:
+    def _deed(self, command: Callable[[], Awaitable[Any]]) -> Callable[[LocalRequest], Awaitable[Any]]:
+        async def answer(request: LocalRequest) -> Any:
             _args(request, NoArgs)
             return await command()
 
@@ -157,20 +157,20 @@ class Verbs:
 
     # --- verbs with one result ---
 
-    async def _links(self, request: ControlRequest) -> Any:
+    async def _links(self, request: LocalRequest) -> Any:
         return self._commands.links(self._peer(_args(request, PeerArgs).peer))
 
-    async def _links_history(self, request: ControlRequest) -> Any:
+    async def _links_history(self, request: LocalRequest) -> Any:
         args = _args(request, HistoryArgs)
         return self._commands.links_history(self._peer(args.peer), args.limit)
 
-    async def _renegotiate(self, request: ControlRequest) -> Any:
+    async def _renegotiate(self, request: LocalRequest) -> Any:
         return await self._commands.renegotiate(_args(request, RenegotiateArgs).reason)
 
-    async def _engine_load(self, request: ControlRequest) -> Any:
+    async def _engine_load(self, request: LocalRequest) -> Any:
         return await self._commands.engine_load(_args(request, LoadArgs).model)
 
-    async def _debug_fault(self, request: ControlRequest) -> Any:
+    async def _debug_fault(self, request: LocalRequest) -> Any:
         self._require_debug()
         args = _args(request, FaultArgs)
         if args.drop == (args.delay_ms > 0):
@@ -178,27 +178,27 @@ class Verbs:
         path = find_path(args.path, self._commands.links(None))
         return await self._commands.debug_fault(path, args.drop, args.delay_ms, args.for_s)
 
-    async def _debug_pin(self, request: ControlRequest) -> Any:
+    async def _debug_pin(self, request: LocalRequest) -> Any:
         self._require_debug()
         args = _args(request, PinArgs)
         return await self._commands.debug_pin(find_path(args.path, self._commands.links(None)), args.for_s)
 
     # --- verbs that stream ---
 
-    def _ping(self, request: ControlRequest) -> AsyncGenerator[Any, None]:
+    def _ping(self, request: LocalRequest) -> AsyncGenerator[Any, None]:
         args = _args(request, PingArgs)
         peer = find_peer(args.peer, self._commands.status())
         path = find_path(args.via, self._commands.links(peer)) if args.via is not None else None
         return paced(self._commands.ping(peer, path, args.count), stream_keepalive.KEEP_ALIVE_S)
 
-    async def _events(self, request: ControlRequest) -> AsyncGenerator[Any, None]:
+    async def _events(self, request: LocalRequest) -> AsyncGenerator[Any, None]:
         args = _args(request, EventsArgs)
         events = self._commands.events(args.since, args.follow)
         async with aclosing(paced(events, stream_keepalive.KEEP_ALIVE_S)) as items:
             async for event in items:
                 yield None if event is None else flat_event(event)
 
-    def _generate(self, request: ControlRequest) -> AsyncGenerator[Any, None]:
+    def _generate(self, request: LocalRequest) -> AsyncGenerator[Any, None]:
         args = _args(request, GenerateArgs)
         check_model(args.model, self._commands)
         seed = args.seed if args.seed is not None else secrets.randbelow(2**32)
@@ -224,7 +224,7 @@ class Verbs:
             )
 
 
-def _args(request: ControlRequest, shape: type[Args]) -> Args:
+def _args(request: LocalRequest, shape: type[Args]) -> Args:
     try:
         return from_json(request.args, shape)
     except WrongShapeError as error:

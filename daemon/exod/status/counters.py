@@ -25,7 +25,7 @@ class DatagramSource(Protocol):
     def worst_lag_s(self) -> float: ...
 
 
-class ControlSource(Protocol):
+class MessageSource(Protocol):
     messages_sent: int
     messages_received: int
 
@@ -44,7 +44,7 @@ class Counters:
     def __init__(
         self,
         datagrams: DatagramSource,
-        control: ControlSource,
+        control: MessageSource,
         engine: EngineSource,
         events: EventSource,
         mqtt: MqttSource,

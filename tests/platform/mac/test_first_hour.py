@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from exod.cli.service import verbs as service
-from exod.cli.service.host import Answer, ServiceError
+from exod.cli.service.host import CommandResult, ServiceError
 from exod.core.status.local_network import denied_text
 from exod.daemon_api.shapes import InterfaceLine, NetworkCheck
 from exod.diagnostics.mac_findings import of_denied, of_protected_folders, of_sleep
@@ -49,7 +49,7 @@ def service_screens() -> Iterator[tuple[str, str]]:
         yield "service upgrade", service.upgrade(host=host).replace(folder, "")
         yield "service uninstall", service.uninstall(host=host).replace(folder, "")
         machine.domains.discard(f"gui/{UID}")
-        machine.bootstrap_answers = [Answer(5, err="Bootstrap failed: 5: Input/output error\n")] * 20
+        machine.bootstrap_answers = [CommandResult(5, err="Bootstrap failed: 5: Input/output error\n")] * 20
         with pytest.raises(ServiceError) as raised:
             service.install(host=host)
         yield "service refused", f"exoctl: {raised.value}".replace(folder, "")

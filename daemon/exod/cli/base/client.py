@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from exod.errors import ExitCode, ExodError, RequestError
-from exod.local_api.protocol import CONTROL_VERSION, MAX_LINE_BYTES, ControlRequest, RawReply
+from exod.local_api.protocol import LOCAL_API_VERSION, MAX_LINE_BYTES, LocalRequest, RawReply
 
 ANSWER_DEADLINE_S: Final = 5.0
 """A daemon that lives answers a snapshot in milliseconds, also on a busy machine."""
@@ -81,7 +81,7 @@ class DaemonClient:
     def _send(self, verb: str, args: dict[str, Any]) -> None:
         self._last_id += 1
         given = {name: value for name, value in args.items() if value is not None}
-        request = ControlRequest(verb, CONTROL_VERSION, self._last_id, msgspec.Raw(msgspec.json.encode(given)))
+        request = LocalRequest(verb, LOCAL_API_VERSION, self._last_id, msgspec.Raw(msgspec.json.encode(given)))
         self._socket.settimeout(ANSWER_DEADLINE_S)
         try:
             self._socket.sendall(msgspec.json.encode(request) + b"\n")

@@ -26,11 +26,11 @@ class ServiceError(ExodError):
     """The service could not be installed, removed or asked for."""
 
 
-class UsageError(ServiceError):
+class MisuseError(ServiceError):
     exit_code = ExitCode.USAGE
 
 
-class Answer(NamedTuple):
+class CommandResult(NamedTuple):
     """What a command came to."""
 
     code: int
@@ -43,7 +43,7 @@ class Answer(NamedTuple):
         return " ".join((self.err.strip() or self.out.strip()).split()) or f"exit code {self.code}"
 
 
-Runner = Callable[[Sequence[str]], Answer]
+Runner = Callable[[Sequence[str]], CommandResult]
 
 
 class Host(NamedTuple):
@@ -107,7 +107,7 @@ def shared_library() -> Path | None:
     return next((path for path in candidates if path.is_absolute() and path.is_file()), None)
 
 
-def run_command(argv: Sequence[str]) -> Answer:
+def run_command(argv: Sequence[str]) -> CommandResult:
     """Runs a command to its end. Raises ServiceError where it is not installed or hangs."""
     try:
         done = subprocess.run(
@@ -123,7 +123,7 @@ def run_command(argv: Sequence[str]) -> Answer:
         raise ServiceError(f"{argv[0]} is not installed on this host: the service cannot be managed") from None
     except subprocess.TimeoutExpired:
         raise ServiceError(f"`{' '.join(argv)}` did not end within {COMMAND_DEADLINE_S:g} s") from None
-    return Answer(done.returncode, done.stdout, done.stderr)
+    return CommandResult(done.returncode, done.stdout, done.stderr)
 
 
 def write_whole(path: Path, text: str) -> None:

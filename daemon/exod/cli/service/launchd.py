@@ -1,7 +1,7 @@
 """launchd: installs, removes and asks for the agent or the daemon, by the commands that Apple documents.
 
 Written against what launchctl is known to print; its exit codes differ between releases, so the last word on
-whether a job is loaded is always `launchctl print`. Raises ServiceError and UsageError.
+whether a job is loaded is always `launchctl print`. Raises ServiceError and MisuseError.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import launchd
 from exod.cli.service import app_bundle
-from exod.cli.service.host import Answer, Host, ServiceError, UsageError, remove, write_whole
+from exod.cli.service.host import CommandResult, Host, MisuseError, ServiceError, remove, write_whole
 from exod.errors import ExitCode
 from launchd import Job, app
 
@@ -68,11 +68,11 @@ def install(host: Host, system: bool, config: Path | None, build_launcher: bool 
     other = plist_path(host, not system)
     if other.exists():
         cure = "exoctl service uninstall" if system else "sudo exoctl service uninstall --system"
-        raise UsageError(f"{other} is installed already and two daemons would fight over one data folder: {cure}")
+        raise MisuseError(f"{other} is installed already and two daemons would fight over one data folder: {cure}")
     path = plist_path(host, system)
     job = job_of(host, system, config)
     if build_launcher and job.launcher is None:
-        raise UsageError("--build-launcher is for the LaunchAgent, of a Python that has a shared library")
+        raise MisuseError("--build-launcher is for the LaunchAgent, of a Python that has a shared library")
     # Before the old job ends: a bundle that cannot be made leaves what runs alone.
     said = app_bundle.install(host, build_launcher) if job.launcher is not None else "" if system else NO_LIBRARY
     _make_log_folder(host, Path(job.logs))
@@ -95,7 +95,7 @@ def upgrade(host: Host, system: bool) -> str:
         installed = plistlib.loads(path.read_bytes())
         given = [str(one) for one in installed["ProgramArguments"]]
     except FileNotFoundError:
-        raise UsageError(f"{path} is not installed: exoctl service install") from None
+        raise MisuseError(f"{path} is not installed: exoctl service install") from None
     except (OSError, ValueError, KeyError, TypeError, plistlib.InvalidFileException) as error:
         raise ServiceError(f"{path} cannot be read ({error}): exoctl service install writes it anew") from None
     config = Path(given[given.index("--config") + 1]) if "--config" in given[:-1] else None
@@ -153,14 +153,14 @@ def _value(text: str, key: str) -> str | None:
 
 def _check_who(host: Host, system: bool, verb: str) -> None:
     if system and not host.is_root:
-        raise UsageError(f"a LaunchDaemon belongs to root: sudo exoctl service {verb} --system")
+        raise MisuseError(f"a LaunchDaemon belongs to root: sudo exoctl service {verb} --system")
     if system and host.uid == 0:
-        raise UsageError(
+        raise MisuseError(
             f"exod does not run as root: call `sudo exoctl service {verb} --system` "
             "from the account that it should run as"
         )
     if not system and host.is_root:
-        raise UsageError(f"a LaunchAgent belongs to its user: exoctl service {verb}, without sudo")
+        raise MisuseError(f"a LaunchAgent belongs to its user: exoctl service {verb}, without sudo")
 
 
 def _label(system: bool) -> str:
@@ -172,7 +172,7 @@ def _domains(host: Host, system: bool) -> tuple[str, ...]:
     return ("system",) if system else (f"gui/{host.uid}", f"user/{host.uid}")
 
 
-def _launchctl(host: Host, *arguments: str) -> Answer:
+def _launchctl(host: Host, *arguments: str) -> CommandResult:
     return host.run((LAUNCHCTL, *arguments))
 
 
@@ -223,12 +223,12 @@ def _load(host: Host, system: bool, path: Path) -> str:
     raise ServiceError(f"launchd does not load {path}: {'; '.join(refused)}")
 
 
-def _may_pass(answer: Answer) -> bool:
+def _may_pass(answer: CommandResult) -> bool:
     """Input/output error, or an operation in progress: the last job's end is not over yet."""
     return answer.code in {5, 36, 37} or "Input/output error" in answer.text
 
 
-def _cause(answer: Answer) -> str:
+def _cause(answer: CommandResult) -> str:
     cause = BOOTSTRAP_CAUSES.get(answer.code)
     return f" ({cause})" if cause is not None else ""
 

@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 
 import launchd
-from exod.cli.service.host import Answer, Host, ServiceError, UsageError, remove, write_whole
+from exod.cli.service.host import CommandResult, Host, MisuseError, ServiceError, remove, write_whole
 from exod.errors import ExitCode
 
 
@@ -21,7 +21,7 @@ def install(host: Host, system: bool, config: Path | None) -> str:
     other = unit_path(host, not system)
     if other.exists():
         cure = "exoctl service uninstall" if system else "sudo exoctl service uninstall --system"
-        raise UsageError(f"{other} is installed already and two daemons would fight over one data folder: {cure}")
+        raise MisuseError(f"{other} is installed already and two daemons would fight over one data folder: {cure}")
     path = unit_path(host, system)
     job = host.job(config)
     _check_manager(host, system)
@@ -42,7 +42,7 @@ def upgrade(host: Host, system: bool) -> str:
     try:
         unit = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UsageError(f"{path} is not installed: exoctl service install") from None
+        raise MisuseError(f"{path} is not installed: exoctl service install") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ServiceError(f"{path} cannot be read: {error}") from None
     return install(host, system, launchd.config_of_unit(unit))
@@ -82,12 +82,12 @@ def status(host: Host, system: bool) -> tuple[str, ExitCode]:
 
 def _check_who(host: Host, system: bool, verb: str) -> None:
     if system and not host.is_root:
-        raise UsageError(f"a system unit belongs to root: sudo exoctl service {verb} --system")
+        raise MisuseError(f"a system unit belongs to root: sudo exoctl service {verb} --system")
     if not system and host.is_root and host.uid != 0:
-        raise UsageError(f"a user unit belongs to its user: exoctl service {verb}, without sudo")
+        raise MisuseError(f"a user unit belongs to its user: exoctl service {verb}, without sudo")
 
 
-def _systemctl(host: Host, system: bool, *arguments: str) -> Answer:
+def _systemctl(host: Host, system: bool, *arguments: str) -> CommandResult:
     return host.run(("systemctl", *(() if system else ("--user",)), *arguments))
 
 
@@ -101,7 +101,7 @@ def _check_manager(host: Host, system: bool) -> None:
         )
 
 
-def _must(answer: Answer, otherwise: str) -> None:
+def _must(answer: CommandResult, otherwise: str) -> None:
     if answer.code != 0:
         raise ServiceError(f"{otherwise}: {answer.text}")
 

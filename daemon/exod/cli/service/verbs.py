@@ -13,7 +13,7 @@ from typing import Literal
 import launchd
 from exod.cli.service import launchd as service_darwin
 from exod.cli.service import systemd as service_linux
-from exod.cli.service.host import Host, ServiceError, UsageError, this_host
+from exod.cli.service.host import Host, MisuseError, ServiceError, this_host
 from exod.errors import ExitCode
 
 PlatformName = Literal["darwin", "linux"]
@@ -40,7 +40,7 @@ def print_unit(
             case "linux", True:
                 return launchd.render_system_unit(job)
             case other, _:
-                raise UsageError(f"--platform is darwin or linux, not {other!r}")
+                raise MisuseError(f"--platform is darwin or linux, not {other!r}")
     except ValueError as error:
         raise ServiceError(str(error)) from None
 
@@ -55,12 +55,12 @@ def install(
     host = host if host is not None else this_host()
     config = config if config is not None else _config_of_environment()
     if config is not None and not config.is_file():
-        raise UsageError(f"{config}: there is no such config file, and the service would start without it")
+        raise MisuseError(f"{config}: there is no such config file, and the service would start without it")
     try:
         if host.system == "darwin":
             return service_darwin.install(host, system, config, build_launcher)
         if build_launcher:
-            raise UsageError("--build-launcher is for macOS: systemd starts Python itself")
+            raise MisuseError("--build-launcher is for macOS: systemd starts Python itself")
         return service_linux.install(host, system, config)
     except ValueError as error:
         raise ServiceError(str(error)) from None

@@ -20,7 +20,7 @@ BATCH: Final = 1024
 """Outputs in one message: some hundred kilobytes, far below the longest frame."""
 
 
-class Answer:
+class SentAnswer:
     """All that was sent of one request. A second generation of it goes on where the first one ended."""
 
     def __init__(self) -> None:
@@ -33,11 +33,11 @@ class Relay:
     """By the client's request."""
 
     def __init__(self) -> None:
-        self._answers: dict[str, Answer] = {}
+        self._answers: dict[str, SentAnswer] = {}
 
     def note(self, output: Output, token_count: int) -> RelayedOutput:
         """`token_count`: how many tokens of the answer come before an end."""
-        answer = self._answers.setdefault(client_id(output.request_id), Answer())
+        answer = self._answers.setdefault(client_id(output.request_id), SentAnswer())
         if isinstance(output, TokenOut):
             answer.tokens[output.index], answer.end = output, None
             token_count = output.index
@@ -52,7 +52,7 @@ class Relay:
 
     def after(self, request_id: str, token_count: int) -> list[RelayedOutput]:
         """What an origin lacks that has so many tokens."""
-        answer = self._answers.get(request_id, Answer())
+        answer = self._answers.get(request_id, SentAnswer())
         indices = sorted(index for index in answer.tokens if index >= token_count)
         batches = [indices[first : first + BATCH] for first in range(0, len(indices), BATCH)]
         messages = [RelayedOutput(tuple(answer.tokens[index] for index in batch), batch[0]) for batch in batches]
