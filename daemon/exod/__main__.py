@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -13,6 +15,9 @@ from exod.plain_text import printable
 
 DEMO_OVERRIDES = {"EXOD_ENGINE__MODEL": "embedded:count", "EXOD_MQTT__BROKER": "embedded"}
 """`--demo` is what `make run` starts: whatever the configuration says, this model and this broker."""
+
+DESCRIPTORS = 8192
+"""All connections that the daemon's own bounds allow are some 1,500; macOS allows a process 10,240."""
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -55,10 +60,20 @@ def run(options: argparse.Namespace) -> int:
     named = environment.get(log.FILE_VARIABLE)
     file = config.log.file or (Path(named) if named else None)
     log.configure(config.log.level, config.log.format, file, config.log.max_mib * 1024 * 1024, config.log.keep)
+    raise_descriptor_limit()
     daemon = Daemon(config, announce=options.demo)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(daemon.run())
     return int(ExitCode.OK)
+
+
+def raise_descriptor_limit(wanted: int = DESCRIPTORS) -> None:
+    """launchd and shells of macOS give 256, which strangers' connections alone can use up."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 if __name__ == "__main__":

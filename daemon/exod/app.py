@@ -177,7 +177,11 @@ class Daemon:
         announcement = Announcement(
             identity.id, self.card.name, identity.incarnation, VERSION, config.cluster.name, config.mesh.port
         )
-        self.discovery = Discovery(announcement, self.contacts.discovered) if config.cluster.mdns else None
+        self.discovery = (
+            Discovery(announcement, self.contacts.discovered, lambda node: node in self.control.peers())
+            if config.cluster.mdns
+            else None
+        )
         self.static_peers = StaticPeers(config.cluster.peers, self.contacts.static_peer)
 
     def _create_engine(self, key: bytes) -> None:
@@ -350,6 +354,7 @@ class Daemon:
         self._cabling_changed.set()
         self.prober.follow(addresses)
         self.local_network.follow(addresses)
+        self.contacts.follow(addresses)
         if self.discovery is not None:
             self.discovery.follow(addresses)
         routed = self.contacts.routed(addresses)

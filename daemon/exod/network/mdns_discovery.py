@@ -26,13 +26,16 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 
 from exod.daemon_api.discovery_state import DiscoveryState, Found, Lost
 from exod.model import Kind, LocalAddress, NodeId
+from exod.network.mdns_sender import PacedZeroconf
+from exod.plain_text import printable
 
 log = structlog.get_logger()
 
 SERVICE: Final = "_exod._tcp.local."
 
 MOST_PEERS: Final = 256
-"""Anyone on the LAN can announce anything. Above this names are ignored; clusters have tens of nodes."""
+"""Anyone on the LAN can announce anything. Above this the oldest that is no member goes; clusters have tens of
+nodes."""
 
 DEBOUNCE_S: Final = 0.1
 """Interfaces come up one after the other: one round of announcements for them all."""
@@ -75,11 +78,19 @@ class Announcement(msgspec.Struct, frozen=True):
 
 
 class Discovery:
-    """Owns the zeroconf instance and the table of who was found. `report` is called on the event loop."""
+    """Owns the zeroconf instance and the table of who was found. `report` is called on the event loop; `is_member`
+    tells whether a node has proven that it belongs to the cluster.
+    """
 
-    def __init__(self, me: Announcement, report: Callable[[Found | Lost], None]) -> None:
+    def __init__(
+        self,
+        me: Announcement,
+        report: Callable[[Found | Lost], None],
+        is_member: Callable[[NodeId], bool] = lambda _: False,
+    ) -> None:
         self._me = me
         self._report = report
+        self._is_member = is_member
         self._wanted: tuple[str, ...] = ()
         self._bound: tuple[str, ...] = ()
         self._gone: set[str] = set()
@@ -92,7 +103,6 @@ class Discovery:
         """By instance name; None while its records are incomplete."""
         self._again: dict[str, asyncio.TimerHandle] = {}
         self._resolving: dict[str, asyncio.Task[None]] = {}
-        self._said_full = False
         self._error = ""
 
     def follow(self, addresses: tuple[LocalAddress, ...]) -> None:
@@ -149,7 +159,8 @@ class Discovery:
             self._bound = wanted
 
     async def _open(self, addresses: tuple[str, ...]) -> None:
-        self._mdns = AsyncZeroconf(interfaces=list(addresses), ip_version=IPVersion.V4Only)
+        paced = PacedZeroconf(interfaces=list(addresses), ip_version=IPVersion.V4Only)
+        self._mdns = AsyncZeroconf(zc=paced)
         self._info = service_info(self._me, addresses)
         # The name is this node's id: no other node can hold it, so it is not probed for, and a daemon that
         # starts again is heard at once.
@@ -198,6 +209,8 @@ class Discovery:
             self._browser = None
         self._peers.clear()
         if mdns is not None:
+            if isinstance(mdns.zeroconf, PacedZeroconf):
+                mdns.zeroconf.leaving = True
             try:
                 async with asyncio.timeout(GOODBYE_S):
                     await mdns.async_close()
@@ -216,14 +229,20 @@ class Discovery:
             self._forget(name)
             return
         if name not in self._peers:
-            if len(self._peers) >= MOST_PEERS:
-                if not self._said_full:
-                    log.warning("discovery_table_full", ignored=name[:_LONGEST_TEXT], most=MOST_PEERS)
-                    self._said_full = True
+            if len(self._peers) >= MOST_PEERS and not self._make_room(name):
                 return
             self._peers[name] = None
         self._read(name)
         self._read_again_later(name)
+
+    def _make_room(self, newcomer: str) -> bool:
+        """The oldest that has not proven to be a member gives way."""
+        log.warning("discovery_table_full", newcomer=printable(newcomer, _LONGEST_TEXT), most=MOST_PEERS)
+        for name, found in self._peers.items():
+            if found is None or not self._is_member(found.node_id):
+                self._forget(name)
+                return True
+        return False
 
     def _read(self, name: str) -> None:
         if self._mdns is None or name not in self._peers:

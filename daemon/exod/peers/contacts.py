@@ -6,8 +6,8 @@ an address is no proof of anything: who answers there must hold the cluster key.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address
 from typing import Final, Protocol
 
 from exod.daemon_api.discovery_state import Found, Lost
@@ -20,7 +20,7 @@ MAX_PEER_ADDRESSES: Final = 8
 
 
 class Dialler(Protocol):
-    def contact(self, address: str, port: int, name: str) -> None: ...
+    def contact(self, address: str, port: int, name: str, *, rumour: bool = False) -> None: ...
 
     def forget_contact(self, address: str, port: int) -> None: ...
 
@@ -30,7 +30,10 @@ class Contacts:
 
     def __init__(self, dialler: Dialler, on_routes_changed: Callable[[], None]) -> None:
         self._dialler, self._on_routes_changed = dialler, on_routes_changed
+        self._own: tuple[LocalAddress, ...] = ()
         self._found: dict[NodeId, Found] = {}
+        self._believed: dict[NodeId, frozenset[tuple[str, int]]] = {}
+        """Of those found, where they are dialled."""
         self._static: dict[str, StaticPeer] = {}
 
     def remembered(self, entries: Iterable[Remembered]) -> None:
@@ -38,16 +41,32 @@ class Contacts:
             for address in entry.addresses:
                 self._dialler.contact(address, entry.port, entry.name)
 
+    def follow(self, own: tuple[LocalAddress, ...]) -> None:
+        """The eligible addresses of this host are these now."""
+        self._own = own
+        for report in self._found.values():
+            self._dial(report)
+
     def discovered(self, report: Found | Lost) -> None:
-        before = self._found.pop(report.node_id, None)
-        addresses: tuple[str, ...] = ()
         if isinstance(report, Found):
             self._found[report.node_id] = report
-            addresses = report.addresses[:MAX_PEER_ADDRESSES]
-            for address in addresses:
-                self._dialler.contact(address, report.port, report.name)
-        if before is not None:
-            self._forget(before.addresses, addresses, before.port)
+            self._dial(report)
+        elif self._found.pop(report.node_id, None) is not None:
+            for place in self._believed.pop(report.node_id, frozenset()):
+                self._dialler.forget_contact(*place)
+
+    def _dial(self, report: Found) -> None:
+        """In a subnet of this host's own: multicast DNS comes from there, and whoever names another address sends
+        us to somebody else's host.
+        """
+        near = [one for one in report.addresses if any(IPv4Address(one) in own.network for own in self._own)]
+        now = frozenset((address, report.port) for address in near[:MAX_PEER_ADDRESSES])
+        before = self._believed.get(report.node_id, frozenset())
+        self._believed[report.node_id] = now
+        for address, port in sorted(now):
+            self._dialler.contact(address, port, report.name, rumour=True)
+        for place in before - now:
+            self._dialler.forget_contact(*place)
 
     def static_peer(self, peer: StaticPeer) -> None:
         before = self._static.get(peer.entry)
@@ -67,6 +86,4 @@ class Contacts:
         """Static peers that lie in no subnet of `own`: reached through a router."""
         networks = [address.network for address in own]
         remotes = {address for peer in self._static.values() for address in peer.addresses}
-        return tuple(
-            sorted(one for one in remotes if not any(ipaddress.IPv4Address(one) in net for net in networks))
-        )
+        return tuple(sorted(one for one in remotes if not any(IPv4Address(one) in net for net in networks)))

@@ -33,6 +33,7 @@ from exod.peers.peer_messages import (
     encode,
 )
 from exod.peers.rejected_peers import Strangers
+from exod.peers.rumours import Rumours
 from exod.platform.system import Platform
 from exoengine.framing import FrameError
 
@@ -118,6 +119,7 @@ class ControlPlane:
         """Addresses that turned out to be this node's own."""
         self._contacts: dict[tuple[str, int], str] = {}
         """(address or host name, port) -> what it is called."""
+        self._rumours = Rumours()
         self._paths: dict[NodeId, tuple[Target, ...]] = {}
         self._doubted: set[NodeId] = set()
         self._dials: dict[Target, asyncio.Task[None]] = {}
@@ -175,13 +177,18 @@ class ControlPlane:
                 connection.send(data)
             self._reconcile()
 
-    def contact(self, address: str, port: int, name: str) -> None:
+    def contact(self, address: str, port: int, name: str, *, rumour: bool = False) -> None:
         """A peer may be reached here: dial until there is a connection, and again when it is lost."""
+        if not rumour:
+            self._rumours.drop([(address, port)])
+        elif (address, port) not in self._contacts:
+            self._rumours.add((address, port))
         self._contacts[address, port] = name
         self._reconcile()
 
     def forget_contact(self, address: str, port: int) -> None:
         self._contacts.pop((address, port), None)
+        self._rumours.drop([(address, port)])
         self._reconcile()
 
     def set_paths(self, peer: NodeId, targets: tuple[Target, ...]) -> None:
@@ -276,14 +283,15 @@ class ControlPlane:
         while True:
             while not self._is_needed(target):
                 await self._pools_changed.wait()
-            connection = await self._dial(target)
+            async with self._rumours.turn((target.address, target.port)):
+                connection = await self._dial(target)
             if connection is not None:
                 opened = time.monotonic()
                 await asyncio.shield(connection.closed)
                 if time.monotonic() - opened > RETRY_LIMIT_S:
                     delay = RETRY_FIRST_S
-            await asyncio.sleep(delay)
-            delay = min(RETRY_LIMIT_S, delay * 2)
+            pause, delay = self._rumours.pause_s((target.address, target.port), delay, RETRY_LIMIT_S)
+            await asyncio.sleep(pause)
 
     def _is_needed(self, target: Target) -> bool:
         """A contact is dialled only while nothing leads to that address; a path while nothing runs over it."""
@@ -323,6 +331,7 @@ class ControlPlane:
                 )
                 return connection
         except ssl.SSLError as error:
+            self._rumours.refused((target.address, target.port))
             self._strangers.note(target.address, self._contacts.get((target.address, target.port), ""), error)
         except (OSError, TimeoutError) as error:
             log.debug("dial_failed", address=f"{target.address}:{target.port}", error=str(error))
@@ -415,6 +424,7 @@ class ControlPlane:
     def _greeted(self, connection: Connection, card: NodeCard) -> None:
         assert connection.peer is not None
         connection.card = card
+        self._rumours.drop((address, card.mesh_port) for address in _addresses(card))
         self._end_earlier_life(connection.peer, card.incarnation)
         pool = self._connections.setdefault(connection.peer, [])
         first = not pool
