@@ -242,10 +242,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "exod.cli.base": ("exod.config", "exod.local_api"),
     "exod.cli.screens": ("exod.cli.base", "exod.daemon_api"),
     "exod.cli.service": (),
+    "exod.cli.top": ("exod.cli.base", "exod.daemon_api"),
     "exod.cli.commands": (
         "exod.cli.base",
         "exod.cli.screens",
         "exod.cli.service",
+        "exod.cli.top",
         "exod.config",
         "exod.daemon_api",
         "exod.diagnostics",

@@ -23,6 +23,7 @@ from exod.cli.commands import (
     host_commands,
     link_commands,
     status_commands,
+    top,
 )
 from exod.errors import ExitCode
 
@@ -69,6 +70,7 @@ def build() -> tuple[Parser, Commands]:
     engine_commands.register(commands)
     chat.register(commands)
     event_commands.register(commands)
+    top.register(commands)
     status_commands.register_wait(commands)
     host_commands.register(commands)
     cluster_commands.register(commands)
