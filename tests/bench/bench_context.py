@@ -4,8 +4,7 @@ Twice a prompt ends just below the safe context and its answer crosses it: at 50
 200,000, so that fast and safe steps both run there. The second answer is cut by an aborted group as well. What is
 compared with is mlx-lm alone in one process. The model is as little work a token as attention over everything can
 be: one head, one layer with a window and then one without. A prefill needs nothing of the last layer but its cache,
-so that the whole context is attended to by the answer's steps alone, and all of it ends in minutes. Called by
-`python -m tests.bench context`.
+so that the whole context is attended to by the answer's steps alone, and all of it ends in minutes.
 """
 
 from __future__ import annotations

@@ -3,10 +3,9 @@
 A model of 31 million parameters with random weights, on the lab's two hosts: over `en0`, which the kernel carries,
 and decode also over the emulated cable, whose emulator needs a processor of its own. Each round runs every
 contestant once, in a drawn order, so that what else the machine does meets all of them; a ratio is taken within
-each round, and of the rounds' ratios the median. MLX's products on a CPU run on one thread whatever the process,
-so two ranks have twice what one process has, as far as the machine's cores leave each other alone, which is
-measured beside. Weights are bfloat16, in which MLX multiplies many tokens fastest here. Called by
-`python -m tests.bench engine`.
+each round, and of the rounds' ratios the median. MLX's products on a CPU run on one thread whatever the process, so
+two ranks have twice what one process has, as far as the machine's cores leave each other alone, which is measured
+beside. Weights are bfloat16, in which MLX multiplies many tokens fastest here.
 """
 
 from __future__ import annotations

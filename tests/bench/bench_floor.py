@@ -3,7 +3,6 @@
 Both take the smallest of ten round trips, ping at the pace of the selected path; medians of those floors over the
 stretch are compared, once with idle daemons and once while clients ask one of them for its status without a pause:
 what keeps the daemon busy must not show in the floor, because the kernel stamps what it could not read in time.
-Called by `python -m tests.bench floor`.
 """
 
 from __future__ import annotations

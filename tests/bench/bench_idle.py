@@ -4,7 +4,7 @@ All three paths are probed, the engine is ready and generates nothing, MQTT publ
 workers and brokers are other processes and are not counted. Nothing asks the daemons anything meanwhile.
 
 Waking up is most of the cost, and what it costs depends on the machine and on what else it does: beside the daemons
-runs an event loop that is woken as often and does nothing else. Called by `python -m tests.bench idle`.
+runs an event loop that is woken as often and does nothing else.
 """
 
 from __future__ import annotations

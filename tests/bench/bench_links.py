@@ -7,7 +7,7 @@ in ten minutes are all that no death may cause, so faults in a row would measure
 
 A fault's time is the link emulator's acknowledgement, an answer's is the event's own stamp; both are of one clock.
 The plan has a ring with an edge, but the model does not exist: loading one in each round would take the processors
-that the daemons are measured on. Called by `python -m tests.bench links`.
+that the daemons are measured on.
 """
 
 from __future__ import annotations

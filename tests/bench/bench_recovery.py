@@ -1,14 +1,14 @@
 """How long a client waits for its next token when something breaks: a count from 1 to 900, streaming in the lab.
 
 One round of cuts: both daemons are killed and started (their ranks live on and are adopted), a client counts, the
-cable is cut without a word in mid-answer, put back, and taken again by the mesh. The restart gives every cut a
-path without a history: the hold-up doubles for one that falls again within 30 s, so cuts in a row would measure
-that rule instead. Then ranks and daemons are killed. Beside each figure stands what the same client waits for at
-most when nothing is broken: on a busy machine times say more about the machine. Last, the same cut for mlx-lm's
-own pipeline.
+cable is cut without a word in mid-answer, put back, and taken again by the mesh. The restart gives every cut a path
+without a history: the hold-up doubles for one that falls again within 30 s, so cuts in a row would measure that
+rule instead. Then ranks and daemons are killed. Beside each figure stands what the same client waits for at most
+when nothing is broken: on a busy machine times say more about the machine. Last, the same cut for mlx-lm's own
+pipeline.
 
-A fault's time is the emulator's or the kernel's acknowledgement, a token's is its arrival at the client, an
-event's is its own stamp; all are of one host's clocks. Called by `python -m tests.bench recovery`.
+A fault's time is the emulator's or the kernel's acknowledgement, a token's is its arrival at the client, an event's
+is its own stamp; all are of one host's clocks.
 """
 
 from __future__ import annotations

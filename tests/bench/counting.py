@@ -1,7 +1,7 @@
 """A client that counts from 1 to 900 again and again, and how long it waited for a token at which time.
 
 Decides what a gap is: the longest time between two pieces of one answer that touches a stretch of time. Every
-answer must be exactly 1 … 900. Called by bench_recovery.
+answer must be exactly 1 … 900.
 """
 
 from __future__ import annotations

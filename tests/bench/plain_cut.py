@@ -1,6 +1,6 @@
 """The same cut for mlx-lm's own pipeline: two ranks of it on the lab's cable, no supervisor.
 
-Decides how long one waits for a token that may never come. Called by bench_recovery.
+Decides how long one waits for a token that may never come.
 """
 
 from __future__ import annotations

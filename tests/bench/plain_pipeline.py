@@ -4,8 +4,8 @@
 
 MLX_HOSTFILE and MLX_RANK say where and who, as `mlx.launch` would. Makes a small random Qwen2 (each rank the same
 one), gives its layers to the ranks with mlx-lm's PipelineMixin, and generates with mlx-lm's generate_step until it
-is killed. Prints one line for each token: its number and when it came, on the host's monotonic clock. Never
-catches an error: what becomes of the generation is what is measured. Called by bench_recovery.
+is killed. Prints one line for each token: its number and when it came, on the host's monotonic clock. Never catches
+an error: what becomes of the generation is what is measured.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What a benchmark says: named figures, each beside the target that it has, as a table and as JSON.
 
-Decides how figures are summed up (percentiles) and shown. Never measures anything. Called by the benchmarks and by
-`python -m tests.bench`.
+Decides how figures are summed up (percentiles) and shown. Never measures anything.
 """
 
 from __future__ import annotations

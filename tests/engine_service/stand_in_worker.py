@@ -1,4 +1,4 @@
-"""A process that speaks a worker's protocol and does no work. Started by test_workers.py.
+"""A process that speaks a worker's protocol and does no work.
 
 A cancel is a wish here: `crash` ends the process at once, `mute` makes it deaf to Leave and SIGTERM, `close` closes
 the connection, `garbage` breaks the protocol.

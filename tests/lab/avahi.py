@@ -1,6 +1,6 @@
 """An avahi daemon inside a host, with a message bus of its own: the second opinion on mDNS.
 
-Decides how avahi runs apart from the machine's own. Called by tests that browse for what `exod` announces.
+Decides how avahi runs apart from the machine's own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A client of a node's HTTP API that lives in the node's host, and notes when each token came.
 
-Decides how server-sent events are read and what counts as a number in an answer. Never retries and never
-repairs: what the server sent is what the test sees. Called by `node`.
+Decides how server-sent events are read and what counts as a number in an answer. Never retries and never repairs:
+what the server sent is what the test sees.
 """
 
 from __future__ import annotations

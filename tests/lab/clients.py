@@ -2,7 +2,7 @@
 
 Some questions are counts at temperature 0, whose answers are known; some are drawn at temperature 1 with a seed,
 and were answered before the first fault. There each token depends on all before it: what is lost, doubled or drawn
-differently changes the whole rest. Decides what is asked; `oracle` decides what is right. Called by `chaos`.
+differently changes the whole rest. Decides what is asked; `oracle` decides what is right.
 """
 
 from __future__ import annotations

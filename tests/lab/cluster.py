@@ -1,7 +1,7 @@
 """The nodes of a lab that belong together: started, watched and healed as one.
 
-Decides how long a test waits and what it is told when it waited in vain. Never decides whether the cluster
-behaves well: that is each test's own predicate. Called by the tests and by `python -m tests.lab`.
+Decides how long a test waits and what it is told when it waited in vain. Never decides whether the cluster behaves
+well: that is each test's own predicate.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The faults of the chaos: two lanes of them, each drawn from a seed, that overlap.
 
 One lane breaks links, the other processes. Within a lane a fault ends before the next begins; between the lanes
-nothing is agreed. Decides what is broken when; never what is right. Called by `chaos`.
+nothing is agreed. Decides what is broken when; never what is right.
 """
 
 from __future__ import annotations

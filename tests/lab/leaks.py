@@ -1,7 +1,6 @@
 """What one node holds: processes, descriptors, memory, sockets and files, each by name.
 
-Decides what counts as a leak, and what is the coming and going of a living daemon. Never ends anything. Called by
-`chaos`.
+Decides what counts as a leak, and what is the coming and going of a living daemon. Never ends anything.
 """
 
 from __future__ import annotations

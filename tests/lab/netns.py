@@ -1,8 +1,8 @@
 """Network namespaces: named, entered and swept.
 
-Decides what a lab's namespaces are called, so that labs that run at once never meet, and which namespaces
-belong to a lab whose process has died. Never touches a namespace that does not carry the lab's prefix, nor
-a process outside such a namespace. Called by `topology`, by `link_emulator` and by the lab's conftest.
+Decides what a lab's namespaces are called, so that labs that run at once never meet, and which namespaces belong to
+a lab whose process has died. Never touches a namespace that does not carry the lab's prefix, nor a process outside
+such a namespace.
 """
 
 from __future__ import annotations

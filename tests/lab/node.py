@@ -1,7 +1,7 @@
 """A node of the lab: one `exod` in one host, seen only from outside.
 
-Decides how a daemon is configured, started and killed in the lab. Relies on the contract alone: the config
-file, `exoctl` and HTTP. Called by `cluster`, by the tests and by `python -m tests.lab`.
+Decides how a daemon is configured, started and killed in the lab. Relies on the contract alone: the config file,
+`exoctl` and HTTP.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Pure. Decides what counts as lost, doubled or changed, and which streams may end early: only one whose own daemon
 was ended on purpose, and one that was refused before its first token with a word on when to come again. Never
-forgives a wrong beginning. Called by `clients`; that it can fail is shown in `test_oracle.py`.
+forgives a wrong beginning.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Two nodes without an engine: what tests of links alone start, wait for and look at.
 
 Decides how such a pair is configured and when it counts as joined. Never says how fast it should be: that is the
-benchmarks'. Called by the link tests.
+benchmarks'.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reads the status document of the contract, as `exoctl status --json` and `/api/status` give it.
 
-Pure: dictionaries in, facts out. Decides what tests mean by "agreed on the cable" or "can serve". Never asks
-a node for anything. Called by `cluster`, by the tests and by `python -m tests.lab`.
+Pure: dictionaries in, facts out. Decides what tests mean by "agreed on the cable" or "can serve". Never asks a node
+for anything.
 """
 
 from __future__ import annotations

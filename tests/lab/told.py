@@ -1,7 +1,7 @@
 """What the daemons of a lab said in their event logs, by time.
 
 All hosts of a lab share one wall clock, so an event's `ts` on any node and the moment of a fault compare. Decides
-nothing about what should have been said. Called by tests and by the benchmarks.
+nothing about what should have been said.
 """
 
 from __future__ import annotations

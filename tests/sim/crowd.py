@@ -1,7 +1,6 @@
 """Many nodes on one LAN: how long until they have a plan, and what it costs each of them.
 
-All start within half a second. A control connection exists from when both ends live. Called by `python -m tests.sim
---lan NODES` and by a test.
+All start within half a second. A control connection exists from when both ends live.
 """
 
 from __future__ import annotations

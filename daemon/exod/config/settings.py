@@ -1,7 +1,7 @@
 """The configuration: one TOML file, environment overrides, and a check of every key.
 
-`load` never guesses: an unknown key or a bad value is a ConfigError that names the file (or the variable), the
-key, what was found and what is allowed. Called by `exod`, and by `exoctl` to find the control socket.
+`load` never guesses: an unknown key or a bad value is a ConfigError that names the file (or the variable), the key,
+what was found and what is allowed.
 """
 
 from __future__ import annotations

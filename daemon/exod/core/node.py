@@ -1,9 +1,8 @@
 """The whole core of one node: inputs in, commands out, with `now` beside them.
 
 The four verbs are those of a sans-I/O protocol: `handle` an input, `handle_timer`, `next_deadline`, and the
-commands that both return. Decides nothing itself: it takes datagrams apart (wire.py), gives each to its link
-(link.py), tells the mesh (mesh.py) what changed, and tells the links what the mesh committed. Called by the shell's
-probing and control-plane services, through app.py, and by the simulator.
+commands that both return. Decides nothing itself: it takes datagrams apart (datagram.py), gives each to its link
+(link.py), tells the mesh (mesh.py) what changed, and tells the links what the mesh committed.
 """
 
 from __future__ import annotations

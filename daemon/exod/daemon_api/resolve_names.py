@@ -1,7 +1,6 @@
 """What a person typed, as the daemon names it: a peer by name or id, a path by id, interface or kind.
 
-Never guesses: what is unknown or could be two things is a RequestError that names what exists. Pure. Called by
-`control_verbs.py` and `openai_routes.py` before they ask the daemon.
+Never guesses: what is unknown or could be two things is a RequestError that names what exists. Pure.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What `exoctl doctor` finds: a setting, a permission or a crash, each with the deed that mends it. Pure.
 
-Decides the words and what counts as wrong; looks at nothing itself. Called by `answers.py` with what the daemon
-sees, and by the CLI with what a shell sees.
+Decides the words and what counts as wrong; looks at nothing itself.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ the mesh takes it for a cable, and each step hangs on it. So a while after each 
 piece of some kilobytes over the control connections of the edges that start there, and again while it does not
 arrive. What probes do see (RTT, loss, routes) the mesh judges all the time.
 
-Decides when to check, and what counts as found. Called by the composition root with each plan.
+Decides when to check, and what counts as found.
 """
 
 from __future__ import annotations

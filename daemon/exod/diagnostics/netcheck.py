@@ -1,7 +1,7 @@
 """`exoctl netcheck`: this host's interfaces, its Thunderbolt ports, multicast DNS, and whether peers answer.
 
-Looks and tells; it changes nothing, and nothing here steers the mesh. Runs only when a person asks, as it
-takes a second or two. Called by the app.
+Looks and tells; it changes nothing, and nothing here steers the mesh. Runs only when a person asks, as it takes a
+second or two.
 """
 
 from __future__ import annotations

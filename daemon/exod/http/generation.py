@@ -2,7 +2,7 @@
 
 Decides how many generations this node takes at once, when a quiet stream gets a keep-alive comment, and that a
 client which left ends its generation. What a body may say is in `openai_requests.py`, how an answer looks in
-`openai_answers.py`, where it is computed is the daemon's. Called by `http_api.py` as an ASGI application.
+`openai_answers.py`, where it is computed is the daemon's.
 """
 
 from __future__ import annotations

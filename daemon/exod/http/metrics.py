@@ -1,8 +1,7 @@
 """`GET /metrics`: what the daemon and the HTTP API measure, as Prometheus text.
 
 Decides names, units and labels; every figure of the daemon is taken from one snapshot at the moment of the
-question, so nothing is kept twice. Only what HTTP itself counts lives here. Called by `http_api.py` and
-`http_generation.py`.
+question, so nothing is kept twice. Only what HTTP itself counts lives here.
 """
 
 from __future__ import annotations

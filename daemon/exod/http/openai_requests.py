@@ -1,9 +1,8 @@
 """Reads the bodies of `/v1/chat/completions` and `/v1/completions` into a GenerationRequest.
 
-Decides what is allowed: every wrong value is a FieldError that names the field, and so is a wish that cannot be
-met (tools, several choices, images), because an answer that silently ignores it would be a wrong answer. Fields
-that only other servers know are ignored, unless one is so close to a known name that it must be a typo. Pure.
-Called by `http_generation.py`.
+Decides what is allowed: every wrong value is a FieldError that names the field, and so is a wish that cannot be met
+(tools, several choices, images), because an answer that silently ignores it would be a wrong answer. Fields that
+only other servers know are ignored, unless one is so close to a known name that it must be a typo. Pure.
 
 Defaults where a client says nothing: temperature 0, as mlx_lm's server has it (the same prompt gives the same
 answer); as many tokens as the model's context allows; a seed drawn afresh for each request.

@@ -1,7 +1,7 @@
 """Lines of bounded length from a stream, with an eye on its end.
 
-Decides nothing about what a line means. An overlong line is reported once and skipped to its end, so that the
-next one is read as if nothing had happened. Called by `control_socket.py`.
+Decides nothing about what a line means. An overlong line is reported once and skipped to its end, so that the next
+one is read as if nothing had happened.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where a broker is and how to log in there; and what `[mqtt] broker` says. Pure.
 
-A password lives in `BrokerAddress.password` alone: `str` and `repr` of an address never show it, and no error
-text quotes the URL that it came from. Called by `broker.py` and `mqtt.py`.
+A password lives in `BrokerAddress.password` alone: `str` and `repr` of an address never show it, and no error text
+quotes the URL that it came from.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@ loopback; else it starts mosquitto where that is installed; else the embedded on
 broker that answers on the port goes before hosting a second one in either case: so a second daemon of one host
 finds the first one's broker and uses it, and whichever goes, the other hosts one then.
 
-A broker of a user that wants a password, or something on the port that is no broker, is never displaced: the
-error says what to configure. Called by `mqtt.py` before each connection: `locate` is where a hosted broker that
-died, or that no longer answers, is noticed and replaced. It never connects to anything but for its probe, and
-restarts are paced by its caller's backoff.
+A broker of a user that wants a password, or something on the port that is no broker, is never displaced: the error
+says what to configure. `locate` runs before each connection: there a hosted broker that died, or that answers no
+more, is noticed and replaced. It never connects to anything but for its probe, and restarts are paced by its
+caller's backoff.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Asks who listens on a port: a broker that takes this node, one that does not, something else, or nobody.
 
 A real MQTT CONNECT (3.1.1) and its answer, then a proper DISCONNECT: an open port alone says nothing. Decides
-nothing. Called by `broker.py` before it uses or hosts a broker.
+nothing.
 """
 
 from __future__ import annotations

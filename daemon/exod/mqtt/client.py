@@ -4,7 +4,7 @@ aiomqtt registers its socket for writing in a later turn of the loop. By then th
 peer resets a connection, uvloop closes its poll handle for good without telling anybody (libuv's POLLERR), so that
 the next registration raises inside a callback of the loop: a traceback in the log, and a client that waits for an
 answer until its timeout. Here such a registration ends the connection, as a lost one: at the latest with the next
-ping, since a socket that lost its poll handle hears nothing of its own accord. Called by `mqtt.py`.
+ping, since a socket that lost its poll handle hears nothing of its own accord.
 
 An override, not a patch: where a later aiomqtt names its method differently, this does nothing.
 """

@@ -16,7 +16,7 @@ amqtt 0.12.1 has two faults that break promises of ours, and three limits that a
 
 Corrections are subclasses of what one version does: any other version is refused with a clear error
 (`CORRECTED_VERSION`). amqtt is imported when a broker is started, in a thread: it costs 0.1 s and some megabytes
-that most nodes never need. Called by `broker.py`.
+that most nodes never need.
 """
 
 from __future__ import annotations

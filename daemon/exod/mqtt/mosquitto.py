@@ -1,10 +1,10 @@
 """One mosquitto as a child of the daemon: its configuration, its start, its end, and what an earlier life left.
 
-It listens on loopback only, keeps nothing on disk, and is bounded in clients, queues and memory. What it says
-goes to the daemon's log through a pipe, warnings and errors only: there is no log file that could grow. It is
-not told to die with the daemon at once: a daemon that was killed leaves it running just long enough to publish
-the daemon's last will, and the daemon's next start sweeps it (`sweep`), by pid file and by its command line,
-which names our configuration file: a process that is not ours is never touched. Called by `broker.py`.
+It listens on loopback only, keeps nothing on disk, and is bounded in clients, queues and memory. What it says goes
+to the daemon's log through a pipe, warnings and errors only: there is no log file that could grow. It is not told
+to die with the daemon at once: a daemon that was killed leaves it running just long enough to publish the daemon's
+last will, and the daemon's next start sweeps it (`sweep`), by pid file and by its command line, which names our
+configuration file: a process that is not ours is never touched.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Decides which messages are due on one broker, and for whom this node speaks there. Pure: `now` is a parameter.
 
-Whichever broker a user subscribes to, the whole cluster is to be there. Nodes may share a broker (a configured
-one, or two daemons of one host), or have one each. So every node is ready to publish every topic, and one rule
-says who does:
+Whichever broker a user subscribes to, the whole cluster is to be there. Nodes may share a broker (a configured one,
+or two daemons of one host), or have one each. So every node is ready to publish every topic, and one rule says who
+does:
 
     A topic is published by its author, if the author speaks on this broker; else by the lowest node id that
     speaks here; this node speaks wherever it is connected.
@@ -10,8 +10,8 @@ says who does:
 A node *speaks here* if its own node state (`by` is itself) was heard on this broker within SPEAKS_FOR_S, its
 availability here is not `offline` (the last will takes it away at once), and the mesh has not lost it - or it was
 heard live since the mesh lost it. On a broker of one's own nobody else is heard, and the rule makes the node
-publish everybody. On a shared one the others fall silent as soon as the author is heard; when its power is cut
-the mesh says `down` long before any keepalive, and the lowest of the others publishes `offline` for it.
+publish everybody. On a shared one the others fall silent as soon as the author is heard; when its power is cut the
+mesh says `down` long before any keepalive, and the lowest of the others publishes `offline` for it.
 
 Two rules more keep a broker true:
 - What is said of a node by others while it is connected is corrected by that node itself, at once (a peer across
@@ -20,7 +20,7 @@ Two rules more keep a broker true:
   life), after UNKNOWN_GRACE_S what a node left that does not speak here. A node that is in nobody's view any more
   is not cleared but `offline`.
 
-States are kept one a topic, the latest wins; only events queue, and the oldest are dropped. Called by `mqtt.py`.
+States are kept one a topic, the latest wins; only events queue, and the oldest are dropped.
 """
 
 from __future__ import annotations

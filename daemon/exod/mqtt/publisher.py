@@ -1,9 +1,8 @@
 """The MQTT publisher: keeps one connection to the broker and puts on it what the ledger says is due.
 
-Moves bytes only: `broker.py` decides where, `mqtt_topics` what, `mqtt_ledger` when and for whom. A lost broker is
-tried again with growing pauses, for ever, and everything is published anew after each connection. Nothing here
-can hold up or end the daemon: without a broker, states wait one a topic and events in a bounded queue. Called by
-`app.py`: `update` and `emit` never wait, `run` is one task.
+Moves bytes only: `broker_choice.py` decides where, `topics.py` what, `publish_schedule.py` when and for whom. A
+lost broker is tried again with growing pauses, for ever, and everything is published anew after each connection.
+Nothing here can hold up or end the daemon: without a broker, states wait one a topic and events in a bounded queue.
 
 On a clean close (`run` is cancelled) it says `offline` and disconnects; on any other end the broker publishes the
 last will. All of it takes less than 2 s.

@@ -1,8 +1,7 @@
 """Which of this host's addresses the mesh may use, and why not the others. Pure.
 
-The kind comes from the platform unless the config overrides it; a kind makes an interface ineligible only where
-it leads nowhere (loopback, containers). How good an interface is, is measured, never decided here.
-Called by network/interfaces.py.
+The kind comes from the platform unless the config overrides it; a kind makes an interface ineligible only where it
+leads nowhere (loopback, containers). How good an interface is, is measured, never decided here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Who was refused because of another cluster key lately, and when that is worth a line in the log.
 
-Decides nothing about connections. Called by `control_plane.py`.
+Decides nothing about connections.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The cluster key, and everything that follows from it: one secret of 32 bytes per cluster.
 
 From it come, by HKDF-SHA256 (RFC 5869) with a label each: the MAC key of datagrams, and the Ed25519 key of a
-certificate authority that every node can rebuild, so that each mints its own certificate and the control plane
-is mutual TLS with no exchange of files. Called by `exod` at start and by `exoctl cluster`.
+certificate authority that every node can rebuild, so that each mints its own certificate and the control plane is
+mutual TLS with no exchange of files.
 """
 
 from __future__ import annotations

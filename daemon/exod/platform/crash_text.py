@@ -2,7 +2,7 @@
 
 A report is an `.ips` file (a JSON line about it, then its JSON body) or, of older releases, a `.crash` text. Pure,
 written from Apple's description of both and never run on a Mac. Decides which line of a report says most, and
-whether it was the GPU's watchdog. Called by diagnostics/crash_watch.py.
+whether it was the GPU's watchdog.
 """
 
 from __future__ import annotations

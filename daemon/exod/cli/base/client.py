@@ -1,7 +1,7 @@
 """Asks the daemon over its control socket: blocking, because a command does one thing and must start fast.
 
-Decides how long a silent daemon is waited for, and what a person is told where there is none. What an answer
-means is the caller's. Called by every command of `exoctl` that talks to the daemon.
+Decides how long a silent daemon is waited for, and what a person is told where there is none. What an answer means
+is the caller's.
 """
 
 from __future__ import annotations

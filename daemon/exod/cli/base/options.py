@@ -1,9 +1,8 @@
 """The options that every command of `exoctl` has, and what every command shares: sockets, output, exit codes.
 
-Decides that `--socket`, `--config`, `--json` and `--no-color` work before and after a command alike, that an
-error is one line on standard error (with `--json` also an object on standard output), and which exit code it
-means. Imported at every start: nothing heavy here (argparse, because typer takes 150 ms to import). Called by
-`main.py` and the modules of commands.
+Decides that `--socket`, `--config`, `--json` and `--no-color` work before and after a command alike, that an error
+is one line on standard error (with `--json` also an object on standard output), and which exit code it means.
+Imported at every start: nothing heavy here (argparse, because typer takes 150 ms to import).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How text looks on a terminal: colours, marks, widths, columns, and figures with their units.
 
-Decides only looks. Everything is a string that fits into cells of a terminal; a mark differs in shape as well as
-in colour, and without Unicode in ASCII. What came from elsewhere (a peer's name, a reason) is stripped of control
-characters, so that it cannot move the cursor. Pure. Used by every screen of `exoctl`.
+Decides only looks. Everything is a string that fits into cells of a terminal; a mark differs in shape as well as in
+colour, and without Unicode in ASCII. What came from elsewhere (a peer's name, a reason) is stripped of control
+characters, so that it cannot move the cursor. Pure.
 """
 
 from __future__ import annotations

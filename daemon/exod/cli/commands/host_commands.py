@@ -1,7 +1,7 @@
 """`exoctl doctor` and `exoctl service`: this host, seen from outside the daemon.
 
-`doctor` asks the daemon what only it can see, and finds the rest itself: it must be of use just when nothing
-runs. `service` hands over to `cli/service/`. Called by `main.py`.
+`doctor` asks the daemon what only it can see, and finds the rest itself: it must be of use just when nothing runs.
+`service` hands over to `cli/service/`.
 """
 
 from __future__ import annotations

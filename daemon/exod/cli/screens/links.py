@@ -1,6 +1,6 @@
 """What `exoctl links`, `ping` and `netcheck` print: each path with its figures, and why it is or is not in use.
 
-Pure. Called by `link_commands.py`.
+Pure.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The status screen: a StatusReport as one screen that says what is, and why, at a glance.
 
 Decides what comes first (health and its reasons), what each line names, and which level its mark shows; measures
-nothing. Pure: `now` is a parameter. Called by `status_commands.py`; the lab's live view is the same screen.
+nothing. Pure: `now` is a parameter.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`--watch`: one screen, drawn again and again without flicker.
 
-Decides how often and how a frame is drawn: on the alternate screen, each line over the old one, in one write
-inside a synchronized update, so that no half frame is ever seen. Where standard output is no terminal, frames
-follow each other. A daemon that goes away is waited for. Called by the commands that have `--watch`.
+Decides how often and how a frame is drawn: on the alternate screen, each line over the old one, in one write inside
+a synchronized update, so that no half frame is ever seen. Where standard output is no terminal, frames follow each
+other. A daemon that goes away is waited for.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How long an agreement took: from the verdict, wherever on this node it fell, to the commit.
 
-Decides nothing. Called by mesh.py when it commits.
+Decides nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Which epochs this node has seen, and the highest that it said yes to: never to less from there on.
 
-Decides whether a plan's number is still free; never whether the plan is good (membership.py). Owned and called by
-mesh.py.
+Decides whether a plan's number is still free; never whether the plan is good (plan_acceptance.py).
 """
 
 from __future__ import annotations

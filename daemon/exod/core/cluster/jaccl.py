@@ -3,7 +3,7 @@
 exod's own ranks speak the ring; this is for whoever runs another program over the same cables. The shape is that of
 `mlx.launch --backend jaccl --hostfile FILE`, whose `rdma` rows are the matrix of MLX_IBV_DEVICES. Written from MLX
 0.32's own generator and tested as data: no Mac with RDMA has run it. Decides which cable serves which pair, and
-says why there is no configuration. Called by `answers.py`.
+says why there is no configuration.
 """
 
 from __future__ import annotations

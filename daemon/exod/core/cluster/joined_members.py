@@ -1,8 +1,8 @@
 """What a coordinator can plan with: who has joined, whom to wait for, and the edges that both ends confirm.
 
-Decides who may be a member now; never whether to propose (mesh.py) or which order (plan.py). A node has joined when
-its datagrams are heard, the pair's path is agreed, and its control connection has brought a report of its present
-life. Owned and called by mesh.py.
+Decides who may be a member now; never whether to propose (mesh.py) or which order (ring_order.py). A node has
+joined when its datagrams are heard, the pair's path is agreed, and its control connection has brought a report of
+its present life.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """When a member reports its links to its coordinator: on news, to a new one, and again in case one was lost.
 
-Decides when, never what. Owned and called by mesh.py.
+Decides when, never what.
 """
 
 from __future__ import annotations

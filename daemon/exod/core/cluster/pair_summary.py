@@ -1,6 +1,6 @@
 """What a link tells the mesh: one pair, reduced to what a plan depends on.
 
-Decides nothing. Made by node.py from a Link whenever the link says that it changed; read by mesh.py.
+Decides nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A member's own view of a plan: may I say yes to it, and does it still hold?
 
 Pure functions of a plan and of this node's links. Decides nothing about the other members' edges: each end of an
-edge checks its own. Called by mesh.py.
+edge checks its own.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What changed between two plans, in one line for people and for the event log.
 
-Decides nothing. Called by mesh.py when it proposes.
+Decides nothing.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The coordinator keeps the wish until a commit fulfils it; a member repeats it to the coordinator until another plan
 is committed. A wish names the plan that its sender holds, so one that comes late or twice is void. Decides nothing
-about plans. Owned and called by mesh.py.
+about plans.
 """
 
 from __future__ import annotations

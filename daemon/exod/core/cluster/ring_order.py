@@ -6,7 +6,7 @@ order moves layers between nodes, which costs far more than a better edge gains,
 (`exoctl mesh renegotiate`). Two ranks use one path both ways.
 
 Decides the content of a plan; never when to propose one (mesh.py), nor which rank holds which layers
-(layer_split.py). Called by mesh.py.
+(layer_split.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The coordinator's two to-do lists: a proposal that wants all acks, and a commit that wants all receipts.
 
 Decides what is still missing and when to repeat it; never what is proposed (mesh.py). Messages may be lost with
-their connection, so both repeat until answered. Owned and called by mesh.py.
+their connection, so both repeat until answered.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a link writes into the event log and the history when a path's state, the selection or the peer changes,
-and a mesh when it commits.
+"""What a link writes into the event log and the history when a path's state, the selection or the peer changes, and
+a mesh when it commits.
 
-Decides nothing. Called by link.py and mesh.py, once a change.
+Decides nothing.
 """
 
 from __future__ import annotations

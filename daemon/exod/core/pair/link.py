@@ -7,8 +7,7 @@ peer's word, there (3). Whatever changes is sent at once on every path that was 
 trip.
 
 Decides what a datagram may change and when to look again. Leaves to others: a path's own state (path.py), the order
-(scoring.py), the choice (selection.py), the register (agreement.py), the datagrams (probes.py). Owned and called by
-node.py.
+(path_order.py), the choice (path_selection.py), the register (pair_agreement.py), the datagrams (probe_sender.py).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The theory. Looking is dear and datagrams come all the time, so what a datagram 
 the selected path works its first miss comes before everything that silence can do to it or to the peer, so what is
 heard on it moves that moment alone; all else waits for a deadline of its own, a beat of a standby away at least.
 
-Decides when, never what is found. Owned and called by link.py.
+Decides when, never what is found.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ when both ends hold it: the upper knows at once, because it has it from the lowe
 Datagrams may be lost, doubled or late: a maximum does not mind. A restart of either end changes an incarnation and
 so begins a new register; what was agreed before is void.
 
-Decides what is agreed; never which path is good (selection.py). Owned and called by link.py.
+Decides what is agreed; never which path is good (path_selection.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A path as selection and words compare it: its state and grade, and whether what is known of it is new enough.
 
-Decides nothing: the order is scoring.py's, the choice selection.py's. Called by link.py and why.py.
+Decides nothing: the order is path_order.py's, the choice path_selection.py's.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The words of `exoctl links`: why a path is used, or why not, and the command that mends a wrong route.
 
-Decides nothing. Called by view.py.
+Decides nothing.
 """
 
 from __future__ import annotations

@@ -11,8 +11,7 @@ DEGRADED and UPGRADE draw on a bucket of three per ten minutes, except for the r
 made us leave: that is governed by the hold-up alone. Silence of everything moves nothing, because nothing is then
 usable. Where every path is slow, none is in a better band, and we stay.
 
-Decides the path; never states (path.py) or order (scoring.py), and sends nothing. Owned by the link of the pair's
-lower node, which calls `decide` when a rating changed or a deadline passed.
+Decides the path; never states (path.py) or order (path_order.py), and sends nothing.
 """
 
 from __future__ import annotations

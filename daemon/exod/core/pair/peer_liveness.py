@@ -5,7 +5,7 @@ and nothing is switched. A suspect peer may be stopped or busy and come back wit
 only after longer than any pause that is worth sitting out, or sooner where its control connection broke as well: a
 stopped process's kernel keeps its connections, a dead host's or a killed process's does not.
 
-Decides the state of one peer; never anything about paths. Owned and called by link.py.
+Decides the state of one peer; never anything about paths.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Which paths a pair could have: a pure function of the two cards, the same at both ends.
 
 A candidate is a pair of IPv4 addresses that lie in one subnet as both ends see it, or that a static peer names
-through a router. Decides nothing about whether a candidate works: probing does. Called by link.py when a card
-changes.
+through a router. Decides nothing about whether a candidate works: probing does.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """The datagram codec: one kind of datagram, both ways, authenticated. See docs/protocol.md for the layout.
 
-Decides whether bytes are a datagram of this cluster; never whether a datagram is fresh or meant for this life
-(that is sequence.py and link.py). No clock crosses the wire: the sender keeps a table of its own send stamps, and
-the echo says only which of its datagrams was the newest here and how long it was held, so
-RTT = (t4 - t1) - (t3 - t2) as in NTP (RFC 5905, section 8) with each difference taken on one host.
+Decides whether bytes are a datagram of this cluster; never whether a datagram is fresh or meant for this life (that
+is replay_window.py and link.py). No clock crosses the wire: the sender keeps a table of its own send stamps, and
+the echo says only which of its datagrams was the newest here and how long it was held, so RTT = (t4 - t1) - (t3 -
+t2) as in NTP (RFC 5905, section 8) with each difference taken on one host.
 
 The MAC is keyed BLAKE2b (RFC 7693) over everything before it: 128 bits, personalised so that the key's other uses
-can never produce it. Both addresses of the path are inside, so a datagram that was carried to another path is
-found out. Called by link.py (encode) and node.py (decode).
+can never produce it. Both addresses of the path are inside, so a datagram that was carried to another path is found
+out.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ a band the kind decides, because the cable has the bandwidth and the RTT of a pr
 the measured cost decide, and the name last, so that the order is total. `grade` is the part of the order that can
 cause a switch: inside a grade, jitter changes nothing.
 
-Decides no switch (selection.py does). Called by selection.py and, for `why`, by link.py.
+Decides no switch (path_selection.py does).
 """
 
 from __future__ import annotations

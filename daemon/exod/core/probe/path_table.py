@@ -1,6 +1,6 @@
 """The paths that a pair has: made from candidates, found by address, remembered for a while when an address goes.
 
-Decides which paths exist and when their routes are asked for; never whether they work. Owned and called by link.py.
+Decides which paths exist and when their routes are asked for; never whether they work.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ for the other), so that the witness, the standbys' fresh measure and the second 
 there before the verdict. Gaps are jittered to 75-100% (as RFC 5880, 6.8.7) by a seeded generator, so nodes that
 started together drift apart and a run repeats from its seed.
 
-Decides when a datagram is due; never what is in it (probes.py). Called by probes.py.
+Decides when a datagram is due; never what is in it (probe_sender.py).
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Which sequence numbers of one direction of one path were seen: replay protection and loss, from one bitmap.
 
 Decides whether a number is fresh (the sliding window of RFC 4303, section 3.4.3) and what share of the newest
-numbers never came. Never forgets a number while the sender's incarnation lasts. Called by link.py for each
-datagram.
+numbers never came. Never forgets a number while the sender's incarnation lasts.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Every error of a sample is positive (a late wake-up, a full queue, a missed stamp), so the minimum of the newest
 samples is a sound estimate of the path itself; what lies above it is jitter, which p90 shows. Decides nothing about
-states. Called by path.py with one sample for each echo.
+states.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ once it has lasted for its grace, so a switch that takes a millisecond alarms no
 lasts. A cable that is pulled is no reason while another path carries the traffic within the limit; a node that said
 goodbye is no reason either: someone sent it away.
 
-Decides what is said about health; never acts on it. Called by the shell whenever it refreshes its status.
+Decides what is said about health; never acts on it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One rank's life, command by command; its process: test_rank_process.py; what it tells: test_rank_told.py."""
+"""One rank's life, command by command; its process: test_rank_process.py; what it tells: test_rank_reports.py."""
 
 from __future__ import annotations
 
