@@ -19,7 +19,8 @@ from exod.diagnostics.event_log import EventLog
 from exod.engine_service.engine_driver import EngineDriver
 from exod.model import EngineState, Health, NodeId, NodeState, PathState
 from exod.mqtt.publisher import MqttService
-from exod.peers.control_plane import ControlPlane, Target
+from exod.peers.control_plane import ControlPlane
+from exod.peers.dial_targets import Target
 from exod.status.mqtt_snapshot import MqttSnapshot
 from exod.status.snapshot import StatusBuilder
 

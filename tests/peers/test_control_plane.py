@@ -23,7 +23,8 @@ from exod.errors import StartError
 from exod.model import Kind, LocalAddress, NodeCard, NodeId
 from exod.peers import connection, control_plane
 from exod.peers.connection import Connection
-from exod.peers.control_plane import ControlPlane, Target
+from exod.peers.control_plane import ControlPlane
+from exod.peers.dial_targets import Target
 from exod.peers.peer_messages import MAX_FRAME_BYTES, Goodbye, PeerMessage, StillThere, encode
 from exod.peers.trust import tls_contexts
 from exod.platform.this_host import current

@@ -11,7 +11,7 @@ import pytest
 
 from exod.errors import StartError
 from exod.model import Kind, LocalAddress
-from exod.peers.control_plane import Target, contact_targets
+from exod.peers.dial_targets import Target, contact_targets
 from exod.peers.listeners import Listeners
 from exod.platform.this_host import current
 from tests.peers.test_control_plane import free_port, until

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 import ssl
 import time
 from collections.abc import Callable
 from typing import Final
 
-import msgspec
 import structlog
 
-from exod.model import Kind, LocalAddress, NodeCard, NodeId, is_ipv4
+from exod.model import NodeCard, NodeId
 from exod.peers.connection import Connection
+from exod.peers.dial_targets import Target, contact_targets
 from exod.peers.listeners import Listeners
 from exod.peers.peer_messages import (
     CONTROL_PROTOCOL,
@@ -70,22 +69,6 @@ RETRY_LIMIT_S: Final = 3.0
 """A daemon that was restarted is found again within the limit; a peer that is off costs 20 dials a minute."""
 
 MAX_CONNECTIONS_PER_PEER: Final = 8
-
-
-class Target(msgspec.Struct, frozen=True):
-    """Where to dial. `local` and `interface` are empty where the route table may choose. A contact is where a peer
-    may be; the others are paths to one that is known.
-    """
-
-    address: str
-    port: int
-    local: str = ""
-    interface: str = ""
-    bound_contact: bool = False
-
-    @property
-    def contact(self) -> bool:
-        return self.bound_contact or not self.local
 
 
 class ControlPlane:
@@ -485,18 +468,6 @@ class ControlPlane:
                     connection.refuse(f"nothing was heard for {SILENCE_S:.0f} s")
                 else:
                     connection.send(data)
-
-
-def contact_targets(address: str, port: int, mine: tuple[LocalAddress, ...]) -> tuple[Target, ...]:
-    """How a contact is dialled: bound to each interface whose subnet it lies in, for the route table knows one of
-    them only; unbound where it lies in none, or is a host name.
-    """
-    if not is_ipv4(address):
-        return (Target(address, port),)
-    remote = ipaddress.IPv4Address(address)
-    near = [one for one in mine if one.kind is not Kind.LOOPBACK and remote in one.network]
-    bound = tuple(Target(address, port, one.address, one.interface, bound_contact=True) for one in near)
-    return bound or (Target(address, port),)
 
 
 def _addresses(card: NodeCard) -> list[str]:
