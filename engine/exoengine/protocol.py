@@ -179,13 +179,13 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     attempt: int
     formed: bool
     requests: tuple[ActiveRequest, ...]
-    can_reform: bool
-    """Can this process abort and form groups again? Where not, a fault means a new process."""
     load: Load | None = None
     """What it has loaded, settings included: its next daemon may want another."""
     load_s: float = 0.0
     layer_s: float = 0.0
     """Both as in Loaded."""
+    native: str = ""
+    """Why the native group cannot be used, so that every step is safe; empty where it can."""
     has_switch: bool = False
     """Is the switch of `mlx_patches` in its MLX?"""
 
@@ -296,11 +296,11 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     kv_tokens: int
     memory_bytes: int
     longest_gpu_wait_s: float = 0.0
-    """The longest that any graph of this process, as far as is known, waited for another rank."""
+    """The longest that any graph of this process waited for another rank."""
     replayed_tokens: int = 0
     """How many tokens this process has put through its layers only because of faults: a rank that caught up."""
     gpu_wait_violations: int = 0
-    """How many graphs, as far as is known, waited for another rank beyond `watchdog_s`."""
+    """How many graphs waited for another rank beyond `watchdog_s`."""
 
 
 class Left(msgspec.Struct, frozen=True, tag="left"):

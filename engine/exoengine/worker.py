@@ -1,10 +1,10 @@
 """One rank of the pipeline: `python -m exoengine.worker --socket PATH [--orphan-deadline-s 60]`.
 
 The main thread is the only one that touches MLX: it loads, forms groups and generates, and sees the daemon's
-commands between steps. The control thread (control.py) talks to the daemon and can abort a group at any time.
-Weights, caches and requests outlive a group; the process outlives its daemon for a while.
+commands between steps. The control thread (process/control_thread.py) talks to the daemon and can abort a group at
+any time. Weights, caches and requests outlive a group; the process outlives its daemon for a while.
 
-Decides: which command is acted on in which state. Called by the daemon.
+Decides: which command is acted on in which state.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from exoengine.protocol import (
 if TYPE_CHECKING:
     from exoengine.generate.loop import Generations
     from exoengine.model.loading import HeldLayers, LoadedModel
-    from exoengine.ring.group import Connector
+    from exoengine.native.module import NativeModule
 
 ORPHAN_DEADLINE_S: Final = 60.0
 TERM_DEADLINE_S: Final = 10.0
@@ -57,12 +57,13 @@ TERM_DEADLINE_S: Final = 10.0
 class Worker:
     """The main thread's view. `hello` may be called from the control thread."""
 
-    def __init__(self, socket_path: Path, orphan_deadline_s: float, connector: Connector) -> None:
+    def __init__(self, socket_path: Path, orphan_deadline_s: float, native: NativeModule) -> None:
         from exoengine.process.control_thread import Control, Mailbox
         from exoengine.ring.group import RingGroup
 
         self.board = Board()
-        self._group = RingGroup(connector, socket_path.with_suffix(".hosts"))
+        self._native = native
+        self._group = RingGroup(native)
         self._mailbox = Mailbox(self._group.wake_up)
         self._control = Control(
             socket_path, self.board, self._mailbox, self._group.abort, self.hello, orphan_deadline_s
@@ -89,7 +90,7 @@ class Worker:
                 self._turn()
             else:
                 select.select([self._group.wake], [], [])
-        self._group.close()
+        self._group.leave()
         self._emit(Left())
         self._control.close()
 
@@ -107,7 +108,7 @@ class Worker:
             attempt=plan.attempt if plan else 0,
             formed=self._formed is not None,
             requests=(),
-            can_reform=self._group.can_reform,
+            native=self._native.why_not,
             load=self._asked,
             load_s=self._load_s,
             layer_s=self._held.layer_s if self._held else 0.0,
@@ -214,6 +215,7 @@ class Worker:
         self._emit(Prepared(self._prepared.plan_hash, self._prepared.attempt))
 
     def _form(self, message: Form) -> None:
+        from exoengine.generate.sync_mode import graph_wait_s
         from exoengine.ring.rendezvous import FormError, RingPlan
 
         plan, generations = self._prepared, self._generations
@@ -240,6 +242,7 @@ class Worker:
                     listen_interface=plan.listen_interface,
                 ),
                 begun + message.deadline_s,
+                graph_wait_s(generations.policy.settings),
             )
         except FormError as error:
             self._lost(error.code, str(error))
@@ -289,8 +292,7 @@ class Worker:
         except RingLostError as error:
             lost = ("peer_lost", str(error))
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            is_ring = "[ring]" in str(error)
-            lost = ("peer_lost" if is_ring else "engine", str(error).strip().partition("\n")[0])
+            lost = ("engine", str(error).strip().partition("\n")[0])
         if lost is not None:
             self._lost(*lost)
 
@@ -357,9 +359,10 @@ class Worker:
 def _begin_mlx() -> None:
     """Imports MLX and has it compute once, in a thread that then ends.
 
-    MLX raises what failed in one of its streams in the midst of whatever the thread that came first hands it next.
-    A task that was just counted as under way then never runs, and after a few faults an evaluation waits for ever
-    for one of these to end (`wait_for_one` in MLX's scheduler). Any other thread is told where it waits instead.
+    MLX raises what failed in one of its streams (a weight that cannot be read) in the midst of whatever the thread
+    that came first hands it next. A task that was just counted as under way then never runs, and after a few faults
+    an evaluation waits for ever for one of these to end (`wait_for_one` in MLX's scheduler). Any other thread is
+    told where it waits instead.
     """
 
     def compute() -> None:
@@ -376,17 +379,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="exoengine.worker")
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--orphan-deadline-s", type=float, default=ORPHAN_DEADLINE_S)
+    parser.add_argument("--native", type=Path, help="where native groups are built and found")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the daemon, which then tells its workers
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     _begin_mlx()
-    from exoengine.ring.group import Connector
+    from exoengine.native.build import cache_in
+    from exoengine.native.module import NativeModule
 
-    connector = Connector()
-    try:
-        Worker(arguments.socket, arguments.orphan_deadline_s, connector).run()
-    finally:
-        connector.close()
+    native = NativeModule(arguments.native or cache_in(arguments.socket.parent))
+    native.begin()
+    Worker(arguments.socket, arguments.orphan_deadline_s, native).run()
     sys.stdout.flush()
     os._exit(0)  # MLX's threads may still wait for a neighbour that is gone
 

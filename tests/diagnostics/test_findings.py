@@ -28,12 +28,14 @@ def test_local_network_privacy_is_named_with_its_cures() -> None:
 
 def test_what_the_workers_mlx_cannot_do_is_a_finding_and_what_it_can_a_fact() -> None:
     versions = {"mlx-lm": "0.32.2", "mlx": "0.32.4"}
-    wrong, facts = findings.of_worker(versions, can_reform=True, has_switch=False)
+    wrong, facts = findings.of_worker(versions, no_native="", has_switch=False)
     assert wrong == []
     assert facts[:2] == ["mlx 0.32.4, mlx-lm 0.32.2", "the switch of mlx_patches is not in this MLX"]
-    (cannot,), facts = findings.of_worker(versions, can_reform=False, has_switch=True)
-    assert cannot.code == "cannot_reform"
-    assert "each fault costs the process" in cannot.text
+    why = "the native group is not ready: there is no C++ compiler (xcode-select --install)"
+    (cannot,), facts = findings.of_worker(versions, no_native=why, has_switch=True)
+    assert cannot.code == "no_native_group"
+    assert why in cannot.text
+    assert cannot.cure == "exoctl engine native build"
     assert facts[1:] == ["the switch of mlx_patches is in this MLX"]
 
 

@@ -20,7 +20,7 @@ async def main(path: str) -> None:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(
-            encode(Hello(1, os.getpid(), {}, None, None, 0, False, (), True)),
+            encode(Hello(1, os.getpid(), {}, None, None, 0, False, ())),
         )
         while (body := await read_frame(reader)) is not None:
             match decode_to_worker(body):

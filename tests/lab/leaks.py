@@ -29,7 +29,7 @@ TCP_STATES = {
     "09": "closing", "0A": "listen", "0B": "closing",
 }  # fmt: skip
 """proc(5). Left out: TIME_WAIT and half-open ones, which are the kernel's and hold no descriptor."""
-ROLES = {"exoengine.worker": "rank", "connector.py": "connector", "mosquitto": "broker", "exod": "exod"}
+ROLES = {"exoengine.worker": "rank", "mosquitto": "broker", "exod": "exod"}
 
 
 @dataclass(frozen=True)

@@ -81,12 +81,13 @@ def of_network(checks: Iterable[NetworkCheck]) -> list[Finding]:
     ]
 
 
-def of_worker(versions: Mapping[str, str], can_reform: bool, has_switch: bool) -> tuple[list[Finding], list[str]]:
-    """What the rank's process says of its MLX: findings, and what is well."""
+def of_worker(versions: Mapping[str, str], no_native: str, has_switch: bool) -> tuple[list[Finding], list[str]]:
+    """What the rank's process says of its MLX: findings, and what is well. `no_native`: why it has no native group,
+    in words, with the cure; empty where it has.
+    """
     mlx = ", ".join(f"{name} {versions[name]}" for name in sorted(versions))
     well = [mlx, f"the switch of mlx_patches is {'' if has_switch else 'not '}in this MLX"]
-    if can_reform:
-        return [], [*well, "the ring can be formed again in a living process (clear_backends is exported)"]
-    text = f"{mlx} does not export clear_backends: each fault costs the process, its weights and its KV cache"
-    cure = "install exod again from its checkout, with its MLX: make setup, or uv tool install --force ."
-    return [Finding("cannot_reform", "warning", "mlx", text, cure)], well
+    if not no_native:
+        return [], [*well, "the native group is ready: steps may be fast"]
+    text = f"{no_native}; every step is safe until then, which costs some speed"
+    return [Finding("no_native_group", "warning", "mlx", text, "exoctl engine native build")], well

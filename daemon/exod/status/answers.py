@@ -325,7 +325,7 @@ class Answers:
         facts: list[str] = []
         hello = self._engine.rank.worker.hello
         if hello is not None:
-            wrong, facts = findings.of_worker(hello.versions, hello.can_reform, hello.has_switch)
+            wrong, facts = findings.of_worker(hello.versions, hello.native, hello.has_switch)
             found += wrong
         checked = (
             "health",

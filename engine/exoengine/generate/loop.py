@@ -215,8 +215,7 @@ class Generations:
             return None
         safe = work.ahead.safe if isinstance(work.ahead, Pass) else work.next_safe
         index = len(generation.tokens)
-        goes_on = index + 1 < generation.max_tokens and not votes & (Vote.CANCEL | Vote.PAUSE)
-        ahead = goes_on and self._runner.can_run_ahead
+        ahead = index + 1 < generation.max_tokens and not votes & (Vote.CANCEL | Vote.PAUSE)
         return Step(generation.order, start, 1, SINGLY, index, safe, votes, ahead)
 
     def _follow(self, wake: socket.socket) -> None:

@@ -5,10 +5,10 @@ known: the last rank sends the token round the ring as soon as it is drawn, and 
 meanwhile. The others build theirs while they have nothing else to do, and evaluate nothing of it. What that step
 becomes, the outcome of the one before decides (generation.py); nothing of it leaves this rank before.
 
-Decides nothing but the order of evaluation that a safe or a fast step means. The only room that sends and receives
-hidden states and drawn tokens (dataring.py has the means). No graph holds two operations on one direction of the
-ring (see group.py): tokens have the last edge, from the last rank to the first, for themselves. Called by
-runner.py; raises RingLostError or RuntimeError where the group was aborted or lost a neighbour.
+Decides nothing but the order of evaluation that a safe or a fast step means. The only module that sends and
+receives hidden states and drawn tokens (hidden_states.py has the means). After each evaluation it asks the group
+whether an operation inside a graph failed: what was drawn or computed then is of zeros, and goes no further. Raises
+RingLostError where the group was aborted or lost a neighbour, RuntimeError where MLX fails.
 """
 
 from __future__ import annotations
@@ -41,16 +41,15 @@ class Drawn:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """`graph_s` is how long the step would have lasted, or lasted, as one graph; `waited_s` of it for input.
-
-    In a fast step the wait cannot be told from the work: `waited_s` is then an upper bound.
-    """
-
     drawn: Drawn
     sent: Any
     """The hidden state for the next stage; None on the last one."""
-    graph_s: float
-    waited_s: float
+    waited_s: float | None
+    """How long this rank waited for its input: measured by the native group where that was in a graph. None where
+    it had to wait for nobody: that says nothing about the next step, which may.
+    """
+    gpu_waited_s: float
+    """How long of that a graph existed that needed the input."""
 
 
 Draws = tuple[Any, Any]
@@ -72,7 +71,9 @@ class Pass:
     """On the last stage, where what is drawn was known as it was built."""
     begun: float
     received: float
-    """When its input was here, in a safe step; monotonic, as `begun`."""
+    """When its input was here, where that came outside of the graph; monotonic, as `begun`."""
+    waited_before_s: float
+    """What graphs of this group had waited before this one was let wait."""
     arrival: Arrival | None
     """What came from another rank, if anything had to."""
 
@@ -82,10 +83,10 @@ class Built:
 
     def __init__(
         self, start: int, safe: bool, graph: StageGraph, draws: Draws | None, arrival: Arrival,
-        caches: StageCaches, before: list[dict[str, Any]],
+        caches: StageCaches, before: list[dict[str, Any]], group: RingGroup,
     ) -> None:  # fmt: skip
         """`before` is how the caches were."""
-        self.start, self.safe = start, safe
+        self.start, self.safe, self._group = start, safe, group
         self._graph, self._draws, self._arrival = graph, draws, arrival
         self._caches, self._before = caches, before
 
@@ -94,8 +95,10 @@ class Built:
 
     def take_up(self, begun: float) -> Pass:
         """Lets its input come: it will be evaluated, and in a safe step its first layer is at work already."""
+        waited_before_s = self._group.waited_s
         try:
-            self._arrival.let_come()
+            self._arrival.let_come(wait=self.safe)
+            self._group.check()
         except BaseException:
             self.undo()
             raise
@@ -103,23 +106,26 @@ class Built:
         self._before = []  # while the caches' arrays of before are held, MLX would copy what it writes to
         if self.safe and self._graph.first is not None:
             begin_evaluation([self._graph.first])
-        return Pass(self.start, self.safe, self._graph.out, self._draws, begun, received, self._arrival)
+        return Pass(
+            self.start, self.safe, self._graph.out, self._draws, begun, received, waited_before_s, self._arrival
+        )
 
 
 class Pipeline:
     """Runs steps on the group that exists."""
 
     def __init__(
-        self, stage: Stage, group: RingGroup, rank: int, size: int, vocab_size: int, switch: Switch | None
+        self, stage: Stage, group: RingGroup, rank: int, size: int, switch: Switch | None
     ) -> None:  # fmt: skip
         """`switch` is that of a patched MLX: with it no wait of a safe step can reach the GPU by any way."""
         self._stage = stage
-        self._vocab_size = vocab_size
         self._group = group
         self._rank, self._size = rank, size
         self._switch = switch
         self._token: Any = None
         """What the step under way draws, on a single rank."""
+        self._token_is_safe = True
+        """How the token that the step under way draws is sent to the first rank: as that step is."""
 
     def run(
         self, step: Step, tokens: Sequence[int], caches: StageCaches, draw: Draw | None, top_logprobs: int,
@@ -129,15 +135,16 @@ class Pipeline:
         The last stage draws with `draw`; without `sends` the next rank has the tokens already. `meanwhile` is
         called once: before this rank waits for anything, or on a single one when the token is being drawn.
         """
-        outcome_here = time.monotonic()
+        told = time.monotonic()
         begun = ahead
+        self._token_is_safe = step.safe
         if not isinstance(begun, Pass):
             self._turn_switch(step.safe)
         if begun is None:
             begun = self._build(step.start, step.safe, step.singly, mx.array([list(tokens)]), caches, draw)
         if self._size > 1:
             meanwhile()
-        passing = begun.take_up(outcome_here) if isinstance(begun, Built) else begun
+        passing = begun.take_up(told) if isinstance(begun, Built) else begun
         out = passing.out
         if self._stage.is_last:
             drawn = self._draw(passing, step, caches, draw, top_logprobs, meanwhile)
@@ -149,14 +156,15 @@ class Pipeline:
             else:
                 if step.safe:
                     mx.eval(out)
+                    self._group.check()
                 self._send(out, step.safe, caches)
-        done = time.monotonic()
-        here = passing.received
-        if not step.safe:
-            # The first rank's token came before the outcome that tells it.
-            here = outcome_here if passing is ahead else done
-        waited_s = here - passing.begun if passing.arrival is not None else 0.0
-        return Result(drawn, out, done - passing.begun, waited_s)
+            self._group.check()
+        if passing.arrival is None:
+            return Result(drawn, out, 0.0 if self._size == 1 else None, 0.0)
+        if not passing.arrival.in_graph:
+            return Result(drawn, out, passing.received - passing.begun, 0.0)
+        waited_s = self._group.waited_s - passing.waited_before_s
+        return Result(drawn, out, waited_s, 0.0 if passing.safe else waited_s)
 
     def run_ahead(self, safe: bool, caches: StageCaches) -> Pass:
         """Begins the first stage's pass of the token that the step under way draws. The step must have said so
@@ -168,19 +176,13 @@ class Pipeline:
         if self._size == 1:
             token, self._token = self._token, None
         else:
-            arrival = self._expect((1,), TOKEN_DTYPE, self._size - 1, safe)
-            # MLX runs what depends on a receive even where that failed, on whatever the memory held: an embedding
-            # is not looked up beyond its end.
-            token = mx.remainder(arrival.array, self._vocab_size)
+            # A receive that failed gives zeros, which every vocabulary has.
+            arrival = self._expect((1,), TOKEN_DTYPE, self._size - 1, self._token_is_safe)
+            token = arrival.array
         built = self._build(caches.position, safe, True, token.reshape(1, 1), caches, None, arrival)
         passing = built.take_up(begun) if isinstance(built, Built) else built
         begin_evaluation([passing.out, *caches.arrays()])
         return passing
-
-    @property
-    def can_run_ahead(self) -> bool:
-        """Is it known which tokens there are?"""
-        return self._size == 1 or self._vocab_size > 0
 
     def build(self, token: int, safe: bool, caches: StageCaches, draw: Draw) -> Built:
         """The graph of the token after what the caches hold, on a rank that `can_build`."""
@@ -220,7 +222,8 @@ class Pipeline:
             arrival = self._expect(takes.shape(tokens.shape[1]), takes.dtype, self._rank - 1, safe)
             hidden = arrival.array
         if arrival is not None and self._stage.looks_at_values:
-            arrival.let_come()  # first: it must not be a graph that waits for it
+            arrival.let_come(wait=True)  # first: it must not be a graph that waits for it
+            self._group.check()
         before, position = caches.references() if arrival is not None else [], caches.position
         try:
             graph = self._run_stage(tokens, hidden, caches, singly)
@@ -230,8 +233,8 @@ class Pipeline:
                 caches.put_back(before, position)
             raise
         if arrival is not None:
-            return Built(start, safe, graph, draws, arrival, caches, before)
-        return Pass(start, safe, graph.out, draws, begun, begun, None)
+            return Built(start, safe, graph, draws, arrival, caches, before, self._group)
+        return Pass(start, safe, graph.out, draws, begun, begun, 0.0, None)
 
     def _expect(self, shape: tuple[int, ...], dtype: Any, source: int, safe: bool) -> Arrival:
         if safe:
@@ -284,6 +287,7 @@ class Pipeline:
             if step.ahead and not step.safe:
                 wanted.append(mx.distributed.send(token, 0, group=self._group.handle))
         mx.eval(wanted)
+        self._group.check()
         if step.ahead and step.safe and not alone:
             self._data.send(token)
         if top_logprobs < 0:

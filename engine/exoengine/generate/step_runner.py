@@ -27,6 +27,9 @@ from exoengine.ring.message_ring import RingLostError
 from exoengine.ring.step_messages import Step
 from mlx_patches.switch import find_switch
 
+GRAPHS_HANG: Final = "graphs that wait for the network hang in MLX's CUDA build"
+"""Seen with MLX's ring, and not looked for yet with the native group."""
+
 
 class StepRunner:
     """Runs the steps of one loaded model, over any number of groups."""
@@ -34,7 +37,7 @@ class StepRunner:
     def __init__(
         self, model: LoadedModel, group: RingGroup, board: Board, words: Words, settings: SyncSettings
     ) -> None:
-        self.policy: Final = SyncPolicy(settings, fast_hangs=mx.cuda.is_available())
+        self.policy: Final = SyncPolicy(settings)
         self._model, self._group, self._board, self._words = model, group, board, words
         self._watchdog = WatchdogModel(settings.watchdog_s)
         board.longest_gpu_wait_s, board.gpu_wait_violations = 0.0, 0
@@ -46,10 +49,10 @@ class StepRunner:
     # --- the group --------------------------------------------------------------------------------------
 
     def joined(self, rank: int, size: int) -> None:
-        vocab_size = self._model.summary.vocab_size
-        self._pipeline = Pipeline(self._model.stage, self._group, rank, size, vocab_size, self._switch)
+        self._pipeline = Pipeline(self._model.stage, self._group, rank, size, self._switch)
         self._alone = size == 1
         self.policy.forget()
+        self.policy.forbid_fast(GRAPHS_HANG if mx.cuda.is_available() else self._group.no_graphs)
 
     def parted(self) -> None:
         self._pipeline = None
@@ -60,10 +63,6 @@ class StepRunner:
         return self._pipeline
 
     # --- a step -----------------------------------------------------------------------------------------
-
-    @property
-    def can_run_ahead(self) -> bool:
-        return self._joined.can_run_ahead
 
     def run(self, step: Step, work: Work, sends: bool) -> Drawn:
         """Runs this rank's part of `step` to its end. Without `sends` the next rank has the tokens already. Raises
@@ -92,7 +91,6 @@ class StepRunner:
                 step, generation.sequence(step.start, step.count), caches, draw,
                 generation.request.sampling.logprobs, sends, ahead, meanwhile,
             )  # fmt: skip
-            self._check_aborted()
         except BaseException:
             holding.undo(step.start)
             raise
@@ -100,9 +98,9 @@ class StepRunner:
         work.coming_safe = work.next_safe
         if result.sent is not None:
             holding.sent.add(step.start, result.sent)
-        self._watchdog.record(step.safe, result.waited_s)
-        if decoding:
-            self.policy.observe(result.graph_s)
+        self._watchdog.record(result.gpu_waited_s)
+        if decoding and result.waited_s is not None:
+            self.policy.observe(result.waited_s)
         board = self._board
         board.longest_gpu_wait_s = self._watchdog.longest_wait_s
         board.gpu_wait_violations = self._watchdog.violations
@@ -151,12 +149,6 @@ class StepRunner:
         if isinstance(work.ahead, Pass) and work.ahead.arrival is not None:
             work.ahead.arrival.sit_out()
         self.give_up_ahead(work)
-
-    def _check_aborted(self) -> None:
-        """An abort that came as the step ended: what was received may be of a connection that was shut down."""
-        reason = self._group.abort_reason
-        if reason is not None:
-            raise RingLostError(reason.text)
 
     # --- the mode ---------------------------------------------------------------------------------------
 

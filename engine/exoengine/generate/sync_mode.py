@@ -1,12 +1,12 @@
 """Dynamic safe sync: when may a GPU graph wait for the network?
 
 FAST puts receive, layers and send into one graph: least overhead, but the GPU waits for the stages before, and
-past a few seconds the operating system kills the process for it (the GPU watchdog). SAFE evaluates the receive on
-the CPU first, and builds the graph that uses it afterwards: no command buffer ever waits for a peer.
+past a few seconds the operating system kills the process for it (the GPU watchdog). SAFE receives first, and
+evaluates the graph that uses it afterwards: no command buffer ever waits for a peer.
 
-`SyncPolicy` decides for one rank; rank 0 makes a step safe where any rank asked for it. Pure: no MLX, no clock.
-`WatchdogModel` keeps the books on how long a GPU would have waited, so that tests on a CPU can check the claim.
-Called by runner.py; generation.py asks it for its vote.
+`SyncPolicy` decides for one rank, from the waits that were measured; rank 0 makes a step safe where any rank asked
+for it. What it cannot foresee, a peer that stops in the midst of a fast step, a deadline inside each wait bounds.
+Pure: no MLX, no clock. `WatchdogModel` keeps the books on how long graphs waited.
 """
 
 from __future__ import annotations
@@ -31,8 +31,21 @@ LOOKAHEAD_STEPS: Final = 8
 GROWTH_WEIGHT: Final = 0.25
 """Weight of the newest difference in the smoothed growth."""
 
+GRAPH_WAIT_SHARE: Final = 0.75
+"""Of the watchdog's limit, that one wait inside a graph may last: three times what any may be predicted to be. Then
+the step is given up, before the system would end the process."""
+
 CONTEXT_SLACK: Final = 0.95
 """A context must fall below this share of `safe_context_tokens` before its reason for safety is gone."""
+
+
+def graph_wait_s(settings: SyncSettings) -> float:
+    """The deadline inside each wait of a graph. Where fast steps are forced a stage may take what it takes, as a
+    chunk of a prefill may.
+    """
+    if settings.sync == "fast":
+        return settings.chunk_deadline_s
+    return settings.watchdog_s * GRAPH_WAIT_SHARE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +60,9 @@ NOTHING_MEASURED: Final = SyncChoice(safe=True, reason="no step has been measure
 class SyncPolicy:
     """One rank's opinion on how the next step should be evaluated."""
 
-    def __init__(self, settings: SyncSettings, fast_hangs: bool = False) -> None:
-        """`fast_hangs`: this MLX must never get a graph that waits for a peer, whatever was configured."""
-        self._settings, self._fast_hangs = settings, fast_hangs
+    def __init__(self, settings: SyncSettings) -> None:
+        self._settings = settings
+        self._no_fast = ""
         self.limit_s = settings.watchdog_s * WAIT_SHARE
         """How long a wait may be predicted to be."""
         self._last_s: float | None = None
@@ -67,12 +80,16 @@ class SyncPolicy:
         """The daemon's evidence on this rank's edges."""
         self._link = SyncChoice(safe=not healthy, reason=reason or "the link is not healthy")
 
-    def observe(self, graph_s: float) -> None:
-        """A decode step was evaluated; as one graph it would have lasted `graph_s`, wait included."""
+    def forbid_fast(self, reason: str) -> None:
+        """Every step is safe for this reason, whatever was configured; empty: no longer."""
+        self._no_fast = reason
+
+    def observe(self, waited_s: float) -> None:
+        """In a decode step this rank waited so long for its input, in a graph or before it."""
         if self._last_s is not None:
-            change = graph_s - self._last_s
+            change = waited_s - self._last_s
             self._growth_s += GROWTH_WEIGHT * (change - self._growth_s)
-        self._last_s = graph_s
+        self._last_s = waited_s
 
     def forget(self) -> None:
         """Another group or another request: what was measured says little about what comes."""
@@ -81,15 +98,15 @@ class SyncPolicy:
 
     @property
     def predicted_s(self) -> float | None:
-        """How long a fast graph would last a few steps from now; None before anything was measured."""
+        """How long a fast graph would wait a few steps from now; None before anything was measured."""
         if self._last_s is None:
             return None
         return self._last_s + max(0.0, self._growth_s) * LOOKAHEAD_STEPS
 
     def choose(self, kv_tokens: int) -> SyncChoice:
         """What this rank asks for in the next step, once per step."""
-        if self._fast_hangs:
-            self._choice = SyncChoice(safe=True, reason="graphs that wait for the network hang in MLX's CUDA build")
+        if self._no_fast:
+            self._choice = SyncChoice(safe=True, reason=self._no_fast)
             return self._choice
         match self._settings.sync:
             case "safe":
@@ -147,16 +164,14 @@ class SyncPolicy:
 
 @dataclasses.dataclass
 class WatchdogModel:
-    """What a GPU's watchdog would have seen: each evaluation of a graph that contained a receive."""
+    """What a GPU's watchdog sees: how long the graphs that contained a receive waited in it."""
 
     watchdog_s: float
     longest_wait_s: float = 0.0
     violations: int = 0
 
-    def record(self, safe: bool, waited_s: float) -> None:
-        """`waited_s`: how long the stage waited for its input. In a safe step no graph existed meanwhile."""
-        if safe:
-            return
+    def record(self, waited_s: float) -> None:
+        """`waited_s`: of one step's graph; in a safe step no graph exists meanwhile."""
         self.longest_wait_s = max(self.longest_wait_s, waited_s)
         if waited_s > self.watchdog_s:
             self.violations += 1

@@ -45,6 +45,8 @@ class Status(msgspec.Struct, frozen=True):
     file: str = ""
     reason: str = ""
     cure: str = ""
+    is_untried: bool = False
+    """Was it never built for this MLX, Python and exod? A build may then give it without anybody's help."""
 
     @property
     def is_ready(self) -> bool:
@@ -69,8 +71,8 @@ def cache_in(data_dir: Path) -> Path:
 def lines(found: Status) -> list[str]:
     """For a terminal."""
     if found.is_ready:
-        return [f"native group: ready ({found.file}); exod's steps do not use it yet"]
-    return [f"native group: not ready, {found.reason}", f"to mend it: {found.cure}"]
+        return [f"native group: ready ({found.file})"]
+    return [f"native group: not ready, {found.reason}; every step is safe", f"to mend it: {found.cure}"]
 
 
 def status(cache: Path) -> Status:
@@ -91,7 +93,7 @@ def _status(now: Recipe, cache: Path) -> Status:
             reason, cure = f"{file} is damaged or was never tested with this MLX", BUILD_COMMAND
         else:
             reason, cure = verdict.reason, verdict.cure
-        bad = bad if bad.reason else Status(reason=reason, cure=cure)
+        bad = bad if bad.reason else Status(reason=reason, cure=cure, is_untried=verdict is None)
     if bad.reason:
         return bad
     verdict = _read(cache / now.key / VERDICT)
@@ -99,8 +101,9 @@ def _status(now: Recipe, cache: Path) -> Status:
         return Status(reason=verdict.reason, cure=verdict.cure)
     with contextlib.suppress(OSError):
         if any(cache.glob(f"*/{VERDICT}")):
-            return Status(reason="it was built for another MLX, Python or exod", cure=BUILD_COMMAND)
-    return Status(reason="it has not been built yet", cure=BUILD_COMMAND)
+            reason = "it was built for another MLX, Python or exod"
+            return Status(reason=reason, cure=BUILD_COMMAND, is_untried=True)
+    return Status(reason="it has not been built yet", cure=BUILD_COMMAND, is_untried=True)
 
 
 def build(cache: Path, again: bool = False) -> Status:

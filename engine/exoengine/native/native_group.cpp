@@ -244,6 +244,13 @@ NB_MODULE(_native_group, m) {
       .def_prop_ro("is_over", [](Control& c) { return c.shared->mesh.is_over(); })
       .def_prop_ro("reason", [](Control& c) { return c.shared->mesh.reason(); })
       .def("carried", [](Control& c) { return c.shared->mesh.carried(); })
+      .def_prop_ro("waited_ns",  // by what a GPU waits for: not by sends, which wait for the GPU
+                   [](Control& c) {
+                     uint64_t total = 0;
+                     for (int k = 0; k < exod::KINDS; k++)
+                       if (k != exod::SEND && k != exod::SPLIT) total += c.shared->tallies[k].waited_ns;
+                     return total;
+                   })
       .def("tally", [](Control& c) {  // per operation: count, failed, waited_ns, longest_ns, last_ns
         nb::dict result;
         for (int k = 0; k < exod::KINDS; k++) {

@@ -1,13 +1,13 @@
 """Hidden states and drawn tokens between neighbouring ranks: inside a graph, or outside of every one.
 
-A fast step has its receive and its send in its graph, and MLX's ring does them. A safe step does both outside of
-its graph: the thread that runs the step reads the input from the connection, into memory that the graph was built
-upon, evaluates the graph, and writes the output. No thread of MLX has a part in that; with MLX's ring each of the
-two would be handed from thread to thread, and a rank that sleeps meanwhile pays for every wake-up. Both put the
-same bytes on the same connections, so that neighbours need not do alike.
+A fast step has its receive and its send in its graph, and the native group does them. A safe step does both outside
+of its graph: the thread that runs the step reads the input from a connection, into memory that the graph was built
+upon, evaluates the graph, and writes the output. No thread of MLX has a part in that: through MLX each of the two
+would be handed from thread to thread, and a rank that sleeps meanwhile pays for every wake-up. Each mode has
+connections of its own, so both ends of one must have the same mode.
 
-An input is an `Arrival`: the array to build a graph upon, and how it comes. Decides nothing. Called by pipeline.py
-on the MLX thread; made by group.py. Every wait ends at once when the group is aborted.
+An input is an `Arrival`: the array to build a graph upon, and how it comes. Decides nothing. Belongs to the MLX
+thread. Every wait ends at once when the group is aborted.
 """
 
 from __future__ import annotations
@@ -49,9 +49,12 @@ class Arrival(Protocol):
     array: Any
     """What to build a graph upon; of use once it was let come."""
 
-    def let_come(self) -> None:
-        """Returns when a graph that uses it may be evaluated: when it is here, or in a fast step when it is on its
-        way. Raises RingLostError.
+    in_graph: bool
+    """Is it an operation of a graph?"""
+
+    def let_come(self, wait: bool = True) -> None:
+        """Returns when it is here. One in a graph may be on its way still, unless this is to `wait`: a graph that
+        uses it would wait for it. Raises RingLostError; one in a graph is zeros where it failed.
         """
 
     def sit_out(self) -> None:
@@ -59,13 +62,18 @@ class Arrival(Protocol):
 
 
 class InGraph:
-    """MLX's receive, in a graph that waits for it."""
+    """A receive of the native group, in a graph that waits for it."""
+
+    in_graph = True
 
     def __init__(self, received: Any) -> None:
         self.array = received
 
-    def let_come(self) -> None:
-        begin_evaluation([self.array])
+    def let_come(self, wait: bool = True) -> None:
+        if wait:
+            mx.eval(self.array)
+        else:
+            begin_evaluation([self.array])
 
     def sit_out(self) -> None:
         mx.eval(self.array)
@@ -77,6 +85,8 @@ class _OutsideGraph:
     https://ml-explore.github.io/mlx/build/html/usage/numpy.html
     """
 
+    in_graph = False
+
     def __init__(self, connection: socket.socket, shape: tuple[int, ...], dtype: Any) -> None:
         count = dtype.size
         for extent in shape:
@@ -87,7 +97,7 @@ class _OutsideGraph:
         self._connection = connection
         self._missing = _content(memory)
 
-    def let_come(self) -> None:
+    def let_come(self, wait: bool = True) -> None:
         while self._missing:
             try:
                 count = self._connection.recv_into(self._missing)

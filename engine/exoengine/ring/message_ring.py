@@ -1,11 +1,9 @@
 """Small messages between neighbouring ranks: what to run next, which token came, what everyone holds.
 
-They run over plain connections beside MLX's ring, for three reasons. A rank that waits here sleeps, where MLX
-would keep a core at 100%. A second collective in the same graph as a send or receive could hang for ever after a
-fault (see group.py). And MLX's small reduction itself hangs now and then with three ranks (ml-explore/mlx #4475).
+They run over plain connections beside those of the native group: they need no graph, exist without that group, and
+a rank that waits here sleeps.
 
-Decides nothing: it moves messages. Every wait ends at once when the group is aborted. Called by pipeline.py and
-generation.py on the MLX thread.
+Decides nothing: it moves messages. Every wait ends at once when the group is aborted. Belongs to the MLX thread.
 """
 
 from __future__ import annotations

@@ -1,14 +1,12 @@
 """How the ranks of a plan meet: TCP connections to both neighbours, each proven to be of this plan and attempt.
 
-MLX's own ring setup cannot be used for this: it holds the interpreter lock while it waits, waits for ever for a
-neighbour that does not come, backs off a whole second where a port does not listen yet, and takes whoever
-connects first for the neighbour. Here both directions are tried at once, every 20 ms, by deadline, and can be
-called off; a stranger is turned away. group.py then puts these connections under MLX's ring.
+Both directions are tried at once, every 20 ms, by deadline, and can be called off; a stranger is turned away.
 
 A ring of n ranks has n edges, from each rank to the next. An edge has a control connection, for the small
-messages of tokenring.py, and a data connection for hidden states or, where the ring closes, for drawn tokens.
+messages of message_ring.py; a data connection, for what safe steps send: hidden states or, where the ring closes,
+drawn tokens; and a graph connection, for the native group's operations inside graphs.
 
-Decides: who is a neighbour. Listens only while it runs, on the plan's address alone. Called by group.py.
+Decides: who is a neighbour. Listens only while it runs, on the plan's address alone.
 """
 
 from __future__ import annotations
@@ -55,6 +53,7 @@ ANSWER_BYTES: Final = NONCE_BYTES + MAC_BYTES
 class Channel(enum.IntEnum):
     CONTROL = 0
     DATA = 1
+    GRAPH = 2
 
 
 class FormError(Exception):
@@ -106,9 +105,11 @@ class Edges:
     control_right: socket.socket
     data_left: socket.socket
     data_right: socket.socket
+    graph_left: socket.socket
+    graph_right: socket.socket
 
     def all(self) -> list[socket.socket]:
-        return [self.control_left, self.control_right, self.data_left, self.data_right]
+        return [getattr(self, field.name) for field in dataclasses.fields(self)]
 
 
 def meet(plan: RingPlan, deadline: float, called_off: Callable[[], str | None], wake: socket.socket) -> Edges:

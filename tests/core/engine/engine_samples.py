@@ -76,7 +76,6 @@ def hello(requests: Sequence[ActiveRequest] = (), layers: tuple[int, int] | None
         "attempt": 0,
         "formed": False,
         "requests": tuple(requests),
-        "can_reform": True,
     }
     return Hello(**{**values, **fields})  # type: ignore[arg-type]
 

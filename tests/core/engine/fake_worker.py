@@ -91,7 +91,6 @@ class FakeWorker:
                     )
                     for key, begin in self._begins.items()
                 ),
-                can_reform=True,
                 load=self._model,
                 load_s=0.1,
                 layer_s=self._layer_s,

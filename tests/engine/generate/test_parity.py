@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from exoengine.protocol import Formed, Loaded, Sampling, SyncSettings
+from exoengine.protocol import Formed, Heartbeat, Loaded, Sampling, SyncSettings
 from tests.engine.driver import Answer, Cluster, cluster, request
 from tests.engine.models import undisturbed
 
@@ -59,18 +59,30 @@ def test_changes_of_the_mode_change_no_token(tmp_path: Path, llama: Path, period
         assert answer.tokens == undisturbed(llama, PROMPT, STEPS, SAMPLED)
 
 
-WITHOUT_MLXS_RING = """
+WITHOUT_THE_NATIVE_GROUP = """
+import sys
 import mlx.core as mx
+from exoengine.native import build, module
 def refuse(*_, **__):
-    raise ValueError("a safe step used MLX's ring")
+    raise ValueError("a safe step used an operation of a group")
 mx.distributed.send = mx.distributed.recv = refuse
+if sys.argv[2].endswith({where!r}):
+    module.status = lambda _: build.Status(reason="the test took it away", cure="end the test")
 """
 
 
-def test_safe_steps_go_round_mlxs_ring(tmp_path: Path, llama: Path) -> None:
-    with cluster(tmp_path, 3, prelude=WITHOUT_MLXS_RING) as ranks:
-        loaded(ranks, llama, [2, 2, 1], SyncSettings(sync="safe"))
+@pytest.mark.parametrize("where", ["r1.sock", ".sock"])
+@pytest.mark.parametrize("sync", ["dynamic", "fast"])
+def test_without_the_native_group_on_any_rank_every_step_is_safe(
+    tmp_path: Path, llama: Path, where: str, sync: str
+) -> None:
+    with cluster(tmp_path, 3, prelude=WITHOUT_THE_NATIVE_GROUP.format(where=where)) as ranks:
+        loaded(ranks, llama, [2, 2, 1], SyncSettings(sync=sync))  # type: ignore[arg-type]
         assert ranks.generate(request(PROMPT, STEPS)).tokens == undisturbed(llama, PROMPT, STEPS)
+        reason = "the native group is not ready: the test took it away (end the test)"
+        assert ranks.ranks[1].hello.native == reason
+        said = ranks.ranks[1].expect(Heartbeat, where=lambda said: said.state == "ready")
+        assert (said.sync_mode, said.sync_reason) == ("safe", reason)
 
 
 def test_a_prompt_of_many_chunks_goes_through_all_stages(trio: Cluster, llama: Path) -> None:

@@ -17,6 +17,7 @@ from exoengine.model.cache_rollback import StageCaches, is_pending
 from exoengine.model.loading import load
 from exoengine.model.sampling import Sampler
 from exoengine.model.stages import Stage
+from exoengine.native.module import NativeModule
 from exoengine.protocol import Load, Sampling, SyncSettings
 from exoengine.ring.group import RingGroup
 from exoengine.ring.pass_log import SINGLY
@@ -34,6 +35,11 @@ def stage_of(folder: Path, first: int, last: int) -> Stage:
     return load(Load(str(folder), first, last, SyncSettings()), lambda *_: None).stage
 
 
+def no_group() -> RingGroup:
+    """One that is never formed."""
+    return RingGroup(NativeModule.__new__(NativeModule))
+
+
 def stepped(pipeline: Pipeline, caches: StageCaches) -> None:
     """A safe step of decode."""
     step = Step(0, caches.position, 1, SINGLY, 0, True, 0)
@@ -46,8 +52,10 @@ class Awaited:
     """An input that comes when it is evaluated."""
 
     array: Any
+    in_graph: bool = False
 
-    def let_come(self) -> None:
+    def let_come(self, wait: bool) -> None:
+        assert wait is not None
         mx.eval(self.array)
 
     def sit_out(self) -> None:
@@ -57,7 +65,7 @@ class Awaited:
 def test_caches_have_not_seen_an_input_that_failed_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = stage_of(write_model(tmp_path / "model", LLAMA), 3, 5)
     caches = stage.new_caches()
-    pipeline = Pipeline(stage, RingGroup.__new__(RingGroup), 1, 2, VOCAB, None)
+    pipeline = Pipeline(stage, no_group(), 1, 2, None)
     monkeypatch.setattr(Pipeline, "_expect", lambda *_: Awaited(mx.ones((1, 1, 64))))
     stepped(pipeline, caches)
     before = [array.tolist() for array in caches.arrays()]
@@ -83,7 +91,7 @@ def test_a_step_that_was_begun_ahead_draws_the_same(tmp_path: Path) -> None:
     stage = stage_of(write_model(tmp_path / "model", LLAMA), 0, 5)
     expected = undisturbed(tmp_path / "model", [5], 3)
     caches, sampler = stage.new_caches(), Sampler(Sampling(), VOCAB)
-    pipeline = Pipeline(stage, RingGroup.__new__(RingGroup), 0, 1, VOCAB, None)
+    pipeline = Pipeline(stage, no_group(), 0, 1, None)
     ahead: Pass | None = None
     sequence = [5]
     for index in range(3):
@@ -122,7 +130,7 @@ def test_a_model_that_reads_its_own_values_gets_its_input_first(
 
         with monkeypatch.context() as patched:
             patched.setattr(Stage, "run", seen)
-            stepped(Pipeline(stage, RingGroup.__new__(RingGroup), 1, 2, VOCAB, None), stage.new_caches())
+            stepped(Pipeline(stage, no_group(), 1, 2, None), stage.new_caches())
     assert order == ["llama built before its input came", "dbrx built after its input came"]
 
 
@@ -131,7 +139,7 @@ def test_a_safe_step_begins_with_its_first_layer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, safe: bool
 ) -> None:
     stage = stage_of(write_model(tmp_path / "model", LLAMA), 3, 5)
-    pipeline, sampler = Pipeline(stage, RingGroup.__new__(RingGroup), 1, 2, VOCAB, None), Sampler(Sampling(), VOCAB)
+    pipeline, sampler = Pipeline(stage, no_group(), 1, 2, None), Sampler(Sampling(), VOCAB)
     monkeypatch.setattr(Pipeline, "_expect", lambda *_: Awaited(mx.ones((1, 1, 64))))
     begun: list[tuple[int, ...]] = []
     monkeypatch.setattr(
@@ -147,7 +155,7 @@ def test_a_prefill_runs_nothing_of_the_last_layer_but_its_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
 ) -> None:
     stage = stage_of(write_model(tmp_path / "model", LLAMA), first, 5)
-    pipeline = Pipeline(stage, RingGroup.__new__(RingGroup), 1, 2, VOCAB, None)
+    pipeline = Pipeline(stage, no_group(), 1, 2, None)
     monkeypatch.setattr(Pipeline, "_expect", lambda *_: Awaited(mx.ones((1, 3, 64))))
     outs: list[Any] = []
     layer = type(stage.layers[4])
@@ -181,7 +189,7 @@ def test_the_switch_is_turned_before_a_step_is_evaluated(
 ) -> None:
     stage = stage_of(write_model(tmp_path / "model", LLAMA), 3, 5)
     caches, sampler, switch = stage.new_caches(), Sampler(Sampling(), VOCAB), Turned()
-    pipeline = Pipeline(stage, RingGroup.__new__(RingGroup), 1, 2, VOCAB, switch)  # type: ignore[arg-type]
+    pipeline = Pipeline(stage, no_group(), 1, 2, switch)  # type: ignore[arg-type]
     monkeypatch.setattr(Pipeline, "_expect", lambda *_: Awaited(mx.ones((1, 1, 64))))
     draw = partial(sampler.draw, history=[5], step=0)
     ahead = pipeline.build(5, safe, caches, draw) if builds_ahead else None

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from exoengine.generate.sync_mode import CALM_STEPS, SyncPolicy, WatchdogModel
+from exoengine.generate.sync_mode import CALM_STEPS, WAIT_SHARE, SyncPolicy, WatchdogModel, graph_wait_s
 from exoengine.protocol import SyncSettings
 
 CONTEXT = 100
@@ -46,10 +46,11 @@ def test_a_wait_that_grows_is_safe_long_before_the_watchdogs_limit() -> None:
 
 
 @pytest.mark.parametrize("sync", ["fast", "safe", "dynamic"])
-def test_where_waiting_graphs_hang_every_step_is_safe(sync: Literal["fast", "safe", "dynamic"]) -> None:
-    policy = SyncPolicy(SyncSettings(sync=sync), fast_hangs=True)
+def test_where_graphs_cannot_wait_every_step_is_safe(sync: Literal["fast", "safe", "dynamic"]) -> None:
+    policy = SyncPolicy(SyncSettings(sync=sync))
+    policy.forbid_fast("the native group is not ready")
     assert all(measured(policy, *[0.001] * 50))
-    assert "CUDA" in policy.reason_of(safe=True)
+    assert policy.reason_of(safe=True) == "the native group is not ready"
 
 
 @pytest.mark.parametrize("settings", [SyncSettings(sync="fast"), SyncSettings(sync="safe")])
@@ -108,8 +109,15 @@ def test_what_was_measured_in_another_group_is_forgotten() -> None:
 
 def test_the_watchdog_model_counts_only_what_a_gpu_would_have_waited() -> None:
     model = WatchdogModel(watchdog_s=2.0)
-    model.record(safe=True, waited_s=30.0)
+    model.record(waited_s=0.0)  # as every safe step
     assert (model.longest_wait_s, model.violations) == (0.0, 0)
-    model.record(safe=False, waited_s=1.0)
-    model.record(safe=False, waited_s=2.5)
+    model.record(waited_s=1.0)
+    model.record(waited_s=2.5)
     assert (model.longest_wait_s, model.violations) == (2.5, 1)
+
+
+def test_a_wait_inside_a_graph_ends_between_what_may_be_predicted_and_the_watchdog() -> None:
+    settings = SyncSettings(watchdog_s=2.0)
+    assert 2.0 * WAIT_SHARE * 2 < graph_wait_s(settings) < 2.0
+    forced = SyncSettings(sync="fast", watchdog_s=2.0)
+    assert graph_wait_s(forced) == forced.chunk_deadline_s

@@ -227,7 +227,7 @@ def tallies(me: Rank) -> Any:
     mx.eval(mx.distributed.all_sum(mx.ones((4,)), group=group))
     before = control.tally()
     if me.rank == 1:
-        time.sleep(0.2)
+        time.sleep(1.0)
         mx.eval(mx.distributed.send(mx.ones((4,)), 0, group=group))
     else:
         mx.eval(mx.distributed.recv((4,), mx.float32, 1, group=group))

@@ -218,7 +218,7 @@ def test_a_daemon_that_comes_back_adopts_its_worker_and_misses_nothing(pair: Clu
     pair.ranks[1].expect(Finished, where=lambda said: said.request_id == asked.request_id)
     rank.seen.clear()
     hello = rank.connect()
-    assert (hello.formed, hello.plan_hash, hello.can_reform) == (True, pair.plan[0], True)
+    assert (hello.formed, hello.plan_hash) == (True, pair.plan[0])
     assert hello.load == pair.loads[0]
     (active,) = hello.requests
     rank.expect(Finished)
@@ -413,7 +413,7 @@ def test_hello_says_who_this_is(trio: Cluster) -> None:
     said = trio.ranks[2].hello
     assert isinstance(said, Hello)
     assert said.pid == trio.ranks[2].process.pid
-    assert said.can_reform
+    assert said.native == ""
     assert set(said.versions) == {"mlx", "mlx-lm"}
 
 

@@ -253,24 +253,6 @@ def test_the_last_words_of_a_killed_worker_do_not_form_a_group() -> None:
     assert rank.phase is not RankPhase.FORMED
 
 
-def test_what_no_attempt_in_this_process_can_mend_replaces_it() -> None:
-    for code in ("cannot_reform", "connector", "mlx_init"):
-        rank = a_loaded_rank()
-        prepare(rank)
-        rank.order(order(PLAN, 1, "form"), 3.0)
-        assert only(rank.worker_said(Aborted(PLAN.hash, 1, code, "t", -1), 3.1), KillWorker) == [KillWorker("t")]
-
-
-def test_a_process_that_cannot_form_twice_is_replaced_instead_of_prepared_again() -> None:
-    rank = a_resolved_rank()
-    rank.worker_said(hello(can_reform=False), 1.0)
-    rank.worker_said(loaded(6, 12), 2.0)
-    assert [type(message) for message in told(rank.order(order(PLAN, 1, "prepare"), 3.0))] == [Prepare]
-    commands = rank.order(order(PLAN, 2, "prepare"), 4.0)
-    assert told(commands) == []
-    assert len(only(commands, KillWorker)) == 1
-
-
 def test_groups_that_hang_again_and_again_with_a_request_replace_the_process() -> None:
     rank = a_formed_rank()
     rank.begin(begin(10), 4.0)

@@ -315,12 +315,7 @@ class Rank:
         if not self._phases.accepts(RankEvent.PREPARE_ORDERED):
             return self._report(now, changed=True)
         self._phases.attempt = attempt
-        hello = self.worker.hello
-        if self.worker.group_used and hello is not None and not hello.can_reform:
-            text = "this MLX cannot form a second group in one process"
-            return self._kill(text, now) + self._advance(now)
         self._group.left(plan.hash, self._plan_reason, now)
-        self.worker.group_used = True
         self.worker.expect(PREPARING, now)
         prepare = prepare_order(plan, self._me, attempt, self._ring_key)
         return [*self._move(RankEvent.PREPARE_ORDERED, now), TellWorker(prepare)]

@@ -1,7 +1,7 @@
 """Groups that stand and generate nothing: when is a new process the only cure?
 
-Decides that by three signs: the worker gives a reason that no further attempt in its process can mend; several
-groups in a row hang without a token; the worker stands idle although a request is under way. Monotonic seconds.
+Decides that by two signs: several groups in a row hang without a token; the worker stands idle although a request
+is under way. Monotonic seconds.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ HUNG_GROUPS_LIMIT: Final = 3
 
 IDLE_DEADLINE_S: Final = 15.0
 """A group opens a request at once and gives up a rank that does not within 5 s: past this the worker lost it."""
-
-INCURABLE: Final = frozenset({"cannot_reform", "connector", "mlx_init"})
-"""Reasons of an Aborted that no further attempt in the same process can mend."""
 
 
 class StuckGroup:
@@ -36,7 +33,7 @@ class StuckGroup:
         """`was_generating`: it stood, and a request was under way. True where a new process is needed."""
         if was_generating and aborted.code == "deadline":
             self._hung_groups += 1
-        return aborted.code in INCURABLE or self._hung_groups >= HUNG_GROUPS_LIMIT
+        return self._hung_groups >= HUNG_GROUPS_LIMIT
 
     def idles(self, heartbeat: Heartbeat, should_generate: bool, now: float) -> bool:
         """`should_generate`: the group stands, and a request is under way. True where a new process is needed."""

@@ -115,8 +115,6 @@ class WorkerLife:
         self._has_imported = False
         """Has this process loaded before? Then nothing may silence it for long."""
         self.killed_for = ""
-        self.group_used = False
-        """Has this process stood in a group, or tried to?"""
         self._heard_at = 0.0
         self._wake_at: float | None = None
         self._deadline: tuple[float, str] | None = None
@@ -160,7 +158,6 @@ class WorkerLife:
         self._apply(WorkerEvent.SAID_HELLO, now)
         self.hello = hello
         self._keep_until = now + KEEP_S if hello.load is not None else 0.0
-        self.group_used = hello.formed
         self._has_imported = hello.load is not None
         self.heard(now)
         self.done()
@@ -189,7 +186,7 @@ class WorkerLife:
             self._restart_at = now + self._pause_s
         self.hello = self.heartbeat = None
         self.loading, self._has_imported = False, False
-        self.group_used, self.killed_for, self._formed_at = False, "", None
+        self.killed_for, self._formed_at = "", None
         self.done()
         return asked
 
