@@ -243,8 +243,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "exod.cli.screens": ("exod.cli.base", "exod.daemon_api"),
     "exod.cli.service": (),
     "exod.cli.top": ("exod.cli.base", "exod.daemon_api"),
+    "exod.cli.report": (),
     "exod.cli.commands": (
         "exod.cli.base",
+        "exod.cli.report",
         "exod.cli.screens",
         "exod.cli.service",
         "exod.cli.top",
@@ -252,6 +254,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exod.daemon_api",
         "exod.diagnostics",
         "exod.peers",
+        "exod.platform",
         "exoengine.embedded",
         "exoengine.native",
     ),

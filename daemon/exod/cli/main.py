@@ -22,6 +22,7 @@ from exod.cli.commands import (
     event_commands,
     host_commands,
     link_commands,
+    report_commands,
     status_commands,
     top,
 )
@@ -75,6 +76,7 @@ def build() -> tuple[Parser, Commands]:
     host_commands.register(commands)
     cluster_commands.register(commands)
     config_commands.register(commands)
+    report_commands.register(commands)
     engine_commands.register_debug(commands)
     return parser, commands
 
