@@ -1,8 +1,8 @@
 """A daemon to test shells against: `DaemonCommands` on values that a test sets, with no network and no engine.
 
-What it shows is a plausible pair of Macs (`pair_status`), so that screens and JSON can be judged by eye. What
-it generates is what the demo model would say to "count from A to B", one token a number; `pace_s`, `pause`,
-`fail_at` and `refuse` make it slow, quiet, break and refuse. Everything that was asked of it stands in `asked`.
+What it shows is a plausible pair of Macs (`pair_status`), so that screens and JSON can be judged by eye. What it
+generates is what the demo model would say to "count from A to B", one token a number; `pace_s`, `pause`, `fail_at`
+and `refuse` make it slow, quiet, break and refuse. Everything that was asked of it stands in `asked`.
 """
 
 from __future__ import annotations
@@ -362,7 +362,7 @@ class FakeDaemon:
     def metrics(self) -> MetricsSnapshot:
         return MetricsSnapshot(self.status_now, DaemonCounters(datagrams_sent=1234, completion_tokens=58))
 
-    # --- deeds ---
+    # --- commands ---
 
     async def netcheck(self) -> NetcheckReport:
         return NetcheckReport(

@@ -317,7 +317,7 @@ class Daemon:
             await self._leave(jobs)
 
     async def _told(self, name: str, work: Coroutine[object, object, None]) -> None:
-        """A bug in one of the parts ends the daemon, which its supervisor starts again; never without a word."""
+        """A bug in one of the parts ends the daemon, which its supervisor starts again; it is logged first."""
         try:
             await work
         except Exception as error:

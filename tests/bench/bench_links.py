@@ -1,6 +1,6 @@
 """How fast a fault of the cable is noticed, agreed on and healed: two daemons in the lab, N faults of each sort.
 
-One round: both daemons are killed and started (agreed after the start), the cable is cut without a word (noticed,
+One round: both daemons are killed and started (agreed after the start), the cable is cut without notice (noticed,
 plan agreed), comes back (agreed on it again), and is slowed to 20 ms (noticed). The start in each round gives every
 fault a selector without a history: the hold-up doubles for a path that falls again within 30 s, and three switches
 in ten minutes are all that no death may cause, so faults in a row would measure those rules instead.

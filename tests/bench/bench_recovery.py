@@ -1,7 +1,7 @@
 """How long a client waits for its next token when something breaks: a count from 1 to 900, streaming in the lab.
 
 One round of cuts: both daemons are killed and started (their ranks live on and are adopted), a client counts, the
-cable is cut without a word in mid-answer, put back, and taken again by the mesh. The restart gives every cut a path
+cable is cut without notice in mid-answer, put back, and taken again by the mesh. The restart gives every cut a path
 without a history: the hold-up doubles for one that falls again within 30 s, so cuts in a row would measure that
 rule instead. Then ranks and daemons are killed. Beside each figure stands what the same client waits for at most
 when nothing is broken: on a busy machine times say more about the machine. Last, the same cut for mlx-lm's own

@@ -1,4 +1,4 @@
-"""What `exoctl doctor` says: every finding has its deed."""
+"""What `exoctl doctor` says: every finding says what mends it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_what_the_workers_mlx_cannot_do_is_a_finding_and_what_it_can_a_fact() ->
     assert facts[1:] == ["the switch of mlx_patches is in this MLX"]
 
 
-def test_every_other_finding_has_a_deed_too() -> None:
+def test_every_other_finding_says_what_mends_it_too() -> None:
     network = [
         NetworkCheck("mdns", "multicast DNS", False, "port 5353 is taken", "lsof"),
         NetworkCheck("a", "b", True, "c"),

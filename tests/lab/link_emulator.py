@@ -2,14 +2,14 @@
 
     python -m tests.lab.link_emulator LAB CONTROL_SOCKET
 
-Decides, for each frame and each direction, whether it arrives and when. Never invents, changes or reorders
-frames: jitter delays, and a later frame never overtakes an earlier one. A segment joins two or more ports;
-with more than two it is a switch that learns addresses. A port is a TAP device made in a host's namespace,
-or an existing device taken over through a packet socket. `emulator.Emulator` starts and commands it; it ends
-with that process, and if that process died without a word it removes the lab's namespaces too.
+Decides, for each frame and each direction, whether it arrives and when. Never invents, changes or reorders frames:
+jitter delays, and a later frame never overtakes an earlier one. A segment joins two or more ports; with more than
+two it is a switch that learns addresses. A port is a TAP device made in a host's namespace, or an existing device
+taken over through a packet socket. `emulator.Emulator` starts and commands it; it ends with that process, and if
+that process died suddenly it removes the lab's namespaces too.
 
-Frames carry the virtio header, so segmentation and checksum offload work across the link: a TCP stream
-passes as frames of up to 64 KiB, and `loss` counts such a frame as one.
+Frames carry the virtio header, so segmentation and checksum offload work across the link: a TCP stream passes as
+frames of up to 64 KiB, and `loss` counts such a frame as one.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class NodeCore:
         if handler is None:
             raise IllegalMoveError("not an input of the core", event=event)
         handler(event, now)
-        if type(event) is not events.DatagramSent:  # every other input, and a stamp is news to nobody
+        if type(event) is not events.DatagramSent:  # a stamp changes nothing that others hear of
             self._propagate(now)
         return self._journal.drain()
 

@@ -1,12 +1,12 @@
 """What a person or a client can ask of a running daemon: the one seam between the daemon and its shells.
 
-`app.py` implements `DaemonCommands`; `local_api/server.py` and `http/server.py` call it and know
-nothing else of the daemon. The shells resolve what a person typed (a peer's name, an interface) before they
-call, check bounds, and turn `RequestError` into their own error shapes. This file decides nothing.
+`app.py` implements `DaemonCommands`; `local_api/server.py` and `http/server.py` call it and know nothing else of
+the daemon. The shells resolve what a person typed (a peer's name, an interface) before they call, check bounds, and
+turn `RequestError` into their own error shapes. This file decides nothing.
 
-Snapshots are plain methods: they read the core's state and never wait. What takes time, or changes something,
-is awaited. Streams are async generators: closing one (`aclose`, or cancelling the task that iterates) ends
-what it stands for, and must be safe at any point.
+Snapshots are plain methods: they read the core's state and never wait. What takes time, or changes something, is
+awaited. Streams are async generators: closing one (`aclose`, or cancelling the task that iterates) ends what it
+stands for, and must be safe at any point.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class DaemonCommands(Protocol):
 
     def metrics(self) -> MetricsSnapshot: ...
 
-    # --- deeds ---
+    # --- commands ---
 
     async def netcheck(self) -> NetcheckReport: ...
 

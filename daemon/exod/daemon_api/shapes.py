@@ -374,7 +374,7 @@ class ClusterReport(msgspec.Struct, frozen=True):
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """Something that is wrong on this host, and the command (or deed) that mends it."""
+    """Something that is wrong on this host, and the command, or what to do, that mends it."""
 
     code: str
     severity: Literal["warning", "error"]
@@ -400,7 +400,7 @@ class Readiness(msgspec.Struct, frozen=True):
 
 
 class Done(msgspec.Struct, frozen=True):
-    """What a deed came to, in one line for people."""
+    """The result of a command, in one line for people."""
 
     text: str
 

@@ -1,4 +1,4 @@
-"""What `exoctl doctor` finds: a setting, a permission or a crash, each with the deed that mends it. Pure.
+"""What `exoctl doctor` finds: a setting, a permission or a crash, each with what mends it. Pure.
 
 Decides the words and what counts as wrong; looks at nothing itself.
 """

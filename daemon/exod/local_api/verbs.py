@@ -107,13 +107,13 @@ class Verbs:
             "models": self._snapshot(commands.models),
             "links": self._links,
             "links_history": self._links_history,
-            "netcheck": self._deed(commands.netcheck),
-            "preflight": self._deed(commands.preflight),
-            "doctor": self._deed(commands.doctor),
+            "netcheck": self._command(commands.netcheck),
+            "preflight": self._command(commands.preflight),
+            "doctor": self._command(commands.doctor),
             "renegotiate": self._renegotiate,
             "engine_load": self._engine_load,
-            "engine_unload": self._deed(commands.engine_unload),
-            "engine_drain": self._deed(commands.engine_drain),
+            "engine_unload": self._command(commands.engine_unload),
+            "engine_drain": self._command(commands.engine_drain),
             "debug_fault": self._debug_fault,
             "debug_pin": self._debug_pin,
         }
@@ -148,7 +148,7 @@ class Verbs:
 
         return answer
 
-    def _deed(self, command: Callable[[], Awaitable[Any]]) -> Callable[[LocalRequest], Awaitable[Any]]:
+    def _command(self, command: Callable[[], Awaitable[Any]]) -> Callable[[LocalRequest], Awaitable[Any]]:
         async def answer(request: LocalRequest) -> Any:
             _args(request, NoArgs)
             return await command()

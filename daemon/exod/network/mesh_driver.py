@@ -1,8 +1,8 @@
 """The shell around the pure core: feeds it inputs, carries out its commands, wakes it at its deadlines.
 
-Decides nothing. Inputs are handled one after the other, never nested, in the order in which they came. A loop
-that ran late says so to the core first, then hands over what waits in the sockets, and only then lets it judge
-its timers: a node that stalled convicts nobody.
+Decides nothing. Inputs are handled one after the other, never nested, in the order in which they came. A loop that
+ran late says so to the core first, then hands over what waits in the sockets, and only then lets it judge its
+timers: a node that stalled declares no path dead.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Moves probe datagrams: one UDP socket for each local address, bound to its interface.
 
-Takes the kernel's receive stamps and stamps each send; decides nothing. The mesh driver hands it datagrams to
-send and gets what arrived. `add_reader` and `recvmsg` are used because asyncio's datagram protocol hides the
-ancillary data in which the kernel's stamps come.
+Takes the kernel's receive stamps and stamps each send; decides nothing. The mesh driver hands it datagrams to send
+and gets what arrived. `add_reader` and `recvmsg` are used because asyncio's datagram protocol hides the ancillary
+data in which the kernel's stamps come.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DRAIN_LIMIT: Final = 256
 loop that was late by 100 ms still empties its socket; a flood leaves room for the other sockets."""
 
 SOCKET_BUFFER_BYTES: Final = 256 * 1024
-"""What peers send in about a second of stall: the stalled node must find the alibi datagrams afterwards."""
+"""What peers send in about a second of stall: the stalled node must find those of the witness path afterwards."""
 
 WIDE_SEND_S: Final = 1e-3
 """A send call takes 10-20 µs. Where the stamps around it lie further apart the process was interrupted inside, most

@@ -24,7 +24,7 @@ ANSWER_DEADLINE_S: Final = 5.0
 STREAM_DEADLINE_S: Final = 35.0
 """A stream says something every 10 s, if only that it lives: three of these missed."""
 
-DEED_DEADLINE_S: Final = 900.0
+COMMAND_DEADLINE_S: Final = 900.0
 """Draining waits for the generations under way; a preflight moves data over each edge."""
 
 RECEIVE_BYTES: Final = 64 * 1024

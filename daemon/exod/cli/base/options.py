@@ -152,7 +152,7 @@ class Commands:
         return parser
 
     def group(self, name: str, text: str, alone: Command | None = None) -> Commands:
-        """Commands under a common word; `alone` is what the word by itself does."""
+        """Commands with a common first word; `alone` is what that word by itself does."""
         parser = self._new(name, text)
         inner = Commands(parser)
         if alone is not None:

@@ -74,7 +74,7 @@ def _mesh_code(report: MeshReport) -> ExitCode:
 
 def mesh_renegotiate(shell: Shell) -> ExitCode:
     """Asks the coordinator for a new plan."""
-    return deed(shell, "renegotiate", reason="asked for with exoctl mesh renegotiate")
+    return run_command(shell, "renegotiate", reason="asked for with exoctl mesh renegotiate")
 
 
 def mesh_jaccl(shell: Shell) -> ExitCode:
@@ -84,13 +84,13 @@ def mesh_jaccl(shell: Shell) -> ExitCode:
     return ExitCode.OK
 
 
-def deed(shell: Shell, verb: str, **args: Any) -> ExitCode:
+def run_command(shell: Shell, verb: str, **args: Any) -> ExitCode:
     """Lets the daemon do something, and tells what it came to."""
-    from exod.cli.base.client import DEED_DEADLINE_S, understood
+    from exod.cli.base.client import COMMAND_DEADLINE_S, understood
     from exod.daemon_api.shapes import Done
 
     with shell.daemon() as daemon:
-        data = daemon.raw(verb, deadline_s=DEED_DEADLINE_S, **args)
+        data = daemon.raw(verb, deadline_s=COMMAND_DEADLINE_S, **args)
     if shell.as_json:
         shell.show_json(data)
     else:
@@ -142,27 +142,27 @@ def engine_load(shell: Shell, model: str) -> ExitCode:
     """Loads a model on all nodes, in place of the present one."""
     if model.startswith(("./", "../")):
         model = os.path.abspath(model)  # as the shell means it, not where the daemon was started
-    return deed(shell, "engine_load", model=model)
+    return run_command(shell, "engine_load", model=model)
 
 
 def engine_unload(shell: Shell) -> ExitCode:
     """Ends the engine and frees its memory."""
-    return deed(shell, "engine_unload")
+    return run_command(shell, "engine_unload")
 
 
 def engine_drain(shell: Shell) -> ExitCode:
     """Admits no more requests, and returns when the running ones have ended."""
-    return deed(shell, "engine_drain")
+    return run_command(shell, "engine_drain")
 
 
 def preflight(shell: Shell) -> ExitCode:
     """The checks before inference, each with its figure. 4 where one fails."""
-    from exod.cli.base.client import DEED_DEADLINE_S, understood
+    from exod.cli.base.client import COMMAND_DEADLINE_S, understood
     from exod.cli.screens.engine import preflight_screen
     from exod.daemon_api.shapes import PreflightReport
 
     with shell.daemon() as daemon:
-        data = daemon.raw("preflight", deadline_s=DEED_DEADLINE_S)
+        data = daemon.raw("preflight", deadline_s=COMMAND_DEADLINE_S)
     report = understood(data, PreflightReport)
     if shell.as_json:
         shell.show_json(data)
@@ -177,15 +177,15 @@ def preflight(shell: Shell) -> ExitCode:
 def debug_fault(shell: Shell, path: str, fault: str, delay_ms: float | None, for_s: str) -> ExitCode:
     """Makes this node drop or delay the datagrams of one path for a while."""
     if fault == "drop" and delay_ms is None:
-        return deed(shell, "debug_fault", path=path, drop=True, for_s=seconds(for_s))
+        return run_command(shell, "debug_fault", path=path, drop=True, for_s=seconds(for_s))
     if fault == "delay" and delay_ms is not None:
-        return deed(shell, "debug_fault", path=path, delay_ms=delay_ms, for_s=seconds(for_s))
+        return run_command(shell, "debug_fault", path=path, delay_ms=delay_ms, for_s=seconds(for_s))
     raise UsageError("a fault is 'drop', or 'delay' and its milliseconds")
 
 
 def debug_pin(shell: Shell, path: str, for_s: str) -> ExitCode:
     """Keeps one path selected for a while, whatever is measured."""
-    return deed(shell, "debug_pin", path=path, for_s=seconds(for_s))
+    return run_command(shell, "debug_pin", path=path, for_s=seconds(for_s))
 
 
 def seconds(text: str) -> float:

@@ -73,10 +73,10 @@ def examine(shell: Shell) -> DoctorReport:
     checked = ["configuration", "data folder", "cluster key", "environment", "embedded model", "daemon"]
     facts: tuple[str, ...] = ()
     try:
-        from exod.cli.base.client import DEED_DEADLINE_S, NoDaemonError
+        from exod.cli.base.client import COMMAND_DEADLINE_S, NoDaemonError
 
         with shell.daemon() as daemon:
-            inner = daemon.ask("doctor", DoctorReport, deadline_s=DEED_DEADLINE_S)
+            inner = daemon.ask("doctor", DoctorReport, deadline_s=COMMAND_DEADLINE_S)
         findings += inner.findings
         checked += inner.checked
         facts = inner.facts

@@ -64,7 +64,7 @@ def links(shell: Shell, peer: str | None, history_peer: str | None, watch: bool)
 
 def _links_code(report: LinksReport) -> ExitCode:
     """5 where a pair has no path or its ends disagree, 4 where a path in use is not what it should be. A peer that
-    said goodbye is missed by nobody.
+    said goodbye does not count.
     """
     from exod.model import PathState
 
@@ -115,12 +115,12 @@ def ping(shell: Shell, peer: str, via: str | None, count: int) -> ExitCode:
 
 def netcheck(shell: Shell) -> ExitCode:
     """This host's interfaces, and what makes each eligible or not. Then mDNS and ports."""
-    from exod.cli.base.client import DEED_DEADLINE_S, understood
+    from exod.cli.base.client import COMMAND_DEADLINE_S, understood
     from exod.cli.screens.links import netcheck_screen
     from exod.daemon_api.shapes import NetcheckReport
 
     with shell.daemon() as daemon:
-        data = daemon.raw("netcheck", deadline_s=DEED_DEADLINE_S)
+        data = daemon.raw("netcheck", deadline_s=COMMAND_DEADLINE_S)
     report = understood(data, NetcheckReport)
     if shell.as_json:
         shell.show_json(data)

@@ -35,7 +35,7 @@ BOOTSTRAP_CAUSES = {
     37: "the last job is still ending: try again in a moment",
     125: "this domain takes no such job",
 }
-"""What launchd means by the codes that it gives without a word of why."""
+"""What launchd means by the codes that it gives without an explanation."""
 
 NO_LIBRARY = (
     " This Python has no shared library, so launchd starts Python itself instead of exod.app, and macOS may keep "

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from exod.cli.base.client import DEED_DEADLINE_S, DaemonClient
+from exod.cli.base.client import COMMAND_DEADLINE_S, DaemonClient
 from exod.daemon_api.shapes import Done, EngineReport, PreflightReport, StatusReport
 from exod.errors import ExodError
 
@@ -58,7 +58,7 @@ class Feed:
         def run() -> None:
             try:
                 with self._connect() as daemon:
-                    data = daemon.raw(verb, deadline_s=DEED_DEADLINE_S, **args)
+                    data = daemon.raw(verb, deadline_s=COMMAND_DEADLINE_S, **args)
                 text = _outcome(verb, data)
             except ExodError as error:
                 text = " ".join(str(error).split())

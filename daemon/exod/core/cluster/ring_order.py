@@ -24,7 +24,7 @@ EXHAUSTIVE = 8
 """Up to this many ranks every order is tried: (8 - 1)! / 2 = 2,520."""
 
 EPOCH_LIMIT = 1 << 53
-"""Plans are counted; a number beyond this (the integers of JSON) is nobody's count."""
+"""Plans are counted; a number beyond this (the integers of JSON) is not genuine."""
 
 Pair = tuple[NodeId, NodeId]
 """The lower id first."""

@@ -26,7 +26,7 @@ path first, and on the others a moment later. In a burst that is three datagrams
 nothing."""
 
 
-def convict(paths: PathTable, audible_since: float, now: float) -> bool:
+def declare_dead(paths: PathTable, audible_since: float, now: float) -> bool:
     """Apply SILENT where it is proven. Returns whether a path is overdue and only lacks a witness path.
 
     `audible_since`: since when the peer has been heard, over all paths together, without a gap.

@@ -1,7 +1,7 @@
 """One pair of nodes: its paths, what is heard on them, which one it uses, and whether both ends agree.
 
 The theory. Datagrams of both present incarnations are evidence; everything else changes nothing (invariants 4 and
-12). What silence proves is dead_detection.py's to say. The lower node's selector chooses while the peer is there to
+12). dead_detection.py decides what silence proves. The lower node's selector chooses while the peer is there to
 follow; the register carries the choice; agreed means that both hold it and that the path works here and, by the
 peer's word, there (3). Whatever changes is sent at once on every path that was heard, so agreement takes one round
 trip.
@@ -276,7 +276,7 @@ class Link:
             path.stamp(seq, sent_at)
 
     def refused(self, path_id: PathId, errno: int) -> None:
-        """The system refused a datagram. Silence will convict the path; the words for it come from here."""
+        """The system refused a datagram. Silence will declare the path dead; this gives the reason."""
         if (path := self.paths.get(path_id)) is not None:
             path.refused(errno)
 
@@ -293,7 +293,7 @@ class Link:
             self._check(now)
 
     def lagged(self, lag_s: float, now: float) -> None:
-        """This loop (or host) stood still: that time is nobody's silence."""
+        """This loop (or host) stood still: that time counts as silence on no path."""
         self.liveness.forgive(lag_s, now)
         for path in self.paths:
             path.forgive(lag_s, now)
@@ -355,7 +355,7 @@ class Link:
 
     def _check(self, now: float) -> None:
         """Judge every silence, settle what follows, and set when to look again."""
-        self._overdue = dead_detection.convict(self.paths, self.liveness.audible_since, now)
+        self._overdue = dead_detection.declare_dead(self.paths, self.liveness.audible_since, now)
         if self.liveness.judge(now, dead_detection.suspect_after_s(self.paths), dead_detection.beat_s(self.paths)):
             self._peer_changed(now)
         self._watch_selected(now)

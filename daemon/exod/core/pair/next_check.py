@@ -1,8 +1,9 @@
-"""When a link must look at its pair again, if nothing comes: the next silence to judge, the next thing that waits.
+"""When a link must be evaluated again if no datagram comes: the next silence to judge, the next hold-up that ends.
 
-The theory. Looking is dear and datagrams come all the time, so what a datagram puts off is put off cheaply. While
-the selected path works its first miss comes before everything that silence can do to it or to the peer, so what is
-heard on it moves that moment alone; all else waits for a deadline of its own, a beat of a standby away at least.
+The theory. A full evaluation is expensive and datagrams arrive all the time, so a datagram only moves the deadline.
+While the selected path works, its first missed datagram is due before anything else that silence can cause. So a
+datagram on it moves that one deadline; everything else keeps its own, at least one probe interval of a standby path
+away.
 
 Decides when, never what is found.
 """

@@ -21,7 +21,7 @@ GONE_KEPT_S = 10.0
 WINDOWS_KEPT = 64
 """Replay windows of paths that came and went in one incarnation of the peer."""
 ROUTE_RECHECK_S = 10.0
-"""The route table can change without a word; a route check is one socket call."""
+"""The route table can change without notice; a route check is one socket call."""
 ROUTE_DOUBT_S = 2.0
 """A question that was not answered by then, or was answered with bad news, is asked again."""
 

@@ -34,7 +34,8 @@ ABANDONED_AFTER_S = 60.0
 SHORTEST_GAP = 0.75
 """Of an interval (RFC 5880, 6.8.7). From here on a datagram may leave with another that is due."""
 LINGER = 4
-"""Datagrams sent at the old pace after a slower one was announced: if one of them arrives, no one is convicted."""
+"""Datagrams sent at the old pace after a slower one was announced: if one of them arrives, the path is not declared
+dead."""
 
 _MULTIPLIER = 6364136223846793005
 _INCREMENT = 1442695040888963407

@@ -1,6 +1,7 @@
-"""Is this node healthy, and if not, why: everything that is known, reduced to a word and reasons for people.
+"""Is this node healthy, and if not, why: everything that is known, reduced to one of three states and reasons for
+people.
 
-The theory. Each reason is a fact with a stable code and a subject; the worst one decides the word. A fact counts
+The theory. Each reason is a fact with a stable code and a subject; the worst one decides the state. A fact counts
 once it has lasted for its grace, so a switch that takes a millisecond alarms nobody, and its `since` stays while it
 lasts. A cable that is pulled is no reason while another path carries the traffic within the limit; a node that said
 goodbye is no reason either: someone sent it away.
@@ -52,7 +53,7 @@ GRACE_S: dict[str, float] = {
 }
 """Seconds that a fact must last before it is a reason; 0 for those not named. An agreement may take 0.3 s, a switch
 away from a slow link about as long. A node that starts joins within two seconds. Loss that a switch is about to
-leave behind is nobody's business. To find a model that is here takes a second."""
+leave behind does not count. To find a model that is here takes a second."""
 
 LOSSY = 0.05
 """TCP keeps its pace up to about a percent. Beyond this, many a step waits for what is sent again; beyond 20% a
