@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from exod.cli.commands import cluster_commands
 from exod.daemon_api.shapes import Finding
 from exod.errors import ExitCode
 from tests.cli.running import Exoctl, served
@@ -160,3 +161,22 @@ async def test_service_print_writes_the_unit_of_either_platform(exoctl: Exoctl) 
     assert "[Service]" in unit.out
     odd = await exoctl.run("service", "print", "--platform", "beos", bare=True)
     assert odd.code == ExitCode.USAGE
+
+
+def test_an_invitation_is_asked_for_unseen_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def unseen(text: str) -> str:
+        asked.append(text)
+        return "exod1-token"
+
+    monkeypatch.setattr("getpass.getpass", unseen)
+    monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": lambda self: True})())
+    assert cluster_commands.asked(None) == "exod1-token"
+    assert asked == ["invitation (it is not shown): "]
+
+
+async def test_an_invitation_is_read_where_nobody_can_be_asked(exoctl: Exoctl) -> None:
+    ended = await exoctl.run("cluster", "join", stdin="nonsense\n", bare=True)
+    assert ended.code == ExitCode.USAGE
+    assert "nonsense" not in ended.out + ended.err

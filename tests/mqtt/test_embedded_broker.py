@@ -12,6 +12,7 @@ import aiomqtt
 import pytest
 
 from exod.errors import StartError
+from exod.mqtt import embedded_broker_amqtt
 from exod.mqtt.broker_probe import Listener, who_listens
 from exod.mqtt.embedded_broker import CORRECTED_VERSION, EmbeddedBroker, check_version
 from tests.conftest import missing
@@ -221,3 +222,33 @@ async def test_it_ends_within_two_seconds_with_all_kinds_of_clients_connected() 
     assert await who_listens("127.0.0.1", port) is Listener.NOBODY
     half.close()
     silent.close()
+
+
+@pytest.mark.anyio
+async def test_what_the_broker_keeps_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded_broker_amqtt, "MAX_RETAINED_BYTES", 100_000)
+    async with embedded() as port:
+        for number in range(20):
+            await publish(port, f"kept/{number}", "x" * 9_000)
+        await publish(port, "kept/0", "")
+        await publish(port, "kept/last", "y" * 5_000)
+        async with subscriber(port, "kept/#") as everything:
+            await everything.saw("kept/last", b"y" * 5_000)
+        assert 5 <= len(everything.last) <= 11
+        assert "kept/0" not in everything.last
+        assert "kept/1" in everything.last
+
+
+@pytest.mark.anyio
+async def test_nothing_is_kept_for_a_client_that_is_away() -> None:
+    async with embedded() as port:
+        options = {"identifier": "away", "username": "someone", "password": "x", "clean_session": False}
+        async with aiomqtt.Client("127.0.0.1", port, **options) as client:  # type: ignore[arg-type]
+            await client.subscribe("news/#", qos=1)
+        await publish(port, "news/1", "x" * 1000, retain=False)
+        async with aiomqtt.Client("127.0.0.1", port, **options) as client:  # type: ignore[arg-type]
+            await client.subscribe("news/#", qos=1)
+            await publish(port, "news/2", "now", retain=False)
+            async with asyncio.timeout(20):
+                message = await anext(aiter(client.messages))
+            assert str(message.topic) == "news/2"

@@ -29,6 +29,12 @@ MESSAGE_COST_BYTES: Final = 1024
 MAX_RETAINED: Final = 4096
 """Retained topics: far more than a cluster has."""
 
+MAX_RETAINED_BYTES: Final = 16 * 1024 * 1024
+"""Of their names and payloads: a cluster of 16 nodes retains less than one MiB."""
+
+MAX_BROADCASTS: Final = 256
+"""Messages that wait to be handed to subscribers; who publishes faster than that waits, too."""
+
 
 class _Connection:
     """One TCP connection: when it was last heard, and the clock that cuts it when it stays silent too long."""
@@ -141,6 +147,8 @@ class CorrectedBroker(Broker):  # type: ignore[misc]  # amqtt has no types
             )
         )
         self._connections: set[_Connection] = set()
+        self._retained_bytes = 0
+        self._broadcast_queue: asyncio.Queue[Any] = asyncio.Queue(MAX_BROADCASTS)
 
     async def stream_connected(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str
@@ -166,6 +174,7 @@ class CorrectedBroker(Broker):  # type: ignore[misc]  # amqtt has no types
                 _, session = await super()._initialize_client_session(reader, writer, remote_address, remote_port)
         except (TimeoutError, OSError) as error:
             raise AMQTTError(f"no CONNECT: {error}") from None
+        session.clean_session = True  # nothing is kept for a client that is away: nobody would bound it
         return _Handler(self.plugins_manager, loop=self._loop), session
 
     async def _delete_session(self, client_id: str) -> None:
@@ -189,8 +198,14 @@ class CorrectedBroker(Broker):  # type: ignore[misc]  # amqtt has no types
     async def retain_message(
         self, source_session: Session | None, topic_name: str | None, data: bytes | None, qos: int | None = None
     ) -> None:
-        if not data or topic_name in self._retained_messages or len(self._retained_messages) < MAX_RETAINED:
-            await super().retain_message(source_session, topic_name, data, qos)
+        """Within the bounds; a topic that passes them keeps what it had."""
+        before = self._retained_messages.get(topic_name)
+        added = _kept_bytes(topic_name, data) - (_kept_bytes(topic_name, before.data) if before else 0)
+        full = added > 0 and self._retained_bytes + added > MAX_RETAINED_BYTES
+        if data and (full or (before is None and len(self._retained_messages) >= MAX_RETAINED)):
+            return
+        self._retained_bytes += added
+        await super().retain_message(source_session, topic_name, data, qos)
 
     def cut_strangers(self) -> None:
         """Ends connections that never became a client."""
@@ -201,3 +216,7 @@ class CorrectedBroker(Broker):  # type: ignore[misc]  # amqtt has no types
     def cut_all(self) -> None:
         for connection in tuple(self._connections):
             connection.cut()
+
+
+def _kept_bytes(topic: str | None, data: bytes | None) -> int:
+    return len(topic or "") + len(data) if data else 0

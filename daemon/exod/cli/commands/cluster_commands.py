@@ -25,7 +25,13 @@ def register(commands: Commands) -> None:
     made = cluster.add("init", init)
     cluster.add("invite", invite)
     joined = cluster.add("join", join)
-    joined.add_argument("token", metavar="TOKEN", help="an invitation, or - to read it from standard input")
+    joined.add_argument(
+        "token",
+        nargs="?",
+        metavar="TOKEN",
+        help="an invitation; without one it is asked for unseen, - reads it from standard input: a command's "
+        "arguments are seen by every user of this machine, and shells remember them",
+    )
     for parser in (made, joined):
         parser.add_argument("--replace", action="store_true", help="move a key that is there already aside")
     cluster.add("show", show)
@@ -87,21 +93,32 @@ def invite(shell: Shell) -> ExitCode:
     config = _config(shell)
     token = invite_token(read_key(config.cluster.key_file), config.cluster.name)
     if shell.as_json:
-        shell.show_value({"token": token, "command": f"exoctl cluster join {token}"})
+        shell.show_value({"token": token, "command": "exoctl cluster join"})
         return ExitCode.OK
     shell.show([token])
     if sys.stdout.isatty():
-        print("run on the other machine: exoctl cluster join TOKEN", file=sys.stderr)
+        print("run on the other machine: exoctl cluster join, which asks for it unseen", file=sys.stderr)
         print("it is the cluster's secret: show it to nobody else", file=sys.stderr)
     return ExitCode.OK
 
 
-def join(shell: Shell, token: str, replace: bool) -> ExitCode:
+def asked(token: str | None) -> str:
+    """The invitation, from wherever it is given."""
+    if token not in (None, "-"):
+        return token or ""
+    if token is None and sys.stdin.isatty():
+        import getpass
+
+        return getpass.getpass("invitation (it is not shown): ")
+    return sys.stdin.readline()
+
+
+def join(shell: Shell, token: str | None, replace: bool) -> ExitCode:
     """Takes over the key of an invitation: this node belongs to that cluster from its next start on."""
     from exod.peers.trust import join_token, key_fingerprint, read_key, write_key
 
     config = _config(shell)
-    name, key = join_token(sys.stdin.readline() if token == "-" else token)
+    name, key = join_token(asked(token))
     file = config.cluster.key_file
     aside = None
     if file.exists():

@@ -7,9 +7,11 @@ whether a job is loaded is always `launchctl print`. Raises ServiceError and Mis
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import plistlib
 import re
+import stat
 from pathlib import Path, PurePosixPath
 
 import launchd
@@ -235,12 +237,40 @@ def _cause(answer: CommandResult) -> str:
 
 def _make_log_folder(host: Host, folder: Path) -> None:
     """launchd creates the files and no folder. Under sudo the folder is made for the user."""
+    owner = (host.uid, host.gid) if host.is_root else None
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if host.is_root:
-            os.chown(folder, host.uid, host.gid)
+        make_folder(folder, owner)
     except OSError as error:
         raise ServiceError(f"{folder}: cannot be made for the log: {error.strerror}") from None
+
+
+def make_folder(folder: Path, owner: tuple[int, int] | None) -> None:
+    """Makes `folder` and what is missing above it, for `owner` where root makes it. Follows no link but those of
+    root's own: a user's link would hand a folder of the system to that user. Raises OSError.
+    """
+    above = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for name in folder.absolute().parts[1:]:
+            made = False
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=above)
+                made = True
+            found = os.stat(name, dir_fd=above, follow_symlinks=False)
+            link = stat.S_ISLNK(found.st_mode)
+            if link and owner is not None and found.st_uid != 0:
+                raise OSError(errno.ELOOP, "it leads over a link of a user, which root does not follow")
+            flags = os.O_RDONLY | os.O_DIRECTORY | (0 if link else os.O_NOFOLLOW)
+            below = os.open(name, flags, dir_fd=above)
+            os.close(above)
+            above = below
+            if made and owner is not None:
+                os.fchown(above, *owner)
+        if owner is not None and os.fstat(above).st_uid not in (0, owner[0]):
+            raise OSError(errno.EPERM, "it belongs to another user")
+        if owner is not None:
+            os.fchown(above, *owner)
+    finally:
+        os.close(above)
 
 
 def _remove_logs(folder: Path) -> None:
