@@ -303,6 +303,8 @@ class FakeDaemon:
         """While set and not fired, a generation says nothing from its third token on."""
         self.fail_at: int | None = None
         self.refuse: RequestError | None = None
+        self.script: list[GenerationDelta] | None = None
+        """What a generation says instead of counting."""
         self.lost_pings: set[int] = set()
         self.asked: list[tuple[object, ...]] = []
         self.requests: list[GenerationRequest] = []
@@ -462,6 +464,10 @@ class FakeDaemon:
         self.requests.append(request)
         if self.refuse is not None:
             raise self.refuse
+        if self.script is not None:
+            for delta in self.script:
+                yield delta
+            return
         self.running += 1
         ended = False
         try:
@@ -475,8 +481,9 @@ class FakeDaemon:
                     async for keep_alive in _until_set(self.pause):
                         yield keep_alive
                 await asyncio.sleep(self.pace_s)
-                top = (("<end>", -5.5),) if request.sampling.logprobs > 0 else ()
-                yield TextDelta(index, text, -0.25 if request.sampling.logprobs >= 0 else None, top)
+                top = ((9, -5.5, b"<end>"),) if request.sampling.logprobs > 0 else ()
+                logprob = -0.25 if request.sampling.logprobs >= 0 else None
+                yield TextDelta(index, text, logprob, top, token=index + 100, piece=text.encode())
             ended = True
             yield GenerationEnd("stop" if len(kept) == len(pieces) else "length", Usage(12, len(kept), 4))
         finally:

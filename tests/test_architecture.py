@@ -190,7 +190,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exoengine.model_files",
     ),
     "exod.mqtt": ("exod.daemon_api",),
-    "exod.http": ("exod.config", "exod.daemon_api"),
+    "exod.http": ("exod.config", "exod.daemon_api", "exod.http.dialects"),
+    "exod.http.dialects": ("exod.daemon_api",),
     "exod.local_api": ("exod.daemon_api",),
     # what puts them together
     "exod.status": (

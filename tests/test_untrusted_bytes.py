@@ -17,7 +17,7 @@ from exod.config.settings import load
 from exod.diagnostics.event_log import EVENTS_FILE, EventLog
 from exod.engine_service.worker_process import COMMAND
 from exod.errors import ConfigError, RequestError
-from exod.http.openai_requests import read_chat, read_completion
+from exod.http.dialects.openai_requests import read_chat, read_completion
 from exod.identity import IDENTITY_FILE, STATE_FILE, claim
 from exod.mqtt import publish_schedule
 from exod.peers.peer_addresses import FILE as PEERS_FILE

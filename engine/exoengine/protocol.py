@@ -53,9 +53,41 @@ class Sampling(msgspec.Struct, frozen=True):
     """-1: none; 0: of the drawn token; n: and of the n most likely ones."""
 
 
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call that the model made in an earlier turn; `arguments` is JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
 class ChatMessage(msgspec.Struct, frozen=True):
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Of an assistant's turn."""
+    tool_call_id: str = ""
+    """Which call a turn with the role `tool` answers."""
+
+
+class Tools(msgspec.Struct, frozen=True):
+    """The functions that the model may call."""
+
+    specs: str
+    """A JSON list, as OpenAI's `tools` has it."""
+    choice: Literal["auto", "required", "named"] = "auto"
+    name: str = ""
+    """The function that must be called, where `choice` is `named`."""
+    parallel: bool = True
+    """May an answer hold more than one call?"""
+
+
+class Grammar(msgspec.Struct, frozen=True):
+    """What an answer's text must be: any JSON object, or JSON that a schema allows."""
+
+    kind: Literal["json_object", "json_schema"]
+    schema: str = ""
+    """JSON text."""
 
 
 class GenerationRequest(msgspec.Struct, frozen=True):
@@ -67,6 +99,15 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     prompt: str | tuple[int, ...] | None = None
     stop: tuple[str, ...] = ()
     sampling: Sampling = Sampling()
+    tools: Tools | None = None
+    template: str = "{}"
+    """A JSON object: what the chat template is given beside the messages, such as `enable_thinking`."""
+    continues: bool = False
+    """The last message is the beginning of the answer."""
+    grammar: Grammar | None = None
+    scores_prompt: bool = False
+    """The answer begins with the prompt's own tokens from the second on, each with its log probability; they are
+    put through the model one by one, and `max_tokens` does not count them."""
 
 
 # --- daemon -> worker ---------------------------------------------------------------------------------------
@@ -239,11 +280,24 @@ class Aborted(msgspec.Struct, frozen=True, tag="aborted"):
     step: int
 
 
+LikelyToken = tuple[int, float, bytes]
+"""A token, its log probability, and its bytes (of a control token its name)."""
+
+
+class CallDelta(msgspec.Struct, frozen=True):
+    """A piece of a call: the first of each has its `id` and `name`, all have some more of its `arguments`."""
+
+    index: int
+    arguments: str
+    id: str = ""
+    name: str = ""
+
+
 class TokenOut(msgspec.Struct, frozen=True, tag="token"):
     """One token of a request that all ranks have completed. `index` starts at 0 and never skips or repeats.
 
     `text` is what it adds to the answer's text (it may be empty inside a multi-byte character, or while it
-    could still be the start of a stop string).
+    could still be the start of a stop string), `reasoning` what it adds to what the model thinks before.
     """
 
     request_id: str
@@ -251,7 +305,14 @@ class TokenOut(msgspec.Struct, frozen=True, tag="token"):
     token: int
     text: str
     logprob: float | None = None
-    top_logprobs: tuple[tuple[str, float], ...] = ()
+    top_logprobs: tuple[LikelyToken, ...] = ()
+    piece: bytes = b""
+    """The token's own bytes; empty where it belongs to no text: a control token, or part of a marker or a call."""
+    head: bytes = b""
+    """With the first token of a prompt that is scored: the bytes of the prompt's very first one, which no token
+    came before, so that it has no probability."""
+    reasoning: str = ""
+    calls: tuple[CallDelta, ...] = ()
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):
@@ -265,10 +326,23 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
     prefill_s: float
     """0 where this rank was not there from the beginning, as `decode_s`."""
     decode_s: float
+    reasoning: str = ""
+    calls: tuple[CallDelta, ...] = ()
+    """As in TokenOut: what was held back."""
+    reasoning_tokens: int = 0
+    """How many of the answer's tokens were thought and not said."""
 
 
 CLIENT_FAULTS: Final = frozenset(
-    {"bad_messages", "bad_request", "bad_token", "context_length_exceeded", "empty_prompt", "no_chat_template"}
+    {
+        "bad_grammar",
+        "bad_messages",
+        "bad_request",
+        "bad_token",
+        "context_length_exceeded",
+        "empty_prompt",
+        "no_chat_template",
+    }
 )
 """Codes of RequestFailed that say what is wrong with the request itself."""
 

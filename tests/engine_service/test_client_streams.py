@@ -71,8 +71,8 @@ async def test_tokens_come_in_order_and_the_end_carries_the_usage() -> None:
         first = await begin(streams, stream)
         streams.say(0, 1)
         streams.finish()
-        assert await first == TextDelta(0, "t0 ")
-        assert await read(stream) == TextDelta(1, "t1 ")
+        assert await first == TextDelta(0, "t0 ", token=100)
+        assert await read(stream) == TextDelta(1, "t1 ", token=101)
         assert await read(stream) == GenerationEnd("stop", Usage(3, 2, 1, 0.1, 0.2), "rest")
         with pytest.raises(StopAsyncIteration):
             await read(stream)

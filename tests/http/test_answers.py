@@ -150,19 +150,31 @@ async def test_a_prompt_may_be_token_ids() -> None:
         assert [request.prompt for request in place.daemon.requests] == [(1, 2, 3), (1, 2, 3)]
 
 
-async def test_a_quiet_stream_begins_and_is_kept_alive_with_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_quiet_stream_begins_and_is_kept_alive_with_data_that_every_reader_skips(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A naive reader splits at empty lines and takes each part for data: so each part is data."""
     monkeypatch.setattr(stream_keepalive, "KEEP_ALIVE_S", 0.02)
-    async with served() as place:
-        place.daemon.pause = asyncio.Event()
-        stream = await place.http.open("POST", CHAT, count(1, 5, stream=True))
-        seen = [await stream.event() for _ in range(3)]
-        while (event := await stream.event()) != ": keep-alive":
-            seen.append(event)
-        place.daemon.pause.set()
-        rest = await stream.events()
-    text = [event for event in [*seen, *rest] if event and not event.startswith(":")]
-    contents = [chunk["choices"][0]["delta"].get("content", "") for chunk in data_of(text)]
-    assert "".join(contents) == "1 2 3 4 5"
+    empty: dict[str, dict[str, object]] = {CHAT: {"delta": {}}, "/v1/completions": {"text": ""}}
+    for path, nothing in empty.items():
+        async with served() as place:
+            place.daemon.pause = asyncio.Event()
+            body = count(1, 5, stream=True) if path == CHAT else {"prompt": "count from 1 to 5", "stream": True}
+            stream = await place.http.open("POST", path, body)
+            seen = []
+            while True:
+                event = await stream.event()
+                assert event is not None
+                assert event.startswith("data: {"), "no event without data"
+                seen.append(event)
+                choice = json.loads(event[6:])["choices"][0]
+                if {key: choice.get(key) for key in nothing} == nothing and choice["finish_reason"] is None:
+                    break
+            place.daemon.pause.set()
+            rest = await stream.events()
+        choices = [chunk["choices"][0] for chunk in data_of([*seen, *rest])]
+        texts = [choice["delta"].get("content", "") if path == CHAT else choice["text"] for choice in choices]
+        assert "".join(texts) == "1 2 3 4 5"
 
 
 async def test_a_client_that_leaves_cancels_its_generation() -> None:
@@ -204,12 +216,12 @@ async def test_a_stream_that_breaks_ends_with_an_error_object_and_not_with_done(
     assert (whole.status, whole.code) == (503, "recovery_failed")
 
 
-async def test_over_the_bound_requests_get_503_and_say_when_to_come_back() -> None:
+async def test_over_the_bound_requests_get_429_and_say_when_to_come_back() -> None:
     async with served(max_generations=2) as place:
         place.daemon.pause = asyncio.Event()
         streams = [await place.http.open("POST", CHAT, count(1, 5, stream=True)) for _ in range(2)]
         refused = await place.http.ask("POST", CHAT, count(1, 5))
-        assert (refused.status, refused.code, refused.headers["retry-after"]) == (503, "queue_full", "2")
+        assert (refused.status, refused.code, refused.headers["retry-after"]) == (429, "queue_full", "2")
         place.daemon.pause.set()
         for stream in streams:
             assert (await stream.events())[-1] == "data: [DONE]"

@@ -33,7 +33,7 @@ from exod.daemon_api.shapes import (
     StatusReport,
 )
 from exod.model import Event, NodeId, PathId
-from exoengine.protocol import GenerationRequest
+from exoengine.protocol import CallDelta, GenerationRequest, LikelyToken
 
 DEFAULT_MODEL: Final = "default"
 """What a client may say for whichever model is loaded."""
@@ -53,6 +53,7 @@ class Usage(msgspec.Struct, frozen=True):
     """How many of the prompt's tokens were in the KV cache already."""
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    reasoning_tokens: int = 0
 
 
 class TextDelta(msgspec.Struct, frozen=True, tag="text"):
@@ -64,7 +65,15 @@ class TextDelta(msgspec.Struct, frozen=True, tag="text"):
     index: int
     text: str
     logprob: float | None = None
-    top_logprobs: tuple[tuple[str, float], ...] = ()
+    top_logprobs: tuple[LikelyToken, ...] = ()
+    token: int = -1
+    piece: bytes = b""
+    """The token's own bytes; empty where it belongs to no text."""
+    head: bytes = b""
+    """With the first token of a prompt that is scored: the bytes of the token before it."""
+    reasoning: str = ""
+    """What the token adds to what the model thinks."""
+    calls: tuple[CallDelta, ...] = ()
 
 
 class KeepAlive(msgspec.Struct, frozen=True, tag="keep_alive"):
@@ -79,6 +88,8 @@ class GenerationEnd(msgspec.Struct, frozen=True, tag="end"):
     finish_reason: Literal["stop", "length", "cancelled"]
     usage: Usage
     text: str = ""
+    reasoning: str = ""
+    calls: tuple[CallDelta, ...] = ()
 
 
 GenerationDelta = TextDelta | KeepAlive | GenerationEnd

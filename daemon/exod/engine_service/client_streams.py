@@ -84,11 +84,21 @@ class ClientStreams:
 def _delta(delivery: Delivery) -> GenerationDelta:
     match delivery:
         case DeliverToken(token=token):
-            return TextDelta(token.index, token.text, token.logprob, token.top_logprobs)
+            return TextDelta(
+                index=token.index,
+                text=token.text,
+                logprob=token.logprob,
+                top_logprobs=token.top_logprobs,
+                token=token.token,
+                piece=token.piece,
+                head=token.head,
+                reasoning=token.reasoning,
+                calls=token.calls,
+            )
         case DeliverKeepAlive(text=text):
             return KeepAlive(text)
         case DeliverEnd(end=end):
-            return GenerationEnd(end.reason, _usage(end), end.text)
+            return GenerationEnd(end.reason, _usage(end), end.text, end.reasoning, end.calls)
         case DeliverError(code=code, text=text, retry_after_s=retry_after_s):
             raise RequestError(code, text, ExitCode.INTERNAL, retry_after_s)
 
@@ -100,4 +110,5 @@ def _usage(end: Finished) -> Usage:
         cached_tokens=end.cached_tokens,
         prefill_s=end.prefill_s,
         decode_s=end.decode_s,
+        reasoning_tokens=end.reasoning_tokens,
     )

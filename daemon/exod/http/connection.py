@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from exod.errors import RequestError
-from exod.http.openai_answers import error_object
+from exod.http.dialects.openai_answers import error_object
 
 HEAD_DEADLINE_S: Final = 10.0
 """For the first byte, for a whole head, and for the rest of a body that was refused. A browser that opens a

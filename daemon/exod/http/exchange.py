@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from exod.errors import RequestError
-from exod.http.openai_answers import error_object, sse, status_of
+from exod.http.dialects.openai_answers import error_object, sse, status_of
 
 RETRY_AFTER_S: Final = 2
 """Most of what answers 503 (a mesh that forms) is over after a second or two; what takes longer says so itself."""
@@ -45,7 +45,7 @@ class JsonResponse(Response):
 def error_response(error: RequestError) -> Response:
     status = status_of(error)
     retry_after_s = RETRY_AFTER_S if error.retry_after_s is None else math.ceil(error.retry_after_s)
-    headers = {"retry-after": str(retry_after_s)} if status == 503 else {}
+    headers = {"retry-after": str(retry_after_s)} if status in (429, 503) else {}
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     return JsonResponse(error_object(error), status, headers)

@@ -1,8 +1,8 @@
-"""`POST /v1/chat/completions` and `POST /v1/completions`: from a body to a stream of tokens.
+"""The endpoints that generate: from a body to a stream of tokens, in any dialect.
 
-Decides how many generations this node takes at once, when a quiet stream gets a keep-alive comment, and that a
-client which left ends its generation. What a body may say is in `openai_requests.py`, how an answer looks in
-`openai_answers.py`, where it is computed is the daemon's.
+Decides how many requests this node takes at once, when a quiet stream is kept alive, and that a client which left
+ends its generations. What a body may say and how an answer looks is the dialect's, where it is computed the
+daemon's.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ import structlog
 from starlette.types import Receive, Scope, Send
 
 from exod.daemon_api import stream_keepalive
-from exod.daemon_api.interface import DaemonCommands, GenerationDelta, GenerationEnd, KeepAlive, TextDelta
+from exod.daemon_api.interface import DaemonCommands, GenerationDelta, GenerationEnd, KeepAlive
 from exod.daemon_api.resolve_names import check_model
 from exod.errors import ExitCode, RequestError
 from exod.http.body import BodyReader
+from exod.http.dialects.ask import Ask
+from exod.http.dialects.choices import together
+from exod.http.dialects.openai_answers import Answer
 from exod.http.exchange import ClientGoneError, Reply, StoppedError, headers_of, unless_over
 from exod.http.metrics import HttpMetrics
-from exod.http.openai_answers import SSE_DONE, AnswerShape, sse, sse_comment
-from exod.http.openai_requests import Ask
 
 MAX_GENERATIONS: Final = 64
 """Requests that may be under way or queued through this node: far more than one pipeline serves well, few
@@ -70,8 +71,17 @@ def shutting_down() -> RequestError:
     )
 
 
+class Dialect(msgspec.Struct, frozen=True):
+    """How one endpoint's requests are read and its answers look."""
+
+    read: Callable[[bytes], Ask]
+    answer: Callable[[Ask, str, int], Answer]
+    """From a request, the model's name and the time (Unix seconds)."""
+
+
 class GenerationEndpoint:
-    """One of the two endpoints, which share `bodies` and `slots`; `stop` ends what still runs, with an error."""
+    """One of the endpoints that generate, which share `bodies` and `slots`; `stop` ends what still runs, with
+    an error."""
 
     def __init__(
         self,
@@ -80,22 +90,19 @@ class GenerationEndpoint:
         bodies: BodyReader,
         slots: Slots,
         stop: asyncio.Event,
-        read: Callable[[bytes], Ask],
-        *,
-        chat: bool,
+        dialect: Dialect,
     ) -> None:
         self._commands = commands
         self._metrics = metrics
         self._bodies = bodies
         self._slots = slots
         self._stop = stop
-        self._read = read
-        self._chat = chat
+        self._dialect = dialect
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         reply = Reply(send)
         try:
-            ask = await self._bodies.read(headers_of(scope), receive, self._read)
+            ask = await self._bodies.read(headers_of(scope), receive, self._dialect.read)
             model = check_model(ask.model, self._commands)
             with self._slots.take():  # not before: a slow body holds no slot
                 last = await unless_over(self._answer(ask, model, reply), receive, self._stop)
@@ -114,57 +121,48 @@ class GenerationEndpoint:
 
     async def _answer(self, ask: Ask, model: str, reply: Reply) -> bytes:
         """Sends what comes before the end, and returns what the answer ends with."""
-        request = ask.generation
-        shape = AnswerShape(
-            chat=self._chat,
-            request_id=request.request_id,
-            model=model,
-            created=int(time.time()),
-            logprobs=request.sampling.logprobs >= 0,
-        )
-        async with aclosing(self._metrics.timed(self._commands.generate(request))) as deltas:
+        answer = self._dialect.answer(ask, model, int(time.time()))
+        sources = [self._metrics.timed(self._commands.generate(request)) for request in ask.generations]
+        async with aclosing(together(sources)) as deltas:
             if ask.stream:
-                return await _stream(deltas, shape, reply, include_usage=ask.include_usage)
-            return await _collect(deltas, shape)
+                return await _stream(deltas, answer, reply)
+            return await _collect(deltas, answer)
 
 
-Deltas = AsyncGenerator[GenerationDelta, None]
+Deltas = AsyncGenerator[tuple[int, GenerationDelta], None]
 
 
-async def _stream(deltas: Deltas, shape: AnswerShape, reply: Reply, *, include_usage: bool) -> bytes:
+async def _stream(deltas: Deltas, answer: Answer, reply: Reply) -> bytes:
     """Events as the deltas come. Until the first text, or for a while, a refusal can still be a status."""
     begin_anyway_at = time.monotonic() + stream_keepalive.KEEP_ALIVE_S
-    opened = False
-    async for delta in deltas:
-        if isinstance(delta, TextDelta | GenerationEnd) and not opened:
-            opened = True
-            first = shape.first_chunk()
-            if first is not None:
-                await reply.event(sse(first))
-        match delta:
-            case TextDelta():
-                if delta.text or delta.logprob is not None:
-                    await reply.event(sse(shape.text_chunk(delta)))
-            case GenerationEnd():
-                _refuse_cancelled(delta)
-                usage = sse(shape.usage_chunk(delta.usage)) if include_usage else b""
-                return sse(shape.last_chunk(delta.text, delta.finish_reason)) + usage + SSE_DONE
-            case KeepAlive(text=text):
-                if reply.begun or time.monotonic() >= begin_anyway_at:
-                    await reply.event(sse_comment(text or "keep-alive"))
+    begun = False
+    async for at, delta in deltas:
+        if isinstance(delta, KeepAlive):
+            if begun or time.monotonic() >= begin_anyway_at:
+                await reply.event((b"" if begun else answer.begin()) + answer.pause())
+                begun = True
+            continue
+        if isinstance(delta, GenerationEnd):
+            _refuse_cancelled(delta)
+        data = (b"" if begun else answer.begin()) + answer.take(at, delta)
+        begun = True
+        if all(choice.end is not None for choice in answer.choices):
+            return data + answer.close()
+        if data:
+            await reply.event(data)
     raise _without_end()
 
 
-async def _collect(deltas: Deltas, shape: AnswerShape) -> bytes:
+async def _collect(deltas: Deltas, answer: Answer) -> bytes:
     """The whole answer at once."""
-    tokens: list[TextDelta] = []
-    async for delta in deltas:
-        if isinstance(delta, TextDelta):
-            tokens.append(delta)
-        elif isinstance(delta, GenerationEnd):
+    async for at, delta in deltas:
+        if isinstance(delta, KeepAlive):
+            continue
+        if isinstance(delta, GenerationEnd):
             _refuse_cancelled(delta)
-            text = "".join(token.text for token in tokens) + delta.text
-            return msgspec.json.encode(shape.whole(text, tokens, delta.finish_reason, delta.usage))
+        answer.choices[at].take(delta)
+        if all(choice.end is not None for choice in answer.choices):
+            return msgspec.json.encode(answer.whole())
     raise _without_end()
 
 

@@ -27,6 +27,15 @@ from exod.daemon_api.shapes import flat_event
 from exod.daemon_api.stream_keepalive import paced
 from exod.errors import ExitCode, RequestError
 from exod.http.body import BodyReader
+from exod.http.dialects.fields import FieldError
+from exod.http.dialects.openai_answers import (
+    ChatAnswer,
+    CompletionAnswer,
+    error_object,
+    models_object,
+    sse_comment,
+)
+from exod.http.dialects.openai_requests import read_chat, read_completion
 from exod.http.exchange import (
     ClientGoneError,
     JsonResponse,
@@ -35,11 +44,9 @@ from exod.http.exchange import (
     error_response,
     unless_over,
 )
-from exod.http.generation import GenerationEndpoint, Slots, shutting_down
+from exod.http.generation import Dialect, GenerationEndpoint, Slots, shutting_down
 from exod.http.live_view import LiveView
 from exod.http.metrics import CONTENT_TYPE, HttpMetrics
-from exod.http.openai_answers import error_object, models_object, sse_comment
-from exod.http.openai_requests import FieldError, read_chat, read_completion
 from exod.http.page_actions import ACTIONS, Actions
 from exod.http.page_files import PageFiles
 from exod.model import Event
@@ -74,8 +81,9 @@ def application(
 ) -> Starlette:
     """All routes. `leaving` ends event streams, `last_call` ends generations; `actions` lets the page act."""
     asks = _Asks(commands, metrics)
-    chat = GenerationEndpoint(commands, metrics, bodies, generations, last_call, read_chat, chat=True)
-    completions = GenerationEndpoint(commands, metrics, bodies, generations, last_call, read_completion, chat=False)
+    shared = (commands, metrics, bodies, generations, last_call)
+    chat = GenerationEndpoint(*shared, Dialect(read_chat, ChatAnswer))
+    completions = GenerationEndpoint(*shared, Dialect(read_completion, CompletionAnswer))
     routes = [
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),

@@ -381,7 +381,7 @@ class Generations:
             holding = None  # its memory is free before the new caches need it
             holding = Holding(generation.order, self._model.stage.new_caches())
         self._holding = holding
-        sampler = Sampler(generation.request.sampling, self._model.summary.vocab_size)
+        sampler = Sampler(generation.request.sampling, self._model.summary.vocab_size, generation.given)
         issued = min(resumption.starts)
         self._work = Work(generation, sampler, holding, resumption, issued)
         self._pace.opened(len(generation.tokens))

@@ -1,18 +1,23 @@
 """One request as a rank knows it: its tokens, its text so far, and what the daemon is told of it.
 
-Decides: when an answer is finished, from its tokens alone, so that every rank finds the same. No MLX.
-Called by generation.py.
+Decides: when an answer is finished, from its tokens alone, so that every rank finds the same. Where the prompt is
+to be scored, its tokens from the second on are the answer's first, and only what comes after them is a real answer.
+No MLX.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from exoengine.model.text import PromptError, TextStream, Tokenizer
-from exoengine.protocol import Finished, FromWorker, GenerationRequest, RequestFailed, TokenOut
+from exoengine.model.answer_text import TextStep
+from exoengine.model.chat_prompt import PromptError
+from exoengine.protocol import Finished, FromWorker, GenerationRequest, LikelyToken, RequestFailed, TokenOut
 from exoengine.ring.pass_log import Course
 from exoengine.ring.step_messages import NO_LIKELIHOOD, Likelihood
+
+if TYPE_CHECKING:
+    from exoengine.model.text import Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -22,10 +27,14 @@ class Generation:
 
     def __init__(
         self, order: int, request: GenerationRequest, prompt: list[int], max_context_tokens: int,
-        tokenizer: Tokenizer, emit: Callable[[FromWorker], None],
+        tokenizer: Tokenizer, emit: Callable[[FromWorker], None], thinks: bool = False,
     ) -> None:  # fmt: skip
-        self.order, self.request, self.prompt = order, request, prompt
-        self.max_tokens = min(request.max_tokens, max_context_tokens - len(prompt))
+        """`thinks`: the prompt has opened the model's reasoning."""
+        self.order, self.request = order, request
+        self.prompt = prompt[:1] if request.scores_prompt else prompt
+        self.given = prompt[len(self.prompt) :]
+        """The answer's first tokens, which are not drawn: those of a prompt that is scored."""
+        self.max_tokens = min(request.max_tokens, max_context_tokens - len(prompt)) + len(self.given)
         self.tokens: list[int] = []
         self.likelihoods: list[Likelihood] = []
         """Of each token, where the request asks for them."""
@@ -39,9 +48,10 @@ class Generation:
         self.decode_s = 0.0
         self._tokenizer = tokenizer
         self._emit = emit
-        self._text = TextStream(tokenizer, request.stop)
+        self._text = tokenizer.answer_text(request, thinks)
+        self._given_text = tokenizer.pieces.decoder(keep_first_space=False)
         if self.max_tokens <= 0:
-            self._finish("length", "")
+            self._finish("length", TextStep(""))
 
     @property
     def length(self) -> int:
@@ -70,38 +80,65 @@ class Generation:
         self.tokens.append(token)
         if self.request.sampling.logprobs >= 0:
             self.likelihoods.append(likelihood)
-        if token in self._tokenizer.eos:
-            self._emit(self._token_out(index, token, "", likelihood))
-            self._finish("stop", self._text.finish().text)
-            return
+        if index < len(self.given):
+            self._add_given(index, token, likelihood)
+        elif token in self._tokenizer.eos:
+            self._emit(self._token_out(index, token, TextStep("", shows=False), likelihood))
+            self._finish("stop", self._text.finish(cut=False))
+        else:
+            self._add_text(index, token, likelihood)
+
+    def _add_given(self, index: int, token: int, likelihood: Likelihood) -> None:
+        """One of the prompt's own tokens, and with the first of them the prompt's very first."""
+        first = self._given_text.add(self.prompt[0]) if index == 0 else ""
+        self._emit(self._token_out(index, token, TextStep(first + self._given_text.add(token)), likelihood))
+        if len(self.tokens) >= self.max_tokens:
+            self._finish("length", TextStep(""))
+
+    def _add_text(self, index: int, token: int, likelihood: Likelihood) -> None:
         step = self._text.add(token)
-        self._emit(self._token_out(index, token, step.text, likelihood))
+        self._emit(self._token_out(index, token, step, likelihood))
         if step.stopped:
-            self._finish("stop", "")
+            self._finish("stop", TextStep(""))
         elif len(self.tokens) >= self.max_tokens:
-            last = self._text.finish()
-            self._finish("stop" if last.stopped else "length", last.text)
+            last = self._text.finish(cut=True)
+            self._finish("stop" if last.stopped else "length", last)
 
     def cancel(self) -> None:
         if self.finished is None:
-            self._finish("cancelled", self._text.finish().text)
+            self._finish("cancelled", self._text.finish(cut=True))
 
-    def _token_out(self, index: int, token: int, text: str, likelihood: Likelihood) -> TokenOut:
-        top = tuple((self._tokenizer.token_text(other), logprob) for other, logprob in likelihood.top)
-        return TokenOut(self.request.request_id, index, token, text, likelihood.logprob, top)
+    def _token_out(self, index: int, token: int, step: TextStep, likelihood: Likelihood) -> TokenOut:
+        piece = self._tokenizer.pieces.piece
+        top: tuple[LikelyToken, ...] = tuple((other, logprob, piece(other)) for other, logprob in likelihood.top)
+        return TokenOut(
+            request_id=self.request.request_id,
+            index=index,
+            token=token,
+            text=step.text,
+            logprob=likelihood.logprob,
+            top_logprobs=top,
+            piece=piece(token) if step.shows else b"",
+            head=piece(self.prompt[0]) if index == 0 and self.given else b"",
+            reasoning=step.reasoning,
+            calls=step.calls,
+        )
 
-    def _finish(self, reason: FinishReason, text: str) -> None:
+    def _finish(self, reason: FinishReason, last: TextStep) -> None:
         self.finished = reason
         self._emit(
             Finished(
                 request_id=self.request.request_id,
                 reason=reason,
-                text=text,
-                prompt_tokens=len(self.prompt),
+                text=last.text,
+                prompt_tokens=len(self.prompt) + len(self.given),
                 cached_tokens=self.cached_tokens,
-                completion_tokens=len(self.tokens),
+                completion_tokens=max(0, len(self.tokens) - len(self.given)),
                 prefill_s=self.prefill_s,
                 decode_s=self.decode_s,
+                reasoning=last.reasoning,
+                calls=last.calls,
+                reasoning_tokens=self._text.thought_tokens,
             )
         )
 
@@ -113,10 +150,10 @@ def accept(
     """Every rank comes to the same verdict, before anything is computed."""
     if (request.messages is None) == (request.prompt is None):
         return RequestFailed(request.request_id, "bad_request", "exactly one of messages and prompt must be set")
-    if request.max_tokens < 1:
+    if request.max_tokens < (0 if request.scores_prompt else 1):
         return RequestFailed(request.request_id, "bad_request", "max_tokens must be at least 1")
     try:
-        prompt = tokenizer.prompt_tokens(request)
+        prompt, thinks = tokenizer.prompt(request)
     except PromptError as error:
         return RequestFailed(request.request_id, error.code, str(error))
     if not prompt:
@@ -133,6 +170,6 @@ def accept(
             f"the prompt has {len(prompt)} tokens; with room for an answer at most {max_context_tokens - 1} of the"
             f" context of {max_context_tokens} are allowed",
         )
-    generation = Generation(order, request, prompt, max_context_tokens, tokenizer, emit)
+    generation = Generation(order, request, prompt, max_context_tokens, tokenizer, emit, thinks)
     generation.adopt(tokens)
     return generation

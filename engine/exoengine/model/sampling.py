@@ -6,7 +6,7 @@ never evaluates. Called by pipeline.py on the last stage.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import mlx.core as mx
@@ -38,9 +38,21 @@ def _splitmix64(value: int) -> int:
 
 
 class Sampler:
-    """Draws the tokens of one request."""
+    """Draws the tokens of one request.
 
-    def __init__(self, sampling: Sampling, vocab_size: int) -> None:
+    The first tokens may be `given`: they are not drawn, and have the probability that the model gives them. `mask`
+    gives for the answer's token of an index what is added to its logits, (vocabulary,): 0, or minus infinity for
+    what must not come; None where everything may.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        vocab_size: int,
+        given: Sequence[int] = (),
+        mask: Callable[[int], Any] | None = None,
+    ) -> None:
+        self._given, self._mask = given, mask
         self._sampling = sampling
         self._vocab_size = vocab_size
         self._processors = make_logits_processors(
@@ -57,12 +69,18 @@ class Sampler:
         """Builds the draw of token `step`: `logits` (1, vocabulary), `history` the prompt and all tokens so far.
         Gives the token (1,) int and the log probabilities (1, vocabulary), neither evaluated.
         """
+        if step < len(self._given):
+            logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+            return mx.array([self._given[step]]), logprobs
         if self._processors:
             # No penalty looks further back than this.
             reach = max(self._sampling.repetition_context_tokens, PENALTY_CONTEXT_TOKENS)
             recent = mx.array(list(history[-reach:]))
             for processor in self._processors:
                 logits = processor(recent, logits)
+        allowed = self._mask(step) if self._mask is not None else None
+        if allowed is not None:
+            logits = logits + allowed
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         if self._sampling.temperature == 0:
             return mx.argmax(logprobs, axis=-1), logprobs

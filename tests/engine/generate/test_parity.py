@@ -121,7 +121,7 @@ def test_log_probabilities_reach_every_rank(trio: Cluster, llama: Path) -> None:
         assert isinstance(answer, Answer)
         for out in answer.outs:
             assert len(out.top_logprobs) == 3
-            assert out.logprob == out.top_logprobs[0][1] == max(value for _, value in out.top_logprobs)
+            assert out.logprob == out.top_logprobs[0][1] == max(value for _, value, _ in out.top_logprobs)
 
 
 def test_requests_are_served_in_their_order(trio: Cluster, llama: Path) -> None:

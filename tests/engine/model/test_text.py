@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from exoengine.model.text import TextStream, Tokenizer
+from exoengine.model.text import Tokenizer
+from exoengine.protocol import GenerationRequest
 from tests.engine.models import write_tokenizer
 
 
@@ -19,16 +20,15 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 def streamed(tokenizer: Tokenizer, text: str, *stop: str) -> tuple[str, bool]:
-    stream = TextStream(tokenizer, stop)
-    from exoengine.protocol import GenerationRequest
-
+    request = GenerationRequest("q", 1, prompt=text, stop=stop)
+    stream = tokenizer.answer_text(request, thinks=False)
     shown = ""
-    for token in tokenizer.prompt_tokens(GenerationRequest("q", 1, prompt=text)):
+    for token in tokenizer.prompt_tokens(request):
         step = stream.add(token)
         shown += step.text
         if step.stopped:
             return shown, True
-    last = stream.finish()
+    last = stream.finish(cut=True)
     return shown + last.text, last.stopped
 
 

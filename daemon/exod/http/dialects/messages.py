@@ -1,0 +1,211 @@
+"""Reads the messages, the tools and the wished form of an answer, as OpenAI's chat has them.
+
+Decides what a message may hold: texts, calls and their results; what the model thought in earlier turns is dropped.
+What this server cannot read (an image, a tool that is no function) is a FieldError that names its place, because an
+answer that silently ignores it would be a wrong one. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, Literal
+
+import msgspec
+
+from exod.http.dialects.fields import FieldError
+from exod.http.dialects.schema_check import check_schema
+from exoengine.protocol import ChatMessage, Grammar, ToolCall, Tools
+
+TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text", "refusal"})
+DROPPED_PARTS: Final = frozenset({"thinking", "reasoning", "redacted_thinking", "reasoning_text", "summary_text"})
+
+MAX_TOOLS: Final = 512
+"""OpenAI allows 128; agents that gather the tools of several servers have more."""
+
+NAME: Final = re.compile(r"[a-zA-Z0-9_.:/-]{1,128}")
+"""OpenAI allows 64 letters, digits, _ and -; other servers' clients use dots, colons and slashes, too."""
+
+NO_TEMPLATE: Final[dict[str, Any]] = {}
+
+
+class Part(msgspec.Struct):
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class CalledFunction(msgspec.Struct):
+    name: str
+    arguments: str | dict[str, Any] | None = None
+
+
+class Called(msgspec.Struct):
+    function: CalledFunction
+    id: str | None = None
+
+
+class Message(msgspec.Struct):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[Part] | None = None
+    tool_calls: list[Called] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+class Function(msgspec.Struct):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct):
+    type: str = "function"
+    function: Function | None = None
+
+
+class NamedFunction(msgspec.Struct):
+    name: str
+
+
+class ToolChoice(msgspec.Struct):
+    type: str = "function"
+    function: NamedFunction | None = None
+    name: str | None = None
+
+
+class JsonSchema(msgspec.Struct):
+    schema: dict[str, Any] | bool | None = None
+    name: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct):
+    type: str
+    json_schema: JsonSchema | None = None
+    schema: dict[str, Any] | None = None
+
+
+def read_messages(messages: list[Message], place: str = "messages") -> tuple[ChatMessage, ...]:
+    return tuple(_message(message, f"{place}[{at}]") for at, message in enumerate(messages))
+
+
+def _message(message: Message, place: str) -> ChatMessage:
+    role = {"developer": "system", "function": "tool"}.get(message.role, message.role)
+    calls = tuple(_called(call, at) for at, call in enumerate(message.tool_calls or ()))
+    content = message.content
+    if content is None and role == "assistant":
+        content = ""
+    text = read_content(content, f"{place}.content")
+    return ChatMessage(role, text, calls if role == "assistant" else (), message.tool_call_id or message.name or "")
+
+
+def _called(call: Called, at: int) -> ToolCall:
+    arguments = call.function.arguments
+    if not isinstance(arguments, str):
+        arguments = msgspec.json.encode(arguments or {}).decode()
+    return ToolCall(call.id or f"call_{at}", call.function.name, arguments)
+
+
+def read_content(content: str | list[Part] | None, place: str) -> str:
+    """A message's text, whole or in parts."""
+    if isinstance(content, str):
+        return content
+    if content is None:
+        raise FieldError(place, "a message needs a text")
+    texts = []
+    for at, part in enumerate(content):
+        if part.type in DROPPED_PARTS:
+            continue
+        if part.type not in TEXT_PARTS:
+            raise FieldError(
+                f"{place}[{at}].type", f"only text is supported, not {part.type[:40]}", "unsupported_value"
+            )
+        text = part.refusal if part.type == "refusal" and part.text is None else part.text
+        if text is None:
+            raise FieldError(f"{place}[{at}].text", "is missing")
+        texts.append(text)
+    return "".join(texts)
+
+
+def read_tools(tools: list[Tool] | None, choice: str | ToolChoice | None, parallel: bool | None) -> Tools | None:
+    """What the model is told of; None where it shall call nothing."""
+    functions = [_function(tool, f"tools[{at}]") for at, tool in enumerate(tools or ())]
+    if len(functions) > MAX_TOOLS:
+        raise FieldError("tools", f"expected at most {MAX_TOOLS}")
+    return tools_of(functions, choice, parallel)
+
+
+def _function(tool: Tool, place: str) -> Function:
+    if tool.type != "function":
+        raise FieldError(f"{place}.type", f"only function is supported, not {tool.type[:40]}", "unsupported_value")
+    if tool.function is None:
+        raise FieldError(f"{place}.function", "is missing")
+    return tool.function
+
+
+def tools_of(functions: list[Function], choice: str | ToolChoice | None, parallel: bool | None) -> Tools | None:
+    for at, function in enumerate(functions):
+        if not NAME.fullmatch(function.name):
+            raise FieldError(f"tools[{at}].function.name", "expected 1 to 128 letters, digits, or _ . : / -")
+    wish, name = _choice(choice)
+    if not functions:
+        if wish in ("required", "named"):
+            raise FieldError("tool_choice", "there are no tools to choose from")
+        return None
+    if name and name not in [function.name for function in functions]:
+        raise FieldError("tool_choice.function.name", f"there is no tool called '{name[:64]}'")
+    if wish == "none":
+        return None
+    specs = [{"type": "function", "function": _spec(function)} for function in functions]
+    text = msgspec.json.encode(specs).decode()
+    return Tools(text, wish, name, parallel is not False)
+
+
+def _spec(function: Function) -> dict[str, Any]:
+    spec: dict[str, Any] = {"name": function.name}
+    if function.description is not None:
+        spec["description"] = function.description
+    spec["parameters"] = function.parameters or {"type": "object", "properties": {}}
+    return spec
+
+
+Wish = Literal["auto", "none", "required", "named"]
+
+
+def _choice(choice: str | ToolChoice | None) -> tuple[Any, str]:
+    if choice is None:
+        return "auto", ""
+    if isinstance(choice, str):
+        wish = {"any": "required"}.get(choice, choice)
+        if wish not in ("auto", "none", "required"):
+            raise FieldError("tool_choice", 'expected "auto", "none", "required", or a function')
+        return wish, ""
+    if choice.type in ("auto", "none", "required", "any"):
+        return {"any": "required"}.get(choice.type, choice.type), ""
+    name = choice.function.name if choice.function is not None else choice.name
+    if choice.type not in ("function", "tool") or not name:
+        raise FieldError("tool_choice", "expected a function with its name")
+    return "named", name
+
+
+def read_format(wished: ResponseFormat | None, place: str = "response_format") -> Grammar | None:
+    """The grammar that an answer must follow. Raises FieldError with the place in a schema that cannot be met."""
+    if wished is None or wished.type == "text":
+        return None
+    if wished.type == "json_object":
+        if wished.schema is None:
+            return Grammar("json_object")
+        return grammar_of(wished.schema, f"{place}.schema")
+    if wished.type != "json_schema":
+        raise FieldError(f"{place}.type", 'expected "text", "json_object" or "json_schema"', "unsupported_value")
+    inner = wished.json_schema
+    if inner is None or inner.schema is None:
+        raise FieldError(f"{place}.json_schema.schema", "is missing")
+    return grammar_of(inner.schema, f"{place}.json_schema.schema")
+
+
+def grammar_of(schema: dict[str, Any] | bool, place: str) -> Grammar:
+    text = msgspec.json.encode(schema).decode()
+    check_schema(schema, text, place)
+    return Grammar("json_schema", text)

@@ -1,0 +1,324 @@
+"""OpenAI's shapes of answers: chunks, whole answers, usage, models, and the error object with its HTTP status.
+
+Decides only shapes: which field holds what, and which stable `code` means which status. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from exod.daemon_api.interface import GenerationEnd, TextDelta, Usage
+from exod.errors import ExitCode, RequestError
+from exod.http.dialects.ask import Ask
+from exod.http.dialects.choices import Choice, usage_of
+from exod.http.dialects.fields import FieldError
+from exoengine.protocol import CLIENT_FAULTS, CallDelta, ToolCall
+
+STATUS_OF_CODE: Final[dict[str, int]] = {
+    "invalid_api_key": 401,
+    "host_refused": 403,
+    "origin_refused": 403,
+    "commands_off": 403,
+    "not_found": 404,
+    "model_not_found": 404,
+    "method_not_allowed": 405,
+    "body_timeout": 408,
+    "head_timeout": 408,
+    "body_too_large": 413,
+    "unsupported_media_type": 415,
+    "invalid_value": 400,
+    **dict.fromkeys(CLIENT_FAULTS, 400),
+    "not_ready": 503,
+    "queue_full": 429,
+    "unavailable": 503,
+    "recovery_failed": 503,
+    "shutting_down": 503,
+    "cancelled": 503,
+    "internal_error": 500,
+}
+
+STATUS_OF_EXIT: Final[dict[ExitCode, int]] = {
+    ExitCode.USAGE: 400,
+    ExitCode.DEGRADED: 503,
+    ExitCode.NO_PATH: 503,
+    ExitCode.TIMED_OUT: 503,
+}
+"""For codes that the table above does not name: what a command would end with says whose fault it is."""
+
+
+def status_of(error: RequestError) -> int:
+    return STATUS_OF_CODE.get(error.code, STATUS_OF_EXIT.get(error.exit_code, 500))
+
+
+def error_object(error: RequestError) -> dict[str, Any]:
+    """OpenAI's error object: `{"error": {"message", "type", "param", "code"}}`."""
+    status = status_of(error)
+    kinds = {401: "authentication_error", 429: "rate_limit_error"}
+    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
+    param = error.param or None if isinstance(error, FieldError) else None
+    if error.code == "model_not_found":
+        param = "model"
+    return {"error": {"message": error.text, "type": kind, "param": param, "code": error.code}}
+
+
+def usage_object(usage: Usage) -> dict[str, Any]:
+    counted: dict[str, Any] = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+    if usage.reasoning_tokens:
+        counted["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    return counted
+
+
+def models_object(names: list[str], created: int) -> dict[str, Any]:
+    data = [{"id": name, "object": "model", "created": created, "owned_by": "exod"} for name in names]
+    return {"object": "list", "data": data}
+
+
+class Answer:
+    """One request's answer in the making, with all its choices. Dialects differ in what it looks like."""
+
+    def __init__(self, ask: Ask, model: str, created: int) -> None:
+        self.ask, self.model, self.created = ask, model, created
+        echoes = ask.echoes or ("",) * len(ask.generations)
+        self.choices = [Choice(echo) for echo in echoes]
+
+    def take(self, at: int, delta: TextDelta | GenerationEnd) -> bytes:
+        """What a stream shows of one more token, or of the end, of choice `at`."""
+        self.choices[at].take(delta)
+        return self.ended(at, delta) if isinstance(delta, GenerationEnd) else self.added(at, delta)
+
+    @property
+    def usage(self) -> Usage:
+        prompts = {id(request.prompt) for request in self.ask.generations}
+        return usage_of(self.choices, len(prompts))
+
+    @property
+    def running(self) -> int:
+        """The first choice that has not ended."""
+        return next((at for at, choice in enumerate(self.choices) if choice.end is None), 0)
+
+    def begin(self) -> bytes:
+        """First in a stream."""
+        raise NotImplementedError
+
+    def added(self, at: int, delta: TextDelta) -> bytes:
+        raise NotImplementedError
+
+    def ended(self, at: int, end: GenerationEnd) -> bytes:
+        raise NotImplementedError
+
+    def close(self) -> bytes:
+        """Last in a stream."""
+        raise NotImplementedError
+
+    def pause(self) -> bytes:
+        """While nothing comes: something that every client understands and shows to nobody."""
+        raise NotImplementedError
+
+    def whole(self) -> dict[str, Any]:
+        """All of it at once."""
+        raise NotImplementedError
+
+
+class OpenAiAnswer(Answer):
+    """The two endpoints of OpenAI that stream chunks of choices, and end with [DONE]."""
+
+    chunk_kind: str
+    whole_kind: str
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.ask.request_id, "created": self.created, "model": self.model, "object": kind}
+
+    @property
+    def _wants_logprobs(self) -> bool:
+        return self.ask.generations[0].sampling.logprobs >= 0
+
+    def _chunk(self, at: int, content: dict[str, Any], logprobs: Any = None, reason: str | None = None) -> bytes:
+        choice = {"index": at, **content, "logprobs": logprobs, "finish_reason": reason}
+        return sse({**self._head(self.chunk_kind), "choices": [choice]})
+
+    def close(self) -> bytes:
+        if not self.ask.include_usage:
+            return SSE_DONE
+        usage = {**self._head(self.chunk_kind), "choices": [], "usage": usage_object(self.usage)}
+        return sse(usage) + SSE_DONE
+
+    def whole(self) -> dict[str, Any]:
+        choices = [self._whole_choice(at, choice) for at, choice in enumerate(self.choices)]
+        return {**self._head(self.whole_kind), "choices": choices, "usage": usage_object(self.usage)}
+
+    def _whole_choice(self, at: int, choice: Choice) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class ChatAnswer(OpenAiAnswer):
+    chunk_kind = "chat.completion.chunk"
+    whole_kind = "chat.completion"
+
+    def begin(self) -> bytes:
+        """A chat begins with the role."""
+        first = {"delta": {"role": "assistant", "content": ""}}
+        return b"".join(self._chunk(at, first) for at in range(len(self.choices)))
+
+    def added(self, at: int, delta: TextDelta) -> bytes:
+        logprobs = {"content": [_chat_logprob(delta)]} if self._wants_logprobs and delta.piece else None
+        content = _chat_delta(delta)
+        return self._chunk(at, {"delta": content}, logprobs) if content or logprobs else b""
+
+    def ended(self, at: int, end: GenerationEnd) -> bytes:
+        return self._chunk(at, {"delta": _chat_delta(end)}, None, self._reason(self.choices[at]))
+
+    def pause(self) -> bytes:
+        return self._chunk(self.running, {"delta": {}})
+
+    def _whole_choice(self, at: int, choice: Choice) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": choice.text}
+        if choice.reasoning:
+            message["reasoning_content"] = choice.reasoning
+        if choice.calls:
+            message["content"] = choice.text or None
+            message["tool_calls"] = [call_object(call) for call in choice.calls]
+        logprobs = {"content": [_chat_logprob(token) for token in choice.tokens if token.piece]}
+        return {
+            "index": at,
+            "logprobs": logprobs if self._wants_logprobs else None,
+            "finish_reason": self._reason(choice),
+            "message": message,
+        }
+
+    @staticmethod
+    def _reason(choice: Choice) -> str:
+        assert choice.end is not None
+        called = choice.calls and choice.end.finish_reason == "stop"
+        return "tool_calls" if called else choice.end.finish_reason
+
+
+def _chat_delta(delta: TextDelta | GenerationEnd) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    if delta.text:
+        content["content"] = delta.text
+    if delta.reasoning:
+        content["reasoning_content"] = delta.reasoning
+    if delta.calls:
+        content["tool_calls"] = [_call_delta(call) for call in delta.calls]
+    return content
+
+
+def _call_delta(call: CallDelta) -> dict[str, Any]:
+    if call.id:
+        function = {"name": call.name, "arguments": call.arguments}
+        return {"index": call.index, "id": call.id, "type": "function", "function": function}
+    return {"index": call.index, "function": {"arguments": call.arguments}}
+
+
+def call_object(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+class CompletionAnswer(OpenAiAnswer):
+    chunk_kind = whole_kind = "text_completion"
+
+    def __init__(self, ask: Ask, model: str, created: int) -> None:
+        super().__init__(ask, model, created)
+        self._shown = [0] * len(self.choices)
+        """How many characters of each choice's text came already."""
+
+    def begin(self) -> bytes:
+        return b"".join(self._text(at, choice.text) for at, choice in enumerate(self.choices) if choice.text)
+
+    def added(self, at: int, delta: TextDelta) -> bytes:
+        if not delta.text and not (self._wants_logprobs and delta.piece):
+            return b""
+        logprobs = completion_logprobs([delta], self._shown[at]) if self._wants_logprobs and delta.piece else None
+        return self._text(at, delta.text, logprobs)
+
+    def ended(self, at: int, end: GenerationEnd) -> bytes:
+        return self._text(at, end.text, None, end.finish_reason)
+
+    def pause(self) -> bytes:
+        return self._text(self.running, "")
+
+    def _text(self, at: int, text: str, logprobs: Any = None, reason: str | None = None) -> bytes:
+        self._shown[at] += len(text)
+        return self._chunk(at, {"text": text}, logprobs, reason)
+
+    def _whole_choice(self, at: int, choice: Choice) -> dict[str, Any]:
+        assert choice.end is not None
+        return {
+            "index": at,
+            "logprobs": completion_logprobs(choice.tokens, 0) if self._wants_logprobs else None,
+            "finish_reason": choice.end.finish_reason,
+            "text": choice.text,
+        }
+
+
+# --- log probabilities --------------------------------------------------------------------------------------
+
+
+def token_name(piece: bytes) -> str:
+    """A token as text; one that is a part of a character by its bytes, as OpenAI writes them."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+
+
+def _chat_logprob(delta: TextDelta) -> dict[str, Any]:
+    top = [_token_logprob(piece, logprob) for _, logprob, piece in delta.top_logprobs]
+    return {**_token_logprob(delta.piece, delta.logprob), "top_logprobs": top}
+
+
+def _token_logprob(piece: bytes, logprob: float | None) -> dict[str, Any]:
+    return {"token": token_name(piece), "logprob": logprob, "bytes": list(piece)}
+
+
+def completion_logprobs(tokens: Sequence[TextDelta], offset: int) -> dict[str, Any]:
+    """The older shape: lists of the same length, and where in the text each token begins."""
+    names: list[str] = []
+    logprobs: list[float | None] = []
+    tops: list[dict[str, float] | None] = []
+    offsets: list[int] = []
+    for delta in tokens:
+        if delta.head:
+            names.append(token_name(delta.head))
+            logprobs.append(None)
+            tops.append(None)
+            offsets.append(offset)
+            offset += len(delta.head.decode(errors="ignore"))
+        names.append(token_name(delta.piece))
+        logprobs.append(delta.logprob)
+        tops.append(_top_names(delta))
+        offsets.append(offset)
+        offset += len(delta.text) - (len(delta.head.decode(errors="ignore")) if delta.head else 0)
+    return {"tokens": names, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets}
+
+
+def _top_names(delta: TextDelta) -> dict[str, float]:
+    """The likeliest tokens and the drawn one by their names; of two with one name the second by its number."""
+    drawn = (delta.token, delta.logprob if delta.logprob is not None else 0.0, delta.piece)
+    named: dict[str, float] = {}
+    for token, logprob, piece in dict.fromkeys([*delta.top_logprobs, drawn]):
+        name = token_name(piece)
+        named[f"token_id:{token}" if name in named else name] = logprob
+    return named
+
+
+def sse(value: Any) -> bytes:
+    """One server-sent event that holds `value` as JSON."""
+    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+
+
+SSE_DONE: Final = b"data: [DONE]\n\n"
+
+
+def sse_comment(text: str) -> bytes:
+    """A line that every client skips: it keeps the connection, and whatever is between, alive."""
+    return b": " + " ".join(text.split()).encode() + b"\n\n"

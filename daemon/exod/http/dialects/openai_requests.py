@@ -1,0 +1,197 @@
+"""Reads the bodies of `/v1/chat/completions` and `/v1/completions` into generations.
+
+Decides what is allowed: every wrong value is a FieldError that names the field, and so is a wish that cannot be
+met (images, text before a suffix), because an answer that silently ignores it would be a wrong answer. Fields that
+only other servers know are `fields.py`'s. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from exod.daemon_api.interface import DEFAULT_MODEL, MAX_TOKENS_LIMIT
+from exod.http.dialects.ask import (
+    Ask,
+    Choices,
+    SamplingBody,
+    Stops,
+    Tokens,
+    limit,
+    new_id,
+    read_sampling,
+    read_stops,
+    several,
+)
+from exod.http.dialects.fields import FieldError, read_fields
+from exod.http.dialects.messages import (
+    Message,
+    ResponseFormat,
+    Tool,
+    ToolChoice,
+    grammar_of,
+    read_format,
+    read_messages,
+    read_tools,
+)
+from exoengine.decoding import DecodingError, from_json
+from exoengine.protocol import GenerationRequest
+
+MAX_TEMPLATE_CHARS: Final = 16 * 1024
+"""Of `chat_template_kwargs`: switches and short texts."""
+
+
+class StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class SharedBody(SamplingBody, kw_only=True):
+    stream_options: StreamOptions | None = None
+    stop: Stops | None = None
+    n: Choices | None = None
+
+
+class ChatBody(SharedBody, kw_only=True):
+    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    functions: list[Any] | None = None
+    response_format: ResponseFormat | None = None
+    guided_json: dict[str, Any] | str | None = None
+    reasoning_effort: str | None = None
+    enable_thinking: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+    modalities: list[str] | None = None
+
+
+class CompletionBody(SharedBody, kw_only=True):
+    prompt: str | list[Any]
+    max_tokens: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS_LIMIT)] | None = None
+    max_completion_tokens: Tokens | None = None
+    logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+    guided_json: dict[str, Any] | str | None = None
+    response_format: ResponseFormat | None = None
+
+
+def read_chat(data: bytes) -> Ask:
+    """Raises RequestError (FieldError where a field is to blame)."""
+    body = read_fields(data, ChatBody)
+    if body.functions:
+        raise FieldError("functions", "was replaced by tools: send them there", "unsupported_value")
+    if body.modalities is not None and body.modalities != ["text"]:
+        raise FieldError("modalities", 'only ["text"] is supported', "unsupported_value")
+    if body.top_logprobs and not body.logprobs:
+        raise FieldError("top_logprobs", "needs logprobs = true")
+    messages = read_messages(body.messages)
+    continues = bool(body.continue_final_message) or body.add_generation_prompt is False
+    if continues and messages[-1].role != "assistant":
+        raise FieldError("continue_final_message", "the last message is not the assistant's")
+    tools = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
+    request = GenerationRequest(
+        request_id=new_id("chatcmpl"),
+        max_tokens=limit(body.max_completion_tokens, body.max_tokens),
+        messages=messages,
+        stop=read_stops(body.stop),
+        sampling=read_sampling(body, (body.top_logprobs or 0) if body.logprobs else -1),
+        tools=tools,
+        template=template_options(body.reasoning_effort, body.enable_thinking, body.chat_template_kwargs),
+        continues=continues,
+        grammar=_grammar(body),
+    )
+    return _ask(body, request, several(request, (None,), body.n or 1))
+
+
+def template_options(effort: str | None, thinks: bool | None, more: dict[str, Any] | None) -> str:
+    """What the model's template is given beside the messages, as JSON."""
+    options: dict[str, Any] = {}
+    if effort is not None:
+        options["reasoning_effort"] = effort
+        if effort == "none":
+            options["enable_thinking"] = False
+    if thinks is not None:
+        options["enable_thinking"] = thinks
+    text = msgspec.json.encode({**options, **(more or {})}).decode()
+    if len(text) > MAX_TEMPLATE_CHARS:
+        raise FieldError("chat_template_kwargs", f"expected at most {MAX_TEMPLATE_CHARS} characters")
+    return text
+
+
+def read_completion(data: bytes) -> Ask:
+    """Raises RequestError (FieldError where a field is to blame)."""
+    body = read_fields(data, CompletionBody)
+    if body.suffix:
+        raise FieldError("suffix", "text before a suffix is not supported", "unsupported_value")
+    n = body.n or 1
+    if body.best_of not in (None, n):
+        raise FieldError("best_of", "only as many as n are made", "unsupported_value")
+    logprobs = -1 if body.logprobs is None else body.logprobs
+    most = limit(body.max_completion_tokens, body.max_tokens)
+    if most == 0 and not body.echo:
+        raise FieldError("max_tokens", "expected int >= 1; 0 only with echo")
+    prompts = read_prompts(body.prompt)
+    scores = bool(body.echo) and (logprobs >= 0 or most == 0 or not all(isinstance(one, str) for one in prompts))
+    request = GenerationRequest(
+        request_id=new_id("cmpl"),
+        max_tokens=most,
+        stop=read_stops(body.stop),
+        sampling=read_sampling(body, logprobs),
+        grammar=_grammar(body),
+        scores_prompt=scores,
+    )
+    generations = several(request, prompts, n)
+    ask = _ask(body, request, generations)
+    if not body.echo or scores:
+        return ask
+    return msgspec.structs.replace(ask, echoes=tuple(str(one.prompt) for one in generations))
+
+
+def _grammar(body: ChatBody | CompletionBody) -> Any:
+    if body.response_format is not None or body.guided_json is None:
+        return read_format(body.response_format)
+    schema = body.guided_json
+    if isinstance(schema, str):
+        try:
+            schema = from_json(schema.encode(), dict[str, Any])
+        except DecodingError:
+            raise FieldError("guided_json", "expected a JSON schema") from None
+    return grammar_of(schema, "guided_json")
+
+
+def read_prompts(prompt: str | list[Any]) -> tuple[str | tuple[int, ...], ...]:
+    """A text, a list of token ids, or a list of several of either."""
+    match prompt:
+        case str():
+            return (prompt,)
+        case [_, *_] if _are_tokens(prompt):
+            return (tuple(prompt),)
+        case [_, *_] if all(isinstance(one, str) for one in prompt):
+            return tuple(prompt)
+        case [_, *_] if all(isinstance(one, list) and _are_tokens(one) for one in prompt):
+            return tuple(tuple(one) for one in prompt)
+    raise FieldError("prompt", "expected a text, or a list of token ids that are 0 or more, or several of either")
+
+
+def _are_tokens(items: list[Any]) -> bool:
+    return bool(items) and all(type(item) is int and 0 <= item < 2**31 for item in items)
+
+
+def _ask(body: SharedBody, request: GenerationRequest, generations: tuple[GenerationRequest, ...]) -> Ask:
+    options = body.stream_options
+    return Ask(
+        model=body.model or DEFAULT_MODEL,
+        stream=bool(body.stream),
+        generations=generations,
+        request_id=request.request_id,
+        include_usage=bool(options and options.include_usage),
+    )

@@ -1,0 +1,123 @@
+"""Tools, reasoning and forms of answers: what reaches the engine, and what a client sees of its deltas."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from exod.daemon_api.interface import GenerationEnd, TextDelta, Usage
+from exoengine.protocol import CallDelta, Grammar, ToolCall, Tools
+from tests.http.served import CHAT, count, data_of, served
+
+pytestmark = pytest.mark.anyio
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+CALLED = [
+    TextDelta(0, "", reasoning="It is"),
+    TextDelta(1, "", reasoning=" far."),
+    TextDelta(2, "Let me see."),
+    TextDelta(3, "", calls=(CallDelta(0, "", "call_1", "get_weather"), CallDelta(0, '{"city"'))),
+    TextDelta(4, "", calls=(CallDelta(0, ': "Oslo"}'), CallDelta(1, "{}", "call_2", "get_weather"))),
+    GenerationEnd("stop", Usage(20, 5, reasoning_tokens=2)),
+]
+
+
+async def test_calls_and_reasoning_come_whole() -> None:
+    async with served() as place:
+        place.daemon.script = CALLED
+        body = (await place.http.ask("POST", CHAT, count(1, 2, tools=[WEATHER]))).json
+        (request,) = place.daemon.requests
+    (choice,) = body["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["reasoning_content"] == "It is far."
+    assert choice["message"]["content"] == "Let me see."
+    assert [(call["id"], call["type"], call["function"]) for call in choice["message"]["tool_calls"]] == [
+        ("call_1", "function", {"name": "get_weather", "arguments": '{"city": "Oslo"}'}),
+        ("call_2", "function", {"name": "get_weather", "arguments": "{}"}),
+    ]
+    assert body["usage"]["completion_tokens_details"] == {"reasoning_tokens": 2}
+    assert request.tools is not None
+    assert json.loads(request.tools.specs) == [WEATHER]
+
+
+async def test_calls_and_reasoning_come_in_deltas() -> None:
+    async with served() as place:
+        place.daemon.script = CALLED
+        stream = await place.http.open("POST", CHAT, count(1, 2, tools=[WEATHER], stream=True))
+        deltas = [chunk["choices"][0] for chunk in data_of(await stream.events())]
+    assert "".join(one["delta"].get("reasoning_content", "") for one in deltas) == "It is far."
+    calls = [call for one in deltas for call in one["delta"].get("tool_calls", [])]
+    assert [call["id"] for call in calls if "id" in call] == ["call_1", "call_2"]
+    first = "".join(call["function"]["arguments"] for call in calls if call["index"] == 0)
+    assert first == '{"city": "Oslo"}'
+    assert deltas[-1]["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    ("change", "tools"),
+    [
+        ({}, ("auto", "", True)),
+        ({"tool_choice": "required", "parallel_tool_calls": False}, ("required", "", False)),
+        (
+            {"tool_choice": {"type": "function", "function": {"name": "get_weather"}}},
+            ("named", "get_weather", True),
+        ),
+        ({"tool_choice": "none"}, None),
+    ],
+)
+async def test_the_choice_of_tools_reaches_the_engine(change: dict[str, Any], tools: Any) -> None:
+    async with served() as place:
+        assert (await place.http.ask("POST", CHAT, count(1, 2, tools=[WEATHER], **change))).status == 200
+        told: Tools | None = place.daemon.requests[0].tools
+    assert (None if told is None else (told.choice, told.name, told.parallel)) == tools
+
+
+async def test_turns_with_tools_are_history() -> None:
+    called = {
+        "id": "call_9",
+        "type": "function",
+        "function": {"name": "get_weather", "arguments": '{"city":"Oslo"}'},
+    }
+    messages = [
+        {"role": "user", "content": "count from 1 to 2"},
+        {"role": "assistant", "content": None, "tool_calls": [called]},
+        {"role": "tool", "tool_call_id": "call_9", "content": "rain"},
+        {"role": "user", "content": "count from 3 to 4"},
+    ]
+    async with served() as place:
+        assert (await place.http.ask("POST", CHAT, {"messages": messages})).status == 200
+        sent = place.daemon.requests[0].messages or ()
+    assert sent[1].tool_calls == (ToolCall("call_9", "get_weather", '{"city":"Oslo"}'),)
+    assert (sent[2].role, sent[2].tool_call_id, sent[2].content) == ("tool", "call_9", "rain")
+
+
+async def test_what_the_template_is_told_reaches_the_engine() -> None:
+    body = count(1, 2, reasoning_effort="none", chat_template_kwargs={"enable_thinking": True, "x": 1})
+    async with served() as place:
+        assert (await place.http.ask("POST", CHAT, body)).status == 200
+        options = json.loads(place.daemon.requests[0].template)
+    assert options == {"reasoning_effort": "none", "enable_thinking": True, "x": 1}
+
+
+async def test_forms_of_answers_reach_the_engine() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": False}
+    async with served() as place:
+        for wished in (
+            {"type": "json_object"},
+            {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": schema}},
+            {"type": "text"},
+        ):
+            assert (await place.http.ask("POST", CHAT, count(1, 2, response_format=wished))).status == 200
+        first, second, third = (request.grammar for request in place.daemon.requests)
+    assert first == Grammar("json_object")
+    assert second is not None
+    assert json.loads(second.schema) == schema
+    assert third is None
