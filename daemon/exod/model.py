@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from enum import StrEnum
-from typing import Final, NewType
+from typing import Annotated, Final, NewType
 
 import msgspec
 
@@ -16,6 +16,12 @@ from exod.plain_text import printable
 
 MAX_SHOWN: Final = 1024
 """Characters of a text that a peer says about itself: the longest is a model's folder."""
+
+MAX_COUNTER: Final = 1 << 62
+"""Of incarnations and epoch numbers: milliseconds since 1970 for 146 million years. What is beyond is refused, for
+nobody could follow it: the counters have 8 bytes on the wire."""
+
+Counter = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNTER)]
 
 NodeId = NewType("NodeId", str)
 """16 lowercase hexadecimal digits."""
@@ -192,13 +198,13 @@ class Epoch(msgspec.Struct, frozen=True, order=True):
     coordinator's own, so that two lives of one coordinator never share an epoch.
     """
 
-    number: int
-    coordinator_incarnation: int
+    number: Counter
+    coordinator_incarnation: Counter
 
 
 class Member(msgspec.Struct, frozen=True, order=True):
     id: NodeId
-    incarnation: int
+    incarnation: Counter
 
 
 class LeftOut(msgspec.Struct, frozen=True):

@@ -24,7 +24,7 @@ from exod.core.base.mesh_messages import (
 from exod.core.cluster.ring_order import build_plan, plan_hash
 from exod.core.node import MAX_PEERS, NodeCore
 from exod.core.probe.datagram import Datagram, encode
-from exod.model import Epoch, Kind, Member, MeshPlan, MeshState, NodeId, NodeState, PathId, Selection
+from exod.model import MAX_COUNTER, Epoch, Kind, Member, MeshPlan, MeshState, NodeId, NodeState, PathId, Selection
 from tests.core.pair.cards import KEY, card
 
 ME, PEER = card(1, "bridge0=10.0.0.1/24", "en0=10.0.1.1/24"), card(2, "bridge0=10.0.0.2/24", "en0=10.0.1.2/24")
@@ -91,6 +91,39 @@ def test_what_is_not_accepted_is_named_and_changes_nothing(code: str, data: byte
     core = met()
     assert rejected(core.handle(arrival(data), 0.5)) == [code]
     assert core.view(0.5).nodes[1].state is NodeState.SUSPECT
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sender_incarnation": MAX_COUNTER + 1},
+        {"sender_incarnation": 2**64 - 1},
+        {"destination_incarnation": 2**64 - 1},
+        {"epoch_number": 2**64 - 1},
+        {"selection": Selection(2**63, 2**63, 1, PathId("10.0.0.1-10.0.0.2"))},
+    ],
+)
+def test_a_counter_that_nobody_could_follow_is_refused(changes: dict[str, object]) -> None:
+    core = met()
+    commands = core.handle(arrival(encode(datagram(**changes), KEY)), 0.5)
+    assert rejected(commands) == ["malformed"]
+    assert [command for command in commands if isinstance(command, events.RaiseIncarnation)] == []
+    assert rejected(core.handle(arrival(encode(datagram(), KEY)), 0.6)) == [], "the peer's next word is heard"
+
+
+def test_a_card_with_an_incarnation_that_nobody_could_follow_is_refused() -> None:
+    core = node()
+    for incarnation in (MAX_COUNTER + 1, 2**64 - 1):
+        core.handle(events.PeerCardReceived(msgspec.structs.replace(PEER, incarnation=incarnation)), 0.0)
+    assert len(core.view(0.1).nodes) == 1
+    core.handle(events.PeerCardReceived(PEER), 0.2)
+    assert len(core.view(0.3).nodes) == 2
+
+
+def test_a_plan_of_such_an_epoch_is_no_message() -> None:
+    for epoch in (Epoch(MAX_COUNTER + 1, 1), Epoch(1, 2**64 - 1)):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.msgpack.decode(msgspec.msgpack.encode(epoch), type=Epoch)
 
 
 def test_a_replay_is_named() -> None:

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from exod.errors import TrustError
 from exod.model import NodeId
 from exod.peers.trust import (
+    _mint,
     create_key,
     datagram_key,
     derive,
@@ -214,3 +215,14 @@ class _Presented:
 def test_a_certificate_that_names_no_node_is_refused(name: str) -> None:
     with pytest.raises(TrustError, match="names no node"):
         peer_id(_Presented(name))  # type: ignore[arg-type]
+
+
+def test_a_certificate_is_valid_whatever_the_clock_says() -> None:
+    """A Mac whose battery was flat begins in 1970, where some systems begin."""
+    from cryptography import x509
+
+    authority, leaf, _ = _mint(bytes(32), NodeId("1" * 16))
+    for pem in (authority.encode(), leaf):
+        certificate = x509.load_pem_x509_certificate(pem)
+        assert certificate.not_valid_before_utc.timestamp() == 0
+        assert certificate.not_valid_after_utc.year >= 2120

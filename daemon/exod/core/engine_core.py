@@ -21,6 +21,7 @@ from exod.core.engine import engine_events as events
 from exod.core.engine.client_requests import ClientCommand, ClientRequests
 from exod.core.engine.engine_events import EngineCommand, EngineInput, SendTo, StatusChanged, TellAll
 from exod.core.engine.engine_messages import (
+    UNKNOWN_ORIGIN,
     BeginRequest,
     Begun,
     CancelRequest,
@@ -72,6 +73,8 @@ class EngineCore:
         self.scheduler = Scheduler(me, incarnation)
         self.clients = ClientRequests(me, recovery_deadline_s)
         self._relay = Relay()
+        self._relays: set[NodeId] = set()
+        """Whose relayed outputs are taken."""
         self._ring_ports = RingPorts(ring_port)
         self.plan: MeshPlan | None = None
         self.suspended = ""
@@ -186,6 +189,16 @@ class EngineCore:
     def _coordinates(self, node: NodeId) -> bool:
         return self.plan is not None and self.plan.coordinator == node
 
+    def _is_origin(self, sender: NodeId, request_id: str) -> bool:
+        """Of a request that is known here: what others' clients ask is no other member's to end or to read."""
+        held = self.rank.requests.of_client(request_id)
+        known = self.scheduler.origins(request_id) | ({held.begin.origin} if held is not None else set())
+        return not known or sender in known or UNKNOWN_ORIGIN in known
+
+    def _may_cancel(self, sender: NodeId, request_id: str) -> bool:
+        """The coordinator passes on what an origin said."""
+        return self._coordinates(sender) or self._is_origin(sender, request_id)
+
     # --- inputs: the mesh -----------------------------------------------------------------------------------
 
     def _plan_committed(self, event: events.PlanCommitted, now: float) -> None:
@@ -197,6 +210,8 @@ class EngineCore:
         if before is None and (self._me not in plan.ring or not plan.model):
             self._commands.append(events.SweepWorkers())
         self.plan, self.suspended = plan, ""
+        # What the last plan's rank 0 sent may still be on its way.
+        self._relays = {known.ring[0] for known in (before, plan) if known is not None and known.ring}
         self._from_rank(self.rank.commit(plan, event.reason, now), now)
         if coordinates and not coordinated:
             begun = self.rank.requests.begun()
@@ -254,18 +269,18 @@ class EngineCore:
                 self._from_rank(self.rank.ended(order, now), now)
             case SubmitRequest() if message.origin == sender:
                 self._submitted(message, now)
-            case Queued(request_id=request_id):
+            case Queued(request_id=request_id) if self._coordinates(sender):
                 self.clients.queued(request_id, now)
-            case SubmitRefused():
+            case SubmitRefused() if self._coordinates(sender):
                 self._from_clients(self.clients.refused(message), now)
-            case CancelRequest(request_id=request_id):
+            case CancelRequest(request_id=request_id) if self._may_cancel(sender, request_id):
                 self.scheduler.cancel(request_id)
                 self._from_rank(self.rank.cancel(request_id), now)
-            case RelayAgain(request_id=request_id, token_count=token_count):
+            case RelayAgain(request_id=request_id, token_count=token_count) if self._is_origin(sender, request_id):
                 self.rank.requests.claim(request_id, sender)
-                for relayed in self._relay.after(request_id, token_count):
+                for relayed in self._relay.after(request_id, token_count, sender):
                     self._send(sender, relayed)
-            case RelayedOutput():
+            case RelayedOutput() if sender in self._relays:
                 self._relayed(sender, message, now)
             case ModelWish(model=model):
                 self._commands.append(events.WishModel(model))
@@ -335,7 +350,7 @@ class EngineCore:
         if held.begin.origin in plan.ring:
             self._relay.forget(request_id)
             return
-        relayed = self._relay.note(output, len(held.tokens))
+        relayed = self._relay.note(output, len(held.tokens), held.begin.origin)
         if held.begin.origin:
             self._send(held.begin.origin, relayed)
 

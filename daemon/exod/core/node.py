@@ -20,9 +20,9 @@ from exod.core.cluster.mesh import Mesh
 from exod.core.cluster.pair_summary import summarize_pair
 from exod.core.cluster.plan_acceptance import shares_edge
 from exod.core.pair.link import Link
-from exod.core.probe.datagram import decode
+from exod.core.probe.datagram import counters_sane, decode
 from exod.core.status.view import NodeView, link_view, mesh_view, node_entry, self_entry
-from exod.model import MeshPlan, NodeCard, NodeId, NodeState
+from exod.model import MAX_COUNTER, MeshPlan, NodeCard, NodeId, NodeState
 
 MAX_PEERS = 64
 """Beyond this the peer that has been down for longest is forgotten: a bound on memory and on probing."""
@@ -168,6 +168,9 @@ class NodeCore:
             text = f"made for {datagram.source_address} to {datagram.target_address}"
             self._journal.command(LogRejected(remote, "wrong_addresses", text))
             return
+        if not counters_sane(datagram):
+            self._journal.command(LogRejected(remote, "malformed", "a counter is beyond what a life can reach"))
+            return
         link = self._touch(datagram.sender)
         if link is None:
             return  # its card is on the way
@@ -308,4 +311,4 @@ class NodeCore:
 def _is_sane(card: NodeCard) -> bool:
     """Could this be a card at all? It comes from a holder of the key, but maybe from another program."""
     is_id = len(card.id) == 16 and all(digit in "0123456789abcdef" for digit in card.id)
-    return is_id and 0 < card.incarnation < 1 << 64 and 0 < card.mesh_port < 1 << 16
+    return is_id and 0 < card.incarnation <= MAX_COUNTER and 0 < card.mesh_port < 1 << 16

@@ -26,7 +26,7 @@ from exod.model import NodeId
 KEY_BYTES: Final = 32
 TOKEN_PREFIX: Final = "exod1-"
 
-CERTIFICATE_START: Final = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
+CERTIFICATE_START: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 CERTIFICATE_END: Final = datetime.datetime(2120, 1, 1, tzinfo=datetime.UTC)
 """Two Macs whose clocks are years apart (a flat battery) must still meet: validity never depends on time. A
 certificate lives as long as its process, and whoever holds the cluster key can mint another."""

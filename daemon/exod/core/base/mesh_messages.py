@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import msgspec
 
-from exod.model import Epoch, Kind, MeshPlan, NodeId, PathId, Selection
+from exod.model import Counter, Epoch, Kind, MeshPlan, NodeId, PathId, Selection
 
 
 class LinkSummary(msgspec.Struct, frozen=True):
     """One pair as one of its ends sees it: what a coordinator needs to plan with."""
 
     peer: NodeId
-    peer_incarnation: int
+    peer_incarnation: Counter
     agreed: bool
     selection: Selection | None
     path: PathId | None
@@ -35,7 +35,7 @@ class LinkReport(msgspec.Struct, frozen=True, tag="links"):
     """All pairs of the sender. `seq` rises with each report of an incarnation; the newest counts."""
 
     sender: NodeId
-    incarnation: int
+    incarnation: Counter
     seq: int
     epoch_seen: int
     links: tuple[LinkSummary, ...]
@@ -48,7 +48,7 @@ class Propose(msgspec.Struct, frozen=True, tag="propose"):
 
 class Ack(msgspec.Struct, frozen=True, tag="ack"):
     sender: NodeId
-    incarnation: int
+    incarnation: Counter
     epoch: Epoch
     plan_hash: str
 
@@ -57,7 +57,7 @@ class Nack(msgspec.Struct, frozen=True, tag="nack"):
     """`epoch_seen` lets the coordinator number its next proposal above it."""
 
     sender: NodeId
-    incarnation: int
+    incarnation: Counter
     epoch: Epoch
     plan_hash: str
     epoch_seen: int
@@ -75,7 +75,7 @@ class Committed(msgspec.Struct, frozen=True, tag="committed"):
     """A member's receipt for a Commit: the coordinator repeats the Commit until it has one."""
 
     sender: NodeId
-    incarnation: int
+    incarnation: Counter
     epoch: Epoch
     plan_hash: str
 

@@ -11,8 +11,11 @@ from typing import Final, Literal
 
 import msgspec
 
-from exod.model import NodeId
+from exod.model import Counter, NodeId
 from exoengine.protocol import Finished, GenerationRequest, RequestFailed, TokenOut
+
+UNKNOWN_ORIGIN: Final = NodeId("")
+"""Of a generation that outlived its daemon, until its origin makes itself known."""
 
 
 class RankPhase(StrEnum):
@@ -40,7 +43,7 @@ class RankStatus(msgspec.Struct, frozen=True, tag="rank"):
     """All that others need to know of one node's rank. Sent to every node, on change and every few seconds."""
 
     sender: NodeId
-    incarnation: int
+    incarnation: Counter
     seq: int
     phase: RankPhase
     plan_hash: str = ""

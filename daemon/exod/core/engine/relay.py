@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from exod.core.engine.engine_messages import RelayedOutput, client_id
+from exod.core.engine.engine_messages import UNKNOWN_ORIGIN, RelayedOutput, client_id
+from exod.model import NodeId
 from exoengine.protocol import Finished, RequestFailed, TokenOut
 
 Output = TokenOut | Finished | RequestFailed
@@ -23,7 +24,8 @@ BATCH: Final = 1024
 class SentAnswer:
     """All that was sent of one request. A second generation of it goes on where the first one ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, origin: NodeId) -> None:
+        self.origin = origin
         self.tokens: dict[int, TokenOut] = {}
         self.end: tuple[Finished | RequestFailed, int] | None = None
         """With the number of tokens before it."""
@@ -35,9 +37,10 @@ class Relay:
     def __init__(self) -> None:
         self._answers: dict[str, SentAnswer] = {}
 
-    def note(self, output: Output, token_count: int) -> RelayedOutput:
+    def note(self, output: Output, token_count: int, origin: NodeId) -> RelayedOutput:
         """`token_count`: how many tokens of the answer come before an end."""
-        answer = self._answers.setdefault(client_id(output.request_id), SentAnswer())
+        answer = self._answers.setdefault(client_id(output.request_id), SentAnswer(origin))
+        answer.origin = origin or answer.origin
         if isinstance(output, TokenOut):
             answer.tokens[output.index], answer.end = output, None
             token_count = output.index
@@ -50,9 +53,11 @@ class Relay:
     def forget(self, request_id: str) -> None:
         self._answers.pop(request_id, None)
 
-    def after(self, request_id: str, token_count: int) -> list[RelayedOutput]:
-        """What an origin lacks that has so many tokens."""
-        answer = self._answers.get(request_id, SentAnswer())
+    def after(self, request_id: str, token_count: int, origin: NodeId) -> list[RelayedOutput]:
+        """What an origin lacks that has so many tokens; nothing of another origin's answer."""
+        answer = self._answers.get(request_id)
+        if answer is None or answer.origin not in (origin, UNKNOWN_ORIGIN):
+            return []
         indices = sorted(index for index in answer.tokens if index >= token_count)
         batches = [indices[first : first + BATCH] for first in range(0, len(indices), BATCH)]
         messages = [RelayedOutput(tuple(answer.tokens[index] for index in batch), batch[0]) for batch in batches]

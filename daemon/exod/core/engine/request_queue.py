@@ -98,6 +98,13 @@ class Scheduler:
     def active(self) -> BeginRequest | None:
         return self._active
 
+    def origins(self, request_id: str) -> set[NodeId]:
+        """Who asked for a request that waits or is active."""
+        found = {wait.origin for wait in self._waiting if wait.request.request_id == request_id}
+        if self._active is not None and client_id(self._active.request.request_id) == request_id:
+            found.add(self._active.origin)
+        return found
+
     @property
     def waiting(self) -> int:
         return len(self._waiting)

@@ -21,7 +21,7 @@ from functools import lru_cache
 import msgspec
 
 from exod.core.base.errors import IllegalMoveError, WireError
-from exod.model import NodeId, PathId, PathState, Selection
+from exod.model import MAX_COUNTER, NodeId, PathId, PathState, Selection
 
 VERSION = 1
 MAC_BYTES = 16
@@ -228,6 +228,15 @@ def _authentic(data: bytes, key: bytes) -> bytes:
     if not hmac.compare_digest(authentication_code(body, key), data[-MAC_BYTES:]):
         raise WireError("bad_mac", "made with another cluster key, or changed on the way")
     return body
+
+
+def counters_sane(datagram: Datagram) -> bool:
+    """Whether each counter leaves room to grow: one that is beyond would be the last that anybody believed."""
+    selection = datagram.selection
+    counters = [datagram.sender_incarnation, datagram.destination_incarnation, datagram.epoch_number]
+    if selection is not None:
+        counters += [selection.incarnation_low, selection.incarnation_high, selection.seq]
+    return max(counters) <= MAX_COUNTER
 
 
 def decode(data: bytes, key: bytes) -> Datagram:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import msgspec
 
-from exod.core.engine.engine_messages import BeginRequest, client_id
+from exod.core.engine.engine_messages import UNKNOWN_ORIGIN, BeginRequest, client_id
 from exod.model import NodeId
 from exoengine.protocol import ActiveRequest, Begin, Cancel, Finished, RequestFailed, TokenOut, ToWorker
-
-UNKNOWN_ORIGIN = NodeId("")
 
 
 class HeldRequest(msgspec.Struct):
