@@ -189,7 +189,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exod.route_cure",
         "exoengine.model_files",
     ),
-    "exod.mqtt": ("exod.daemon_api",),
+    "exod.mqtt": ("exod.config", "exod.daemon_api"),
     "exod.http": ("exod.config", "exod.daemon_api", "exod.http.dialects"),
     "exod.http.dialects": ("exod.daemon_api",),
     "exod.local_api": ("exod.daemon_api",),

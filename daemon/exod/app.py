@@ -32,6 +32,7 @@ from exod.core.base.events import (
     PeerLeft,
     PersistEpoch,
     RaiseIncarnation,
+    RenegotiateRequested,
     SendMessage,
     SuspendPlan,
 )
@@ -227,13 +228,9 @@ class Daemon:
     def _create_status(self, key: bytes) -> None:
         """What tells of the rest: the status, MQTT, the API and the socket of `exoctl`."""
         config, identity = self._config, self.identity
-        self.mqtt = MqttService(
-            broker=config.mqtt.broker,
-            prefix=config.mqtt.prefix,
-            cluster=config.cluster.name,
-            node_id=identity.id,
-            incarnation=identity.incarnation,
-            data_dir=config.node.data_dir,
+        feed = self.driver.feed
+        self.mqtt = MqttService.from_config(
+            config, identity.id, identity.incarnation, lambda: feed(RenegotiateRequested("asked for over MQTT"))
         )
         self.record = ClusterRecord()
         self.counters = Counters(self.driver, self.control, self.engine.core, self.events, self.mqtt)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from exod.config.settings import Config, is_loopback, load
+from exod.config.settings import Config, build, is_loopback, load
 from exod.errors import ConfigError
 from exod.model import Kind
 
@@ -249,3 +249,15 @@ def test_keys_make_another_host_than_loopback_possible(tmp_path: Path) -> None:
     assert [is_loopback(host) for host in ("127.0.0.9", "localhost", "::1", "10.0.0.1", "::")] == [True] * 3 + [
         False
     ] * 2
+
+
+def test_certificates_for_a_broker_need_tls_and_come_in_pairs() -> None:
+    tls = {"broker": "mqtts://host", "ca_file": "/ca"}
+    assert build({"mqtt": tls}, {}, None).mqtt.ca_file == Path("/ca")
+    for table, key in (
+        ({**tls, "broker": "mqtt://host"}, "ca_file"),
+        ({**tls, "cert_file": "/c"}, "key_file"),
+        ({**tls, "key_file": "/k"}, "cert_file"),
+    ):
+        with pytest.raises(ConfigError, match=rf"mqtt\.{key}"):
+            build({"mqtt": table}, {}, None)

@@ -81,7 +81,13 @@ def mosquitto_program() -> str:
 
 
 def service(
-    data_dir: Path, port: int, *, broker: str = "auto", node: NodeId = A, search_path: str | None = None
+    data_dir: Path,
+    port: int,
+    *,
+    broker: str = "auto",
+    node: NodeId = A,
+    search_path: str | None = None,
+    **more: Any,
 ) -> MqttService:
     return MqttService(
         broker=broker,
@@ -92,6 +98,7 @@ def service(
         data_dir=data_dir,
         port=port,
         search_path=search_path,
+        **more,
     )
 
 

@@ -284,3 +284,14 @@ def test_a_clean_close_says_offline_for_itself_last_and_for_those_it_spoke_for()
     ]
     broker.hear_node(B)
     assert len(broker.ledger.farewell(broker.now)) == 1
+
+
+def test_home_assistants_birth_makes_everything_due_again_and_is_never_cleared() -> None:
+    broker = settled()
+    assert broker.publish() == {}
+    broker.hear("homeassistant/status", b"offline")
+    broker.hear("homeassistant/status", b"online", retained=True)
+    assert broker.publish() == {}, "an old message, and its end, say nothing new"
+    broker.hear("homeassistant/status", b"online")
+    assert set(broker.publish()) == set(publications(cluster_view(), TREE, A))
+    assert "homeassistant/status" not in broker.after(UNKNOWN_GRACE_S + REFRESH_S)

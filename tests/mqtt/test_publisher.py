@@ -24,6 +24,7 @@ import pytest
 import structlog
 
 from exod.model import Event
+from exod.mqtt.tls_files import TlsFiles
 from exod.mqtt.topic_tree import TopicTree
 from exod.mqtt.topics import publications
 from tests.conftest import missing
@@ -296,6 +297,48 @@ async def test_mqtts_checks_the_broker_against_the_systems_authorities(
         mqtt = service(tmp_path, port, broker=f"mqtts://127.0.0.1:{port}")
         async with running(mqtt.run()):
             await until(lambda: mqtt.status.state == "connected", "a known authority is accepted")
+
+
+@pytest.mark.anyio
+async def test_a_broker_that_wants_a_certificate_gets_ours(tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path / "user")
+    port = free_port()
+    tls = f"certfile {certificate}\nkeyfile {key}\ncafile {certificate}\nrequire_certificate true"
+    url = f"mqtts://127.0.0.1:{port}"
+    async with mosquitto(tmp_path / "user", port, f"allow_anonymous true\n{tls}"):
+        without = service(tmp_path, port, broker=url, tls_files=TlsFiles(certificate))
+        async with running(without.run()):
+            await until(lambda: without.status.text != "", "refused without a certificate")
+            assert without.status.state == "connecting"
+        mqtt = service(tmp_path, port, broker=url, tls_files=TlsFiles(certificate, certificate, key))
+        async with running(mqtt.run()):
+            await until(lambda: mqtt.status.state == "connected", "with one it is accepted")
+        damaged = tmp_path / "damaged.crt"
+        damaged.write_text("no certificate")
+        for files in (TlsFiles(damaged), TlsFiles(certificate, damaged, key), TlsFiles(tmp_path / "none")):
+            wrong = service(tmp_path, port, broker=url, tls_files=files)
+            async with running(wrong.run()):
+                await until(lambda: "cannot be used" in wrong.status.text, "the file is named")  # noqa: B023
+                assert str(tmp_path) in wrong.status.text
+
+
+@pytest.mark.anyio
+async def test_a_command_is_taken_where_it_is_allowed_once_a_second_and_never_an_old_one(tmp_path: Path) -> None:
+    port = free_port()
+    asked: list[str] = []
+    topic = TREE.command(A)
+    async with mosquitto(tmp_path / "user", port), aiomqtt.Client("127.0.0.1", port) as client:
+        await client.publish(topic, "renegotiate", qos=1, retain=True)
+        allowed = service(tmp_path, port, renegotiate=lambda: asked.append("new plan"))
+        deaf = service(tmp_path, port, node=B)
+        async with running(allowed.run()), running(deaf.run()):
+            await until(lambda: allowed.status.state == deaf.status.state == "connected", "both connected")
+            for payload in ("format c:", "", "renegotiate", "renegotiate"):
+                await client.publish(topic, payload, qos=1)
+            await client.publish(TREE.command(B), "renegotiate", qos=1)
+            await until(lambda: asked != [], "the command arrived")
+            await asyncio.sleep(0.3)  # what would come too much has come by now
+    assert asked == ["new plan"], "the retained one is old, others are no command, and two in a second are one"
 
 
 @pytest.mark.anyio

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import StrictUndefined, Template
 
 from exod.model import Event, NodeId, Reason
 from exod.mqtt.topic_tree import TopicTree, topic_level
@@ -104,23 +105,54 @@ def test_home_assistant_finds_a_device_with_its_entities(node: NodeId) -> None:
     assert config["o"]["name"] == "exod"
     peer = B if node == A else A
     components = config["cmps"]
-    assert set(components) == {"connectivity", "health", "engine", "tokens_per_s", f"rtt_{peer}"}
+    own = {"connectivity", "health", "problem", "engine", "tokens_per_s", "sync", "memory"}
+    assert set(components) == own | {f"rtt_{peer}", f"path_{peer}"}
     unique = [component["uniq_id"] for component in components.values()]
     assert len(set(unique)) == len(unique)
     for key, component in components.items():
-        assert component["p"] == ("binary_sensor" if key == "connectivity" else "sensor")
+        assert component["p"] == ("binary_sensor" if key in ("connectivity", "problem") else "sensor")
         assert component["stat_t"] in found, "an entity reads a topic that is published"
     assert components["connectivity"]["stat_t"] == f"{BASE}/node/{node}/availability"
     assert "avty_t" not in components["connectivity"], "it would be unavailable instead of off"
     assert components[f"rtt_{peer}"]["unit_of_meas"] == "ms"
 
 
-def test_a_value_template_reads_a_field_that_is_published() -> None:
-    found = publications(cluster_view(), TREE, A)
+def test_every_template_gives_what_its_entity_takes() -> None:
+    """By the template language that Home Assistant uses."""
+    found = publications(cluster_view(), TREE, A, commands=True)
     config = json.loads(found[f"homeassistant/device/exod_{A}/config"].payload)
-    for component in config["cmps"].values():
+    shown = {}
+    for key, component in config["cmps"].items():
         if "val_tpl" in component:
-            field = component["val_tpl"].removeprefix("{{ value_json.").removesuffix(" }}")
-            assert field in json.loads(found[component["stat_t"]].payload)
+            value = json.loads(found[component["stat_t"]].payload)
+            shown[key] = Template(component["val_tpl"], undefined=StrictUndefined).render(value_json=value)
             if "ops" in component:
-                assert json.loads(found[component["stat_t"]].payload)[field] in component["ops"]
+                assert shown[key] in component["ops"]
+    assert shown == {
+        "health": "healthy",
+        "problem": "OFF",
+        "engine": "ready",
+        "tokens_per_s": "24.0",
+        "sync": "fast",
+        "memory": "512",
+        f"rtt_{B}": "0.31",
+        f"path_{B}": "bridge0",
+    }
+
+
+def test_a_button_only_where_commands_are_allowed_and_only_for_the_node_itself() -> None:
+    def button(node: NodeId, *, commands: bool) -> Any:
+        found = publications(cluster_view(), TREE, A, commands=commands)
+        return json.loads(found[f"homeassistant/device/exod_{node}/config"].payload)["cmps"].get("renegotiate")
+
+    assert button(A, commands=False) is None
+    assert button(B, commands=True) is None, "B's commands are taken where B is connected"
+    shown = button(A, commands=True)
+    assert (shown["p"], shown["cmd_t"], shown["pl_prs"]) == ("button", TREE.command(A), "renegotiate")
+    assert "stat_t" not in shown
+
+
+def test_home_assistant_may_look_elsewhere() -> None:
+    tree = TopicTree("exo/1", "home", "ha/discovery")
+    assert f"ha/discovery/device/exod_{A}/config" in publications(cluster_view(), tree, A)
+    assert ("ha/discovery/status", 0) in tree.subscriptions()

@@ -1,7 +1,7 @@
 """What each key of the configuration means, for people: docs/configuration.md and the sample file are made from it.
 
 `python -m exod.config.reference` prints the document. Which keys there are, their defaults and what is allowed is
-decided in settings.py; a test compares the two tables.
+decided in keys.py; a test compares the two tables.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from exod.config.checks import RejectedError
-from exod.config.settings import CONFIG_FILE_NAME, Key, every_key
+from exod.config.keys import Key
+from exod.config.settings import CONFIG_FILE_NAME, every_key
 
 SECTIONS: Final = {
     "node": "This machine.",
@@ -66,6 +67,11 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
     "mqtt": {
         "broker": "auto, embedded, off, or mqtt://user:password@host:port (mqtts for TLS).",
         "prefix": "The first levels of every topic.",
+        "discovery_prefix": "Where Home Assistant looks for devices.",
+        "commands": "May a message ask this node to renegotiate? Home Assistant then shows a button.",
+        "ca_file": "For mqtts: the authority that signed the broker's certificate. Default: the system's.",
+        "cert_file": "For mqtts: this client's certificate, where the broker wants one.",
+        "key_file": "The key of cert_file.",
     },
     "log": {
         "level": "The least that is logged.",

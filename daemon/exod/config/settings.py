@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from exod.config import checks
+from exod.config.keys import Key, keys_of_host
 from exod.errors import ConfigError
 from exod.model import Kind
 
@@ -78,6 +79,11 @@ class ApiConfig(msgspec.Struct, frozen=True):
 class MqttConfig(msgspec.Struct, frozen=True):
     broker: str
     prefix: str
+    discovery_prefix: str
+    commands: bool
+    ca_file: Path | None
+    cert_file: Path | None
+    key_file: Path | None
 
 
 class LogConfig(msgspec.Struct, frozen=True):
@@ -110,13 +116,6 @@ class Config(msgspec.Struct, frozen=True):
         return self.node.data_dir / "exod.sock"
 
 
-class Key(msgspec.Struct, frozen=True):
-    """One key: its default and the check that turns a TOML value into the configured one."""
-
-    default: Any
-    check: checks.Check
-
-
 class Setting(msgspec.Struct, frozen=True):
     """One key as it is in force. `source` is the file or the variable that sets it; empty for the default."""
 
@@ -124,80 +123,6 @@ class Setting(msgspec.Struct, frozen=True):
     key: str
     value: Any
     source: str
-
-
-_GLOBS = checks.entries(
-    checks.text(r"[A-Za-z0-9._:*?\[\]!-]{1,64}", "an interface name or glob"), "a list of names or globs"
-)
-_HOSTS = checks.entries(checks.text(r"[A-Za-z0-9._-]{1,253}", "a host's name without a port"), "a list of names")
-_ORIGINS = checks.entries(
-    checks.text(
-        r"\*|[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9._:\[\]-]{1,260}", 'an origin such as "https://chat.example"'
-    ),
-    "a list of origins",
-)
-
-
-def _keys(data_dir: Path, host_name: str) -> dict[str, dict[str, Key]]:
-    """Every section and key of the configuration, with the defaults for this host."""
-    return {
-        "node": {
-            "name": Key(host_name, checks.name),
-            "data_dir": Key(str(data_dir), checks.path),
-        },
-        "cluster": {
-            "name": Key("home", checks.text(r"[A-Za-z0-9._-]{1,63}", "1 to 63 letters, digits, '.', '_' or '-'")),
-            "key_file": Key("", checks.path),
-            "peers": Key([], checks.entries(checks.peer, 'a list of "host:port"')),
-            "mdns": Key(True, checks.boolean),
-        },
-        "mesh": {
-            "port": Key(52410, checks.whole(1, 65535)),
-            "include": Key([], _GLOBS),
-            "exclude": Key([], _GLOBS),
-            "kinds": Key({}, checks.kinds),
-            "degraded_ms": Key(5.0, checks.number(0.1, 10_000, "ms")),
-            "recover_ms": Key(3.5, checks.number(0.1, 10_000, "ms")),
-            "hold_up_s": Key(3.0, checks.number(0, 300, "s")),
-        },
-        "engine": {
-            "enabled": Key(True, checks.boolean),
-            "model": Key(
-                "embedded:count", checks.text(r"[^\x00-\x1f]{1,1024}", "a folder, a repo id, or embedded:count")
-            ),
-            "ring_port": Key(52420, checks.whole(1, 65535)),
-            "sync": Key("dynamic", checks.choice("dynamic", "safe", "fast")),
-            "safe_context": Key(50_000, checks.whole(0, 100_000_000)),
-            "watchdog_s": Key(2.0, checks.number(0.05, 3600, "s")),
-            "split": Key("memory", checks.split),
-            "max_context": Key(0, checks.whole(0, 100_000_000)),
-            "kv_bits": Key(0, checks.one_of(0, 4, 8)),
-            "kv_group_size": Key(64, checks.one_of(32, 64, 128)),
-            "recovery_deadline_s": Key(60.0, checks.number(1, 3600, "s")),
-        },
-        "api": {
-            "host": Key("127.0.0.1", checks.api_host),
-            "port": Key(52415, checks.whole(0, 65535)),
-            "key_file": Key("", checks.path),
-            "hosts": Key([], _HOSTS),
-            "origins": Key([], _ORIGINS),
-            "commands": Key(True, checks.boolean),
-        },
-        "mqtt": {
-            "broker": Key("auto", checks.broker),
-            "prefix": Key(
-                "exo/1", checks.text(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*", "topic levels such as exo/1")
-            ),
-        },
-        "log": {
-            "level": Key("info", checks.choice("debug", "info", "warning", "error")),
-            "format": Key("auto", checks.choice("auto", "console", "json")),
-            "file": Key("", checks.path),
-            "max_mib": Key(10, checks.whole(1, 1024)),
-            "keep": Key(5, checks.whole(1, 99)),
-        },
-        "debug": {"enabled": Key(False, checks.boolean)},
-    }
 
 
 # --- reading ------------------------------------------------------------------------------------------------
@@ -231,7 +156,7 @@ def config_file(path: Path | None = None, environment: Mapping[str, str] | None 
 
 def every_key() -> dict[str, dict[str, Key]]:
     """Every section and key, with the defaults for this host."""
-    return _keys(default_data_dir(), _host_name())
+    return keys_of_host(default_data_dir(), _host_name())
 
 
 def load_settings(path: Path | None = None, environment: Mapping[str, str] | None = None) -> list[Setting]:
@@ -414,6 +339,7 @@ def _assemble(values: dict[str, dict[str, Any]], where: str, source: Path | None
             f'{where}: api.origins = ["*"]: allowed is a list of origins, or name bearer keys in api.key_file: '
             "every web page that is open on this host could use the model"
         )
+    _check_mqtt_files(values["mqtt"], where)
     return Config(
         node=NodeConfig(**node),
         cluster=ClusterConfig(**cluster),
@@ -425,6 +351,15 @@ def _assemble(values: dict[str, dict[str, Any]], where: str, source: Path | None
         debug=DebugConfig(**values["debug"]),
         source=source,
     )
+
+
+def _check_mqtt_files(mqtt: dict[str, Any], where: str) -> None:
+    given = [key for key in ("ca_file", "cert_file", "key_file") if mqtt[key] is not None]
+    if given and not mqtt["broker"].startswith("mqtts://"):
+        raise ConfigError(f"{where}: mqtt.{given[0]}: allowed only beside an mqtts:// broker")
+    if (mqtt["cert_file"] is None) != (mqtt["key_file"] is None):
+        missing = "key_file" if mqtt["key_file"] is None else "cert_file"
+        raise ConfigError(f"{where}: mqtt.{missing}: is missing: a certificate and its key belong together")
 
 
 def _check_ports(values: dict[str, dict[str, Any]], where: str) -> None:

@@ -13,22 +13,32 @@ from exod.model import EngineState, Health
 from exod.mqtt.topic_tree import TopicTree
 
 MANUFACTURER: Final = "exod"
+RENEGOTIATE: Final = "renegotiate"
+"""The one command that a topic may carry: it moves nothing but the mesh."""
 Component = dict[str, object]
 
 
-def device_config(node: NodeView, view: MqttView, tree: TopicTree) -> dict[str, object]:
-    """The discovery payload of `node`: its health, engine, and one RTT for each of its links."""
+def device_config(node: NodeView, view: MqttView, tree: TopicTree, *, commands: bool = False) -> dict[str, object]:
+    """The discovery payload of `node`: its health, engine, memory, and RTT and path of each of its links; with
+    `commands` a button, too.
+    """
     components: dict[str, Component] = {
         "connectivity": _connectivity(node, tree),
         "health": _health(node, tree),
         "engine": _engine_state(node, tree),
+        "problem": _problem(node, tree),
         "tokens_per_s": _tokens_per_s(node, tree),
+        "sync": _sync(node, tree),
+        "memory": _memory(node, tree),
     }
+    if commands:
+        components["renegotiate"] = _renegotiate(node, tree)
     names = {other.id: other.name for other in view.nodes}
     for link in view.links:
         if node.id in (link.a, link.b):
             peer = link.b if link.a == node.id else link.a
             components[f"rtt_{peer}"] = _link_rtt(node, link, names.get(peer, peer), tree)
+            components[f"path_{peer}"] = _link_path(node, link, names.get(peer, peer), tree)
     return {
         "dev": {"ids": [f"exod_{node.id}"], "name": node.name, "mf": MANUFACTURER, "sw": node.version},
         "o": {"name": "exod", "sw": node.version},
@@ -72,6 +82,44 @@ def _health(node: NodeView, tree: TopicTree) -> Component:
     }
 
 
+def _problem(node: NodeView, tree: TopicTree) -> Component:
+    """On where a request would not be served as it should; the reasons are its attributes."""
+    return {
+        **_entity(node, tree, "problem", "binary_sensor", "Problem", tree.node(node.id)),
+        "dev_cla": "problem",
+        "pl_on": "ON",
+        "pl_off": "OFF",
+        "val_tpl": "{{ 'OFF' if value_json.health == 'healthy' else 'ON' }}",
+        "json_attr_t": tree.node(node.id),
+        "json_attr_tpl": "{{ {'reasons': value_json.reasons} | tojson }}",
+    }
+
+
+def _memory(node: NodeView, tree: TopicTree) -> Component:
+    return {
+        **_entity(node, tree, "memory", "sensor", "Memory in use", tree.node(node.id)),
+        "dev_cla": "data_size",
+        "unit_of_meas": "MiB",
+        "stat_cla": "measurement",
+        "ent_cat": "diagnostic",
+        "val_tpl": "{{ value_json.memory.used_mib }}",
+    }
+
+
+def _sync(node: NodeView, tree: TopicTree) -> Component:
+    return {
+        **_entity(node, tree, "sync", "sensor", "Steps", tree.engine(node.id)),
+        "ent_cat": "diagnostic",
+        "val_tpl": "{{ value_json.sync.mode }}",
+    }
+
+
+def _renegotiate(node: NodeView, tree: TopicTree) -> Component:
+    component = _entity(node, tree, "renegotiate", "button", "Renegotiate the mesh", "")
+    del component["stat_t"]
+    return {**component, "cmd_t": tree.command(node.id), "pl_prs": RENEGOTIATE, "ent_cat": "config"}
+
+
 def _engine_state(node: NodeView, tree: TopicTree) -> Component:
     return {
         **_entity(node, tree, "engine", "sensor", "Engine", tree.engine(node.id)),
@@ -101,4 +149,13 @@ def _link_rtt(node: NodeView, link: LinkView, peer_name: str, tree: TopicTree) -
         "stat_cla": "measurement",
         "val_tpl": "{{ value_json.rtt_ms }}",
         "json_attr_t": topic,
+    }
+
+
+def _link_path(node: NodeView, link: LinkView, peer_name: str, tree: TopicTree) -> Component:
+    peer = link.b if link.a == node.id else link.a
+    return {
+        **_entity(node, tree, f"path_{peer}", "sensor", f"Path to {peer_name}", tree.link(link.a, link.b)),
+        "ent_cat": "diagnostic",
+        "val_tpl": "{{ value_json.interface or 'none' }}",
     }

@@ -83,9 +83,10 @@ class _Voice(msgspec.Struct):
 class MqttLedger:
     """One connection's books: what should stand on the broker, what was sent, and what was heard there."""
 
-    def __init__(self, tree: TopicTree, self_id: NodeId) -> None:
+    def __init__(self, tree: TopicTree, self_id: NodeId, *, commands: bool = False) -> None:
         self._tree = tree
         self._self_id = self_id
+        self._commands = commands
         self._wanted: dict[str, Publication] = {}
         self._states: dict[NodeId, NodeState] = {}
         self._down_since: dict[NodeId, float] = {}
@@ -114,7 +115,7 @@ class MqttLedger:
                 self._down_since.pop(node, None)
         self._down_since = {node: at for node, at in self._down_since.items() if node in states}
         self._states = states
-        self._wanted = publications(view, self._tree, self._self_id)
+        self._wanted = publications(view, self._tree, self._self_id, commands=self._commands)
 
     def event(self, event: Publication) -> None:
         if len(self._events) == MAX_EVENTS:
@@ -128,6 +129,10 @@ class MqttLedger:
 
     def heard(self, topic: str, payload: bytes, retained: bool, now: float) -> None:
         """A message on one of `TopicTree.subscriptions`; own messages come back too and change nothing."""
+        if topic == self._tree.birth():
+            if payload == ONLINE and not retained:
+                self._sent.clear()  # Home Assistant has started: it knows what it is told from now on
+            return
         speaker = _speaker_in(payload)
         self._remember(topic, payload, speaker)
         if (node := self._tree.node_of(topic, "availability")) is not None and node != self._self_id:

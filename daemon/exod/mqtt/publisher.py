@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ from typing import Final
 import aiomqtt
 import structlog
 
+from exod.config.settings import Config
 from exod.daemon_api.mqtt_view import MqttView
 from exod.daemon_api.shapes import MqttSummary
 from exod.errors import StartError
@@ -27,7 +29,9 @@ from exod.model import Event, NodeId
 from exod.mqtt.broker_address import PORT, BrokerAddress
 from exod.mqtt.broker_choice import BrokerHost, sweep_leftovers
 from exod.mqtt.client import Client
+from exod.mqtt.home_assistant import RENEGOTIATE
 from exod.mqtt.publish_schedule import MqttLedger
+from exod.mqtt.tls_files import TlsFiles
 from exod.mqtt.topic_tree import TopicTree
 from exod.mqtt.topics import OFFLINE, Publication, event_publication
 
@@ -59,6 +63,9 @@ PACE_S: Final = 0.05
 IN_FLIGHT: Final = 8
 """Messages sent before the first is acknowledged: a full set takes a few round trips, not one for each."""
 
+COMMAND_EVERY_S: Final = 1.0
+"""A button is pressed by a person; whoever presses faster gets one plan a second."""
+
 MAX_INCOMING: Final = 2000
 """Messages of other nodes that wait to be looked at; beyond, they are dropped (and come again within 30 s)."""
 
@@ -77,23 +84,48 @@ class MqttService:
         node_id: NodeId,
         incarnation: int,
         data_dir: Path,
+        discovery_prefix: str = "homeassistant",
+        tls_files: TlsFiles | None = None,
+        renegotiate: Callable[[], None] | None = None,
         port: int = PORT,
         search_path: str | None = None,
     ) -> None:
-        """`broker` and `prefix` are the configuration's; `port` and `search_path` concern a hosted broker."""
+        """`broker`, `prefix`, `discovery_prefix` and `tls_files` are the configuration's; `port` and `search_path`
+        concern a hosted broker. `renegotiate` is what a command asks for; None: no message may command.
+        """
         self._broker = broker
-        self._tree = TopicTree(prefix, cluster)
+        self._tree = TopicTree(prefix, cluster, discovery_prefix)
+        self._tls_files = tls_files or TlsFiles()
+        self._renegotiate = renegotiate
+        self._commanded_at = float("-inf")
         self._node_id = node_id
         self._event_ids = f"{node_id}-{incarnation}"
         self._data_dir = data_dir
         self._port = port
         self._search_path = search_path
-        self._ledger = MqttLedger(self._tree, node_id)
+        self._ledger = MqttLedger(self._tree, node_id, commands=renegotiate is not None)
         self._view: MqttView | None = None
         self._wake = asyncio.Event()
         self._events = 0
         self.messages_sent = 0
         self._summary = MqttSummary("off" if broker == "off" else "connecting", None)
+
+    @classmethod
+    def from_config(
+        cls, config: Config, node_id: NodeId, incarnation: int, renegotiate: Callable[[], None]
+    ) -> MqttService:
+        mqtt = config.mqtt
+        return cls(
+            broker=mqtt.broker,
+            prefix=mqtt.prefix,
+            cluster=config.cluster.name,
+            node_id=node_id,
+            incarnation=incarnation,
+            data_dir=config.node.data_dir,
+            discovery_prefix=mqtt.discovery_prefix,
+            tls_files=TlsFiles(mqtt.ca_file, mqtt.cert_file, mqtt.key_file),
+            renegotiate=renegotiate if mqtt.commands else None,
+        )
 
     @property
     def status(self) -> MqttSummary:
@@ -175,7 +207,7 @@ class MqttService:
     async def _session(self, address: BrokerAddress) -> None:
         """One connection, from its birth to its end. Raises what ended it."""
         await _reach(address)
-        async with self._client(address, await _tls(address)) as client:
+        async with self._client(address, await _tls(address, self._tls_files)) as client:
             client.timeout = FAREWELL_S  # from here on it bounds nothing but the end of the connection
             try:
                 await self._publish_and_listen(client, address)
@@ -200,7 +232,10 @@ class MqttService:
 
     async def _publish_and_listen(self, client: Client, address: BrokerAddress) -> None:
         self._ledger.connected(asyncio.get_running_loop().time())
-        granted = await client.subscribe(list(self._tree.subscriptions()), timeout=CALL_S)
+        wanted = list(self._tree.subscriptions())
+        if self._renegotiate is not None:
+            wanted.append((self._tree.command(self._node_id), 1))
+        granted = await client.subscribe(wanted, timeout=CALL_S)
         if any(int(code) >= 0x80 for code in granted if isinstance(code, int)):
             _log.warning("mqtt_subscribe_refused", broker=str(address))
         self._set(MqttSummary("connected", str(address)))
@@ -212,8 +247,19 @@ class MqttService:
         loop = asyncio.get_running_loop()
         async for message in client.messages:
             payload = message.payload if isinstance(message.payload, bytes) else b""
+            if str(message.topic) == self._tree.command(self._node_id):
+                self._command(payload, message.retain, loop.time())
+                continue
             self._ledger.heard(str(message.topic), payload, message.retain, loop.time())
             self._wake.set()
+
+    def _command(self, payload: bytes, retained: bool, now: float) -> None:
+        """A retained one was meant for another time: it would come again with each connection."""
+        if self._renegotiate is None or retained or payload.strip() != RENEGOTIATE.encode():
+            _log.warning("mqtt_command_ignored", payload=payload[:40].decode("ascii", "replace"), retained=retained)
+        elif now - self._commanded_at >= COMMAND_EVERY_S:
+            self._commanded_at = now
+            self._renegotiate()
 
     async def _publish(self, client: Client) -> None:
         loop = asyncio.get_running_loop()
@@ -261,9 +307,9 @@ async def _reach(address: BrokerAddress) -> None:
     writer.close()
 
 
-async def _tls(address: BrokerAddress) -> ssl.SSLContext | None:
-    """For `mqtts`: the system's certificate authorities, host name checked. Loading them blocks: in a thread."""
-    return await asyncio.to_thread(ssl.create_default_context) if address.tls else None
+async def _tls(address: BrokerAddress, files: TlsFiles) -> ssl.SSLContext | None:
+    """For `mqtts`, host name checked. Loading certificates blocks: in a thread. Raises StartError."""
+    return await asyncio.to_thread(files.context) if address.tls else None
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -27,10 +27,11 @@ def topic_level(text: str) -> str:
 
 
 class TopicTree:
-    """The names of this cluster's topics: `<prefix>/<cluster>/…`."""
+    """The names of this cluster's topics: `<prefix>/<cluster>/…`, and Home Assistant's under its own prefix."""
 
-    def __init__(self, prefix: str, cluster: str) -> None:
+    def __init__(self, prefix: str, cluster: str, discovery_prefix: str = "homeassistant") -> None:
         self.base = f"{prefix.strip('/')}/{topic_level(cluster)}"
+        self._discovery = discovery_prefix.strip("/")
 
     def availability(self, node: NodeId) -> str:
         return f"{self.base}/node/{node}/availability"
@@ -54,8 +55,16 @@ class TopicTree:
         return f"{self.base}/event/{topic_level(event_id)}"
 
     def discovery(self, node: NodeId) -> str:
-        """Home Assistant's own prefix: it looks nowhere else by default."""
-        return f"homeassistant/device/exod_{node}/config"
+        """Below Home Assistant's own prefix: it looks nowhere else."""
+        return f"{self._discovery}/device/exod_{node}/config"
+
+    def birth(self) -> str:
+        """Where Home Assistant says `online` when it has started, and then knows nothing yet."""
+        return f"{self._discovery}/status"
+
+    def command(self, node: NodeId) -> str:
+        """What this node is asked to do, where the configuration allows it."""
+        return f"{self.base}/node/{node}/command"
 
     def subscriptions(self) -> tuple[tuple[str, int], ...]:
         """(filter, QoS) of everything retained that a node of this cluster may have left on a broker."""
@@ -67,6 +76,7 @@ class TopicTree:
             (f"{base}/mesh/state", 0),
             (f"{base}/engine/+/state", 0),
             (f"{base}/alert/+", 1),
+            (self.birth(), 0),
         )
 
     def node_of(self, topic: str, leaf: str) -> NodeId | None:

@@ -38,11 +38,19 @@ class Publication(msgspec.Struct, frozen=True):
     drifting: bytes = b""
 
 
-def publications(view: MqttView, tree: TopicTree, publisher: NodeId) -> dict[str, Publication]:
-    """Every retained topic that is true by `view`, keyed by topic. `publisher` is named in each payload (`by`)."""
+def publications(
+    view: MqttView, tree: TopicTree, publisher: NodeId, *, commands: bool = False
+) -> dict[str, Publication]:
+    """Every retained topic that is true by `view`, keyed by topic. `publisher` is named in each payload (`by`).
+    `commands`: this node takes commands from its topic.
+    """
     found: list[Publication] = []
     for node in view.nodes:
-        found += (_availability(node, tree), _node(node, tree, publisher), _discovery(node, view, tree))
+        found += (
+            _availability(node, tree),
+            _node(node, tree, publisher),
+            _discovery(node, view, tree, commands and node.id == publisher),
+        )
     found += (_link(link, tree, publisher) for link in view.links)
     found.append(_mesh(view.mesh, tree, publisher))
     found += (_engine(engine, tree, publisher) for engine in view.engines)
@@ -135,8 +143,8 @@ def _alert(alert: AlertView, tree: TopicTree, publisher: NodeId) -> Publication:
     return _state(tree.alert(alert.code, alert.subject), alert.node, steady)
 
 
-def _discovery(node: NodeView, view: MqttView, tree: TopicTree) -> Publication:
-    payload = _json(device_config(node, view, tree))
+def _discovery(node: NodeView, view: MqttView, tree: TopicTree, commands: bool) -> Publication:
+    payload = _json(device_config(node, view, tree, commands=commands))
     return Publication(tree.discovery(node.id), payload, node.id, steady=payload)
 
 
