@@ -15,7 +15,8 @@ from exod.core.base.events import Command, Input
 from exod.core.base.mesh_messages import Ack, Propose
 from exod.core.pair import dead_detection
 from exod.core.pair.link import Link
-from exod.core.pair.path_selection import BUCKET, BUCKET_WINDOW_S, DWELL_S, VOLUNTARY, Cause
+from exod.core.pair.path_selection import DWELL_S, VOLUNTARY, Cause
+from exod.core.pair.token_bucket import BUCKET, BUCKET_WINDOW_S
 from exod.core.probe.datagram import MAX_PATHS
 from exod.core.probe.path import USABLE
 from exod.model import MeshPlan, NodeId, PathId, Selection

@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass
 
 from exod.core.base.config import CoreConfig
-from exod.core.pair.path_selection import BUCKET_WINDOW_S
+from exod.core.pair.token_bucket import BUCKET_WINDOW_S
 from exod.model import MeshState
 from tests.sim.chaos import FAULTS
 from tests.sim.invariants import InvariantBrokenError

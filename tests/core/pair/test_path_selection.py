@@ -8,17 +8,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from exod.core.base.config import CoreConfig
+from exod.core.pair.hold_up import HOLD_UP_MAX_S
 from exod.core.pair.path_selection import (
-    BUCKET,
-    BUCKET_WINDOW_S,
     DWELL_S,
     FIRST_PATIENCE_S,
-    HOLD_UP_MAX_S,
     VOLUNTARY,
     Cause,
     Choice,
     PathSelector,
 )
+from exod.core.pair.token_bucket import BUCKET, BUCKET_WINDOW_S
 from exod.core.probe.path_order import Band, PathRating, grade, order
 from exod.model import Kind, PathId, PathState
 

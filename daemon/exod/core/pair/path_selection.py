@@ -6,8 +6,8 @@ The theory. Four things move a selection, each with its own patience:
   first responder is often the slow one.
 - DEATH (and a route that turned wrong): at once, to the best of those that are heard.
 - DEGRADED: after the dwell, only to a path in a better state or band that was already good, measured afresh.
-- UPGRADE: a path of a better grade that stayed so for its hold-up, which doubles each time the path relapses.
-DEGRADED and UPGRADE draw on a bucket of three per ten minutes, except for the return to a path that only its death
+- UPGRADE: a path of a better grade that stayed so for its hold-up (hold_up.py).
+DEGRADED and UPGRADE each spend a token (token_bucket.py), except for the return to a path that only its death
 made us leave: that is governed by the hold-up alone. Silence of everything moves nothing, because nothing is then
 usable. Where every path is slow, none is in a better band, and we stay.
 
@@ -16,24 +16,21 @@ Decides the path; never states (path.py) or order (path_order.py), and sends not
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from enum import StrEnum
 
 import msgspec
 
 from exod.core.base.config import CoreConfig
-from exod.core.probe.path_order import Grade, PathRating, comparison, grade, order, why_best
+from exod.core.pair.hold_up import PathHistory
+from exod.core.pair.token_bucket import TokenBucket
+from exod.core.probe.path_order import PathRating, comparison, grade, order, why_best
 from exod.model import PathId, PathState
 
 FIRST_PATIENCE_S = 1.0
 """Two nodes that start together must agree on the cable directly, and a restart within 3 s (design, targets)."""
 DWELL_S = 2.0
 """No voluntary switch sooner than this after the previous switch: four floor windows of the new path."""
-HOLD_UP_MAX_S = 300.0
-BUCKET = 3
-BUCKET_WINDOW_S = 600.0
-"""At most 3 switches in 10 minutes that no death caused (design, "States, score, switching")."""
 RECORDS = 64
 """Paths remembered at most: those that are gone are forgotten beyond it."""
 RECHECK_S = 0.05
@@ -60,27 +57,15 @@ class Choice(msgspec.Struct, frozen=True):
     """A voluntary switch that takes no token: the return to a path that its death made us leave."""
 
 
-class _Record:
-    """What the selector remembers of one path."""
-
-    def __init__(self, now: float) -> None:
-        self.grade: Grade | None = None
-        self.since = now
-        """In this grade, without a break."""
-        self.returned_at: float | None = None
-        self.relapses = 0
-        self.left_by_death = False
-
-
 class PathSelector:
     def __init__(self, config: CoreConfig) -> None:
         self._config = config
-        self._records: dict[PathId, _Record] = {}
+        self._records: dict[PathId, PathHistory] = {}
         self._first_usable_at: float | None = None
         self._anew = True
         """Nothing was usable since the last selection: the next one is as patient as the first."""
         self._switched_at: float | None = None
-        self._spent: deque[float] = deque(maxlen=BUCKET)
+        self._bucket = TokenBucket()
         self._pin: tuple[PathId, float] | None = None
         self.deadline: float | None = None
         """When `decide` should be asked again although nothing changed."""
@@ -89,13 +74,12 @@ class PathSelector:
         self._pin = (path, until)
 
     def hold_up_s(self, path: PathId) -> float:
-        record = self._records.get(path)
-        relapses = 0 if record is None else record.relapses
-        return float(min(HOLD_UP_MAX_S, self._config.hold_up_s * 2**relapses))
+        """What a better path must hold before it is taken."""
+        return (self._records.get(path) or PathHistory(self._config, 0.0)).hold_up_s
 
     def bucket_empty(self, now: float) -> bool:
         """Are the voluntary switches of the last ten minutes used up?"""
-        return len(self._spent) == BUCKET and now < self._spent[0] + BUCKET_WINDOW_S
+        return self._bucket.is_empty(now)
 
     def decide(self, current: PathId | None, ratings: Sequence[PathRating], now: float) -> Choice | None:
         """The new choice, or None to stay."""
@@ -157,12 +141,12 @@ class PathSelector:
             record = self._records[better.path]
             fell = present.state is PathState.DEGRADED and grade(better)[:2] < grade(present)[:2]
             fled = fell and record.since <= self._records[present.path].since
-            ready_at = record.since if fled else record.since + self.hold_up_s(better.path)
+            ready_at = record.since if fled else record.since + record.hold_up_s
             if self._switched_at is not None:
                 ready_at = max(ready_at, self._switched_at + DWELL_S)
             free = record.left_by_death and not fled
-            if not free and len(self._spent) == BUCKET:
-                ready_at = max(ready_at, self._spent[0] + BUCKET_WINDOW_S)
+            if not free and (token_at := self._bucket.ready_at()) is not None:
+                ready_at = max(ready_at, token_at)
             if now < ready_at:
                 self._ask_again(ready_at)
             elif not (better.fresh and better.audible):
@@ -191,29 +175,23 @@ class PathSelector:
             present_paths = {one.path for one in ratings}
             self._records = {path: record for path, record in self._records.items() if path in present_paths}
         for one in ratings:
-            record = self._records.setdefault(one.path, _Record(now))
             present = grade(one) if one.usable else None
-            if present == record.grade:
-                continue
-            was_good = record.grade is not None and record.grade[0] == 0
-            is_good = present is not None and present[0] == 0
-            if was_good and not is_good and record.returned_at is not None:
-                relapsed = now - record.returned_at < self._config.relapse_within_s
-                record.relapses = record.relapses + 1 if relapsed else 0
-            if is_good and not was_good and self._switched_at is not None:
-                record.returned_at = now
-            record.grade = present
-            record.since = now
+            self._of(one.path, now).graded(present, after_a_switch=self._switched_at is not None, now=now)
+
+    def _of(self, path: PathId, now: float) -> PathHistory:
+        if path not in self._records:
+            self._records[path] = PathHistory(self._config, now)
+        return self._records[path]
 
     def _note(self, choice: Choice, current: PathId | None, now: float) -> None:
         self._anew = choice.path is None
         if choice.cause in VOLUNTARY and not choice.free:
-            self._spent.append(now)
+            self._bucket.spend(now)
         self._switched_at = now
         if current is not None and choice.cause in (Cause.FIRST, Cause.DEATH, Cause.ROUTE):
-            self._records.setdefault(current, _Record(now)).left_by_death = True
+            self._of(current, now).left_by_death = True
         if choice.path is not None:
-            self._records.setdefault(choice.path, _Record(now)).left_by_death = False
+            self._of(choice.path, now).left_by_death = False
 
     def _ask_again(self, at: float) -> None:
         if self.deadline is None or at < self.deadline:
