@@ -44,7 +44,7 @@ SHARED = (
     "exod.model",
     "exod.errors",
     "exod.plain_text",
-    "exod.route_cure",
+    "exod.wrong_route",
     "exoengine.framing",
     "exoengine.protocol",
     "exoengine.model_files.memory_fit",
@@ -140,8 +140,8 @@ COMMON = (
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # the pure core
     "exod.core.base": (),
-    "exod.core.probe": ("exod.core.base",),
-    "exod.core.pair": ("exod.core.base", "exod.core.probe", "exod.route_cure"),
+    "exod.core.probe": ("exod.core.base", "exod.wrong_route"),
+    "exod.core.pair": ("exod.core.base", "exod.core.probe", "exod.wrong_route"),
     "exod.core.cluster": ("exod.core.base", "exod.core.probe", "exod.core.pair"),
     "exod.core.engine": ("exod.core.base", "exoengine.model_files"),
     "exod.core.engine.rank": ("exod.core.base", "exod.core.engine", "exoengine.model_files"),
@@ -165,7 +165,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # what the shells stand on
     "exod.config": (),
     "exod.platform": ("exoengine.interface_binding",),
-    "exod.route_cure": (),
+    "exod.wrong_route": (),
     "exod.data_files": (),
     "exod.identity": ("exod.data_files",),
     "exod.daemon_api": ("exod.core.cluster",),
@@ -186,7 +186,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exod.core.status",
         "exod.daemon_api",
         "exod.platform",
-        "exod.route_cure",
+        "exod.wrong_route",
         "exoengine.model_files",
     ),
     "exod.mqtt": ("exod.config", "exod.daemon_api"),

@@ -21,7 +21,7 @@ from exod import log
 from exod.log import RotatingFile, trim_standard_error
 from exod.model import NodeCard, NodeId
 from exod.plain_text import printable
-from exod.platform.crash_text import last_words
+from exod.platform.crash_parser import last_words
 from exoengine.process.control_thread import trim_log
 
 

@@ -23,7 +23,7 @@ from exod.mqtt import publish_schedule
 from exod.peers.peer_addresses import FILE as PEERS_FILE
 from exod.peers.peer_addresses import PeerBook
 from exod.peers.peer_messages import FrameError, take
-from exod.platform.crash_text import CrashTextError, parse_ips
+from exod.platform.crash_parser import CrashTextError, parse_ips
 from exoengine.decoding import DecodingError, from_json, from_msgpack
 from exoengine.protocol import ProtocolError, decode_from_worker, decode_to_worker
 from exoengine.ring.message_ring import RingLostError

@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from exod.diagnostics.crash_watch import MAX_AGE_S, MAX_BYTES, SETTLES_IN_S, CrashReports, from_exit
-from tests.platform.test_crash_text import CRASH, HEADER, TIMEOUT, ips
+from tests.platform.test_crash_parser import CRASH, HEADER, TIMEOUT, ips
 
 NOW = 1_773_412_200.0
 STRANGER = {"coalitionName": "com.apple.Terminal", "pid": 1, "parentPid": 2, "usedImages": []}

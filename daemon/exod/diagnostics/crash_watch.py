@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from exod.platform.crash_text import CrashReport, CrashTextError, last_words, parse_crash, parse_ips
+from exod.platform.crash_parser import CrashReport, CrashTextError, last_words, parse_crash, parse_ips
 
 log = structlog.get_logger()
 

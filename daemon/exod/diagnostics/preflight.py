@@ -33,7 +33,7 @@ from exod.daemon_api.peer_reports import (
 from exod.daemon_api.shapes import PreflightCheck, PreflightReport
 from exod.model import Edge, MeshPlan, NodeId, PathEnds
 from exod.platform.system import Platform
-from exod.route_cure import route_cure
+from exod.wrong_route import is_right, route_cure
 
 log = structlog.get_logger()
 
@@ -157,7 +157,7 @@ class Preflight:
 
     def _route_check(self, edge: Edge) -> PreflightCheck:
         leaves_from = self._path_source(PathEnds(edge.source_interface, edge.source_address, edge.target_address))
-        good = leaves_from == edge.source_address
+        good = is_right(leaves_from, edge.source_address)
         return PreflightCheck(
             "route",
             self._subject(edge),

@@ -13,7 +13,7 @@ from typing import Final
 
 from exod.daemon_api.shapes import InterfaceLine, NetworkCheck
 from exod.model import Kind, ThunderboltPort
-from exod.route_cure import CABLE_ADDRESSES
+from exod.wrong_route import CABLE_ADDRESSES
 
 BRIDGE: Final = "bridge0"
 """macOS's own bridge over the Thunderbolt ports."""

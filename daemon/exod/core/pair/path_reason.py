@@ -11,7 +11,7 @@ from exod.core.probe.datagram import RouteVerdict
 from exod.core.probe.path import INIT_SAMPLES, USABLE, Path
 from exod.core.probe.path_order import comparison, grade
 from exod.model import NodeCard, NodeState, PathState
-from exod.route_cure import route_cure
+from exod.wrong_route import wrong_route_text
 
 _LOCAL_NETWORK_PRIVACY = 65
 """EHOSTUNREACH on macOS: what Local Network privacy answers while ping still works."""
@@ -75,15 +75,9 @@ def _wrong_route(path: Path, link: Link, platform: str) -> str:
     if path.route is not RouteVerdict.WRONG:
         there = link.peer.name
         return f"ineligible: {there}'s route to {local.address} leaves another interface (exoctl links on {there})"
-    if path.leaves_from is None:
-        taken = f"there is no route to {remote.address}"
-    else:
-        taken = (
-            f"connections to {remote.address} leave from {interface_of(link.me, path.leaves_from)} "
-            f"({path.leaves_from}), not from {local.interface} ({local.address})"
-        )
-    cure = route_cure(platform, local.interface, local.address, remote.address)
-    return f"ineligible: {taken}; mend it: {cure}"
+    taken = interface_of(link.me, path.leaves_from) if path.leaves_from is not None else ""
+    text = wrong_route_text(local.interface, local.address, remote.address, path.leaves_from, taken, platform)
+    return f"ineligible: {text}"
 
 
 def interface_of(card: NodeCard, address: str) -> str:

@@ -26,6 +26,7 @@ from exod.core.probe.path_order import Band
 from exod.core.probe.replay_window import SequenceWindow
 from exod.core.probe.rtt import RttEstimator
 from exod.model import Kind, PathEnds, PathState
+from exod.wrong_route import is_right
 
 INIT_SAMPLES = 5
 """Round trips before a path is called UP: a quarter of a second at the measuring pace."""
@@ -326,7 +327,7 @@ class Path:
     def routed(self, leaves_from: str | None, now: float) -> None:
         self.leaves_from = leaves_from
         self.route_checked_at = now
-        right = leaves_from == self.candidate.local.address
+        right = is_right(leaves_from, self.candidate.local.address)
         self.route = RouteVerdict.RIGHT if right else RouteVerdict.WRONG
 
     def excuse(self) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exod.platform.crash_text import MAX_TEXT, CrashTextError, last_words, parse_crash, parse_ips
+from exod.platform.crash_parser import MAX_TEXT, CrashTextError, last_words, parse_crash, parse_ips
 
 TIMEOUT = (
     "libc++abi: terminating due to uncaught exception of type std::runtime_error: [METAL] Command buffer execution "

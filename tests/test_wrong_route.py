@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exod.route_cure import route_cure
+from exod.wrong_route import route_cure
 
 
 def test_a_mac_gets_a_subnet_of_its_own_and_never_a_route() -> None:
