@@ -1,7 +1,7 @@
 """The request that is open on a rank: what it needs to run its steps, and how far it is.
 
-Decides: which tokens the next pass runs, as they were run before or, where they are new, as chunks.py says. Made
-and used by generation.py; only rank 0 asks for passes.
+Decides: which tokens the next pass runs, as they were run before or, where they are new, as prefill_chunks.py says.
+Made and used by loop.py; only rank 0 asks for passes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Work:
         self.generation.course = self.course.ran(step.start, step.start + step.count, step.grain)
 
     def next_pass(self, stages: int, token_s: float, budget_s: float) -> tuple[int, int]:
-        """How many tokens from `issued` on go together, and the grain; the other figures are chunks.py's."""
+        """How many tokens from `issued` on go together, and the grain; prefill_chunks.py has the rest."""
         start, end = self.issued, self.generation.length - 1
         course, prompt_end = self.course, len(self.generation.prompt) - 1
         if start < course.end:

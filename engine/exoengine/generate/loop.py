@@ -1,18 +1,17 @@
 """The loop over requests: schedule, step, token, replay.
 
-Rank 0 leads (see steps.py): it takes the requests in their order, opens each with all ranks, prefills what their
-caches lack, and runs one step per token. The others follow. A step either counts on every rank or on none: after a
-fault each rank's caches go back to before the step that failed, and when the next group has been formed the request
-is opened again: the ranks take the longest history that any of them has, and whoever is behind catches up alone
-(see resume.py). Steps that are run again give the same tokens to the last bit: they are cut alike (course.py), and
-draws are keyed by (seed, step).
+Rank 0 leads (see step_messages.py): it takes the requests in their order, opens each with all ranks, prefills what
+their caches lack, and runs one step per token. The others follow. A step either counts on every rank or on none:
+after a fault each rank's caches go back to before the step that failed, and when the next group has been formed the
+request is opened again: the ranks take the longest history that any of them has, and whoever is behind catches up
+alone (see resume.py). Steps that are run again give the same tokens to the last bit: they are cut alike
+(pass_log.py), and draws are keyed by (seed, step).
 
 Rank 0 does not wait for a step's outcome before it begins the next: it runs ahead into its own layers (see
-runner.py), and when the outcome is here it says the step to the others, who never know, or gives it up. The others
-build theirs meanwhile.
+step_runner.py), and when the outcome is here it says the step to the others, who never know, or gives it up. The
+others build theirs meanwhile.
 
-Decides: what is run next. Called by worker.py on the MLX thread: `turn` does one piece of work and returns, so that
-commands are seen between steps.
+Decides: what is run next.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 Telling wakes the control thread, which then wants the interpreter that the next step is being made with. So tokens
 are kept back until that step is under way, which is a millisecond later; whatever is not a token lets them out, and
-generation.py does before it waits for anything else. Nothing is lost with them: after a fault a step that is run
-again gives the same token.
+loop.py does before it waits for anything else. Nothing is lost with them: after a fault a step that is run again
+gives the same token.
 
-Decides nothing but the moment. Owned by generation.py, on the MLX thread.
+Decides nothing but the moment.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 No stage waits for the word to build a step of decode. The first one begins it before the token that it runs is
 known: the last rank sends the token round the ring as soon as it is drawn, and it goes into a graph that was built
 meanwhile. The others build theirs while they have nothing else to do, and evaluate nothing of it. What that step
-becomes, the outcome of the one before decides (generation.py); nothing of it leaves this rank before.
+becomes, the outcome of the one before decides (loop.py); nothing of it leaves this rank before.
 
 Decides nothing but the order of evaluation that a safe or a fast step means. The only module that sends and
 receives hidden states and drawn tokens (hidden_states.py has the means). After each evaluation it asks the group

@@ -2,10 +2,10 @@
 
 With many chunks all stages are busy at once: of n chunks over r stages the time of n + r - 1 passes, where one
 chunk would take that of n * r. Large chunks are read with fewer passes over the weights, and small ones keep a
-stage's wait for the one before within the budget of sync.py. Powers of two, so that the figures that change from
-one request to the next seldom change the cut.
+stage's wait for the one before within the budget of sync_mode.py. Powers of two, so that the figures that change
+from one request to the next seldom change the cut.
 
-Decides that, for rank 0, which tells the others with each step. Pure: no MLX, no clock. Called by generation.py.
+Decides that, for rank 0, which tells the others with each step. Pure: no MLX, no clock.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
 Outlives groups: after a fault the request goes on from here. Outlives its request too where the caches can be
 trimmed and memory allows: a follow-up turn that begins with the same tokens goes on from them (the prompt cache).
 
-Decides: whether a finished sequence stays in memory, and how much of it a new prompt can use. Called by
-generation.py, and by runner.py where a step fails, on the MLX thread.
+Decides: whether a finished sequence stays in memory, and how much of it a new prompt can use.
 """
 
 from __future__ import annotations

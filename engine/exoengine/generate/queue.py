@@ -1,7 +1,6 @@
 """The requests of a rank: those that wait, in their order, and the last ones that are finished.
 
-Decides: whose turn it is, and which requests are refused before anything is computed. No MLX. Called by
-generation.py.
+Decides: whose turn it is, and which requests are refused before anything is computed. No MLX.
 """
 
 from __future__ import annotations

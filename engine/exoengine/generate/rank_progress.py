@@ -2,7 +2,7 @@
 
 In a new group each rank first tells which requests it has not finished. Before a request goes on, each tells its
 `Standing`, and all take the longest history that any of them has. Decides: which history is taken. Where each rank
-then goes on from, resume.py decides. No MLX. Called by generation.py.
+then goes on from, resume.py decides. No MLX.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ downstream it has kept. The ranks then go on from the furthest position that can
 anything twice that is known: whoever is behind (a replaced rank from the very beginning) catches up by itself, fed
 by what the rank before it kept or computes just then; the others wait.
 
-Decides that, alike on every rank, from the same standings. Pure: no MLX. Called by generation.py.
+Decides that, alike on every rank, from the same standings. Pure: no MLX.
 """
 
 from __future__ import annotations

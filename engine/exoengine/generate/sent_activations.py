@@ -3,7 +3,7 @@
 A rank whose process died runs its layers again from these, while the ranks before it compute nothing. The states
 are kept as they were sent, in the dtype of the wire, from the sequence's beginning on, until they reach the limit.
 
-Decides: what is kept. Called by holding.py; evaluates only what it joins.
+Decides: what is kept. Evaluates only what it joins.
 """
 
 from __future__ import annotations

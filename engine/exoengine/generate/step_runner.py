@@ -4,8 +4,7 @@ What a step leaves in the caches either counts or is taken back: every step is m
 anything in it raises, the caches are as they were. Rank 0 begins a step ahead of its turn here, and the others
 build theirs; nobody else knows of it until the step is said, and until then it can be given up.
 
-Decides: when a step's caches go back. Which step is run, in which mode, and what its outcome means is
-generation.py's. Called by it on the MLX thread.
+Decides: when a step's caches go back. Which step is run, in which mode, and what its outcome means is loop.py's.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class StepRunner:
 
     def run(self, step: Step, work: Work, sends: bool) -> Drawn:
         """Runs this rank's part of `step` to its end. Without `sends` the next rank has the tokens already. Raises
-        RingLostError or RuntimeError; the caches are then as they were before the step, or lost (holding.py).
+        RingLostError or RuntimeError; the caches are then as they were before the step, or lost (prompt_cache.py).
         """
         generation, holding = work.generation, work.holding
         caches = holding.caches

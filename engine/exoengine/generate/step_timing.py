@@ -1,7 +1,7 @@
 """How fast tokens come, and from that how long a step may take before it counts as hung.
 
-Decides: deadlines, the figures of the heartbeat, and how long a fault held up the tokens. Called by generation.py;
-reads the monotonic clock.
+Decides: deadlines, the figures of the heartbeat, and how long a fault held up the tokens. Reads the monotonic
+clock.
 """
 
 from __future__ import annotations

@@ -2,11 +2,10 @@
 
 A cache that only appends (the usual KV cache, quantised or not) goes back by its offset: what lies beyond it is
 overwritten. Rotating, chunked, state-space and unknown caches overwrite what they would need, so each step keeps
-references to the arrays before it; MLX arrays are immutable, so that is a copy only where MLX would otherwise
-have written in place.
+references to the arrays before it; MLX arrays are immutable, so that is a copy only where MLX would otherwise have
+written in place.
 
-Decides: what can be rolled back and how. Never evaluates. Called by stages.py (to run), runner.py (to mark
-steps) and holding.py (to roll back).
+Decides: what can be rolled back and how. Never evaluates.
 """
 
 from __future__ import annotations

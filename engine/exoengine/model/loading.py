@@ -1,6 +1,6 @@
 """From a model folder to a stage in memory: only this rank's layers are ever read, and none that is there already.
 
-Decides: what is wrong with a folder, in one line with a stable code. Called by worker.py on the MLX thread.
+Decides: what is wrong with a folder, in one line with a stable code.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How a token is drawn from logits: mlx-lm's filters and penalties, with a draw that is keyed by (seed, step).
 
 A step that is run again draws the same token, on whichever rank and after whatever fault. Decides nothing else;
-never evaluates. Called by pipeline.py on the last stage.
+never evaluates.
 """
 
 from __future__ import annotations

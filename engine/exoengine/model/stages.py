@@ -1,13 +1,13 @@
 """A stage: the span of a model's layers that one rank runs, for any architecture of mlx-lm.
 
 The model's own `__call__` runs unmodified on every rank: its masks, scalings and loops over layers stay its own.
-Only the layers change their class, each object in place: those outside the span hand on their input, the first
-of the span takes the hidden state that came from the stage before, the last one notes what it hands on. MLX is
-lazy, so whatever else the call builds (an embedding that no one reads, a head on an early stage) is never
-evaluated, and its weights are never read from the disk.
+Only the layers change their class, each object in place: those outside the span hand on their input, the first of
+the span takes the hidden state that came from the stage before, the last one notes what it hands on. MLX is lazy,
+so whatever else the call builds (an embedding that no one reads, a head on an early stage) is never evaluated, and
+its weights are never read from the disk.
 
 Decides: which layers, caches and other weights are this rank's, and whether a model can be split at all. Never
-communicates; never evaluates, but for that. Called by loading.py (to build) and pipeline.py (to run).
+communicates; never evaluates, but for that.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
 A pass over several tokens gives other last bits than the same tokens one by one. A course says for every position
 that was run which it was: the prompt went through in chunks, the answer token by token, and a follow-up turn that
 goes on from an earlier turn's caches inherits that turn's course up to there. It grows with each step, alike on
-every rank; where a step is run again, its course is followed. How large new chunks are is chunks.py's decision.
+every rank; where a step is run again, its course is followed. How large new chunks are is prefill_chunks.py's
+decision.
 
-Decides: where a pass that was run begins and ends. Pure: no MLX. Called by generation.py and resume.py.
+Decides: where a pass that was run begins and ends. Pure: no MLX.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the ranks of a group say to each other about the work: the messages of tokenring.py.
+"""What the ranks of a group say to each other about the work: the messages of message_ring.py.
 
 Rank 0 leads: it says what is run next, and a `Step` travels from rank to rank ahead of the hidden state, taking
 each rank's votes with it. The last rank answers with an `Outcome`, which travels on from rank 0 so that every rank
@@ -55,7 +55,7 @@ class Step(msgspec.Struct, frozen=True, tag="step", array_like=True):
     start: int
     count: int
     grain: int
-    """As course.py has it. Of what was run when it was new: the caches come out the same to the last bit."""
+    """As pass_log.py has it. Of what was run when it was new: the caches come out the same to the last bit."""
     draw: int
     """The index of the answer's token to draw from the last position's logits; -1: none."""
     safe: bool

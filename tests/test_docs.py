@@ -1,0 +1,83 @@
+"""Whoever follows a name in the docs or in a docstring finds the file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("daemon", "engine", "launchd", "mlx_patches", "tests", "docs", ".ci")
+NAMED = re.compile(r"[\w./*-]*\w\.(?:py|md|cpp|h|c|template|mk)\b")
+IN_MLX = {"mlx/backend/metal/distributed.cpp"}
+
+
+def files() -> set[str]:
+    """Every file of the project, by its path and each end of it."""
+    found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()]
+    found += [path for path in ROOT.iterdir() if path.is_file()]
+    ends = set()
+    for path in found:
+        parts = path.relative_to(ROOT).parts
+        ends |= {"/".join(parts[start:]) for start in range(len(parts))}
+    return ends
+
+
+FILES = files()
+
+
+@pytest.mark.parametrize(
+    "document", sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]), ids=lambda one: one.name
+)
+def test_each_file_that_a_document_names_is_there(document: Path) -> None:
+    missing = []
+    for number, line in enumerate(document.read_text().splitlines(), 1):
+        for quoted in re.findall(r"`([^`]+)`", line):
+            if NAMED.fullmatch(quoted) and "*" not in quoted and quoted not in FILES | IN_MLX:
+                missing.append(f"{document.name}:{number}: {quoted}")
+    assert missing == []
+
+
+def test_each_module_that_a_docstring_or_a_comment_names_is_there() -> None:
+    missing = []
+    for folder in ("daemon", "engine", "launchd", "mlx_patches"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for number, line in enumerate(path.read_text().splitlines(), 1):
+                for name in re.findall(r"[\w/]+\.py\b", re.sub(r"https?://\S+", "", line)):
+                    if name not in FILES:
+                        missing.append(f"{path.relative_to(ROOT)}:{number}: {name}")
+    assert missing == []
+
+
+WHERE_IS = [
+    "hold-up",
+    "token bucket",
+    "unanimous ack",
+    "JACCL",
+    "split of layers by memory",
+    "request queue",
+    "rank's replacement",
+    "alert hysteresis",
+    "wrong route",
+    "incarnation's file",
+    "crash parser",
+    "plist",
+    "Home Assistant",
+    "HTTP guard",
+    "keep-alive",
+    "rendezvous",
+    "safe or fast",
+    "prompt cache",
+    "roll-back",
+    "sampling key",
+]
+
+
+def test_the_twenty_things_that_a_newcomer_looks_for_have_their_files() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    table = text[text.index("## Where is") : text.index("And of whole subjects")]
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "`" in line]
+    for what in WHERE_IS:
+        (row,) = [line for line in rows if what in line.split("|")[1]]
+        assert re.search(r"`[\w./-]+\.py`", row.split("|")[2]), row
