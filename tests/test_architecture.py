@@ -57,6 +57,7 @@ OF_THE_ENGINE = (
     "exoengine.protocol",
     "exoengine.model_files.memory_fit",
     "exoengine.model_files.model_folder",
+    "exoengine.model_files.wired_memory",
     "exoengine.embedded",
     "exoengine.native.build",
     "exoengine.native.recipe",

@@ -134,6 +134,7 @@ class Daemon:
         config, identity = self._config, self.identity
         self.started_at = time.time()
         self.platform = current()
+        self.platform.learn_recommended(identity.recommended_bytes)
         self.card = own_card(config, identity, self.platform)
         self.events = EventLog(config.node.data_dir)
         self.peer_book = PeerBook(config.node.data_dir)
@@ -207,6 +208,8 @@ class Daemon:
             on_ring_port=self._ring_port_moved,
         )
         self.engine.worker.on_exit = self._worker_exited
+        self.engine.wired_bytes = self.platform.wired_bytes
+        self.engine.on_recommended = self._memory_recommended
 
     def _create_diagnostics(self) -> None:
         self.pids = {os.getpid()}
@@ -245,6 +248,7 @@ class Daemon:
             failed_edges=lambda: self.edge_watch.failed,
             api_url=lambda: self.http.url,
             local_network=lambda: self.local_network.text,
+            wired=lambda: self.engine.core.rank.worker.wired.text(time.monotonic()),
         )
         self.propagation = Propagation(
             identity.id, self.core, self.status, self.control, self.engine, self.events, self.mqtt
@@ -371,6 +375,12 @@ class Daemon:
             self._cabling_changed.clear()
             self.record.thunderbolt = await self.platform.thunderbolt()
             await self._cabling_changed.wait()
+
+    def _memory_recommended(self, size: int) -> None:
+        """Kept for the next start, too: a card that changes after the first plan costs a second one."""
+        self.platform.learn_recommended(size)
+        self.identity.remember_recommended(size)
+        self._set_card(msgspec.structs.replace(self.card, memory_mib=self.platform.memory_mib()))
 
     def _set_card(self, card: NodeCard) -> None:
         if card != self.card:

@@ -40,6 +40,7 @@ Counter = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 class _State(msgspec.Struct):
     incarnation: Counter = 0
     epoch_number: Counter = 0
+    recommended_bytes: Counter = 0
 
 
 class Identity:
@@ -73,6 +74,16 @@ class Identity:
     def remember_epoch(self, number: int) -> None:
         if number > self._state.epoch_number:
             self._state.epoch_number = number
+            self._save(durable=False)
+
+    @property
+    def recommended_bytes(self) -> int:
+        """Of the GPU's memory, what MLX recommended in an earlier life; 0 where it never did."""
+        return self._state.recommended_bytes
+
+    def remember_recommended(self, size: int) -> None:
+        if size != self._state.recommended_bytes:
+            self._state.recommended_bytes = size
             self._save(durable=False)
 
     def _save(self, durable: bool = True) -> None:

@@ -229,6 +229,10 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """Why the native group cannot be used, so that every step is safe; empty where it can."""
     has_switch: bool = False
     """Is the switch of `mlx_patches` in its MLX?"""
+    recommended_bytes: int = 0
+    """Of the GPU's memory, what MLX says that a process should use at most; 0 where it says nothing."""
+    wired_bytes: int = 0
+    """How much of it this process wires at most; 0: nothing is wired, or nothing is loaded."""
 
 
 class LoadProgress(msgspec.Struct, frozen=True, tag="load_progress"):
@@ -248,6 +252,10 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     max_context_tokens: int
     layer_s: float = 0.0
     """How long it took to read a layer, the last time that one was read: what is in memory is not read again."""
+    wired_bytes: int = 0
+    """As in Hello, from now on."""
+    warning: str = ""
+    """Why it may be slow or fail although it was loaded, for people."""
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):

@@ -96,6 +96,7 @@ class Worker:
 
     def hello(self) -> Hello:
         """Without the requests: the control thread knows them better."""
+        from exoengine.model.gpu_memory import recommended_bytes
         from mlx_patches.switch import find_switch
 
         model, plan = self._model, self._formed or self._prepared
@@ -113,6 +114,8 @@ class Worker:
             load_s=self._load_s,
             layer_s=self._held.layer_s if self._held else 0.0,
             has_switch=find_switch() is not None,
+            recommended_bytes=recommended_bytes(),
+            wired_bytes=model.wired_bytes if model else 0,
         )
 
     def _emit(self, message: FromWorker) -> None:
@@ -196,6 +199,8 @@ class Worker:
                 load_s=self._load_s,
                 max_context_tokens=model.max_context_tokens,
                 layer_s=held.layer_s,
+                wired_bytes=model.wired_bytes,
+                warning=model.warning,
             )
         )
 

@@ -194,9 +194,8 @@ async def test_help_lists_every_command_of_the_contract(exoctl: Exoctl) -> None:
     ended = await exoctl.run("--help", bare=True)
     assert ended.code == 0
     _, commands = build()
-    contract = (
-        "status links ping netcheck mesh engine preflight chat events top wait doctor service cluster config debug"
-    )
+    contract = "status links ping netcheck mesh engine preflight chat events top wait doctor service cluster config"
+    contract += " report debug"
     assert commands.names == contract.split()
     for name in commands.names:
         assert f"\n    {name} " in ended.out

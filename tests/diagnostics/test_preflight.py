@@ -93,6 +93,22 @@ def test_a_share_that_fits_into_free_memory_is_well(monkeypatch: pytest.MonkeyPa
     assert check.ok
 
 
+@pytest.mark.parametrize(
+    ("recommended", "ok", "said"), [(12, True, "it is tried, and may be slow"), (9, False, "need")]
+)
+def test_what_mlx_recommends_decides_whether_a_share_fits(
+    monkeypatch: pytest.MonkeyPatch, recommended: int, ok: bool, said: str
+) -> None:
+    monkeypatch.setattr(module.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=8 * GIB))
+    told = engine()
+    told.rank.worker.hello = types.SimpleNamespace(recommended_bytes=recommended * GIB)
+    preflight = a_preflight(rank=told.rank)
+    (check,) = [check for check in asyncio.run(preflight.own_checks()) if check.name == "memory"]
+    assert check.ok is ok
+    assert said in check.text
+    assert check.figure == f"{recommended}.0 GiB for a GPU, 8.0 GiB free"
+
+
 def test_a_node_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ANSWER_DEADLINE_S", 0.01)
     check = failed(asyncio.run(a_preflight().run()).checks, "answer")

@@ -311,3 +311,23 @@ async def test_a_bug_in_what_hears_the_worker_costs_the_process_and_not_the_daem
         await until(lambda: daemon.ended, "the worker's end is told")
         assert daemon.ended == ["an internal error of exod (KeyError); the daemon's log has the story"]
         await until(lambda: daemon.worker.pid is None, "nothing is left")
+
+
+async def test_a_worker_that_is_to_be_killed_may_free_its_memory_first(tmp_path: Path) -> None:
+    async with a_daemon(tmp_path) as daemon:
+        daemon.worker.free_within_s = PATIENCE_S
+        await daemon.start()
+        daemon.worker.kill("its GPU hangs")
+        await until(lambda: daemon.exits, "it ends")
+        assert daemon.exits[0][1] == -signal.SIGTERM
+
+
+async def test_a_worker_that_does_not_take_that_chance_is_killed(tmp_path: Path) -> None:
+    async with a_daemon(tmp_path) as daemon:
+        daemon.worker.free_within_s = 0.2
+        await daemon.start()
+        daemon.wish("mute")
+        await asyncio.sleep(0.2)
+        daemon.worker.kill("its GPU hangs")
+        await until(lambda: daemon.exits, "it ends")
+        assert daemon.exits[0][1] == -signal.SIGKILL

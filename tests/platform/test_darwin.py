@@ -84,6 +84,14 @@ async def test_a_wired_limit_that_a_person_set_is_the_memory_for_models() -> Non
     assert darwin.memory_mib() == 458752
 
 
+def test_what_mlx_recommends_is_the_memory_for_models() -> None:
+    darwin = Tools().platform()
+    darwin.learn_recommended(11_453_251_584)
+    assert darwin.memory_mib() == 10922
+    darwin.learn_recommended(0)
+    assert darwin.memory_mib() > 0
+
+
 @pytest.mark.anyio
 async def test_what_the_tools_do_not_say_is_unknown() -> None:
     darwin = Tools().platform()

@@ -94,6 +94,7 @@ class EngineCore:
             events.EngineMessageReceived: self._message_received,
             events.WorkerSaid: self._worker_said,
             events.WorkerGone: self._worker_gone,
+            events.MemoryWired: self._memory_wired,
             events.ModelProgress: self._model_progress,
             events.ModelFound: self._model_found,
             events.ModelNotFound: self._model_not_found,
@@ -335,6 +336,9 @@ class EngineCore:
 
     def _worker_gone(self, event: events.WorkerGone, now: float) -> None:
         self._from_rank(self.rank.worker_gone(event.text, now), now)
+
+    def _memory_wired(self, event: events.MemoryWired, now: float) -> None:
+        self.rank.worker.wired.observe(event.wired_bytes)
 
     def _deliver(self, output: TokenOut | Finished | RequestFailed, now: float) -> None:
         """To this node's client; rank 0 relays to an origin that hosts no rank."""

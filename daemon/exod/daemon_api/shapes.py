@@ -326,6 +326,10 @@ class RankDetail(msgspec.Struct, frozen=True):
     """The worker's own word: empty, loading, loaded, prepared, forming, ready, generating, aborted, leaving."""
     memory_bytes: int | None = None
     text: str = ""
+    recommended_bytes: int | None = None
+    """Of the GPU's memory, what MLX says that a process should use at most; null where it says nothing."""
+    wired_bytes: int | None = None
+    """How much the rank wires at most; null where nothing is wired."""
 
 
 class EngineReport(msgspec.Struct, frozen=True):

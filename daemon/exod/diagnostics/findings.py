@@ -28,6 +28,8 @@ def _cure(reason: Reason) -> str:
     """What a person does first about a reason of the health."""
     if reason.code == "gpu_wait":
         return 'set engine.sync = "dynamic" in the configuration; exoctl links shows which path is slow'
+    if reason.code == "memory_wired":
+        return "restart this Mac; the memory is not freed otherwise where no program holds it"
     if reason.code.startswith("engine_"):
         return "exoctl engine status shows each rank; exoctl engine load MODEL tries another"
     if reason.code.startswith("node_"):

@@ -34,6 +34,7 @@ from exod.daemon_api.shapes import PreflightCheck, PreflightReport
 from exod.model import Edge, MeshPlan, NodeId, PathEnds
 from exod.platform.system import Platform
 from exod.wrong_route import is_right, route_cure
+from exoengine.model_files.wired_memory import Fit, judge_fit
 
 log = structlog.get_logger()
 
@@ -240,16 +241,16 @@ class Preflight:
             return PreflightCheck("memory", self._me, True, figure, "the rank's layers are loaded")
         if plan is None or span is None or facts is None:
             return PreflightCheck("memory", self._me, True, figure, "the model is not known yet")
+        hello = self._engine.rank.worker.hello
+        recommended = hello.recommended_bytes if hello is not None else 0
+        if recommended:
+            figure = f"{recommended / 2**30:.1f} GiB for a GPU, {figure}"
         needs = needs_of(plan.context, facts.sizes, *span)
-        enough = needs.fits(available)
-        return PreflightCheck(
-            "memory",
-            self._me,
-            enough,
-            figure,
-            needs.text,
-            FINE if enough else "free memory, or give this rank fewer layers",
-        )
+        fit = judge_fit(needs.total_bytes, available, recommended)
+        unsure = ", of which not all is free now: it is tried, and may be slow" if fit is Fit.UNCERTAIN else ""
+        enough = fit is not Fit.TOO_SMALL
+        cure = FINE if enough else "free memory, or give this rank fewer layers"
+        return PreflightCheck("memory", self._me, enough, figure, f"{needs.text}{unsure}", cure)
 
     def _common_checks(self) -> tuple[PreflightCheck, ...]:
         """What must be the same on all ranks: versions and model files."""

@@ -27,7 +27,7 @@ from exod.engine_service.model_search import search
 from exod.engine_service.worker_process import WorkerProcess
 from exod.model import NodeId
 from exoengine.model_files.model_folder import ModelFolderError
-from exoengine.protocol import FromWorker, GenerationRequest
+from exoengine.protocol import FromWorker, GenerationRequest, Hello
 
 log = structlog.get_logger()
 
@@ -36,6 +36,9 @@ SHORTEST_PAUSE_S: Final = 0.01
 
 PAUSE_AFTER_ERROR_S: Final = 1.0
 """A timer that fails is due again at once: it must not fill the log."""
+
+WIRED_EVERY_S: Final = 2.0
+"""One system call; a rank that waits for memory to be freed starts as soon."""
 
 WorkToBegin = events.StartWorker | events.LeaveWorker | events.SweepWorkers | events.ResolveModel
 """Commands that take a task of their own."""
@@ -67,6 +70,10 @@ class EngineDriver:
         self._clock = clock
         self.streams = ClientStreams(self.feed)
         self.worker = WorkerProcess(folder, environment, self._worker_said, self._worker_gone)
+        self.on_recommended: Callable[[int], None] = lambda size: None
+        """Takes how many bytes of the GPU's memory MLX says that a process should use at most."""
+        self.wired_bytes: Callable[[], int | None] = lambda: None
+        """How much memory is wired on this host; None where the system does not tell."""
         self._search: asyncio.Task[None] | None = None
         self._inputs: deque[EngineInput | None] = deque()
         self._is_taking = False
@@ -88,7 +95,14 @@ class EngineDriver:
             for command in early:
                 self._begin(command)
             self._rearm()
-            await asyncio.get_running_loop().create_future()
+            await self._watch_wired()
+
+    async def _watch_wired(self) -> None:
+        """Until cancelled."""
+        while (wired := self.wired_bytes()) is not None:
+            self.feed(events.MemoryWired(wired))
+            await asyncio.sleep(WIRED_EVERY_S)
+        await asyncio.get_running_loop().create_future()
 
     async def leave(self) -> None:
         """The rank leaves its group and its process ends, within the worker's deadline."""
@@ -151,6 +165,8 @@ class EngineDriver:
             await self._progress.wait()
 
     def _worker_said(self, message: FromWorker) -> None:
+        if isinstance(message, Hello) and message.recommended_bytes > 0:
+            self.on_recommended(message.recommended_bytes)
         self.feed(events.WorkerSaid(message))
 
     def _worker_gone(self, text: str) -> None:

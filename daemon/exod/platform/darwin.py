@@ -65,6 +65,7 @@ class Darwin:
         self._timebase = timebase
         self._facts = NetworkFacts()
         self._wired_limit_mib = 0
+        self._recommended_mib = 0
 
     @property
     def system(self) -> str:
@@ -132,10 +133,21 @@ class Darwin:
         return parse_thunderbolt(report or "", self._facts.ports)
 
     def memory_mib(self) -> int:
-        """`iogpu.wired_limit_mb` where a person has set it: reported, never set by exod."""
+        """What MLX recommends, once a worker has told. Until then `iogpu.wired_limit_mb` where a person has set it
+        (reported, never set by exod), else about what its default comes to.
+        """
+        if self._recommended_mib > 0:
+            return self._recommended_mib
         if self._wired_limit_mib > 0:
             return self._wired_limit_mib
         return int(psutil.virtual_memory().total) // _MIB * _GPU_SHARE[0] // _GPU_SHARE[1]
+
+    def learn_recommended(self, size: int) -> None:
+        self._recommended_mib = size // _MIB
+
+    def wired_bytes(self) -> int | None:
+        wired = getattr(psutil.virtual_memory(), "wired", None)
+        return int(wired) if wired is not None else None
 
     def worker_environment(self) -> dict[str, str]:
         """Asks Metal not to time command buffers out. Undocumented by Apple and of doubtful effect: set

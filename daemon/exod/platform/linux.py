@@ -110,6 +110,12 @@ class Linux:
     def memory_mib(self) -> int:
         return int(psutil.virtual_memory().total) // _MIB
 
+    def learn_recommended(self, size: int) -> None:
+        """Nothing: no MLX on Linux recommends anything."""
+
+    def wired_bytes(self) -> int | None:
+        return None
+
     def worker_environment(self) -> dict[str, str]:
         """One GPU for MLX's CUDA build, whichever the user names: with two in sight a rank failed at its first step
         inside MLX 0.32.4 ("cudaMemcpy … invalid argument"). Other builds do not look at it.

@@ -72,6 +72,12 @@ class Platform(Protocol):
     def memory_mib(self) -> int:
         """What this host can give to a model, in MiB."""
 
+    def learn_recommended(self, size: int) -> None:
+        """MLX says that a process should use so many bytes of the GPU's memory at most."""
+
+    def wired_bytes(self) -> int | None:
+        """How much memory is wired by all programs; None where the system does not tell."""
+
     def worker_environment(self) -> dict[str, str]:
         """Variables for an engine worker's environment, beside the inherited ones."""
 

@@ -210,6 +210,8 @@ class Answers:
                 state=found.phase,
                 memory_bytes=found.memory_mib << 20 if found.memory_mib else None,
                 text=status.named(found.text),
+                recommended_bytes=found.recommended_mib << 20 or None,
+                wired_bytes=found.wired_mib << 20 or None,
             )
             for rank, node in enumerate(ring)
             if (found := host.statuses.get(node)) is not None

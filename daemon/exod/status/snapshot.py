@@ -96,13 +96,16 @@ class StatusBuilder:
         failed_edges: Callable[[], Sequence[PreflightCheck]],
         api_url: Callable[[], str],
         local_network: Callable[[], str] = str,
+        wired: Callable[[], str] = str,
     ) -> None:
-        """`local_network`: why macOS keeps this node from the other ones, or nothing."""
+        """`local_network`: why macOS keeps this node from the others; `wired`: why no rank is started again. Both
+        are empty where nothing is wrong.
+        """
         self._me = card().id
         self._card, self._settings, self.record = card, settings, record
         self._core, self._engine, self._events = core, engine, events
         self._mqtt, self._failed_edges, self._api_url = mqtt, failed_edges, api_url
-        self.local_network = local_network
+        self.local_network, self.wired = local_network, wired
         self._judge = HealthJudge()
 
     # --- this node, for the others --------------------------------------------------------------------------
@@ -177,6 +180,7 @@ class StatusBuilder:
             downloads=self.downloads(),
             edge_text="; ".join(f"{check.subject}: {check.text}" for check in self._failed_edges()),
             mqtt_text=mqtt.text if settings.has_named_broker and mqtt.state != "connected" else "",
+            wired_text=self.wired(),
             local_network_text=self.local_network(),
         )
 

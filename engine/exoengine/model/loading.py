@@ -16,11 +16,13 @@ import psutil
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_config, load_model
 
+from exoengine.model import gpu_memory
 from exoengine.model.cache_rollback import NotQuantisableError, Quantisation
 from exoengine.model.stages import NotSplittableError, Stage, parameter_bytes
 from exoengine.model.text import Tokenizer
-from exoengine.model_files.memory_fit import gib, span_needs
+from exoengine.model_files.memory_fit import SpanNeeds, gib, span_needs
 from exoengine.model_files.model_folder import ModelFolderError, ModelSummary, inspect
+from exoengine.model_files.wired_memory import Fit, judge_fit, wired_limit
 from exoengine.protocol import Load
 
 
@@ -34,6 +36,8 @@ class LoadedModel:
     tokenizer: Tokenizer
     weight_bytes: int
     max_context_tokens: int
+    wired_bytes: int = 0
+    warning: str = ""
 
 
 class LoadCalledOffError(Exception):
@@ -89,7 +93,10 @@ def load(asked: Load, progress: Callable[[int, int], None], held: HeldLayers | N
         )
     held.keep(summary.fingerprint, first, last)
     mx.clear_cache()  # of what was let go: memory that MLX keeps for itself is not available to be counted
-    check_fit(asked, summary, psutil.virtual_memory().available + held.nbytes())
+    recommended = gpu_memory.recommended_bytes()
+    warning = check_fit(asked, summary, psutil.virtual_memory().available + held.nbytes(), recommended)
+    # Before the first evaluation: what is allocated earlier is not wired.
+    wired_bytes = gpu_memory.wire(wired_limit(recommended, _needs_at_most(asked, summary).total_bytes))
     before = mx.get_active_memory() - held.nbytes()
     model = _build(folder, summary)
     stage = _divide(model, folder, summary, first, last)
@@ -115,25 +122,35 @@ def load(asked: Load, progress: Callable[[int, int], None], held: HeldLayers | N
         tokenizer=Tokenizer(folder, load_config(folder).get("eos_token_id")),
         weight_bytes=mx.get_active_memory() - before,
         max_context_tokens=min(asked.max_context_tokens or summary.max_context_tokens, summary.max_context_tokens),
+        wired_bytes=wired_bytes,
+        warning=warning,
     )
 
 
-def check_fit(asked: Load, summary: ModelSummary, available: int) -> None:
-    """Raises ModelFolderError `does_not_fit` with the sum."""
-    needs = span_needs(
-        summary,
-        asked.first_layer,
-        asked.last_layer,
-        asked.max_context_tokens,
-        asked.kv_bits,
-        asked.kv_group_size,
+def check_fit(asked: Load, summary: ModelSummary, available: int, recommended: int = 0) -> str:
+    """A warning where it may not fit, else nothing. Raises ModelFolderError `does_not_fit` with the sum."""
+    needs = _needs(asked, summary, asked.max_context_tokens)
+    match judge_fit(needs.total_bytes, available, recommended):
+        case Fit.FITS:
+            return ""
+        case Fit.UNCERTAIN:
+            return f"{needs.text}; {gib(available)} are free now, {gib(recommended)} can be used: it may be slow"
+    given = f"a GPU can use {gib(recommended)} here" if recommended else f"{gib(available)} are available"
+    raise ModelFolderError(
+        "does_not_fit",
+        f"{asked.folder}: {needs.text}; {given}:"
+        f" give this node fewer layers{', a shorter context' if needs.cache_bytes else ''} or more memory",
     )
-    if not needs.fits(available):
-        raise ModelFolderError(
-            "does_not_fit",
-            f"{asked.folder}: {needs.text}; {gib(available)} are available:"
-            f" give this node fewer layers{', a shorter context' if needs.cache_bytes else ''} or more memory",
-        )
+
+
+def _needs_at_most(asked: Load, summary: ModelSummary) -> SpanNeeds:
+    """With the longest context that may come."""
+    return _needs(asked, summary, asked.max_context_tokens or summary.max_context_tokens)
+
+
+def _needs(asked: Load, summary: ModelSummary, context_tokens: int) -> SpanNeeds:
+    span = asked.first_layer, asked.last_layer
+    return span_needs(summary, *span, context_tokens, asked.kv_bits, asked.kv_group_size)
 
 
 def _build(folder: Path, summary: ModelSummary) -> Any:

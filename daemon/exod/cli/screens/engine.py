@@ -99,8 +99,16 @@ def _rank_row(rank: RankDetail) -> list[Cell]:
         Cell(rank.state),
         Cell(f"pid {rank.pid}" if rank.pid is not None else "no process", "dim"),
         Cell(mib(rank.memory_bytes), "dim", right=True),
+        Cell(_wired(rank), "dim"),
         Cell(counted(rank.restarts, "restart"), "warn" if rank.restarts else "dim"),
     ]
+
+
+def _wired(rank: RankDetail) -> str:
+    if rank.wired_bytes is None:
+        return ""
+    of_all = f" of {mib(rank.recommended_bytes)}" if rank.recommended_bytes is not None else ""
+    return f"wires up to {mib(rank.wired_bytes)}{of_all}"
 
 
 def preflight_screen(report: PreflightReport, paint: Paint, width: int) -> list[str]:

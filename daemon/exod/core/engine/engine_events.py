@@ -74,6 +74,12 @@ class WorkerGone(msgspec.Struct, frozen=True):
     text: str
 
 
+class MemoryWired(msgspec.Struct, frozen=True):
+    """So much memory is wired on this host, by all programs together. May come every second or so, or never."""
+
+    wired_bytes: int
+
+
 class ModelProgress(msgspec.Struct, frozen=True):
     """So many bytes of the model's files are here, of all of them. May come about once a second after
     ResolveModel.
@@ -146,6 +152,7 @@ EngineInput = (
     | EngineMessageReceived
     | WorkerSaid
     | WorkerGone
+    | MemoryWired
     | ModelProgress
     | ModelFound
     | ModelNotFound

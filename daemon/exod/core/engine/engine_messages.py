@@ -69,6 +69,10 @@ class RankStatus(msgspec.Struct, frozen=True, tag="rank"):
     baseline_tokens_per_s: float = 0.0
     last_gap_ms: float = 0.0
     memory_mib: int = 0
+    recommended_mib: int = 0
+    """Of the GPU's memory, what its MLX says that it should use at most; 0 where it says nothing."""
+    wired_mib: int = 0
+    """How much of it is wired for its layers and its KV cache at most."""
     download_done: int = 0
     download_total: int = 0
     """Bytes of the model's files that are here, and of all of them, while they are downloaded; else 0."""

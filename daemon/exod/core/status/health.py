@@ -106,6 +106,8 @@ class HealthInput(msgspec.Struct, frozen=True):
     """What the check of this node's edges found; empty where nothing is wrong."""
     mqtt_text: str = ""
     """What is wrong with a broker that a person configured; empty where nothing is, or none was."""
+    wired_text: str = ""
+    """Why no rank is started after the last one's end; empty where nothing is in the way."""
     local_network_text: str = ""
     """Where macOS keeps this node from the local network; empty where it does not."""
 
@@ -187,6 +189,8 @@ def _facts(given: HealthInput, known: frozenset[Key]) -> Iterator[_Fact]:
         yield _Fact(EDGE_FAILED, view.me.id, given.edge_text)
     if given.mqtt_text:
         yield _Fact("mqtt_down", view.me.id, given.mqtt_text)
+    if given.wired_text:
+        yield _Fact("memory_wired", view.me.id, given.wired_text)
     if given.local_network_text:
         yield _Fact(LOCAL_NETWORK_DENIED, view.me.id, given.local_network_text)
 

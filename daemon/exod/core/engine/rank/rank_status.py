@@ -81,7 +81,7 @@ class StatusReports:
     def _status(self, plan: MeshPlan | None, suspended: str, text: str) -> RankStatus:
         parts = self._parts
         heartbeat, hello = parts.worker.heartbeat, parts.worker.hello
-        failure = parts.model.failure or ("", suspended or text)
+        failure = parts.model.failure or ("", suspended or text or parts.load.warning)
         try:
             span = parts.model.span(plan)
         except ValueError:
@@ -112,6 +112,8 @@ class StatusReports:
             baseline_tokens_per_s=heartbeat.baseline_tokens_per_s if heartbeat is not None else 0.0,
             last_gap_ms=parts.group.last_gap_ms,
             memory_mib=heartbeat.memory_bytes >> 20 if heartbeat is not None else 0,
+            recommended_mib=hello.recommended_bytes >> 20 if hello is not None else 0,
+            wired_mib=parts.load.wired_bytes >> 20,
             download_done=parts.model.download.done_bytes,
             download_total=parts.model.download.total_bytes,
         )

@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 from exod.core.base.errors import IllegalMoveError
+from exod.core.engine.rank.wired_watch import LOOK_AGAIN_S, WiredWatch
 from exoengine.protocol import Heartbeat, Hello, Load, Loaded
 
 
@@ -107,6 +108,7 @@ class WorkerLife:
 
     def __init__(self) -> None:
         self._state = WorkerState.NONE
+        self.wired = WiredWatch()
         self._recent: deque[str] = deque(maxlen=RECENT_MOVES)
         self.hello: Hello | None = None
         self.heartbeat: Heartbeat | None = None
@@ -148,10 +150,16 @@ class WorkerLife:
     # --- the moves ------------------------------------------------------------------------------------------
 
     def may_start(self, now: float) -> bool:
-        return self._state is WorkerState.NONE and now >= self._restart_at
+        if self._state is not WorkerState.NONE or now < self._restart_at:
+            return False
+        if self.wired.blocks:
+            self._restart_at = now + LOOK_AGAIN_S
+            return False
+        return True
 
     def started(self, now: float) -> None:
         self._apply(WorkerEvent.STARTED, now)
+        self.wired.started()
         self.expect(STARTING, now)
 
     def said_hello(self, hello: Hello, now: float) -> None:
@@ -184,6 +192,7 @@ class WorkerLife:
                 else min(RESTART_PAUSE_LIMIT_S, max(RESTART_PAUSE_FIRST_S, self._pause_s * 2))
             )
             self._restart_at = now + self._pause_s
+        self.wired.ended(self.heartbeat.memory_bytes if self.heartbeat is not None else 0, now)
         self.hello = self.heartbeat = None
         self.loading, self._has_imported = False, False
         self.killed_for, self._formed_at = "", None

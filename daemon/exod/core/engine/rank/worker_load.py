@@ -20,6 +20,15 @@ class WorkerLoad:
     def is_under_way(self) -> bool:
         return self.asked is not None and self.held is None
 
+    @property
+    def wired_bytes(self) -> int:
+        return self.held.wired_bytes if self.held is not None else 0
+
+    @property
+    def warning(self) -> str:
+        """Why what is held may be slow or fail; empty where nothing says so."""
+        return self.held.warning if self.held is not None else ""
+
     def ask(self, load: Load) -> None:
         self.asked, self.held = load, None
 
@@ -41,6 +50,7 @@ class WorkerLoad:
             load_s=hello.load_s,
             max_context_tokens=0,
             layer_s=hello.layer_s,
+            wired_bytes=hello.wired_bytes,
         )
         return True
 
