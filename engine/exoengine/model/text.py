@@ -13,8 +13,10 @@ from typing import Any
 
 from mlx_lm.utils import load_tokenizer
 
+from exoengine.model import deadlines
 from exoengine.model.answer_text import AnswerText, Markers, markers_of, no_markers
-from exoengine.model.chat_prompt import chat_prompt
+from exoengine.model.chat_prompt import PromptError, chat_prompt
+from exoengine.model.deadlines import Abandoning, TooSlowError
 from exoengine.model.pieces import Pieces
 from exoengine.model.tool_calls import CallReader
 from exoengine.model_files.model_folder import ModelFolderError
@@ -32,6 +34,7 @@ class Tokenizer:
             text = f"{folder}: the tokenizer cannot be read: {first_line}"
             raise ModelFolderError("bad_tokenizer", text) from error
         self.eos: frozenset[int] = frozenset(self._wrapped.eos_token_ids)
+        self._encoding = Abandoning()
         self.pieces = Pieces(self._wrapped)
         self._markers: dict[tuple[bool, bool, bool], Markers] = {}
 
@@ -41,12 +44,20 @@ class Tokenizer:
 
     def prompt(self, request: GenerationRequest) -> tuple[list[int], bool]:
         """The prompt's tokens, and whether it has opened the model's reasoning. Raises PromptError."""
-        if request.messages is not None:
-            chat = chat_prompt(self._wrapped, request)
-            return self.encode(chat.text, control=False), chat.thinks
-        if isinstance(request.prompt, str):
-            return self.encode(request.prompt), False
+        try:
+            if request.messages is not None:
+                with deadlines.interrupted_after(deadlines.TEMPLATE_S, "the chat template"):
+                    chat = chat_prompt(self._wrapped, request)
+                return self._encode_in_time(chat.text, control=False), chat.thinks
+            if isinstance(request.prompt, str):
+                return self._encode_in_time(request.prompt, control=True), False
+        except TooSlowError as error:
+            raise PromptError("bad_messages", str(error)) from None
         return list(request.prompt or ()), False
+
+    def _encode_in_time(self, text: str, *, control: bool) -> list[int]:
+        """Raises TooSlowError."""
+        return self._encoding.run(lambda: self.encode(text, control=control), deadlines.ENCODE_S, "the tokenizer")
 
     def encode(self, text: str, *, control: bool = True) -> list[int]:
         """`control`: with the control tokens that the tokenizer puts around a text, such as its beginning."""

@@ -17,14 +17,36 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
+import msgspec
+
+from exoengine.decoding import DecodingError, WrongShapeError, from_json
 from exoengine.model_files.memory_fit import WHOLE_CONTEXT, ModelSizes
 
-MAX_HEADER_BYTES: Final = 100 * 1024 * 1024
-"""The safetensors format's own limit for a header; more is no safetensors file."""
+MAX_HEADER_BYTES: Final = 32 * 1024 * 1024
+"""Of one file: 200,000 tensors. The format allows 100 MiB, which a hostile folder could fill with what takes
+gigabytes once it is decoded."""
+
+MAX_TENSORS: Final = 262_144
+"""In all files of a folder: the largest mixtures of experts have 140,000."""
+
+MAX_NAME_CHARS: Final = 1024
+"""Of a tensor, a type, a file."""
+
+MAX_WEIGHT_BYTES: Final = 16 * 1024**4
+"""16 TiB: ten times the largest models. A sparse file may claim exabytes."""
+
+MAX_TEXT_FILE_BYTES: Final = 512 * 1024 * 1024
+"""Of a tokenizer; the largest have 35 MiB."""
+
+MAX_CONFIG_BYTES: Final = 32 * 1024 * 1024
+"""Of a configuration or an index: as a header."""
+
+MAX_WHOLE: Final = 2**31 - 1
+"""What a configuration may say of anything: the sizes that follow from it stay below 2^63."""
 
 TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json")
 
-LAYER_INDEX: Final = re.compile(r"^(?:(.*?)\.)?(\d+)\.(.+)$")
+LAYER_INDEX: Final = re.compile(r"^(?:(.*?)\.)?(\d{1,6})\.(.+)$")
 """Splits `model.layers.7.mlp.up_proj.weight` into the list's name, the index and the rest."""
 
 LAYER_COUNT_KEYS: Final = ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "num_transformer_layers")
@@ -78,7 +100,11 @@ def inspect(folder: Path) -> ModelSummary:
     """Reads config.json and the headers of the weights. Raises ModelFolderError with one clear line."""
     config = read_config(folder)
     files = _weight_files(folder)
-    headers = {file: _read_header(file) for file in files}
+    headers: dict[Path, dict[str, Any]] = {}
+    for file in files:
+        headers[file] = _read_header(file)
+        if sum(map(len, headers.values())) > MAX_TENSORS:
+            raise ModelFolderError("bad_weights", f"the weights in {folder} have more than {MAX_TENSORS} tensors")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         names = ", ".join(TOKENIZER_FILES)
         raise ModelFolderError("no_tokenizer", f"{folder} has no tokenizer: one of {names} is needed")
@@ -88,7 +114,7 @@ def inspect(folder: Path) -> ModelSummary:
     layer_bytes = _layer_bytes(folder, sizes, total_layers)
     weight_bytes = sum(sizes.values())
     return ModelSummary(
-        model_type=str(config["model_type"]),
+        model_type=str(config["model_type"])[:MAX_NAME_CHARS],
         weight_bytes=weight_bytes,
         layer_bytes=layer_bytes,
         other_bytes=weight_bytes - sum(layer_bytes),
@@ -107,14 +133,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ModelFolderError("not_a_folder", f"the model {folder} is a file; a folder is needed")
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ModelFolderError("no_config", f"{folder} is not a model folder: it has no config.json") from None
-    except OSError as error:
-        raise ModelFolderError("unreadable", f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ModelFolderError("bad_config", f"{path} is not JSON: {error}") from error
+    if not path.exists():
+        raise ModelFolderError("no_config", f"{folder} is not a model folder: it has no config.json")
+    config = _read_json(path, "bad_config")
     if not isinstance(config, dict):
         raise ModelFolderError("bad_config", f"{path} must hold a JSON object")
     if not isinstance(config.get("model_type"), str):
@@ -150,15 +171,44 @@ def _weight_files(folder: Path) -> list[Path]:
     found = sorted(folder.glob("model*.safetensors"))
     if index_path.is_file():
         try:
-            names = set(json.loads(index_path.read_text("utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            names = {str(name) for name in _read_json(index_path, "bad_index")["weight_map"].values()}
+        except (KeyError, AttributeError, TypeError) as error:
             raise ModelFolderError("bad_index", f"{index_path} has no readable weight_map") from error
         for name in sorted(names):
+            if len(name) > MAX_NAME_CHARS or "/" in name or "\0" in name:
+                raise ModelFolderError("bad_index", f"{index_path} names a file outside of its folder")
             if not (folder / name).is_file():
                 raise ModelFolderError("missing_file", f"{folder / name} is missing; {index_path.name} names it")
     if not found:
         raise ModelFolderError("no_weights", f"{folder} has no weights: no file model*.safetensors")
+    for file in found:
+        if not file.is_file():
+            raise ModelFolderError("unreadable", f"{file} is no file")
+    if sum(file.stat().st_size for file in found) > MAX_WEIGHT_BYTES:
+        raise ModelFolderError("bad_weights", f"the weights in {folder} claim more than 16 TiB")
     return found
+
+
+def _read_json(path: Path, code: str) -> Any:
+    """Of a file of some kilobytes. Raises ModelFolderError."""
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            raise ModelFolderError("unreadable", f"{path} is no file")
+        with path.open("rb") as stream:
+            data = stream.read(MAX_CONFIG_BYTES + 1)
+        if len(data) > MAX_CONFIG_BYTES:
+            raise ModelFolderError(code, f"{path} is larger than {MAX_CONFIG_BYTES // 1024**2} MiB")
+        return json.loads(data)
+    except OSError as error:
+        raise ModelFolderError("unreadable", f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelFolderError(code, f"{path} is not JSON: {error}") from error
+
+
+class _Tensor(msgspec.Struct):
+    """Of a header's entry what is needed here; the rest is not even decoded."""
+
+    data_offsets: tuple[int, int] | None = None
 
 
 def _read_header(file: Path) -> dict[str, Any]:
@@ -169,19 +219,35 @@ def _read_header(file: Path) -> dict[str, Any]:
         if not 2 <= length <= min(MAX_HEADER_BYTES, max(size - 8, 0)):
             raise ModelFolderError("truncated", f"{file} is not a whole safetensors file ({size} bytes)")
         try:
-            header = json.loads(stream.read(length))
-        except ValueError as error:
-            raise ModelFolderError("truncated", f"{file} has a safetensors header that is not JSON") from error
+            header = from_json(stream.read(length), dict[str, _Tensor])
+        except WrongShapeError as error:
+            raise ModelFolderError("truncated", f"{file} has a damaged safetensors header: {error}") from None
+        except DecodingError as error:
+            text = f"{file} has a safetensors header that is not JSON: {error}"
+            raise ModelFolderError("truncated", text) from None
     header.pop("__metadata__", None)
-    try:
-        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelFolderError("truncated", f"{file} has a damaged safetensors header") from error
+    if not _is_sane(header):
+        raise ModelFolderError("truncated", f"{file} has a damaged safetensors header")
+    spans = {name: {"data_offsets": tensor.data_offsets} for name, tensor in header.items()}
+    end = max((tensor.data_offsets[1] for tensor in header.values() if tensor.data_offsets), default=0)
     if 8 + length + end > size:
         raise ModelFolderError(
             "truncated", f"{file} is truncated: it has {size} bytes and should have {8 + length + end}"
         )
-    return cast("dict[str, Any]", header)
+    return spans
+
+
+def _is_sane(header: Mapping[str, _Tensor]) -> bool:
+    """One after the other, as the format has them: tensors that lie over each other could be more than the file."""
+    spans = sorted(tensor.data_offsets for tensor in header.values() if tensor.data_offsets is not None)
+    if len(header) > MAX_TENSORS or len(spans) < len(header) or any(len(name) > MAX_NAME_CHARS for name in header):
+        return False
+    reached = 0
+    for begin, end in spans:
+        if not reached <= begin <= end:
+            return False
+        reached = end
+    return True
 
 
 def _tensor_sizes(headers: Mapping[Path, dict[str, Any]]) -> dict[str, int]:
@@ -202,7 +268,8 @@ def _text_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return cast("int", value) if is_whole and 0 < cast("int", value) <= MAX_WHOLE else None
 
 
 def _layer_count(folder: Path, config: dict[str, Any]) -> int:
@@ -228,12 +295,12 @@ def _layer_bytes(folder: Path, sizes: Mapping[str, int], total_layers: int) -> t
     if not lists:
         raise ModelFolderError("bad_weights", f"the weights in {folder} have no layers")
     layers = max(lists.values(), key=lambda per_index: sum(per_index.values()))
-    missing = [index for index in range(total_layers) if index not in layers]
-    if missing:
+    missing = next((index for index in range(total_layers) if index not in layers), None)
+    if missing is not None:
         raise ModelFolderError(
             "layers_differ",
             f"{folder / 'config.json'} says {total_layers} layers, but the weights have none for layer"
-            f" {missing[0]} (they hold {len(layers)})",
+            f" {missing} (they hold {len(layers)})",
         )
     return tuple(layers[index] for index in range(total_layers))
 
@@ -273,7 +340,7 @@ def _max_context_tokens(config: dict[str, Any]) -> int:
     for key in CONTEXT_KEYS:
         value = config.get(key)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 and math.isfinite(value):
-            return int(value)
+            return min(int(value), MAX_WHOLE)
     return DEFAULT_CONTEXT_TOKENS
 
 
@@ -282,8 +349,11 @@ def _fingerprint(folder: Path, headers: Mapping[Path, dict[str, Any]]) -> str:
     digest = hashlib.sha256()
     for name in WHOLE_FILES:
         path = folder / name
-        content = path.read_bytes() if path.is_file() else b""
-        digest.update(f"{name} {path.is_file()} {len(content)} ".encode() + content)
+        there = path.is_file()
+        size = path.stat().st_size if there else 0
+        if size > MAX_TEXT_FILE_BYTES:
+            raise ModelFolderError("bad_config", f"{path} is larger than {MAX_TEXT_FILE_BYTES // 1024**2} MiB")
+        digest.update(f"{name} {there} {size} ".encode() + (path.read_bytes() if there else b""))
     spots = [(file, offset) for file, header in sorted(headers.items()) for offset in _spots(header)]
     wanted = set(spots[:: 1 + len(spots) // MAX_SAMPLES])
     for file in sorted(headers):
