@@ -380,7 +380,8 @@ class Generations:
             holding = None  # its memory is free before the new caches need it
             holding = Holding(generation.order, self._model.stage.new_caches())
         self._holding = holding
-        sampler = Sampler(generation.request.sampling, self._model.summary.vocab_size, generation.given)
+        request, size = generation.request, self._model.summary.vocab_size
+        sampler = Sampler(request.sampling, size, generation.given, generation.mask)
         issued = min(resumption.starts)
         self._work = Work(generation, sampler, holding, resumption, issued)
         self._pace.opened(len(generation.tokens))

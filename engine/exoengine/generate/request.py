@@ -8,15 +8,17 @@ No MLX.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from exoengine.model.answer_text import TextStep
 from exoengine.model.chat_prompt import PromptError
+from exoengine.model.grammar import GrammarError
 from exoengine.protocol import Finished, FromWorker, GenerationRequest, LikelyToken, RequestFailed, TokenOut
 from exoengine.ring.pass_log import Course
 from exoengine.ring.step_messages import NO_LIKELIHOOD, Likelihood
 
 if TYPE_CHECKING:
+    from exoengine.model.grammar import AnswerMask
     from exoengine.model.text import Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -28,8 +30,9 @@ class Generation:
     def __init__(
         self, order: int, request: GenerationRequest, prompt: list[int], max_context_tokens: int,
         tokenizer: Tokenizer, emit: Callable[[FromWorker], None], thinks: bool = False,
+        mask: AnswerMask | None = None,
     ) -> None:  # fmt: skip
-        """`thinks`: the prompt has opened the model's reasoning."""
+        """`thinks`: the prompt has opened the model's reasoning. `mask` says what the answer's tokens may be."""
         self.order, self.request = order, request
         self.prompt = prompt[:1] if request.scores_prompt else prompt
         self.given = prompt[len(self.prompt) :]
@@ -48,10 +51,19 @@ class Generation:
         self.decode_s = 0.0
         self._tokenizer = tokenizer
         self._emit = emit
+        self._mask = mask
         self._text = tokenizer.answer_text(request, thinks)
         self._given_text = tokenizer.pieces.decoder(keep_first_space=False)
         if self.max_tokens <= 0:
             self._finish("length", TextStep(""))
+
+    @property
+    def mask(self) -> Callable[[int, int], Any] | None:
+        """As the sampler asks for it: of the answer's token of an index, for so many logits."""
+        mask = self._mask
+        if mask is None:
+            return None
+        return lambda index, width: mask.at(self.tokens[len(self.given) : index], width)
 
     @property
     def length(self) -> int:
@@ -154,8 +166,11 @@ def accept(
         return RequestFailed(request.request_id, "bad_request", "max_tokens must be at least 1")
     try:
         prompt, thinks = tokenizer.prompt(request)
+        mask = tokenizer.answer_mask(request, thinks, vocab_size)
     except PromptError as error:
         return RequestFailed(request.request_id, error.code, str(error))
+    except GrammarError as error:
+        return RequestFailed(request.request_id, "bad_grammar", str(error))
     if not prompt:
         return RequestFailed(request.request_id, "empty_prompt", "the prompt has no tokens")
     strange = next((token for token in prompt if not 0 <= token < (vocab_size or token + 1)), None)
@@ -170,6 +185,6 @@ def accept(
             f"the prompt has {len(prompt)} tokens; with room for an answer at most {max_context_tokens - 1} of the"
             f" context of {max_context_tokens} are allowed",
         )
-    generation = Generation(order, request, prompt, max_context_tokens, tokenizer, emit, thinks)
+    generation = Generation(order, request, prompt, max_context_tokens, tokenizer, emit, thinks, mask)
     generation.adopt(tokens)
     return generation

@@ -137,7 +137,7 @@ class AnswerText:
         self._bare_text = ""
         self._thought_newlines = ""
         self._at_seam = markers.initial == THOUGHT
-        """Newlines beside the markers of what is thought belong to neither text."""
+        """Newlines beside the markers of what is thought or called belong to no text."""
         self.thought_tokens = 0
 
     def add(self, token: int) -> TextStep:
@@ -186,7 +186,7 @@ class AnswerText:
 
     def _turn(self, before: str, state: str, said: list[str], calls: list[CallDelta]) -> None:
         """A marker was passed."""
-        self._at_seam = before == THOUGHT or state == THOUGHT
+        self._at_seam = state == THOUGHT or before in (THOUGHT, CALLED)
         if before == THOUGHT:
             self._thought_newlines = ""
         if before == CALLED:

@@ -59,7 +59,7 @@ def chat_prompt(wrapped: Any, request: GenerationRequest) -> ChatPrompt:
 def _render(wrapped: Any, request: GenerationRequest) -> str:
     """The first of the ways that the template does not refuse; else its first refusal is raised."""
     given = request.messages or ()
-    native = _takes_tools(wrapped)
+    native = takes_tools(wrapped)
     options = _options(request, native)
     ways: list[Change] = [_as_is, _system_first, _system_in_user]
     refusal: Exception | None = None
@@ -101,7 +101,7 @@ def _options(request: GenerationRequest, native: bool) -> dict[str, Any]:
     return {**options, "add_generation_prompt": True}
 
 
-def _takes_tools(wrapped: Any) -> bool:
+def takes_tools(wrapped: Any) -> bool:
     """Does the template speak of tools? One that is a program (mlx-lm has some) does."""
     template = wrapped.chat_template
     if isinstance(template, dict):

@@ -41,8 +41,8 @@ class Sampler:
     """Draws the tokens of one request.
 
     The first tokens may be `given`: they are not drawn, and have the probability that the model gives them. `mask`
-    gives for the answer's token of an index what is added to its logits, (vocabulary,): 0, or minus infinity for
-    what must not come; None where everything may.
+    gives for the answer's token of an index, and for so many logits, what is added to them, (vocabulary,): 0, or
+    minus infinity for what must not come; None where everything may.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Sampler:
         sampling: Sampling,
         vocab_size: int,
         given: Sequence[int] = (),
-        mask: Callable[[int], Any] | None = None,
+        mask: Callable[[int, int], Any] | None = None,
     ) -> None:
         self._given, self._mask = given, mask
         self._sampling = sampling
@@ -78,7 +78,7 @@ class Sampler:
             recent = mx.array(list(history[-reach:]))
             for processor in self._processors:
                 logits = processor(recent, logits)
-        allowed = self._mask(step) if self._mask is not None else None
+        allowed = self._mask(step, logits.shape[-1]) if self._mask is not None else None
         if allowed is not None:
             logits = logits + allowed
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)

@@ -1,8 +1,8 @@
 """Between text and tokens: prompts in, streamed text out.
 
 Every rank does this for itself and gets the same, since it depends on the folder and the tokens alone. Decides:
-what a prompt's tokens are; what its answer's text is, `answer_text.py` does. No MLX arrays. Raises PromptError and
-ModelFolderError.
+what a prompt's tokens are; what its answer's text is, `answer_text.py` does. No MLX arrays. Raises PromptError,
+GrammarError and ModelFolderError.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 from mlx_lm.utils import load_tokenizer
 
 from exoengine.model import deadlines
-from exoengine.model.answer_text import AnswerText, Markers, markers_of, no_markers
-from exoengine.model.chat_prompt import PromptError, chat_prompt
+from exoengine.model.answer_text import FOLDED_END, FOLDED_START, AnswerText, Markers, markers_of, no_markers
+from exoengine.model.chat_prompt import PromptError, chat_prompt, takes_tools
 from exoengine.model.deadlines import Abandoning, TooSlowError
+from exoengine.model.grammar import JSON_TOOLS, AnswerMask, Vocabulary, forced_prefix, lark_of, marker
 from exoengine.model.pieces import Pieces
 from exoengine.model.tool_calls import CallReader
 from exoengine.model_files.model_folder import ModelFolderError
@@ -36,6 +37,8 @@ class Tokenizer:
         self.eos: frozenset[int] = frozenset(self._wrapped.eos_token_ids)
         self._encoding = Abandoning()
         self.pieces = Pieces(self._wrapped)
+        self._vocabulary: Vocabulary | None = None
+        """Made with the first grammar: it takes a second for a large vocabulary."""
         self._markers: dict[tuple[bool, bool, bool], Markers] = {}
 
     def prompt_tokens(self, request: GenerationRequest) -> list[int]:
@@ -82,6 +85,27 @@ class Tokenizer:
         goes_on = not chat or request.continues
         parallel = tools is None or tools.parallel
         return AnswerText(self.pieces, markers, request.stop, reader, goes_on=goes_on, parallel=parallel)
+
+    def answer_mask(self, request: GenerationRequest, thinks: bool, vocab_size: int) -> AnswerMask | None:
+        """What the answer's tokens may be; None where they may be any. Raises GrammarError."""
+        tools = request.tools
+        forced = tools is not None and tools.choice != "auto"
+        if request.grammar is None and not forced:
+            return None
+        wrapped = self._wrapped
+        parser = wrapped.tool_parser.__module__.rpartition(".")[2] if wrapped.tool_parser is not None else ""
+        in_json = parser in ("", JSON_TOOLS)
+        tagged = parser == JSON_TOOLS or not takes_tools(wrapped)
+        texts = (FOLDED_START, FOLDED_END) if tagged else ()
+        markers = [marker(text, self.encode(text, control=False)) for text in texts]
+        lark = lark_of(request.grammar, tools if in_json else None, (markers[0], markers[1]) if tagged else None)
+        prefix: list[int] = []
+        if tools is not None and forced and not in_json:
+            lark, prefix = "", self.encode(forced_prefix(parser, wrapped.tool_call_start, tools), control=False)
+        after = wrapped.think_end_tokens if thinks else None
+        if self._vocabulary is None:
+            self._vocabulary = Vocabulary(wrapped, self.eos, vocab_size)
+        return AnswerMask(self._vocabulary, lark, prefix, after)
 
     def _find_markers(self, chat: bool, thinks: bool, calls: bool) -> Markers:
         """A completion is one text, whatever markers are in it."""

@@ -157,6 +157,11 @@ def tools_of(functions: list[Function], choice: str | ToolChoice | None, paralle
         raise FieldError("tool_choice.function.name", f"there is no tool called '{name[:64]}'")
     if wish == "none":
         return None
+    if wish != "auto":  # the call must follow them
+        for at, function in enumerate(functions):
+            if function.parameters is not None and name in ("", function.name):
+                text = msgspec.json.encode(function.parameters).decode()
+                check_schema(function.parameters, text, f"tools[{at}].function.parameters")
     specs = [{"type": "function", "function": _spec(function)} for function in functions]
     text = msgspec.json.encode(specs).decode()
     return Tools(text, wish, name, parallel is not False)
