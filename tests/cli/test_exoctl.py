@@ -194,8 +194,10 @@ async def test_help_lists_every_command_of_the_contract(exoctl: Exoctl) -> None:
     ended = await exoctl.run("--help", bare=True)
     assert ended.code == 0
     _, commands = build()
-    contract = "status links ping netcheck mesh engine preflight chat events top wait doctor service cluster config"
-    contract += " report debug"
+    contract = (
+        "status links ping netcheck mesh engine preflight chat events top wait doctor service cluster "
+        "config completion report debug"
+    )
     assert commands.names == contract.split()
     for name in commands.names:
         assert f"\n    {name} " in ended.out
@@ -430,6 +432,40 @@ async def test_events_for_people_name_nodes_once_and_leave_out_what_is_empty(exo
     assert node.endswith("  studio2  reason heard")
     assert cable.endswith("  10.0.0.1-10.0.0.2  peer studio2, interface bridge0, rtt_ms 0.31")
     assert mesh.endswith("  epoch 2, agree_ms 3.10, members studio1 studio2")
+
+
+async def test_events_are_picked_by_type_and_node(exoctl: Exoctl) -> None:
+    async with served(exoctl):
+        links = await exoctl.run("events", "--type", "link.*")
+        peer = await exoctl.run("events", "--node", "studio2", "--json")
+        none = await exoctl.run("events", "--type", "engine.*")
+        nobody = await exoctl.run("events", "--node", "studio9")
+    assert [line.split()[2] for line in links.out.splitlines()] == ["link.selected"]
+    assert len(peer.out.splitlines()) == 2
+    assert (none.code, none.out) == (0, "")
+    assert nobody.code == 2
+    assert "studio1, studio2" in nobody.err
+
+
+async def test_events_are_read_from_the_disk_where_no_daemon_runs(exoctl: Exoctl) -> None:
+    event = {"ts": STARTED_AT, "type": "crash.seen", "subject": "worker", "data": {"signal": "SIGKILL"}}
+    (exoctl.folder / "events.ndjson").write_text(json.dumps(event) + "\n" + "{torn")
+    ended = await exoctl.run("events", "--json")
+    assert ended.code == 0
+    assert json.loads(ended.out) == {**event["data"], "ts": STARTED_AT, "type": "crash.seen", "subject": "worker"}
+    assert "no exod is running here; 1 events" in ended.err
+    assert (await exoctl.run("events", "--follow")).code == 3
+
+
+async def test_a_shell_completes_commands(exoctl: Exoctl) -> None:
+    ended = await exoctl.run("completion", "bash", bare=True)
+    assert ended.code == 0
+    script = exoctl.folder / "completion.sh"
+    script.write_text(ended.out + "\nCOMP_WORDS=(exoctl sta); COMP_CWORD=1; _shtab_exoctl; echo ${COMPREPLY[@]}\n")
+    process = await asyncio.create_subprocess_exec("bash", str(script), stdout=asyncio.subprocess.PIPE)
+    out, _ = await process.communicate()
+    assert out.split() == [b"status"]
+    assert (await exoctl.run("completion", "fish", bare=True)).code == 2
 
 
 async def test_events_follow_until_interrupted(exoctl: Exoctl) -> None:

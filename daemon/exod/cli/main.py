@@ -17,6 +17,7 @@ from exod.cli.base.options import Commands, Parser, Settings, add_global_options
 from exod.cli.commands import (
     chat,
     cluster_commands,
+    completion,
     config_commands,
     engine_commands,
     event_commands,
@@ -76,6 +77,7 @@ def build() -> tuple[Parser, Commands]:
     host_commands.register(commands)
     cluster_commands.register(commands)
     config_commands.register(commands)
+    completion.register(commands, parser)
     report_commands.register(commands)
     engine_commands.register_debug(commands)
     return parser, commands

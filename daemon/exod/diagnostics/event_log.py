@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import structlog
@@ -50,38 +50,50 @@ LOG_FIELDS: Final = frozenset({"event", "subject", "level", "timestamp"})
 """Names that a log line has of its own."""
 
 
+class KeptEvents(NamedTuple):
+    """What lies on the disk, oldest first. `torn`: the last line has no end, as a crash leaves it."""
+
+    events: list[Event]
+    unreadable: int
+    torn: bool
+
+
+def kept_events(folder: Path) -> KeptEvents:
+    """What earlier lives wrote; a line that was torn by a crash, or damaged on the disk, is passed over."""
+    file = folder / EVENTS_FILE
+    events = []
+    unreadable = 0
+    torn = False
+    decoder = msgspec.json.Decoder(Event)
+    for one in (file.with_suffix(".ndjson.1"), file):
+        try:
+            with one.open("rb") as stream:
+                data = stream.read(2 * MAX_FILE_BYTES)
+        except OSError:
+            continue
+        torn = bool(data) and not data.endswith(b"\n")
+        for line in data.splitlines():
+            try:
+                events.append(decode(decoder, line))
+            except DecodingError:
+                unreadable += 1
+    return KeptEvents(events[-MAX_EVENTS:], unreadable, torn)
+
+
 class EventLog:
     """`on_event` hooks are called for each new event, in the loop; they must not block."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / EVENTS_FILE
-        self._torn = b""
+        kept = kept_events(folder)
+        if kept.unreadable:
+            log.warning("events_unreadable", file=str(self._file), lines=kept.unreadable, read=len(kept.events))
+        self._torn = b"\n" if kept.torn else b""
         """Ends a line that an earlier life left without its end, so that the next one is not lost with it."""
-        self._events: deque[Event] = deque(self._earlier(), maxlen=MAX_EVENTS)
+        self._events: deque[Event] = deque(kept.events, maxlen=MAX_EVENTS)
         self._followers: set[asyncio.Queue[Event]] = set()
         self.on_event: list[Callable[[Event], None]] = []
         self.count = 0
-
-    def _earlier(self) -> list[Event]:
-        """What earlier lives wrote; a line that was torn by a crash, or damaged on the disk, is passed over."""
-        events = []
-        unreadable = 0
-        decoder = msgspec.json.Decoder(Event)
-        for file in (self._file.with_suffix(".ndjson.1"), self._file):
-            try:
-                with file.open("rb") as stream:
-                    data = stream.read(2 * MAX_FILE_BYTES)
-            except OSError:
-                continue
-            self._torn = b"\n" if data and not data.endswith(b"\n") else b""
-            for line in data.splitlines():
-                try:
-                    events.append(decode(decoder, line))
-                except DecodingError:
-                    unreadable += 1
-        if unreadable:
-            log.warning("events_unreadable", file=str(self._file), lines=unreadable, read=len(events))
-        return events[-MAX_EVENTS:]
 
     def write(self, event: Event) -> None:
         """Stamps the event with the wall clock where it has no stamp."""

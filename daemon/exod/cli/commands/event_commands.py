@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from exod.cli.base.options import Commands, Shell, UsageError
@@ -20,26 +23,82 @@ def register(commands: Commands) -> None:
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what happens, until Ctrl-C")
     times = "Unix seconds, a time (2026-01-31T12:00), or an age (10m, 2h)"
     parser.add_argument("--since", metavar="T", help=times)
+    parser.add_argument("--type", metavar="GLOB", dest="kind", help="only these, such as path.* or engine.reformed")
+    parser.add_argument("--node", metavar="NODE", help="only what concerns this node, by its name or id")
 
 
-def events(shell: Shell, follow: bool, since: str | None) -> ExitCode:
-    """The event log, oldest first. With --json one event a line."""
-    import msgspec
+def events(shell: Shell, follow: bool, since: str | None, kind: str | None, node: str | None) -> ExitCode:
+    """The event log, oldest first. With --json one event a line. Without a running exod, what it wrote."""
+    from exod.cli.base.client import NoDaemonError
 
     paint = shell.paint()
     start = None if since is None else moment(since, time.time())
-    decoder = msgspec.json.Decoder(dict[str, Any])
     try:
-        with shell.daemon() as daemon:
-            names = {} if shell.as_json else _names(daemon)
-            for event in daemon.stream("events", decoder, since=start, follow=follow):
-                if event is not None:
-                    line = msgspec.json.encode(event).decode() if shell.as_json else _line(event, names, paint)
-                    shell.show([line])
+        try:
+            with shell.daemon() as daemon:
+                names = _names(daemon) if node is not None or not shell.as_json else {}
+                wanted = _wanted(kind, node, names)
+                _show(shell, (one for one in _told(daemon, start, follow) if wanted(one)), names, paint)
+        except NoDaemonError:
+            if follow or not _has_written(shell):
+                raise
+            wanted = _wanted(kind, node, {})
+            _show(shell, (one for one in _kept(shell, start) if wanted(one)), {}, paint)
     except KeyboardInterrupt:
         if not follow:
             raise
     return ExitCode.OK
+
+
+def _show(shell: Shell, events: Iterable[dict[str, Any]], names: dict[str, str], paint: Paint) -> None:
+    import msgspec
+
+    for event in events:
+        shell.show([msgspec.json.encode(event).decode() if shell.as_json else _line(event, names, paint)])
+
+
+def _told(daemon: DaemonClient, start: float | None, follow: bool) -> Iterator[dict[str, Any]]:
+    import msgspec
+
+    decoder = msgspec.json.Decoder(dict[str, Any])
+    for event in daemon.stream("events", decoder, since=start, follow=follow):
+        if event is not None:
+            yield event
+
+
+def _has_written(shell: Shell) -> bool:
+    from exod.diagnostics.event_log import EVENTS_FILE
+
+    return (shell.socket_path().parent / EVENTS_FILE).exists()
+
+
+def _kept(shell: Shell, start: float | None) -> Iterator[dict[str, Any]]:
+    """What lies beside the control socket of an exod that does not run."""
+    from exod.daemon_api.shapes import flat_event
+    from exod.diagnostics.event_log import kept_events
+
+    folder = shell.socket_path().parent
+    kept = kept_events(folder).events
+    print(f"exoctl: no exod is running here; {len(kept)} events that it wrote to {folder}", file=sys.stderr)
+    for event in kept:
+        if start is None or event.ts > start:
+            yield flat_event(event)
+
+
+def _wanted(kind: str | None, node: str | None, names: dict[str, str]) -> Callable[[dict[str, Any]], bool]:
+    """Is an event to be shown? A node is meant by its id, its name, or the beginning of its id."""
+    ids = {one for one, name in names.items() if node is not None and (name == node or one.startswith(node))}
+    if node is not None and names and not ids:
+        raise UsageError(f"there is no node '{node}'; there are: {', '.join(names.values())}")
+
+    def wanted(event: dict[str, Any]) -> bool:
+        if kind is not None and not fnmatchcase(str(event.get("type", "")), kind):
+            return False
+        return node is None or any(
+            node == value or value in ids for value in event.values() if isinstance(value, str)
+        )
+
+    return wanted
 
 
 def _names(daemon: DaemonClient) -> dict[str, str]:
