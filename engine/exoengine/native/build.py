@@ -36,6 +36,8 @@ TEST_DEADLINE_S: Final = 60.0
 
 PREBUILT: Final = FOLDER / "prebuilt"
 VERDICT: Final = "verdict.json"
+PROOF: Final = 2
+"""What a verdict must have proven: rises with the self-test. 2: with the device that MLX computes on."""
 BUILD_COMMAND: Final = "exoctl engine native build"
 
 
@@ -61,6 +63,7 @@ class Verdict(msgspec.Struct, frozen=True):
     """Size and time of change, in ns, of MLX's library: an MLX that was built anew is tested anew."""
     reason: str = ""
     cure: str = ""
+    proof: int = 0
 
 
 def cache_in(data_dir: Path) -> Path:
@@ -152,7 +155,7 @@ def _make_ready(now: Recipe, cache: Path, again: bool) -> Status:
 def _tested(now: Recipe, file: Path, folder: Path) -> Verdict:
     said = _run([sys.executable, "-P", "-m", "exoengine.native.self_test", str(file)], TEST_DEADLINE_S)
     reason = "" if said is None else f"its self-test failed: {said}"
-    verdict = Verdict(_sha256(file), _stamp(now), reason, BUILD_COMMAND if reason else "")
+    verdict = Verdict(_sha256(file), _stamp(now), reason, BUILD_COMMAND if reason else "", PROOF)
     _write(folder / VERDICT, verdict)
     return verdict
 
@@ -180,7 +183,8 @@ def _verdict_of(now: Recipe, file: Path, cache: Path) -> Verdict | None:
     """That of this very file with this very MLX."""
     found = [_read(path) for path in (file.with_name(VERDICT), cache / now.key / VERDICT)]
     sha256 = _sha256(file)
-    fitting = (one for one in found if one is not None and (one.sha256, one.mlx) == (sha256, _stamp(now)))
+    proven = (sha256, _stamp(now), PROOF)
+    fitting = (one for one in found if one is not None and (one.sha256, one.mlx, one.proof) == proven)
     return next(fitting, None)
 
 

@@ -1,8 +1,11 @@
-"""The proof that a built module works with this MLX, run in a process of its own: `… MODULE_FILE`.
+"""The proof that a built module works with this MLX and this GPU, in a process of its own: `… MODULE_FILE`.
 
-Two ranks on two streams of one process form a group, sum, are aborted in mid-operation, and form another one. Says
-nothing where all is well; else one line on standard error, and exit code 1. A module that does not fit may also end
-the process, which is why it is not the worker's.
+Two ranks on two streams of one process form a group, sum, are aborted in mid-operation, and form another one. Then
+the same with layers before and after what is sent, on the device that MLX computes on (a Mac's GPU): a fast step,
+whose result is bit for bit what one rank alone computes; a fast step that is aborted while the device waits in it;
+and a step after that, where an error would surface that came late. Says nothing where all is well; else one line on
+standard error, and exit code 1. A module that does not fit may also end the process, which is why it is not the
+worker's.
 """
 
 from __future__ import annotations
@@ -74,6 +77,68 @@ def run(file: Path) -> None:
     if received.tolist() != [0, 0, 0] or control.failed != 1:
         raise RuntimeError("an aborted receive was not counted")
     _sum(_pair(module), streams)
+    _fast_steps(module)
+
+
+# --- with the device that computes --------------------------------------------------------------------------
+
+WIDTH: Final = 256
+"""Wide enough that the device really computes, and a step still takes no time."""
+
+
+class _Stages:
+    """The halves of a little model, on two streams of the device that MLX computes on."""
+
+    def __init__(self) -> None:
+        # With MLX's CUDA build a graph that waits for the network hangs: it never gets one, so nothing is proven.
+        device = mx.cpu if mx.cuda.is_available() else mx.default_device()
+        self.streams = [mx.new_stream(device) for _ in range(2)]
+        self.network = [mx.new_stream(mx.cpu) for _ in range(2)]
+        keys = [mx.random.key(number) for number in range(3)]
+        self.weights = [mx.random.normal((WIDTH, WIDTH), key=key) for key in keys[:2]]
+        self.given = mx.random.normal((4, WIDTH), key=keys[2])
+        mx.eval(self.weights, self.given)
+
+    def layer(self, rank: int, value: Any) -> Any:
+        return mx.tanh(mx.matmul(value, self.weights[rank], stream=self.streams[rank]), stream=self.streams[rank])
+
+    def alone(self) -> Any:
+        result = self.layer(1, self.layer(0, self.given))
+        mx.eval(result)
+        return result
+
+    def fast(self, pair: list[tuple[Any, Any]]) -> Any:
+        """One graph: the first half, over the group, the second half. Not evaluated."""
+        (first, _), (second, _) = pair
+        sent = mx.distributed.send(self.layer(0, self.given), 1, group=first, stream=self.network[0])
+        return sent, self.second_half(second)
+
+    def second_half(self, group: Any) -> Any:
+        shape = self.given.shape
+        return self.layer(1, mx.distributed.recv(shape, mx.float32, 0, group=group, stream=self.network[1]))
+
+
+def _fast_steps(module: Any) -> None:
+    stages = _Stages()
+    alone = stages.alone()
+    _compare(stages, _pair(module), alone)
+    _, control = waiting = _pair(module)[1]
+    threading.Timer(ABORT_AFTER_S, control.abort).start()
+    mx.eval(stages.second_half(waiting[0]))
+    if control.failed != 1:
+        raise RuntimeError("a step that was aborted while the device waited in it was not counted")
+    for stream in (*stages.streams, *stages.network):
+        mx.synchronize(stream)
+    _compare(stages, _pair(module), alone)
+
+
+def _compare(stages: _Stages, pair: list[tuple[Any, Any]], alone: Any) -> None:
+    sent, result = stages.fast(pair)
+    mx.eval(sent, result)
+    if any(control.failed for _, control in pair):
+        raise RuntimeError(f"a fast step failed: {[control.reason for _, control in pair]}")
+    if not mx.array_equal(result.view(mx.uint32), alone.view(mx.uint32)).item():
+        raise RuntimeError("a fast step does not give what one rank alone computes")
 
 
 def mlx_internals() -> int:

@@ -167,3 +167,20 @@ def test_exoctl_tells_it_without_a_daemon(module: Path, tmp_path: Path) -> None:
     assert built.stdout.startswith("native group: ready (")
     told = subprocess.run([*command, "status", "--json"], capture_output=True, text=True, check=False)
     assert '"ready": true' in told.stdout
+
+
+def test_a_verdict_of_an_easier_self_test_proves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "PROOF", building.PROOF + 1)
+    assert "never tested with this MLX" in status(cache).reason
+    assert build(cache).is_ready
+
+
+def test_the_self_test_finds_a_fast_step_whose_bits_are_wrong(cache: Path) -> None:
+    code = (
+        "import pathlib\nfrom exoengine.native import self_test as test\n"
+        "test._Stages.alone = lambda self: self.given\n"
+        f"test.run(pathlib.Path({status(cache).file!r}))"
+    )
+    argv = [sys.executable, "-c", code]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert "does not give what one rank alone computes" in done.stderr
