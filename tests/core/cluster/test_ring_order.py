@@ -19,7 +19,7 @@ from exod.core.cluster.ring_order import (
     ring_order,
     ring_pairs,
 )
-from exod.model import ContextSettings, Edge, Epoch, Kind, MeshPlan, NodeId, path_id
+from exod.model import ContextSettings, Edge, Epoch, Kind, LeftOut, Member, MeshPlan, NodeId, path_id
 from tests.core.pair.cards import card
 
 EPOCH = Epoch(3, 1_000)
@@ -145,6 +145,36 @@ def test_the_hash_covers_everything_and_nothing_by_accident() -> None:
         {"memory_mib": (1, 2)},
         {"split": "even"},
         {"context": ContextSettings(kv_bits=4)},
+        {"left_out": (LeftOut(node(3), "studio3", "no path"),)},
     ):
         assert plan_hash(msgspec.structs.replace(plan, **changed)) != plan.hash
     assert content(msgspec.structs.replace(plan, epoch=Epoch(9, 9), hash="x")) == content(plan)
+
+
+def test_a_plan_that_an_earlier_daemon_understands_has_the_hash_that_it_makes() -> None:
+    """While a cluster is upgraded old and new daemons must agree. The digest was made before `left_out` came."""
+    one, other = node(1), node(2)
+    crossing = Edge(
+        one,
+        other,
+        path_id("10.0.0.1", "10.0.0.2"),
+        "bridge0",
+        "10.0.0.1",
+        "bridge0",
+        "10.0.0.2",
+        52420,
+        Kind.THUNDERBOLT,
+    )
+    members = (Member(one, 1_700_000_000_000), Member(other, 1_700_000_000_001))
+    plan = MeshPlan(
+        Epoch(7, 1_700_000_000_000),
+        one,
+        members,
+        (one, other),
+        (crossing,),
+        "embedded:count",
+        "memory",
+        (1024, 2048),
+        "",
+    )
+    assert plan_hash(plan) == "2447d3909a0c10d8701bb3863bbaaaf7"

@@ -183,7 +183,13 @@ def is_sound(plan: MeshPlan) -> bool:
 
 
 def canonical(plan: MeshPlan) -> bytes:
-    return msgspec.json.encode(msgspec.structs.replace(plan, hash=""), order="deterministic")
+    """What is hashed. Fields that came later are in it only where they say something: a daemon that does not know
+    them makes the same hash of all other plans, so that old and new ones agree while a cluster is upgraded.
+    """
+    fields = msgspec.to_builtins(msgspec.structs.replace(plan, hash=""), order="deterministic")
+    if not plan.left_out:
+        del fields["left_out"]
+    return msgspec.json.encode(fields)
 
 
 def hash_prefix(plan: MeshPlan) -> str:
