@@ -1,7 +1,7 @@
 """docs/first-hour.md against the program: each screen in it that can be made here is what is printed.
 
 A screen is a fenced block below a line `<!-- screen: NAME -->`. `python -m tests.platform.mac.test_first_hour`
-prints them all, for whoever changed a text and mends the document.
+writes them all anew, for whoever changed a text; one that the document lacks goes to its end.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from exod.model import Kind, ThunderboltPort
 from launchd.supported import complaint
 from tests.cli.test_service import UID
 from tests.cli.test_service_app import Mac, with_library
+from tests.platform.mac import hours
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "first-hour.md"
 
@@ -72,6 +73,7 @@ def screens() -> dict[str, str]:
     found["nothing connected"] = said(check_thunderbolt([EMPTY_PORT], [ETHERNET], "en0")[-1])
     denied = of_denied(denied_text(("bridge0", "en0")), [("169.254.10.2", 52410)], [])
     found["denied"] = f"{denied.text}\n  {denied.cure}"
+    found |= dict(hours.screens())
     home = Path("/Users/me")
     for name, finding in (
         ("protected folder", of_protected_folders({"the model": home / "Documents/qwen"}, home)[0]),
@@ -101,5 +103,9 @@ def test_commands_in_the_document_are_ones_that_there_are() -> None:
 
 
 if __name__ == "__main__":
-    for name, text in screens().items():
-        print(f"<!-- screen: {name} -->\n```\n{text}\n```\n")
+    text = DOCUMENT.read_text()
+    for name, screen in screens().items():
+        block = f"<!-- screen: {name} -->\n```\n{screen}\n```"
+        old = re.search(rf"<!-- screen: {re.escape(name)} -->\n```\n.*?\n```", text, re.DOTALL)
+        text = text.replace(old[0], block) if old else f"{text}\n{block}\n"
+    DOCUMENT.write_text(text)
