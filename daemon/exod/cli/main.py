@@ -23,6 +23,7 @@ from exod.cli.commands import (
     event_commands,
     host_commands,
     link_commands,
+    model_commands,
     report_commands,
     status_commands,
     top,
@@ -70,6 +71,7 @@ def build() -> tuple[Parser, Commands]:
     status_commands.register_status(commands)
     link_commands.register(commands)
     engine_commands.register(commands)
+    model_commands.register(commands)
     chat.register(commands)
     event_commands.register(commands)
     top.register(commands)

@@ -32,6 +32,9 @@ PATTERNS: Final = (
 )  # fmt: skip
 """What a rank reads of a repository; many hold the same weights a second time in another format."""
 
+PART_SUFFIX: Final = ".exod-part"
+"""Of a file that is not finished."""
+
 PARALLEL: Final = 4
 """Files at once. One connection rarely fills a line; more than a few are slowed by the hub."""
 
@@ -83,7 +86,7 @@ class Repository(msgspec.Struct, frozen=True):
         return self.folder / "blobs" / file.etag
 
     def part(self, file: RemoteFile) -> Path:
-        return self.folder / "blobs" / f"{file.etag}.exod-part"
+        return self.folder / "blobs" / f"{file.etag}{PART_SUFFIX}"
 
     def done_bytes(self) -> int:
         return sum(min(file.size, _size(self.blob(file)) or _size(self.part(file))) for file in self.files)

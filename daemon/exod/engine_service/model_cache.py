@@ -1,0 +1,108 @@
+"""The models on this host that came from a hub: which there are, whether they are whole, and removing one.
+
+Reads Hugging Face's cache folder, whose layout is `models--OWNER--NAME/{blobs,refs,snapshots}`. Removes a
+repository as a whole, never one that is being downloaded. Sizes in bytes. Raises ModelFolderError, one line each.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from exod.engine_service.download_files import PART_SUFFIX
+from exoengine.model_files.model_folder import ModelFolderError, ModelSummary, inspect
+
+PREFIX: Final = "models--"
+MAX_MODELS: Final = 4096
+"""Folders that are looked at: more than any disk holds."""
+
+
+class CachedModel(msgspec.Struct, frozen=True):
+    """One repository in the cache. `folder` is None where no revision is whole; `text` then says why."""
+
+    name: str
+    folder: Path | None
+    size_bytes: int
+    partial_bytes: int
+    """Of it, what lies there of files that are not finished."""
+    text: str = ""
+
+
+def cached_models() -> list[CachedModel]:
+    """All of them, by name. A folder that cannot be read is told of, not passed over."""
+    cache = _cache_folder()
+    try:
+        folders = sorted(one for one in cache.iterdir() if one.name.startswith(PREFIX) and one.is_dir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ModelFolderError("unreadable", f"{cache} cannot be read: {error.strerror}") from None
+    return [_look(folder) for folder in folders[:MAX_MODELS]]
+
+
+def cached_model(name: str) -> CachedModel:
+    """One by its repository id. Raises ModelFolderError where there is none."""
+    found = next((one for one in cached_models() if one.name == name), None)
+    if found is None:
+        text = f"{name} is not on this host; what is: exoctl model ls; to download it: exoctl model pull {name}"
+        raise ModelFolderError("no_such_model", text)
+    return found
+
+
+def summary_of(model: CachedModel) -> ModelSummary:
+    """What is known of it before it is loaded. Raises ModelFolderError where it is not whole."""
+    if model.folder is None:
+        text = f"{model.name} is not whole here ({model.text}); to go on with it: exoctl model pull {model.name}"
+        raise ModelFolderError("incomplete", text)
+    return inspect(model.folder)
+
+
+def remove(name: str) -> int:
+    """Removes a repository with all that lies there of it, and returns the bytes that are free then."""
+    model = cached_model(name)
+    folder = _cache_folder() / (PREFIX + name.replace("/", "--"))
+    lock = folder / "exod-download.lock"
+    try:
+        with lock.open("w") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                text = f"{name} is being downloaded; end that first: exoctl engine unload"
+                raise ModelFolderError("busy", text) from None
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise ModelFolderError(
+            "unwritable", f"{error.filename or folder} cannot be removed: {error.strerror}"
+        ) from None
+    return model.size_bytes
+
+
+def _cache_folder() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def _look(folder: Path) -> CachedModel:
+    name = folder.name.removeprefix(PREFIX).replace("--", "/", 1)
+    sizes = {one.name: one.lstat().st_size for one in (folder / "blobs").glob("*") if one.is_file()}
+    partial = sum(size for blob, size in sizes.items() if blob.endswith((PART_SUFFIX, ".incomplete")))
+    whole, text = None, "no revision of it is here"
+    for snapshot in _snapshots(folder):
+        try:
+            inspect(snapshot)
+        except (ModelFolderError, OSError) as error:
+            text = str(error)
+        else:
+            whole, text = snapshot, ""
+            break
+    return CachedModel(name, whole, sum(sizes.values()), partial, text)
+
+
+def _snapshots(folder: Path) -> list[Path]:
+    """The newest first."""
+    return sorted((folder / "snapshots").glob("*"), key=lambda one: one.lstat().st_mtime, reverse=True)

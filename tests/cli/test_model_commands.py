@@ -1,0 +1,94 @@
+"""`exoctl model` against a stand-in of the hub: list, download, go on, remove; with and without a daemon."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from exod.cli.commands.model_commands import progress_line
+from exoengine.embedded import model_folder
+from tests.cli.running import Exoctl, served
+from tests.engine_service.stand_in_hub import MODEL, StandInHub, model_files, serving
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def exoctl(tmp_path: Path) -> Exoctl:
+    return Exoctl(tmp_path)
+
+
+@pytest.fixture
+def hub(exoctl: Exoctl, tmp_path: Path) -> Iterator[StandInHub]:
+    with serving(StandInHub(model_files(Path(model_folder("embedded:count"))))) as one:
+        exoctl.environment |= {"HF_ENDPOINT": one.url, "HF_HOME": str(tmp_path / "hf")}
+        yield one
+
+
+async def test_a_model_is_downloaded_listed_told_of_and_removed(exoctl: Exoctl, hub: StandInHub) -> None:
+    empty = await exoctl.run("model")
+    assert (empty.code, "exoctl model pull" in empty.out) == (0, True)
+    pulled = await exoctl.run("model", "pull", MODEL)
+    assert pulled.code == 0, pulled.err
+    assert f"exoctl engine load {MODEL}" in pulled.out
+    listed = await exoctl.run("model", "ls")
+    assert (MODEL in listed.out, "whole" in listed.out) == (True, True)
+    told = json.loads((await exoctl.run("model", "info", MODEL, "--json")).out)
+    assert told["layers"] == 8
+    assert "snapshots" in told["folder"]
+    asked = len(hub.asked)
+    again = await exoctl.run("model", "pull", MODEL)
+    assert (again.code, len(hub.asked)) == (0, asked), "what is here whole is taken as it is"
+    unasked = await exoctl.run("model", "rm", MODEL)
+    assert (unasked.code, "--yes" in unasked.err) == (2, True)
+    removed = await exoctl.run("model", "rm", MODEL, "--yes", "--json")
+    assert json.loads(removed.out)["freed_bytes"] > 1_000_000
+    assert json.loads((await exoctl.run("model", "ls", "--json")).out) == {"models": []}
+    gone = await exoctl.run("model", "info", MODEL)
+    assert (gone.code, f"exoctl model pull {MODEL}" in gone.err) == (2, True)
+
+
+async def test_a_download_that_was_cut_is_shown_and_goes_on(exoctl: Exoctl, hub: StandInHub) -> None:
+    hub.damaged = True
+    failed = await exoctl.run("model", "pull", MODEL)
+    assert failed.code == 4
+    assert "checksum" in failed.err
+    assert failed.out == ""
+    assert [line for line in failed.err.splitlines() if "MiB of" not in line] == failed.err.splitlines()[-1:]
+    (model,) = json.loads((await exoctl.run("model", "ls", "--json")).out)["models"]
+    assert (model["whole"], model["in_use"]) == (False, False)
+    assert (await exoctl.run("model", "info", MODEL)).code == 2
+    hub.damaged = False
+    assert (await exoctl.run("model", "pull", MODEL)).code == 0
+
+
+async def test_what_is_no_repository_is_named(exoctl: Exoctl, hub: StandInHub, tmp_path: Path) -> None:
+    hub.missing = True
+    missing = await exoctl.run("model", "pull", "nobody/nothing")
+    assert (missing.code, "check the spelling" in missing.err) == (2, True)
+    folder = await exoctl.run("model", "pull", str(tmp_path))
+    assert (folder.code, "load it by its path" in folder.err) == (2, True)
+    word = await exoctl.run("model", "pull", "llama")
+    assert (word.code, "llama" in word.err) == (2, True)
+
+
+async def test_the_model_that_runs_is_not_removed(exoctl: Exoctl, hub: StandInHub) -> None:
+    assert (await exoctl.run("model", "pull", MODEL)).code == 0
+    async with served(exoctl) as daemon:
+        status = daemon.status_now
+        engine = msgspec.structs.replace(status.engine, model=MODEL)
+        daemon.status_now = msgspec.structs.replace(status, engine=engine)
+        refused = await exoctl.run("model", "rm", MODEL, "--yes")
+        listed = await exoctl.run("model", "ls")
+    assert (refused.code, "exoctl engine unload" in refused.err) == (2, True)
+    assert "in use" in listed.out
+
+
+def test_progress_tells_share_rate_and_time_left() -> None:
+    assert progress_line(0, 0, 0, 0.0) == "0.0 MiB of 0.0 MiB"
+    line = progress_line(600 * 2**20, 1000 * 2**20, 200 * 2**20, 10.0)
+    assert line == "60 % 600 MiB of 1000 MiB, 21.0 MB/s, 20 s left"
