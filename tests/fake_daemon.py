@@ -66,7 +66,7 @@ from exod.model import (
     PathState,
     Reason,
 )
-from exoengine.protocol import GenerationRequest
+from exoengine.protocol import GenerationRequest, TextAnswered, TextAsked
 
 HERE = NodeId("1a2b3c4d5e6f7081")
 PEER = NodeId("9f8e7d6c5b4a3921")
@@ -288,6 +288,7 @@ class FakeDaemon:
         self.status_now = status or pair_status()
         self.ready_now = Readiness(True)
         self.models_now = [MODEL]
+        self.full_model_now = ""
         self.log: list[Event] = [
             Event(STARTED_AT, "node.up", "studio2", {"version": "0.1.0"}),
             Event(STARTED_AT + 1, "link.selected", "studio2", {"from": "en0", "to": "bridge0", "reason": "held"}),
@@ -360,6 +361,19 @@ class FakeDaemon:
 
     def models(self) -> list[str]:
         return self.models_now
+
+    def full_model(self) -> str:
+        return self.full_model_now or (self.models_now[0] if self.models_now else "")
+
+    async def text(self, asked: TextAsked) -> TextAnswered:
+        """A token for each character of a text or of a prompt's messages."""
+        if asked.tokens:
+            return TextAnswered("", text="".join(map(chr, asked.tokens)))
+        text = asked.text
+        if asked.request is not None:
+            text = "".join(message.content for message in asked.request.messages or ())
+        pieces = tuple(char.encode() for char in text) if asked.wants_pieces else ()
+        return TextAnswered("", tuple(map(ord, text)), pieces=pieces)
 
     def metrics(self) -> MetricsSnapshot:
         return MetricsSnapshot(self.status_now, DaemonCounters(datagrams_sent=1234, completion_tokens=58))

@@ -262,7 +262,11 @@ class Daemon:
         config = self._config
         return Answers(
             ClusterSettings(
-                config.cluster.name, config.cluster.key_file, key_fingerprint(key), config.engine.enabled
+                config.cluster.name,
+                config.cluster.key_file,
+                key_fingerprint(key),
+                config.engine.enabled,
+                config.api.model_name,
             ),
             self.status,
             self.core,
@@ -277,7 +281,12 @@ class Daemon:
                 lambda: [(address, one.port) for one in self.peer_book.entries() for address in one.addresses],
             ),
             Requests(
-                self.driver.feed, self.engine.feed, self.engine.drain, self.preflight.run, self.engine.generate
+                self.driver.feed,
+                self.engine.feed,
+                self.engine.drain,
+                self.preflight.run,
+                self.engine.generate,
+                self.engine.texts.ask,
             ),
         )
 

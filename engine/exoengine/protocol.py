@@ -90,6 +90,14 @@ class Grammar(msgspec.Struct, frozen=True):
     """JSON text."""
 
 
+class PromptTokens(msgspec.Struct, frozen=True):
+    """A prompt that was made into tokens before."""
+
+    tokens: tuple[int, ...]
+    thinks: bool = False
+    """Has it opened the model's reasoning?"""
+
+
 class GenerationRequest(msgspec.Struct, frozen=True):
     """One generation. Exactly one of `messages` (chat) and `prompt` (completion) is set."""
 
@@ -105,6 +113,8 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     continues: bool = False
     """The last message is the beginning of the answer."""
     grammar: Grammar | None = None
+    prepared: PromptTokens | None = None
+    """The prompt in tokens; `messages` is then empty for a chat, and None for a completion."""
     scores_prompt: bool = False
     """The answer begins with the prompt's own tokens from the second on, each with its log probability; they are
     put through the model one by one, and `max_tokens` does not count them."""
@@ -197,7 +207,19 @@ class Leave(msgspec.Struct, frozen=True, tag="leave"):
     deadline_s: float
 
 
-ToWorker = Load | Prepare | Form | Abort | Begin | Cancel | LinkHealth | Leave
+class TextAsked(msgspec.Struct, frozen=True, tag="text_asked"):
+    """Make tokens of a request's prompt, or of `text`, or text of `tokens`. Answered beside the steps under way."""
+
+    ask_id: str
+    request: GenerationRequest | None = None
+    text: str = ""
+    control: bool = True
+    """With the control tokens that the tokenizer puts around a text."""
+    wants_pieces: bool = False
+    tokens: tuple[int, ...] = ()
+
+
+ToWorker = Load | Prepare | Form | Abort | Begin | Cancel | LinkHealth | Leave | TextAsked
 
 
 # --- worker -> daemon ---------------------------------------------------------------------------------------
@@ -385,6 +407,19 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     """How many graphs waited for another rank beyond `watchdog_s`."""
 
 
+class TextAnswered(msgspec.Struct, frozen=True, tag="text_answered"):
+    """`code` is empty where it went well, else as in RequestFailed, or `not_ready`."""
+
+    ask_id: str
+    tokens: tuple[int, ...] = ()
+    thinks: bool = False
+    pieces: tuple[bytes, ...] = ()
+    """The bytes of each token."""
+    text: str = ""
+    code: str = ""
+    problem: str = ""
+
+
 class Left(msgspec.Struct, frozen=True, tag="left"):
     """Sent last before a clean exit."""
 
@@ -402,6 +437,7 @@ FromWorker = (
     | RequestFailed
     | Heartbeat
     | Left
+    | TextAnswered
 )
 
 _encoder = msgspec.msgpack.Encoder()

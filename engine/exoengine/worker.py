@@ -59,6 +59,7 @@ class Worker:
 
     def __init__(self, socket_path: Path, orphan_deadline_s: float, native: NativeModule) -> None:
         from exoengine.process.control_thread import Control, Mailbox
+        from exoengine.process.text_thread import TextThread
         from exoengine.ring.group import RingGroup
 
         self.board = Board()
@@ -68,6 +69,8 @@ class Worker:
         self._control = Control(
             socket_path, self.board, self._mailbox, self._group.abort, self.hello, orphan_deadline_s
         )
+        self._texts = TextThread(self._control.emit)
+        self._control.on_text = self._texts.ask
         self._model: LoadedModel | None = None
         self._asked: Load | None = None
         """What `_model` was loaded for."""
@@ -158,6 +161,7 @@ class Worker:
 
         self._part("replaced", "another model is loaded")
         self._model = self._generations = self._asked = None
+        self._texts.use(None)
         gc.collect()
         self._set("loading")
         begun = time.monotonic()
@@ -184,6 +188,7 @@ class Worker:
         model = self._model
         self._generations = Generations(model, self._group, self.board, self._emit, message.sync)
         self._asked = message
+        self._texts.use(model.tokenizer, model.max_context_tokens)
         self.board.memory_bytes = model.weight_bytes
         gc.collect()
         gc.freeze()  # a collection after a fault must not walk through what stays for ever

@@ -69,6 +69,7 @@ _FIXED: Final[dict[str, dict[str, Key]]] = {
         "key_file": Key("", checks.path),
         "hosts": Key([], _HOSTS),
         "origins": Key([], _ORIGINS),
+        "model_name": Key("", checks.text(r"[^\x00-\x1f\x7f]{0,200}", "up to 200 printable characters")),
         "commands": Key(True, checks.boolean),
     },
     "mqtt": {

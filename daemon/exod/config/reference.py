@@ -62,6 +62,7 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
         "key_file": "Bearer keys, one a line. Empty: no key, for this host alone.",
         "hosts": "Host headers that are allowed beside addresses, localhost and this host's own names.",
         "origins": "Origins of web pages that may use the API. Default: loopback pages only.",
+        "model_name": "What clients call the model. Empty: its folder's last part, or its repository id.",
         "commands": "May the page load, unload, drain and renegotiate?",
     },
     "mqtt": {

@@ -73,6 +73,7 @@ class ApiConfig(msgspec.Struct, frozen=True):
     key_file: Path | None
     hosts: tuple[str, ...]
     origins: tuple[str, ...]
+    model_name: str
     commands: bool
 
 

@@ -33,7 +33,7 @@ from exod.daemon_api.shapes import (
     StatusReport,
 )
 from exod.model import Event, NodeId, PathId
-from exoengine.protocol import CallDelta, GenerationRequest, LikelyToken
+from exoengine.protocol import CallDelta, GenerationRequest, LikelyToken, TextAnswered, TextAsked
 
 DEFAULT_MODEL: Final = "default"
 """What a client may say for whichever model is loaded."""
@@ -130,7 +130,13 @@ class DaemonCommands(Protocol):
         ...
 
     def models(self) -> list[str]:
-        """The names under which requests are served now; `default` is understood by the shells."""
+        """The names under which requests are served now, none of them a path; `default` and the names of
+        `full_model` are understood by the shells.
+        """
+        ...
+
+    def full_model(self) -> str:
+        """What the model was loaded as: a folder, a repository id, an embedded model; empty where none is."""
         ...
 
     def metrics(self) -> MetricsSnapshot: ...
@@ -179,6 +185,10 @@ class DaemonCommands(Protocol):
         """Events of the bounded log later than `since` (Unix seconds; None: all), then, with `follow`, new
         ones for ever. A follower that reads too slowly loses the oldest, never the daemon's time.
         """
+        ...
+
+    async def text(self, asked: TextAsked) -> TextAnswered:
+        """Tokens of a text or of a request's prompt, or the text of tokens, from the loaded model's tokenizer."""
         ...
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:

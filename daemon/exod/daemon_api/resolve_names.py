@@ -47,9 +47,23 @@ def check_model(name: str, commands: DaemonCommands) -> str:
     if not served:
         ready = commands.ready()
         raise RequestError(ready.code or "not_ready", ready.text or "no model is loaded", ExitCode.DEGRADED)
-    if name == DEFAULT_MODEL or name in served:
-        return served[0] if name == DEFAULT_MODEL else name
+    if name in served:
+        return name
+    if name == DEFAULT_MODEL or name in also_called(commands.full_model()):
+        return served[0]
     raise RequestError("model_not_found", f"the model '{name}' is not loaded; served: {', '.join(served)}, default")
+
+
+def also_called(full: str) -> set[str]:
+    """What else people may call the model that was loaded as `full`, which may be a path of this machine."""
+    names = {full, full.rstrip("/"), full.rstrip("/").rpartition("/")[2]}
+    return names - {""}
+
+
+def short_name(full: str) -> str:
+    """A folder's last part; a repository id and an embedded model as they are."""
+    is_folder = full.startswith(("/", "~", ".")) or full.count("/") > 1
+    return full.rstrip("/").rpartition("/")[2] if is_folder else full
 
 
 def find_path(text: str, links: LinksReport) -> PathId:

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +24,7 @@ from exod.core.engine_core import EngineCore
 from exod.daemon_api.interface import GenerationDelta
 from exod.engine_service.client_streams import ClientStreams
 from exod.engine_service.model_search import search
+from exod.engine_service.text_desk import TextDesk
 from exod.engine_service.worker_process import WorkerProcess
 from exod.model import NodeId
 from exoengine.model_files.model_folder import ModelFolderError
@@ -74,6 +75,7 @@ class EngineDriver:
         """Takes how many bytes of the GPU's memory MLX says that a process should use at most."""
         self.wired_bytes: Callable[[], int | None] = lambda: None
         """How much memory is wired on this host; None where the system does not tell."""
+        self.texts = TextDesk(self.worker.tell)
         self._search: asyncio.Task[None] | None = None
         self._inputs: deque[EngineInput | None] = deque()
         self._is_taking = False
@@ -153,9 +155,13 @@ class EngineDriver:
                 self._carry_out(command)
         return True
 
-    def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
-        """The deltas of one generation; closing it cancels. Raises RequestError where it cannot be served."""
-        return self.streams.generate(request)
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
+        """The deltas of one generation; closing it cancels. Raises RequestError where it cannot be served: a prompt
+        that does not fit is found before it waits for anything.
+        """
+        async with aclosing(self.streams.generate(await self.texts.prepared(request))) as deltas:
+            async for delta in deltas:
+                yield delta
 
     async def drain(self) -> None:
         """Admits no more requests; returns when nothing is generated and nothing waits."""
@@ -167,9 +173,11 @@ class EngineDriver:
     def _worker_said(self, message: FromWorker) -> None:
         if isinstance(message, Hello) and message.recommended_bytes > 0:
             self.on_recommended(message.recommended_bytes)
-        self.feed(events.WorkerSaid(message))
+        if not self.texts.said(message):
+            self.feed(events.WorkerSaid(message))
 
     def _worker_gone(self, text: str) -> None:
+        self.texts.gone()
         self.feed(events.WorkerGone(text))
 
     @contextmanager
@@ -211,6 +219,7 @@ class EngineDriver:
     def _carry_out(self, command: EngineCommand) -> None:
         match command:
             case events.TellWorker(message=message):
+                self.texts.told(message)
                 self.worker.tell(message)
             case events.KillWorker(text=text):
                 self.worker.kill(text)

@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from exod.daemon_api import stream_keepalive
 from exod.daemon_api.interface import DaemonCommands
+from exod.daemon_api.resolve_names import check_model
 from exod.daemon_api.shapes import flat_event
 from exod.daemon_api.stream_keepalive import paced
 from exod.errors import ExitCode, RequestError
@@ -121,11 +122,9 @@ class _Asks:
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        served = self._commands.models()
-        if name not in served:
-            text = f"the model '{name}' is not loaded; served: {', '.join(served) or 'none'}"
-            raise RequestError("model_not_found", text)
-        return JsonResponse(models_object([name], self._started_at)["data"][0])
+        if not self._commands.models():
+            raise RequestError("model_not_found", f"the model '{name[:200]}' is not loaded; served: none")
+        return JsonResponse(models_object([check_model(name, self._commands)], self._started_at)["data"][0])
 
     async def health(self, request: Request) -> Response:
         """Alive: this process answers. Whether it is of use is `/ready`'s to say."""

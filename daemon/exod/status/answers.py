@@ -24,6 +24,7 @@ from exod.core.status.health import DOWNLOADING, EDGE_FAILED, LOCAL_NETWORK_DENI
 from exod.core.status.view import LinkView, NodeEntry, PathView
 from exod.daemon_api.discovery_state import DiscoveryState
 from exod.daemon_api.interface import GenerationDelta
+from exod.daemon_api.resolve_names import short_name
 from exod.daemon_api.shapes import (
     ClusterReport,
     DaemonCounters,
@@ -54,7 +55,7 @@ from exod.model import EngineState, Event, NodeId, NodeState, PathId
 from exod.platform.system import Platform
 from exod.status.engine_source import EngineSource
 from exod.status.snapshot import StatusBuilder, path_as
-from exoengine.protocol import GenerationRequest
+from exoengine.protocol import GenerationRequest, TextAnswered, TextAsked
 
 PING_INTERVAL_S: Final = 0.2
 PING_DEADLINE_S: Final = 2.0
@@ -75,6 +76,8 @@ class ClusterSettings:
     key_file: Path
     key_fingerprint: str
     engine_enabled: bool
+    model_name: str = ""
+    """What clients call the model; empty: by its own name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,7 @@ class Requests:
     drain: Callable[[], Awaitable[None]]
     preflight: Callable[[], Awaitable[PreflightReport]]
     generate: Callable[[GenerationRequest], AsyncGenerator[GenerationDelta, None]]
+    text: Callable[[TextAsked], Awaitable[TextAnswered]]
 
 
 class Answers:
@@ -263,7 +267,10 @@ class Answers:
 
     def models(self) -> list[str]:
         model = self._status.engine().model
-        return [model] if model else []
+        return [self._settings.model_name or short_name(model)] if model else []
+
+    def full_model(self) -> str:
+        return self._status.engine().model or ""
 
     def metrics(self) -> MetricsSnapshot:
         return MetricsSnapshot(status=self.status(), counters=self._counters())
@@ -409,6 +416,9 @@ class Answers:
 
     def events(self, since: float | None, follow: bool) -> AsyncGenerator[Event, None]:
         return self._events.read(since, follow)
+
+    async def text(self, asked: TextAsked) -> TextAnswered:
+        return await self._requests.text(asked)
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
         state = self._status.engine()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from exoengine.model.answer_text import TextStep
-from exoengine.model.chat_prompt import PromptError
+from exoengine.model.chat_prompt import PromptError, too_long
 from exoengine.model.grammar import GrammarError
 from exoengine.protocol import Finished, FromWorker, GenerationRequest, LikelyToken, RequestFailed, TokenOut
 from exoengine.ring.pass_log import Course
@@ -182,8 +182,7 @@ def accept(
         return RequestFailed(
             request.request_id,
             "context_length_exceeded",
-            f"the prompt has {len(prompt)} tokens; with room for an answer at most {max_context_tokens - 1} of the"
-            f" context of {max_context_tokens} are allowed",
+            too_long(len(prompt), max_context_tokens),
         )
     generation = Generation(order, request, prompt, max_context_tokens, tokenizer, emit, thinks, mask)
     generation.adopt(tokens)

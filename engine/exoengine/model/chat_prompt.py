@@ -40,6 +40,13 @@ class PromptError(Exception):
         self.code = code
 
 
+def too_long(tokens: int, max_context_tokens: int, about: str = "") -> str:
+    return (
+        f"the prompt has {about}{tokens} tokens; with room for an answer at most {max_context_tokens - 1} of the"
+        f" context of {max_context_tokens} are allowed"
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class ChatPrompt:
     text: str

@@ -47,6 +47,8 @@ class Tokenizer:
 
     def prompt(self, request: GenerationRequest) -> tuple[list[int], bool]:
         """The prompt's tokens, and whether it has opened the model's reasoning. Raises PromptError."""
+        if request.prepared is not None:
+            return list(request.prepared.tokens), request.prepared.thinks
         try:
             if request.messages is not None:
                 with deadlines.interrupted_after(deadlines.TEMPLATE_S, "the chat template"):
@@ -66,10 +68,10 @@ class Tokenizer:
         """`control`: with the control tokens that the tokenizer puts around a text, such as its beginning."""
         return [int(token) for token in self._wrapped.encode(text, add_special_tokens=control)]
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of these tokens, control tokens left out."""
+    def decode(self, tokens: Sequence[int], *, control: bool = False) -> str:
+        """The text of these tokens; `control`: with the names of control tokens."""
         decoder = self.pieces.decoder(keep_first_space=False)
-        text = "".join(decoder.add(token) for token in tokens if token not in self.pieces.control)
+        text = "".join(decoder.add(token) for token in tokens if control or token not in self.pieces.control)
         return text + decoder.finish()
 
     def answer_text(self, request: GenerationRequest, thinks: bool) -> AnswerText:

@@ -36,6 +36,7 @@ from exoengine.protocol import (
     Prepare,
     ProtocolError,
     RequestFailed,
+    TextAsked,
     TokenOut,
     ToWorker,
     decode_to_worker,
@@ -131,6 +132,8 @@ class Control:
     ) -> None:  # fmt: skip
         self._path, self._board, self._mailbox, self._abort, self._hello = path, board, mailbox, abort, hello
         self._orphan_deadline_s = orphan_deadline_s
+        self.on_text: Callable[[TextAsked], None] = lambda asked: None
+        """Takes what the thread for texts is asked; set before `start`."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._logs: dict[str, RequestLog] = {}
@@ -257,6 +260,9 @@ class Control:
 
     def _receive(self, message: ToWorker) -> None:
         match message:
+            case TextAsked():
+                self.on_text(message)
+                return
             case Abort(reason):
                 self._abort("told", reason)
             case Begin():

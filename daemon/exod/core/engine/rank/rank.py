@@ -389,7 +389,7 @@ class Rank:
                 return self._has_aborted(message, now)
             case protocol.Heartbeat():
                 return self._heartbeat(message, now)
-            case protocol.Left():
+            case protocol.Left() | protocol.TextAnswered():
                 return []
             case _:
                 assert_never(message)

@@ -1,0 +1,99 @@
+"""The thread of a worker that makes tokens of text and text of tokens, beside the one that computes.
+
+A long text takes a tokenizer seconds. The steps under way go on meanwhile, because tokenizers work without the
+interpreter's lock. Decides: what cannot fit the context, before all of it is read, and when a text has taken too
+long. One text at a time; what takes too long is left alone (`deadlines.py`). Touches no MLX.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from exoengine.model.chat_prompt import PromptError, too_long
+from exoengine.model.deadlines import Abandoning, TooSlowError
+from exoengine.protocol import FromWorker, GenerationRequest, TextAnswered, TextAsked
+
+if TYPE_CHECKING:
+    from exoengine.model.text import Tokenizer
+
+DEADLINE_S: Final = 10.0
+"""A million tokens of plain text take 2 s: what takes longer than this is a text that was made to."""
+
+SLICE_CHARS: Final = 32 * 1024
+"""Texts that may be too long are looked at in slices first; each takes some tens of milliseconds."""
+
+SEAM_TOKENS: Final = 8
+"""By so many tokens a cut may raise the count: the longest runs that tokens join across it."""
+
+
+class TextThread:
+    """`emit` may be called from this thread."""
+
+    def __init__(self, emit: Callable[[FromWorker], None]) -> None:
+        self._emit = emit
+        self._asked: queue.SimpleQueue[TextAsked] = queue.SimpleQueue()
+        self._model: tuple[Tokenizer, int] | None = None
+        self._working = Abandoning()
+        threading.Thread(target=self._run, name="texts", daemon=True).start()
+
+    def use(self, tokenizer: Tokenizer | None, max_context_tokens: int = 0) -> None:
+        """From any thread: the model whose texts these are from now on; None: there is none."""
+        self._model = (tokenizer, max_context_tokens) if tokenizer is not None else None
+
+    def ask(self, asked: TextAsked) -> None:
+        """From any thread: answered with TextAnswered."""
+        self._asked.put(asked)
+
+    def _run(self) -> None:
+        while True:
+            asked = self._asked.get()
+            model = self._model
+            if model is None:
+                self._emit(TextAnswered(asked.ask_id, code="not_ready", problem="no model is loaded here"))
+                continue
+            self._emit(self._answer(asked, *model))
+
+    def _answer(self, asked: TextAsked, tokenizer: Tokenizer, max_context_tokens: int) -> TextAnswered:
+        try:
+            return self._working.run(lambda: _done(asked, tokenizer, max_context_tokens), DEADLINE_S, "this text")
+        except PromptError as error:
+            return TextAnswered(asked.ask_id, code=error.code, problem=str(error))
+        except TooSlowError as error:
+            return TextAnswered(asked.ask_id, code="bad_request", problem=str(error))
+        except Exception as error:  # a tokenizer raises what its author chose
+            first_line = str(error).strip().partition("\n")[0]
+            return TextAnswered(asked.ask_id, code="bad_request", problem=f"the tokenizer refuses it: {first_line}")
+
+
+def _done(asked: TextAsked, tokenizer: Tokenizer, max_context_tokens: int) -> TextAnswered:
+    request = asked.request
+    if request is not None:
+        _refuse_far_too_long(request, tokenizer, max_context_tokens)
+        tokens, thinks = tokenizer.prompt(request)
+        if len(tokens) >= max_context_tokens:
+            raise PromptError("context_length_exceeded", too_long(len(tokens), max_context_tokens))
+        return TextAnswered(asked.ask_id, tuple(tokens), thinks=thinks)
+    if asked.tokens:
+        return TextAnswered(asked.ask_id, text=tokenizer.decode(asked.tokens, control=True))
+    tokens = tokenizer.encode(asked.text, control=asked.control)
+    pieces = tuple(tokenizer.pieces.piece(token) for token in tokens) if asked.wants_pieces else ()
+    return TextAnswered(asked.ask_id, tuple(tokens), pieces=pieces)
+
+
+def _refuse_far_too_long(request: GenerationRequest, tokenizer: Tokenizer, max_context_tokens: int) -> None:
+    """Raises PromptError as soon as a part of the texts has more tokens than the context."""
+    texts = [message.content for message in request.messages or ()]
+    if isinstance(request.prompt, str):
+        texts.append(request.prompt)
+    if sum(len(text) for text in texts) <= max(max_context_tokens, SLICE_CHARS):
+        return
+    count = 0
+    for text in texts:
+        for start in range(0, len(text), SLICE_CHARS):
+            part = tokenizer.encode(text[start : start + SLICE_CHARS], control=False)
+            count += max(0, len(part) - SEAM_TOKENS)
+            if count >= max_context_tokens:
+                raise PromptError("context_length_exceeded", too_long(count, max_context_tokens, "at least "))
