@@ -23,6 +23,14 @@ Decoded = TypeVar("Decoded", covariant=True)
 class DecodingError(Exception):
     """The bytes are not what was expected; the text says why, in one line."""
 
+    def __init__(self, text: str) -> None:
+        """msgspec repeats names and values, whatever they hold."""
+        super().__init__(text if text.isprintable() else "".join(map(_visible, text)))
+
+
+def _visible(character: str) -> str:
+    return character if character.isprintable() else "\ufffd"
+
 
 class MalformedError(DecodingError):
     """They are no JSON or MessagePack at all."""

@@ -94,7 +94,7 @@ class Connection(H11Protocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._door = door
-        self.conn = _Framing(h11.SERVER, MAX_HEAD_BYTES)
+        self.conn = FramingConnection(h11.SERVER, MAX_HEAD_BYTES)
         self._head = _Deadline(self.loop, self._head_is_late)
         self._reader = _Deadline(self.loop, self._nobody_reads)
 
@@ -192,7 +192,7 @@ class Connection(H11Protocol):
             self.transport.abort()
 
 
-class _Framing(h11.Connection):
+class FramingConnection(h11.Connection):
     """Refuses a body that is cut into more pieces than anybody would send."""
 
     def __init__(self, role: type[h11.SERVER], max_head_bytes: int) -> None:

@@ -36,8 +36,8 @@ class LinkReport(msgspec.Struct, frozen=True, tag="links"):
 
     sender: NodeId
     incarnation: Counter
-    seq: int
-    epoch_seen: int
+    seq: Counter
+    epoch_seen: Counter
     links: tuple[LinkSummary, ...]
 
 
@@ -60,7 +60,7 @@ class Nack(msgspec.Struct, frozen=True, tag="nack"):
     incarnation: Counter
     epoch: Epoch
     plan_hash: str
-    epoch_seen: int
+    epoch_seen: Counter
     text: str
 
 
