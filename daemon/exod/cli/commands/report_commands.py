@@ -189,11 +189,11 @@ def _people() -> list[str]:
 
 def _hosts(config: Config | None, parts: list[Part]) -> list[str]:
     """The names of this host and of every node that an answer names."""
-    import msgspec
+    from exoengine.decoding import DecodingError, from_json
 
     names = [socket.gethostname(), *([config.node.name] if config is not None else [])]
     for part in parts:
         if part.name == "status.json":
-            with contextlib.suppress(msgspec.DecodeError, KeyError, TypeError):
-                names += [node["name"] for node in msgspec.json.decode(part.text)["nodes"]]
+            with contextlib.suppress(DecodingError, KeyError, TypeError):
+                names += [node["name"] for node in from_json(part.text, dict[str, Any])["nodes"]]
     return names
