@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from exod.cli.base.options import Commands, Shell
 from exod.errors import ExitCode, ExodError
@@ -195,5 +195,5 @@ def _hosts(config: Config | None, parts: list[Part]) -> list[str]:
     for part in parts:
         if part.name == "status.json":
             with contextlib.suppress(DecodingError, KeyError, TypeError):
-                names += [node["name"] for node in from_json(part.text, dict[str, Any])["nodes"]]
+                names += [node["name"] for node in from_json(part.text.encode(), dict[str, Any])["nodes"]]
     return names

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from exod.cli.base.client import COMMAND_DEADLINE_S, DaemonClient
+from exod.cli.base.client import COMMAND_DEADLINE_S, DaemonClient, understood
 from exod.daemon_api.shapes import Done, EngineReport, PreflightReport, StatusReport
 from exod.errors import ExodError
 
@@ -92,8 +92,8 @@ class Feed:
 
 def _outcome(verb: str, data: bytes) -> str:
     if verb != "preflight":
-        return msgspec.json.decode(data, type=Done).text
-    report = msgspec.json.decode(data, type=PreflightReport)
+        return understood(data, Done).text
+    report = understood(data, PreflightReport)
     wrong = [check for check in report.checks if not check.ok]
     if not wrong:
         return f"preflight: all {len(report.checks)} checks passed"
