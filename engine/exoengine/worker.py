@@ -100,13 +100,14 @@ class Worker:
     def hello(self) -> Hello:
         """Without the requests: the control thread knows them better."""
         from exoengine.model.gpu_memory import recommended_bytes
+        from exoengine.ring.rendezvous import VERSION as RING_VERSION
         from mlx_patches.switch import find_switch
 
         model, plan = self._model, self._formed or self._prepared
         return Hello(
             protocol=PROTOCOL_VERSION,
             pid=os.getpid(),
-            versions={name: metadata.version(name) for name in ("mlx", "mlx-lm")},
+            versions={name: metadata.version(name) for name in ("mlx", "mlx-lm")} | {"ring": str(RING_VERSION)},
             fingerprint=model.summary.fingerprint if model else None,
             plan_hash=plan.plan_hash if plan else None,
             attempt=plan.attempt if plan else 0,

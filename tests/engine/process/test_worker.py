@@ -414,7 +414,7 @@ def test_hello_says_who_this_is(trio: Cluster) -> None:
     assert isinstance(said, Hello)
     assert said.pid == trio.ranks[2].process.pid
     assert said.native == ""
-    assert set(said.versions) == {"mlx", "mlx-lm"}
+    assert set(said.versions) == {"mlx", "mlx-lm", "ring"}, "ranks that could not form a group are told apart"
 
 
 def test_an_adopted_load_is_replaced_by_the_next(trio: Cluster, llama: Path) -> None:
