@@ -58,8 +58,8 @@ class Worker:
     """The main thread's view. `hello` may be called from the control thread."""
 
     def __init__(self, socket_path: Path, orphan_deadline_s: float, native: NativeModule) -> None:
+        from exoengine.model.text_thread import TextThread
         from exoengine.process.control_thread import Control, Mailbox
-        from exoengine.process.text_thread import TextThread
         from exoengine.ring.group import RingGroup
 
         self.board = Board()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from exoengine.model.text import Tokenizer
-from exoengine.process.text_thread import TextThread
+from exoengine.model.text_thread import TextThread
 from exoengine.protocol import ChatMessage, FromWorker, GenerationRequest, TextAnswered, TextAsked
 from tests.engine.model.test_answer_text import MARKERS, WITH_TOOLS, byte_level
 
