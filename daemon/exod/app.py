@@ -195,6 +195,7 @@ class Daemon:
             config.engine.recovery_deadline_s,
             config.engine.ring_port,
             ring_key(key),
+            doubts_orphans=self.platform.system == "darwin",
         )
         self.engine = EngineDriver(
             engine_core,

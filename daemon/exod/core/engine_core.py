@@ -66,9 +66,11 @@ class EngineCore:
         recovery_deadline_s: float,
         ring_port: int,
         ring_key: bytes = b"",
+        doubts_orphans: bool = False,
     ) -> None:
         self._me = me
         self.rank = Rank(me, incarnation, sync, ring_key)
+        self.rank.stuck.doubts_orphans = doubts_orphans
         self.formation = Formation(me)
         self.scheduler = Scheduler(me, incarnation)
         self.clients = ClientRequests(me, recovery_deadline_s)

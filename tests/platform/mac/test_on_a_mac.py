@@ -36,3 +36,16 @@ def test_a_second_loopback_address_is_asked_for_where_a_test_needs_one() -> None
         text = path.read_text()
         if re.search(r"127\.0\.0\.[2-9]", text):
             assert "second_loopback" in text, path
+
+
+LINUX_ONLY = re.compile(r"/proc/|/sys/class|AF_NETLINK|AF_PACKET|SO_ATTACH_FILTER|getsockopt\([^)]*SO_BINDTODEVICE")
+
+
+def test_what_only_linux_has_is_skipped_or_asked_for() -> None:
+    """A test that meets it says so: by the system's name, or by looking whether it is there."""
+    asks = re.compile(r"sys\.platform|\.system ==|\.exists\(\)|linux", re.IGNORECASE)
+    for path in (ROOT / "tests").rglob("*.py"):
+        if "lab" in path.parts or "bench" in path.parts or path.name == "test_on_a_mac.py":
+            continue  # the lab as a whole says that it needs Linux and root
+        text = path.read_text()
+        assert not LINUX_ONLY.search(text) or asks.search(text), path

@@ -86,7 +86,7 @@ class Rank:
         """Was the last timer late, so that deadlines were put off?"""
         self._trouble = ""
         """Why the rank does not run; empty once it does."""
-        self._stuck = StuckGroup()
+        self.stuck = StuckGroup()
         self._must_catch_up = False
         """Was the process adopted, and not yet told what its last daemon may not have told it?"""
 
@@ -339,7 +339,7 @@ class Rank:
         self._group.lost("fault", text, now)
         self.load.forget()
         self.sync_watch.gone()
-        self._stuck.process_ended()
+        self.stuck.process_ended()
         self._must_catch_up = False
         self._leave_attempt(now)
         commands: list[RankCommand] = []
@@ -358,7 +358,7 @@ class Rank:
         self.worker.heard(now)
         match message:
             case protocol.TokenOut():
-                self._stuck.token()
+                self.stuck.token()
                 self.requests.token(message)
                 return []
             case protocol.Finished() | protocol.RequestFailed():
@@ -401,6 +401,7 @@ class Rank:
         if not self.worker.accepts(WorkerEvent.SAID_HELLO):
             return []
         self.worker.said_hello(hello, now)
+        self.stuck.greeted(hello)
         self._group.found(hello.plan_hash, hello.attempt, hello.formed)
         newest_first = sorted(hello.requests, key=lambda request: -request.order)
         stale = [request for request in newest_first if not self.requests.adopt(self._me, request)]
@@ -441,6 +442,7 @@ class Rank:
     def _has_formed(self, formed: protocol.Formed, now: float) -> list[RankCommand]:
         self.worker.done()
         self.worker.formed(now)
+        self.stuck.formed()
         self._trouble = ""
         events = self._group.formed(formed, now)
         return [*self._move(RankEvent.FORMED, now), *events]
@@ -465,7 +467,7 @@ class Rank:
         if aborted.code == "listen":
             commands += self._port_taken()
         self.worker.done()
-        if self._stuck.aborted(aborted, self._should_generate()):
+        if self.stuck.aborted(aborted, self._should_generate()):
             return [*commands, *self._kill(aborted.text, now), *self._advance(now)]
         return commands + self._move(RankEvent.ABORTED, now)
 
@@ -487,7 +489,7 @@ class Rank:
             self._must_catch_up = False
             messages = [TellWorker(message) for message in self.requests.for_a_new_process()]
             return [*messages, *self._report(now)]
-        if self._stuck.idles(heartbeat, self._should_generate(), now):
+        if self.stuck.idles(heartbeat, self._should_generate(), now):
             return self._kill("the worker stands idle although a request is under way", now) + self._advance(now)
         return self._report(now)
 
