@@ -93,9 +93,6 @@ WATCH_S: Final = 1.0
 """How often health is looked at between two refreshes: facts that no event announces, such as loss, must begin to
 last."""
 
-MESH_MESSAGES: Final = MeshMessage
-ENGINE_MESSAGES: Final = EngineMessage
-
 
 class Daemon:
     """One node. `run` returns after an orderly end; it raises ExodError where it cannot start."""
@@ -170,7 +167,7 @@ class Daemon:
             on_connected=self._peer_connected,
             on_disconnected=lambda peer: self.driver.feed(PeerDisconnected(peer)),
         )
-        self.local_network = LocalNetwork(self.platform, self._local_network_checked)
+        self.local_network = LocalNetwork(self.platform, identity.id, self.events.write)
         self.prober.on_refused = self.control.on_refused = self.local_network.refused
         self.contacts = Contacts(self.control, self._routes_changed)
         self.interfaces = InterfaceWatcher(
@@ -375,10 +372,6 @@ class Daemon:
             msgspec.structs.replace(self.card, addresses=addresses, pair_routes=routed, memory_mib=memory_mib)
         )
 
-    def _local_network_checked(self, allowed: bool) -> None:
-        data: dict[str, object] = {"allowed": allowed, "text": self.local_network.text}
-        self.events.write(Event(0.0, "local_network.checked", self.card.id, data))
-
     async def _follow_thunderbolt(self) -> None:
         """Asks anew when interfaces change, as they do when a cable is plugged: the question costs a second."""
         while True:
@@ -432,9 +425,9 @@ class Daemon:
                 self.refresh_soon()
             case TransferProbe() | TransferReply() | PreflightWish() | PreflightAnswer():
                 self.preflight.handle(peer, message)
-            case _ if isinstance(message, MESH_MESSAGES):
+            case _ if isinstance(message, MeshMessage):
                 self.driver.feed(MessageReceived(peer, message))
-            case _ if isinstance(message, ENGINE_MESSAGES):
+            case _ if isinstance(message, EngineMessage):
                 self.engine.feed(EngineMessageReceived(peer, message))
 
     # --- commands of the core -------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Final
 import structlog
 
 from exod.core.status.local_network import EHOSTUNREACH, LocalNetworkWatch
-from exod.model import Kind, LocalAddress
+from exod.model import Event, Kind, LocalAddress, NodeId
 from exod.platform.system import Platform
 
 log = structlog.get_logger()
@@ -47,16 +47,17 @@ def send_multicast(platform: Platform, local: LocalAddress) -> int:
 
 
 class LocalNetwork:
-    """What is known of this daemon's access. `on_verdict` is told the first answer after the start."""
+    """What is known of this daemon's access. `emit` takes the event of the first answer after the start."""
 
     def __init__(
         self,
         platform: Platform,
-        on_verdict: Callable[[bool], None],
+        me: NodeId,
+        emit: Callable[[Event], None],
         send: Send = send_multicast,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._platform, self._on_verdict = platform, on_verdict
+        self._platform, self._me, self._emit = platform, me, emit
         self._send, self._clock = send, clock
         self._addresses: tuple[LocalAddress, ...] = ()
         self._by_address: dict[str, str] = {}
@@ -102,4 +103,5 @@ class LocalNetwork:
         if verdict is not None and not self._told:
             self._told = True
             log.info("local_network_checked", allowed=verdict, interfaces=sorted(results))
-            self._on_verdict(verdict)
+            data: dict[str, object] = {"allowed": verdict, "text": self.text}
+            self._emit(Event(0.0, "local_network.checked", self._me, data))

@@ -52,7 +52,9 @@ class Studio:
     def __init__(self, host: Host, clock: Clock) -> None:
         self.host, self._clock = host, clock
         self.network = FakeNetwork(tuple(host.addresses))
-        self.check = LocalNetwork(Darwin(), lambda _: None, self.network.multicast, lambda: self.network.now)
+        self.check = LocalNetwork(
+            Darwin(), host.id, lambda _: None, self.network.multicast, lambda: self.network.now
+        )
         self.check.follow(tuple(host.addresses))
         send = host._send_datagram
 

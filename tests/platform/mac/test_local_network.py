@@ -27,11 +27,15 @@ class Node:
 
     def __init__(self) -> None:
         self.network = FakeNetwork((CABLE, WIFI, VPN))
-        self.verdicts: list[bool] = []
+        self.verdicts: list[object] = []
         self.told: list[Event] = []
-        self.check = LocalNetwork(Darwin(), self.verdicts.append, self.network.multicast, self.network.clock)
+        self.check = LocalNetwork(Darwin(), ME.id, self._tell, self.network.multicast, self.network.clock)
         self.check.follow(self.network.addresses)
         self._health, self._alerts = HealthJudge(), Alerts()
+
+    def _tell(self, event: Event) -> None:
+        assert (event.type, event.subject) == ("local_network.checked", ME.id)
+        self.verdicts.append(event.data["allowed"])
 
     def live(self, seconds: float) -> Node:
         until = self.network.now + seconds
@@ -121,7 +125,7 @@ def test_a_cable_that_is_pulled_is_no_denial_and_ends_one(node: Node) -> None:
 async def test_other_systems_are_not_asked() -> None:
     network = FakeNetwork((CABLE,))
     network.deny()
-    check = LocalNetwork(Linux(), lambda _: None, network.multicast, network.clock)
+    check = LocalNetwork(Linux(), ME.id, lambda _: None, network.multicast, network.clock)
     check.follow((CABLE,))
     await check.run()
     for _ in range(100):
