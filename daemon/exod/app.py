@@ -149,7 +149,7 @@ class Daemon:
         self.core = NodeCore(
             self.card,
             key=datagram_key(key),
-            config=CoreConfig(config.mesh.degraded_ms, config.mesh.recover_ms, config.mesh.hold_up_s),
+            config=msgspec.convert(config.mesh, CoreConfig, from_attributes=True),
             platform=self.platform.system,
             seed=identity.incarnation,
             epoch_number=identity.epoch_number,

@@ -243,7 +243,9 @@ class Checker:
             self._broken(host, f"7: called a death, but {before.path} is {old.state}")
         elif cause == Cause.FIRST and not seen.bare and before.path is not None:
             self._broken(host, "7: chose anew, although something was usable all the time")
-        if cause in (Cause.FIRST, Cause.DEATH, Cause.ROUTE) and before.path is not None:
+        elif cause == Cause.RING and old is not None and not old.ring.unfit:
+            self._broken(host, f"7: fled {before.path}, on which the ring did not fail")
+        if cause in (Cause.FIRST, Cause.DEATH, Cause.ROUTE, Cause.RING) and before.path is not None:
             seen.left_by_death.add(before.path)
         if register.path is not None:
             seen.left_by_death.discard(register.path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+from exod.core.probe.ring_fitness import RingFault
 from exod.model import Kind
 
 
@@ -40,6 +41,9 @@ class Wire:
     duplicate: float = 0.0
     reorder: float = 0.0
     cut: bool = False
+    ring: RingFault = RingFault.MOVED
+    """What the ring's own connection meets on it; probes know nothing of that."""
+    mb_per_s: float = 100.0
     spoiled_until: float = -1e9
     busy_until: float = field(default=0.0, repr=False)
 
@@ -51,6 +55,7 @@ class Wire:
         self.jitter_s = self.medium.jitter_s
         self.loss = self.duplicate = self.reorder = 0.0
         self.cut = False
+        self.ring, self.mb_per_s = RingFault.MOVED, 100.0
 
     @property
     def impaired(self) -> bool:

@@ -17,12 +17,15 @@ from exod.core.base import events
 from exod.core.base.config import CoreConfig
 from exod.core.base.events import Command, Input
 from exod.core.node import NodeCore
-from exod.model import LocalAddress, NodeCard, NodeId
+from exod.core.probe.ring_fitness import RingFault
+from exod.model import LocalAddress, MeshPlan, NodeCard, NodeId
 from tests.sim.network import Network, Wire
 
 KEY = bytes(range(32))
 EPOCH_MS = 1_700_000_000_000
 ROUTE_CHECK_S = 0.0005
+RING_TURN_S = 1.0
+"""A rank that does not get through says so once a second."""
 WAKE_UP_S = 0.0004
 """Mean lateness of the event loop."""
 STORY_LINES = 400
@@ -196,6 +199,7 @@ class Host:
                     world.told_event(self, command.event)
                 case events.CommitPlan():
                     self.running = command.plan.hash
+                    world.after(RING_TURN_S, self._ring_turn, self.life, command.plan)
                     world.tell(
                         self,
                         f"COMMITS {command.plan.hash[:6]} epoch {command.plan.epoch.number}: "
@@ -212,6 +216,18 @@ class Host:
                     world.after(0.002, self.show_card, self.life)
                 case events.LogRejected():
                     world.rejected[command.code] = world.rejected.get(command.code, 0) + 1
+
+    def _ring_turn(self, life: int, plan: MeshPlan) -> None:
+        """What this node's rank meets on its connection to the next one, as long as it runs by the plan."""
+        if life != self.life or self.running != plan.hash:
+            return
+        for edge in plan.edges:
+            if edge.source == self.id:
+                wire = self.world.network.wires[edge.source_address, edge.target_address]
+                fault = RingFault.SILENT if wire.cut else wire.ring
+                moved = 65_536 if fault is RingFault.MOVED else 1_448
+                self.take(events.RingEvidence(plan.hash, edge.target, fault, moved, moved / 1e6 / wire.mb_per_s))
+        self.world.after(RING_TURN_S, self._ring_turn, life, plan)
 
     def take_of_life(self, life: int, event: Input) -> None:
         if life == self.life:

@@ -42,6 +42,8 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
         "degraded_ms": "A path slower than this, in ms, is degraded and left for a better one.",
         "recover_ms": "A degraded path must be faster than this, in ms, before it is up again.",
         "hold_up_s": "A better path must stay better for so many seconds before it is taken.",
+        "min_mb_per_s": "What the ring must move over a path, or it is left for another. "
+        "0: by its kind (Thunderbolt 2, Ethernet 1, Wi-Fi 0.5, VPN 0.05).",
     },
     "engine": {
         "enabled": "Does this node host a rank?",

@@ -51,6 +51,7 @@ class MeshConfig(msgspec.Struct, frozen=True):
     degraded_ms: float
     recover_ms: float
     hold_up_s: float
+    min_mb_per_s: float
 
 
 class EngineConfig(msgspec.Struct, frozen=True):

@@ -72,6 +72,7 @@ class NodeCore:
             events.PeerConnected: self._peer_connected,
             events.PeerDisconnected: self._peer_disconnected,
             events.RouteChecked: self._route_checked,
+            events.RingEvidence: self._ring_evidence,
             events.RenegotiateRequested: self._renegotiate_requested,
             events.DebugFault: self._debug_fault,
             events.DebugPin: self._debug_pin,
@@ -248,6 +249,16 @@ class NodeCore:
         link = self._touch(event.peer)
         if link is not None:
             link.routed(event.path, event.leaves_from, now)
+
+    def _ring_evidence(self, event: events.RingEvidence, now: float) -> None:
+        """Of a plan that is over it says nothing about the present one."""
+        plan, me = self.mesh.committed, self.card.id
+        if plan is None or plan.hash != event.plan_hash:
+            return
+        edge = next((one for one in plan.edges if {one.source, one.target} == {me, event.peer}), None)
+        link = self._touch(event.peer)
+        if edge is not None and link is not None:
+            link.ring_evidence(edge.path, event, now)
 
     def _renegotiate_requested(self, event: events.RenegotiateRequested, now: float) -> None:
         self.mesh.renegotiate(event.reason, now)

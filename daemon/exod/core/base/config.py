@@ -15,6 +15,8 @@ class CoreConfig(msgspec.Struct, frozen=True):
     """A DEGRADED path is UP again below this (contract, `mesh.recover_ms`)."""
     hold_up_s: float = 3.0
     """A better path must stay better this long before it is taken (contract, `mesh.hold_up_s`)."""
+    min_mb_per_s: float = 0.0
+    """What the ring must move over a path that it uses (`mesh.min_mb_per_s`); 0: by the path's kind."""
     solo_settle_s: float = 1.0
     """A node that knows no peer waits this long before it plans alone: peers that start together meet first."""
     relapse_within_s: float = 30.0

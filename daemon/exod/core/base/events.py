@@ -75,6 +75,18 @@ class PeerDisconnected(msgspec.Struct, frozen=True):
     peer: NodeId
 
 
+class RingEvidence(msgspec.Struct, frozen=True):
+    """What this node's rank saw of its connection to `peer`, its neighbour in the plan with this hash. `fault` is
+    one of ring_fitness.RingFault; `seconds` are what `moved_bytes` took.
+    """
+
+    plan_hash: str
+    peer: NodeId
+    fault: str
+    moved_bytes: int = 0
+    seconds: float = 0.0
+
+
 class RouteChecked(msgspec.Struct, frozen=True):
     """Where our own sockets of the path leave: None where they cannot connect."""
 
@@ -123,6 +135,7 @@ Input = (
     | PeerConnected
     | PeerDisconnected
     | RouteChecked
+    | RingEvidence
     | RenegotiateRequested
     | DebugFault
     | DebugPin

@@ -30,8 +30,17 @@ class PairSummary(msgspec.Struct, frozen=True):
     """The beginning of the hash of the plan that the peer runs; empty for none."""
     detect_ms: float | None
     verdict_at: float | None
+    unfit: frozenset[PathId] = frozenset()
+    """Paths whose probes pass and on which the ring fails."""
     misses: bool = False
     """The peer says that it does not hear every node that others hear."""
+
+
+def _carrying(link: Link) -> frozenset[PathId]:
+    """A path on which the ring fails carries only where there is no other."""
+    usable = [one for one in link.paths if one.state in USABLE and not one.gone]
+    fit = [one for one in usable if not one.ring.unfit]
+    return frozenset(one.candidate.path for one in fit or usable)
 
 
 def summarize_pair(link: Link) -> PairSummary:
@@ -59,9 +68,10 @@ def summarize_pair(link: Link) -> PairSummary:
             peer_name=link.peer.name,
             up=link.liveness.state is NodeState.UP,
         ),
-        usable=frozenset(one.candidate.path for one in link.paths if one.state in USABLE and not one.gone),
+        usable=_carrying(link),
         plan_prefix=link.peer_plan_prefix,
         detect_ms=link.detect_ms,
         verdict_at=link.verdict_at,
+        unfit=frozenset(one.candidate.path for one in link.paths if one.ring.unfit and one.state in USABLE),
         misses=link.peer_misses,
     )

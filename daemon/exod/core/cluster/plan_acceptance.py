@@ -82,7 +82,8 @@ def find_fault(plan: MeshPlan, me: NodeCard, pairs: Mapping[NodeId, PairSummary]
         pair = pairs.get(peer)
         if pair is not None and peer not in reborn and edge.path not in pair.usable:
             interface = edge.source_interface if edge.source == me.id else edge.target_interface
-            return f"{interface} to {pair.card.name} is dead"
+            what = "fails the ring" if edge.path in pair.unfit else "is dead"
+            return f"{interface} to {pair.card.name} {what}"
     return None
 
 

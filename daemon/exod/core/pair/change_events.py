@@ -75,6 +75,34 @@ def selection_changed(
     )
 
 
+def ring_failed(journal: Journal, peer: NodeCard, path: Path, fault: str, unfit: bool, now: float) -> None:
+    """The ring's own connection failed on a path whose probes pass."""
+    name, cause = path.candidate.path, path.ring.cause
+    journal.decide(now, name, "unfit for the ring" if unfit else "failed the ring", fault=fault, cause=cause)
+    journal.emit(
+        "path.unfit" if unfit else "path.ring_failed",
+        name,
+        peer=peer.id,
+        peer_name=peer.name,
+        interface=path.candidate.local.interface,
+        kind=path.candidate.kind,
+        fault=fault,
+        reason=cause,
+    )
+
+
+def path_may_be_tried(journal: Journal, peer: NodeCard, path: Path, now: float) -> None:
+    journal.decide(now, path.candidate.path, "may carry the ring again", peer=peer.id)
+    journal.emit(
+        "path.fit",
+        path.candidate.path,
+        peer=peer.id,
+        peer_name=peer.name,
+        interface=path.candidate.local.interface,
+        reason="the time is over for which it was kept from the ring",
+    )
+
+
 def plan_committed(
     journal: Journal, plan: MeshPlan, reason: str, detect_ms: float | None, agree_ms: float, now: float
 ) -> None:

@@ -13,7 +13,7 @@ Decides what a datagram may change and when to look again. Leaves to others: a p
 from __future__ import annotations
 
 from exod.core.base.config import CoreConfig
-from exod.core.base.events import LogRejected, RaiseIncarnation
+from exod.core.base.events import LogRejected, RaiseIncarnation, RingEvidence
 from exod.core.base.journal import Journal
 from exod.core.pair import change_events, dead_detection
 from exod.core.pair.next_check import NextCheck
@@ -21,12 +21,14 @@ from exod.core.pair.pair_agreement import PairAgreement
 from exod.core.pair.path_rating import SLOW_ALARM, rate_path
 from exod.core.pair.path_selection import PathSelector
 from exod.core.pair.peer_liveness import PeerLiveness
+from exod.core.pair.ring_judgement import judge_ring
 from exod.core.probe.candidate_paths import candidate_paths
 from exod.core.probe.datagram import Datagram, PathReport
 from exod.core.probe.path import USABLE, Path
 from exod.core.probe.path_order import why_left
 from exod.core.probe.path_table import PathTable
 from exod.core.probe.probe_sender import ProbeSender
+from exod.core.probe.ring_fitness import MIN_MB_PER_S
 from exod.model import NodeCard, NodeState, PathId, PathState, Selection
 
 POKE_S = 0.1
@@ -246,9 +248,10 @@ class Link:
         by_path = {report.path: report for report in reports}
         unsettled = False
         for path in self.paths:
-            before = (path.peer_own, path.peer_route)
+            before = (path.peer_own, path.peer_route, path.ring.peer_unfit)
             path.told(by_path.get(path.candidate.path))
-            unsettled |= before != (path.peer_own, path.peer_route)
+            unsettled |= before != (path.peer_own, path.peer_route, path.ring.peer_unfit)
+            self.changed |= before[2] is not path.ring.peer_unfit
         return unsettled
 
     def _reject(self, remote: str, code: str, text: str) -> None:
@@ -290,6 +293,17 @@ class Link:
             verdict, expected = path.route.name.lower(), path.candidate.local.address
             self._journal.decide(now, path_id, f"route is {verdict}", leaves_from=leaves_from, expected=expected)
             self.probes.hasten(self.paths.present, now)
+            self._check(now)
+
+    def ring_evidence(self, path_id: PathId, seen: RingEvidence, now: float) -> None:
+        """What the ring saw of a path counts only while its probes pass: all else is theirs to find."""
+        path = self.paths.get(path_id)
+        if path is None or path.state not in USABLE or path.quiet_s(now) > path.first_miss_s:
+            return
+        limit = self._config.min_mb_per_s or MIN_MB_PER_S[path.candidate.kind]
+        if judge_ring(self._journal, self.peer, path, seen, limit, now):
+            self.changed = True
+            self.probes.hasten(self.paths.heard, now)
             self._check(now)
 
     def lagged(self, lag_s: float, now: float) -> None:
@@ -359,6 +373,10 @@ class Link:
         if self.liveness.judge(now, dead_detection.suspect_after_s(self.paths), dead_detection.beat_s(self.paths)):
             self._peer_changed(now)
         self._watch_selected(now)
+        for path in self.paths:
+            if path.ring.expire(now):
+                self.changed = True
+                change_events.path_may_be_tried(self._journal, self.peer, path, now)
         self._settle(now)
         self.paths.forget_gone(self.selected, now)
         if self.liveness.state is not NodeState.DOWN:

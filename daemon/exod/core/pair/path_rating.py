@@ -38,4 +38,5 @@ def rate_path(path: Path, probes: ProbeSender, now: float) -> PathRating:
         and age <= max(FRESH_S, 2 * path.peer_interval_s)
         and (path.state is not PathState.UP or path.rtt.slow_streak < SLOW_ALARM),
         cost_ms=path.rtt.cost_ms or 0.0,
+        fit=not path.ring.unfit,
     )

@@ -28,10 +28,21 @@ def why(path: Path, link: Link, platform: str, now: float) -> str:
         return (
             "its route is not checked yet" if path.route is RouteVerdict.UNKNOWN else "waits for the peer's check"
         )
+    if path.ring.unfit and not selected:
+        return _unfit(path, link, now)
     words = f"in use: {link.selection_cause}" if selected else _passed_over(path, link, now)
+    if path.ring.unfit:
+        words = f"{_unfit(path, link, now)}; {words}"
     if path.state is PathState.DEGRADED:
         words = f"{_cause(path, link)}; {words}"
     return words
+
+
+def _unfit(path: Path, link: Link, now: float) -> str:
+    """Probes pass, the ring does not."""
+    if not path.ring.own_unfit:
+        return f"not fit for the ring: {link.peer.name} saw it fail"
+    return f"not fit for the ring: {path.ring.cause}; tried again in {max(0.0, path.ring.until - now):.0f} s"
 
 
 def _cause(path: Path, link: Link) -> str:

@@ -1,10 +1,12 @@
 """Which path a pair uses: when to choose, when to leave, when to return, and when to keep still.
 
-The theory. Four things move a selection, each with its own patience:
+The theory. Five things move a selection, each with its own patience:
 - FIRST: fresh incarnations, or a pair of which nothing was usable (the peer was away, and comes back on all paths
   within a moment). Wait until every candidate is measured, at most FIRST_PATIENCE_S after the first usable one: the
   first responder is often the slow one.
 - DEATH (and a route that turned wrong): at once, to the best of those that are heard.
+- RING: the ring failed on the path in use, and not on another: at once. Unfit paths come last; where all are, the
+  pair stays.
 - DEGRADED: after the dwell, only to a path in a better state or band that was already good, measured afresh.
 - UPGRADE: a path of a better grade that stayed so for its hold-up (hold_up.py).
 DEGRADED and UPGRADE each spend a token (token_bucket.py), except for the return to a path that only its death
@@ -44,6 +46,7 @@ class Cause(StrEnum):
     DEGRADED = "degraded"
     UPGRADE = "upgrade"
     PIN = "pin"
+    RING = "ring"
 
 
 VOLUNTARY = frozenset({Cause.DEGRADED, Cause.UPGRADE})
@@ -93,7 +96,7 @@ class PathSelector:
         elif choice is None and (present is None or not present.usable):
             choice = self._forced(current, present, ranked, ratings)
         elif choice is None and present is not None and not self._is_pinned(present.path, now):
-            choice = self._voluntary(present, ranked, now)
+            choice = self._flee_unfit(present, ranked) or self._voluntary(present, ranked, now)
         if choice is not None:
             self._note(choice, current, now)
         return choice
@@ -124,7 +127,7 @@ class PathSelector:
         ratings: Sequence[PathRating],
     ) -> Choice | None:
         if ranked:
-            best = min(ranked, key=lambda one: (not one.audible, order(one)))
+            best = min(ranked, key=lambda one: (not one.fit, not one.audible, order(one)))
             left = current if present is None else present.name
             if present is not None and not present.eligible and present.state in (PathState.UP, PathState.DEGRADED):
                 return Choice(best.path, Cause.ROUTE, f"the route of {left} leaves another interface")
@@ -134,9 +137,14 @@ class PathSelector:
             return Choice(None, Cause.ROUTE, "no path that the ring's connections would take")
         return None  # silence on all paths switches nothing
 
+    def _flee_unfit(self, present: PathRating, ranked: list[PathRating]) -> Choice | None:
+        if present.fit or not ranked[0].fit:
+            return None
+        return Choice(ranked[0].path, Cause.RING, f"the ring failed on {present.name}")
+
     def _voluntary(self, present: PathRating, ranked: list[PathRating], now: float) -> Choice | None:
         for better in ranked:
-            if grade(better) >= grade(present):
+            if grade(better) >= grade(present) or not better.fit:
                 return None
             record = self._records[better.path]
             fell = present.state is PathState.DEGRADED and grade(better)[:2] < grade(present)[:2]
@@ -175,7 +183,7 @@ class PathSelector:
             present_paths = {one.path for one in ratings}
             self._records = {path: record for path, record in self._records.items() if path in present_paths}
         for one in ratings:
-            present = grade(one) if one.usable else None
+            present = grade(one) if one.usable and one.fit else None
             self._of(one.path, now).graded(present, after_a_switch=self._switched_at is not None, now=now)
 
     def _of(self, path: PathId, now: float) -> PathHistory:
@@ -188,7 +196,7 @@ class PathSelector:
         if choice.cause in VOLUNTARY and not choice.free:
             self._bucket.spend(now)
         self._switched_at = now
-        if current is not None and choice.cause in (Cause.FIRST, Cause.DEATH, Cause.ROUTE):
+        if current is not None and choice.cause in (Cause.FIRST, Cause.DEATH, Cause.ROUTE, Cause.RING):
             self._of(current, now).left_by_death = True
         if choice.path is not None:
             self._of(choice.path, now).left_by_death = False

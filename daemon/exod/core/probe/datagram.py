@@ -71,6 +71,8 @@ class PathReport(msgspec.Struct, frozen=True, gc=False):
     route: RouteVerdict
     loss_percent: int
     """Of the datagrams that the sender should have received on this path."""
+    unfit: bool = False
+    """The ring failed on it, as the sender saw: its probes may pass all the same."""
 
 
 class Datagram(msgspec.Struct, frozen=True):
@@ -213,7 +215,9 @@ def encode(datagram: Datagram, key: bytes) -> bytes:
 def _report_bytes(reports: tuple[PathReport, ...]) -> bytes:
     """What both ends report stays the same for minutes, in every datagram."""
     return b"".join(
-        _REPORT.pack(_path_bytes(one.path), _STATE_CODES[one.state] | one.route << 2, one.loss_percent)
+        _REPORT.pack(
+            _path_bytes(one.path), _STATE_CODES[one.state] | one.route << 2 | one.unfit << 4, one.loss_percent
+        )
         for one in reports
     )
 
@@ -312,10 +316,12 @@ def _reports(packed: bytes, count: int) -> tuple[PathReport, ...]:
     reports = []
     for place in range(count):
         raw, code, loss_percent = _REPORT.unpack_from(packed, place * _REPORT.size)
-        route = code >> 2
-        if route > RouteVerdict.WRONG or loss_percent > 100:
+        route, unfit = code >> 2 & 3, code >> 4
+        if route > RouteVerdict.WRONG or unfit > 1 or loss_percent > 100:
             raise WireError("malformed", "a path report out of its bounds")
-        reports.append(PathReport(_path_from_bytes(raw), _STATES[code & 3], _ROUTES[route], loss_percent))
+        reports.append(
+            PathReport(_path_from_bytes(raw), _STATES[code & 3], _ROUTES[route], loss_percent, unfit == 1)
+        )
     return tuple(reports)
 
 

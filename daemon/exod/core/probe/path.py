@@ -24,6 +24,7 @@ from exod.core.probe.candidate_paths import Candidate
 from exod.core.probe.datagram import Datagram, PathReport, RouteVerdict
 from exod.core.probe.path_order import Band
 from exod.core.probe.replay_window import SequenceWindow
+from exod.core.probe.ring_fitness import RingFitness
 from exod.core.probe.rtt import RttEstimator
 from exod.model import Kind, PathEnds, PathState
 from exod.wrong_route import is_right
@@ -150,6 +151,7 @@ class Path:
         """Datagrams still sent at the old pace after a slower one was announced: the other end must know before we
         slow down (the same care as in RFC 5880, 6.8.3)."""
 
+        self.ring = RingFitness()
         self.fault_until = 0.0
         self.fault_drop = False
         self.fault_delay_s = 0.0
@@ -281,9 +283,10 @@ class Path:
 
     def report(self) -> PathReport:
         own, route, loss_percent = self.own, self.route, round(self.window.loss * 100)
-        said = self._report
-        if said.state is not own or said.route is not route or said.loss_percent != loss_percent:
-            said = self._report = PathReport(self.candidate.path, own, route, loss_percent)
+        said, unfit = self._report, self.ring.own_unfit
+        same = said.state is own and said.route is route and said.unfit is unfit
+        if not same or said.loss_percent != loss_percent:
+            said = self._report = PathReport(self.candidate.path, own, route, loss_percent, unfit)
         return said
 
     # --- evidence -----------------------------------------------------------------------------------------------
@@ -316,8 +319,10 @@ class Path:
         if report is None:
             self.peer_own = PathState.INIT
             self.peer_route = RouteVerdict.UNKNOWN
+            self.ring.peer_unfit = False
             return
         self.peer_own = report.state
+        self.ring.peer_unfit = report.unfit
         self.peer_route = report.route
         self.peer_loss = report.loss_percent / 100
 
@@ -440,4 +445,5 @@ class Path:
         self.echo_seq = self._newest_echo = 0
         self._lossy_since = self._well_since = None
         self._stamps.clear()
+        self.ring.restart()
         self.next_send = self.may_send_at = now

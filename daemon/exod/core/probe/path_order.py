@@ -44,6 +44,8 @@ class PathRating(msgspec.Struct, frozen=True):
     fresh: bool
     """Its floor is new enough to compare with."""
     cost_ms: float
+    fit: bool = True
+    """The ring has not failed on it of late. One that is unfit is used only where none is fit."""
 
     @property
     def usable(self) -> bool:
@@ -62,9 +64,9 @@ def grade(rating: PathRating) -> Grade:
     )
 
 
-def order(rating: PathRating) -> tuple[Grade, float, PathId]:
+def order(rating: PathRating) -> tuple[bool, Grade, float, PathId]:
     """A total order, best first."""
-    return (grade(rating), rating.cost_ms, rating.path)
+    return (not rating.fit, grade(rating), rating.cost_ms, rating.path)
 
 
 def why_best(ranked: Sequence[PathRating]) -> str:
@@ -89,6 +91,8 @@ def why_left(left: PathId | None, taken: PathId | None, ratings: Iterable[PathRa
 
 def comparison(better: PathRating, worse: PathRating) -> str:
     """Why one path comes before another, in words."""
+    if better.fit is not worse.fit:
+        return f"the ring failed on {worse.name}"
     if better.state is not worse.state:
         return f"{worse.state} comes after {better.state}"
     if better.band is not worse.band:

@@ -119,7 +119,7 @@ def link_view(link: Link, platform: str, now: float) -> LinkView:
     )
 
 
-def _place(path: Path, link: Link, now: float) -> tuple[bool, int, tuple[Grade, float, PathId]]:
+def _place(path: Path, link: Link, now: float) -> tuple[bool, int, tuple[bool, Grade, float, PathId]]:
     """The selection's own order, and behind it what cannot be used."""
     found = rate_path(path, link.probes, now)
     return (not found.usable, _STATE_PLACE[path.state], order(found))
