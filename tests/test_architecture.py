@@ -180,7 +180,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exod.platform",
         "exoengine.framing",
     ),
-    "exod.engine_service": ("exod.core", "exod.core.engine", "exod.daemon_api", "exoengine.model_files"),
+    "exod.engine_service": (
+        "exod.core",
+        "exod.core.base",
+        "exod.core.engine",
+        "exod.daemon_api",
+        "exoengine.model_files",
+    ),
     "exod.diagnostics": (
         "exod.core",
         "exod.core.engine",

@@ -204,6 +204,7 @@ class Daemon:
             on_change=self.refresh_soon,
             on_model_wish=self._model_wished,
             on_ring_port=self._ring_port_moved,
+            on_edge=self.driver.feed,
         )
         self.engine.worker.on_exit = self._worker_exited
         self.engine.wired_bytes = self.platform.wired_bytes

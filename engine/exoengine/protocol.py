@@ -310,6 +310,19 @@ class Aborted(msgspec.Struct, frozen=True, tag="aborted"):
     step: int
 
 
+class EdgeSeen(msgspec.Struct, frozen=True, tag="edge_seen"):
+    """What this rank met on its edge to or from `rank`, its neighbour: `unanswered`, `refused`, `silent`, or
+    `moved`, which is no fault. `seconds` are what `moved_bytes` took, or what the fault has lasted.
+    """
+
+    plan_hash: str
+    attempt: int
+    rank: int
+    fault: str
+    moved_bytes: int
+    seconds: float
+
+
 LikelyToken = tuple[int, float, bytes]
 """A token, its log probability, and its bytes (of a control token its name)."""
 
@@ -432,6 +445,7 @@ FromWorker = (
     | Prepared
     | Formed
     | Aborted
+    | EdgeSeen
     | TokenOut
     | Finished
     | RequestFailed

@@ -28,6 +28,7 @@ from exoengine.protocol import (
     Aborted,
     Begin,
     Cancel,
+    EdgeSeen,
     Form,
     Formed,
     FromWorker,
@@ -67,7 +68,13 @@ class Worker:
         self._group = RingGroup(native)
         self._mailbox = Mailbox(self._group.wake_up)
         self._control = Control(
-            socket_path, self.board, self._mailbox, self._group.abort, self.hello, orphan_deadline_s
+            socket_path,
+            self.board,
+            self._mailbox,
+            self._group.abort,
+            self._watch_edge,
+            self.hello,
+            orphan_deadline_s,
         )
         self._texts = TextThread(self._control.emit)
         self._control.on_text = self._texts.ask
@@ -121,6 +128,17 @@ class Worker:
             recommended_bytes=recommended_bytes(),
             wired_bytes=model.wired_bytes if model else 0,
         )
+
+    def _watch_edge(self) -> None:
+        """From the control thread: bytes that the next rank's machine does not acknowledge end the group, before a
+        step's deadline does.
+        """
+        plan, standing_s = self._formed, self._group.stalled()
+        if plan is None or standing_s is None:
+            return
+        right = (plan.rank + 1) % plan.size
+        self._emit(EdgeSeen(plan.plan_hash, plan.attempt, right, "silent", 0, standing_s))
+        self._group.abort("edge_silent", f"rank {right} has acknowledged nothing for {standing_s:.1f} s")
 
     def _emit(self, message: FromWorker) -> None:
         self._control.emit(message)
@@ -254,6 +272,9 @@ class Worker:
                 ),
                 begun + message.deadline_s,
                 graph_wait_s(generations.policy.settings),
+                lambda rank, fault, moved, seconds: self._emit(
+                    EdgeSeen(plan.plan_hash, plan.attempt, rank, fault, moved, seconds)
+                ),
             )
         except FormError as error:
             self._lost(error.code, str(error))

@@ -57,6 +57,7 @@ async def a_host(folder: Path, first_plan: MeshPlan | None = None) -> AsyncItera
         on_change=lambda: None,
         on_model_wish=lambda model: None,
         on_ring_port=lambda port: None,
+        on_edge=lambda seen: None,
     )
     if first_plan is not None:
         host.feed(PlanCommitted(first_plan, "first plan"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from exod.core.probe.ring_fitness import RingFault
+from exod.core.base.events import RingFault
 from exod.model import Kind
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import pytest
 
+from exod.core.base.events import RingFault
 from exod.core.pair.link import Link
 from exod.core.pair.path_reason import why
 from exod.core.probe.path import Path
-from exod.core.probe.ring_fitness import UNFIT_S, RingFault
+from exod.core.probe.ring_fitness import UNFIT_S
 from exod.model import Kind, PathState
 from tests.sim.fixed_faults import epochs
 from tests.sim.network import CABLE, Medium, Wire

@@ -15,9 +15,8 @@ from typing import Any
 
 from exod.core.base import events
 from exod.core.base.config import CoreConfig
-from exod.core.base.events import Command, Input
+from exod.core.base.events import Command, Input, RingFault
 from exod.core.node import NodeCore
-from exod.core.probe.ring_fitness import RingFault
 from exod.model import LocalAddress, MeshPlan, NodeCard, NodeId
 from tests.sim.network import Network, Wire
 

@@ -298,6 +298,8 @@ class EngineCore:
         if self._incarnations.get(status.sender, status.incarnation) < status.incarnation:
             self._origin_restarted(status.sender, now)
         self._incarnations[status.sender] = status.incarnation
+        if status.phase is RankPhase.ABORTED and status.sender != self._me:
+            self._from_rank(self.rank.group_broke_elsewhere(status.plan_hash, status.attempt), now)
         self._from_formation(self.formation.rank_status(status, now))
         self._changed()
 

@@ -17,7 +17,9 @@ from typing import Final
 
 import structlog
 
+from exod.core.base.events import RingEvidence
 from exod.core.engine import engine_events as events
+from exod.core.engine.edge_evidence import ring_evidence
 from exod.core.engine.engine_events import EngineCommand, EngineInput
 from exod.core.engine.engine_messages import EngineMessage
 from exod.core.engine_core import EngineCore
@@ -28,7 +30,7 @@ from exod.engine_service.text_desk import TextDesk
 from exod.engine_service.worker_process import WorkerProcess
 from exod.model import NodeId
 from exoengine.model_files.model_folder import ModelFolderError
-from exoengine.protocol import FromWorker, GenerationRequest, Hello
+from exoengine.protocol import EdgeSeen, FromWorker, GenerationRequest, Hello
 
 log = structlog.get_logger()
 
@@ -47,8 +49,9 @@ WorkToBegin = events.StartWorker | events.LeaveWorker | events.SweepWorkers | ev
 
 class EngineDriver:
     """`send(node, message)` reaches another node; `tell_all` every other node; `on_event(type, data)` takes the
-    contract's events; `on_change` says that something in the status changed; `on_ring_port` takes the port that the
-    ring is to listen on from the next plan on, `on_model_wish` the model that this node's card is to name.
+    contract's events, `on_edge` what the rank met on an edge of the ring; `on_change` says that something in the
+    status changed; `on_ring_port` takes the port that the ring is to listen on from the next plan on,
+    `on_model_wish` the model that this node's card is to name.
     """
 
     def __init__(
@@ -62,12 +65,13 @@ class EngineDriver:
         on_change: Callable[[], None],
         on_model_wish: Callable[[str], None],
         on_ring_port: Callable[[int], None],
+        on_edge: Callable[[RingEvidence], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.core = core
         self._send, self._tell_all = send, tell_all
         self._on_event, self._on_change = on_event, on_change
-        self._on_model_wish, self._on_ring_port = on_model_wish, on_ring_port
+        self._on_model_wish, self._on_ring_port, self._on_edge = on_model_wish, on_ring_port, on_edge
         self._clock = clock
         self.streams = ClientStreams(self.feed)
         self.worker = WorkerProcess(folder, environment, self._worker_said, self._worker_gone)
@@ -171,6 +175,11 @@ class EngineDriver:
             await self._progress.wait()
 
     def _worker_said(self, message: FromWorker) -> None:
+        if isinstance(message, EdgeSeen):
+            evidence = ring_evidence(message, self.core.plan, self.core.statuses)
+            if evidence is not None:
+                self._on_edge(evidence)
+            return
         if isinstance(message, Hello) and message.recommended_bytes > 0:
             self.on_recommended(message.recommended_bytes)
         if not self.texts.said(message):

@@ -128,10 +128,10 @@ class Control:
 
     def __init__(
         self, path: Path, board: Board, mailbox: Mailbox, abort: Callable[[str, str], None],
-        hello: Callable[[], Hello], orphan_deadline_s: float,
+        watch_edge: Callable[[], None], hello: Callable[[], Hello], orphan_deadline_s: float,
     ) -> None:  # fmt: skip
         self._path, self._board, self._mailbox, self._abort, self._hello = path, board, mailbox, abort, hello
-        self._orphan_deadline_s = orphan_deadline_s
+        self._orphan_deadline_s, self._watch_edge = orphan_deadline_s, watch_edge
         self.on_text: Callable[[TextAsked], None] = lambda asked: None
         """Takes what the thread for texts is asked; set before `start`."""
         self._loop = asyncio.new_event_loop()
@@ -209,6 +209,7 @@ class Control:
         return self._board.state not in ("empty", "loaded", "ready", "aborted") or self._pause_until is not None
 
     def _enforce(self, now: float) -> None:
+        self._watch_edge()
         overdue = self._board.overdue()
         if overdue is not None and self._board.state == "loading":
             self._give_up_loading(overdue)

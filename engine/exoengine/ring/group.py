@@ -16,12 +16,15 @@ import contextlib
 import dataclasses
 import socket
 import threading
+import time
 from typing import Any, Final
 
 from exoengine.native.module import NativeModule
+from exoengine.ring.edge_proof import Seen, tell_nobody
 from exoengine.ring.hidden_states import DataRing
 from exoengine.ring.message_ring import RingLostError, TokenRing
 from exoengine.ring.rendezvous import Edges, FormError, RingPlan, meet
+from exoengine.ring.send_queue import SendWatch
 
 SPIN_US: Final = 50
 """A wait inside a graph asks its connection over and over for so long before it sleeps. A hop within a step is
@@ -45,6 +48,8 @@ class RingGroup:
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self._control: Any = None
+        self._senders: list[socket.socket] = []
+        self._watch = SendWatch()
         self._abort_reason: AbortReason | None = None
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
@@ -95,6 +100,15 @@ class RingGroup:
                     connection.shutdown(socket.SHUT_RDWR)
         self.wake_up()
 
+    def stalled(self) -> float | None:
+        """From any thread: for how long the right neighbour's machine has acknowledged nothing of what was sent;
+        None where nothing is amiss.
+        """
+        with self._lock:
+            if self._abort_reason is not None:
+                return None
+            return self._watch.stalled(self._senders, time.monotonic())
+
     def check(self) -> None:
         """Raises RingLostError where an operation inside a graph failed, or the group was aborted: what was
         evaluated last may be of zeros then, and must not leave this rank.
@@ -104,16 +118,17 @@ class RingGroup:
         if self._control is not None and self._control.failed:
             raise RingLostError(f"an operation inside a graph failed: {self._control.reason}")
 
-    def form(self, plan: RingPlan, deadline: float, graph_wait_s: float) -> None:
+    def form(self, plan: RingPlan, deadline: float, graph_wait_s: float, seen: Seen = tell_nobody) -> None:
         """Leaves the present group and forms that of `plan` by `deadline` (monotonic). No operation inside a graph
-        waits longer than `graph_wait_s` for a byte. Raises FormError, and the caller must then `leave`.
+        waits longer than `graph_wait_s` for a byte. `seen` is told what the edges meet. Raises FormError, and the
+        caller must then `leave`.
         """
         self.leave()
         if plan.size == 1:
             return
-        edges = meet(plan, deadline, self._called_off, self._wake_read)
+        edges = meet(plan, deadline, self._called_off, self._wake_read, seen)
         with self._lock:
-            self._sockets = edges.all()
+            self._sockets, self._senders = edges.all(), edges.to_right
         reason = self._called_off()
         if reason is not None:
             raise FormError("aborted", reason)
@@ -149,7 +164,7 @@ class RingGroup:
         self.handle = self.tokens = self.data = None
         self.no_graphs = ""
         with self._lock:
-            sockets, self._sockets = self._sockets, []
+            sockets, self._sockets, self._senders = self._sockets, [], []
             control, self._control = self._control, None
             self._abort_reason = None
         if control is not None:

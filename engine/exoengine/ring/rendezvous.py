@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import errno
 import hashlib
 import hmac
 import os
@@ -24,6 +25,7 @@ from collections.abc import Callable
 from typing import Final
 
 from exoengine.interface_binding import bind_where_allowed
+from exoengine.ring.edge_proof import TELL_S, EdgeProof, ProofError, Seen, tell_nobody
 
 RETRY_S: Final = 0.02
 """How long after a refused connection the next is tried: far below what a person or a token stream notices."""
@@ -42,7 +44,7 @@ BACKLOG: Final = 512
 which would come again a second later."""
 
 MAGIC: Final = b"EXOR"
-VERSION: Final = 3
+VERSION: Final = 5
 _HELLO: Final = struct.Struct(">4sBBHHI32s16s")
 MAC_BYTES: Final = 32
 NONCE_BYTES: Final = 16
@@ -111,20 +113,45 @@ class Edges:
     def all(self) -> list[socket.socket]:
         return [getattr(self, field.name) for field in dataclasses.fields(self)]
 
+    @property
+    def to_right(self) -> list[socket.socket]:
+        """What this rank sends on to the next one."""
+        return [self.control_right, self.data_right, self.graph_right]
 
-def meet(plan: RingPlan, deadline: float, called_off: Callable[[], str | None], wake: socket.socket) -> Edges:
+    def close(self) -> None:
+        for connection in self.all():
+            connection.close()
+
+
+def meet(
+    plan: RingPlan,
+    deadline: float,
+    called_off: Callable[[], str | None],
+    wake: socket.socket,
+    seen: Seen = tell_nobody,
+) -> Edges:
     """Connects both neighbours, by `deadline` (monotonic). The one that connects says which plan it is of, with a
     nonce; the other answers with a nonce of its own, and both prove that they know the plan's key by a MAC over
     both nonces: what was recorded at another meeting proves nothing. `called_off` gives a reason to give up at
-    once; it is asked again whenever `wake` becomes readable. Raises FormError.
+    once; it is asked again whenever `wake` becomes readable. `seen` is told what the edges meet. Raises FormError.
     """
     if not plan.key:
         raise FormError("bad_plan", "the plan has no key for its ranks")
-    meeting = _Meeting(plan)
+    meeting = _Meeting(plan, seen)
     try:
-        return meeting.run(deadline, called_off, wake)
+        edges = meeting.run(deadline, called_off, wake)
     finally:
         meeting.close()
+    try:
+        proof = EdgeProof((edges.data_left, plan.left), (edges.data_right, plan.right), seen)
+        reason = proof.run(deadline, called_off, wake)
+    except ProofError as error:
+        edges.close()
+        raise FormError("edge", str(error)) from error
+    if reason is not None:
+        edges.close()
+        raise FormError("aborted", reason)
+    return edges
 
 
 class _Arrival:
@@ -153,11 +180,15 @@ class _Departure:
         self.received = b""
         self.retry_at = 0.0
         self.trouble = "has not been tried"
+        self.begun_at = 0.0
+        """When the present connection's first packet left."""
+        self.refused_since: float | None = None
+        """Since when the port refuses, without anything else meanwhile."""
 
 
 class _Meeting:
-    def __init__(self, plan: RingPlan) -> None:
-        self._plan = plan
+    def __init__(self, plan: RingPlan, seen: Seen) -> None:
+        self._plan, self._seen = plan, seen
         self._selector = selectors.DefaultSelector()
         self._listener: socket.socket | None = None
         self._listen_trouble = ""
@@ -183,6 +214,7 @@ class _Meeting:
             for key, _ in self._selector.select(min(RETRY_S, deadline - now)):
                 self._handle(key.data)
             self._turn_away(time.monotonic())
+            self._tell(time.monotonic())
         self._taken = True
         edges = Edges(*(side[channel] for channel in Channel for side in (self._left, self._right)))
         for connection in edges.all():
@@ -230,7 +262,7 @@ class _Meeting:
     def _connect(self, departure: _Departure, now: float) -> None:
         connection = socket.socket()
         connection.setblocking(False)
-        departure.connection, departure.received = connection, b""
+        departure.connection, departure.received, departure.begun_at = connection, b"", now
         try:
             bind_where_allowed(connection, self._plan.connect_interface)
             if self._plan.connect_from:
@@ -239,9 +271,31 @@ class _Meeting:
         except BlockingIOError:
             pass
         except OSError as error:
-            self._failed(departure, error.strerror or str(error))
+            self._refused(departure, error)
             return
         self._selector.register(connection, selectors.EVENT_WRITE, departure)
+
+    def _tell(self, now: float) -> None:
+        """What the connections to the right meet, once for both and at most once a second."""
+        told = False
+        for departure in self._departures.values():
+            if departure.channel in self._right:
+                continue
+            if departure.connection is not None and not departure.hello and now - departure.begun_at >= TELL_S:
+                self._failed(departure, "did not answer the connection's first packet")
+                told = told or self._report("unanswered", TELL_S)
+            elif departure.refused_since is not None and now - departure.refused_since >= TELL_S:
+                departure.refused_since = now
+                told = told or self._report("refused", TELL_S)
+
+    def _report(self, fault: str, seconds: float) -> bool:
+        self._seen(self._plan.right, fault, 0, seconds)
+        return True
+
+    def _refused(self, departure: _Departure, error: OSError) -> None:
+        if error.errno in (errno.ECONNREFUSED, errno.ECONNRESET):
+            departure.refused_since = departure.refused_since or time.monotonic()
+        self._failed(departure, error.strerror or str(error))
 
     def _failed(self, departure: _Departure, trouble: str) -> None:
         departure.trouble = trouble
@@ -272,7 +326,7 @@ class _Meeting:
                 trouble = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if trouble:
                     raise OSError(trouble, os.strerror(trouble))
-                departure.hello = self._hello(departure.channel)
+                departure.hello, departure.refused_since = self._hello(departure.channel), None
                 connection.sendall(departure.hello)  # a fresh connection's buffer takes these few bytes
                 self._selector.modify(connection, selectors.EVENT_READ, departure)
                 return
@@ -283,7 +337,7 @@ class _Meeting:
             return
         except OSError as error:
             departure.hello = b""
-            self._failed(departure, error.strerror or str(error))
+            self._refused(departure, error)
             return
         departure.received += piece
         if len(departure.received) == ANSWER_BYTES:

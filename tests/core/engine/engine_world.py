@@ -210,6 +210,7 @@ class World:
             on_change=lambda: None,
             on_model_wish=lambda model: None,
             on_ring_port=lambda port: None,
+            on_edge=lambda seen: None,
             clock=self.loop.time,
         )
         host.world = self

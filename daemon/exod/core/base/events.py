@@ -5,6 +5,8 @@ Services turn what they see into an Input and carry out the Commands that come b
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import msgspec
 
 from exod.core.base.mesh_messages import MeshMessage
@@ -75,9 +77,23 @@ class PeerDisconnected(msgspec.Struct, frozen=True):
     peer: NodeId
 
 
+class RingFault(StrEnum):
+    """What an edge's end saw of its connection to the next rank."""
+
+    UNANSWERED = "unanswered"
+    """Nobody answered the connection's first packet."""
+    REFUSED = "refused"
+    """The port refused it, or reset it, although the neighbour forms the same group."""
+    SILENT = "silent"
+    """It was made and took bytes that nobody acknowledged."""
+    SLOW = "slow"
+    MOVED = "moved"
+    """No fault: so many bytes went through."""
+
+
 class RingEvidence(msgspec.Struct, frozen=True):
     """What this node's rank saw of its connection to `peer`, its neighbour in the plan with this hash. `fault` is
-    one of ring_fitness.RingFault; `seconds` are what `moved_bytes` took.
+    a RingFault; `seconds` are what `moved_bytes` took.
     """
 
     plan_hash: str

@@ -6,11 +6,11 @@ Decides whether a rate is too low; never which path is used then. The fitness it
 
 from __future__ import annotations
 
-from exod.core.base.events import RingEvidence
+from exod.core.base.events import RingEvidence, RingFault
 from exod.core.base.journal import Journal
 from exod.core.pair import change_events
 from exod.core.probe.path import Path
-from exod.core.probe.ring_fitness import RingFault, describe
+from exod.core.probe.ring_fitness import describe
 from exod.model import NodeCard
 
 

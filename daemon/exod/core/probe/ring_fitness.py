@@ -13,8 +13,8 @@ monotonic seconds.
 from __future__ import annotations
 
 from collections import deque
-from enum import StrEnum
 
+from exod.core.base.events import RingFault
 from exod.model import Kind
 
 FAILURES = 2
@@ -42,20 +42,6 @@ MIN_MB_PER_S: dict[Kind, float] = {
 KiB takes 16 ms at 1 MB/s, as long as a whole step of a small model."""
 
 
-class RingFault(StrEnum):
-    """What an edge's end saw of its connection to the next rank."""
-
-    UNANSWERED = "unanswered"
-    """Nobody answered the connection's first packet."""
-    REFUSED = "refused"
-    """The port refused it, or reset it, although the neighbour forms the same group."""
-    SILENT = "silent"
-    """It was made and took bytes that nobody acknowledged."""
-    SLOW = "slow"
-    MOVED = "moved"
-    """No fault: so many bytes went through."""
-
-
 def describe(fault: RingFault, address: str, moved_bytes: int, mb_per_s: float, limit_mb_per_s: float) -> str:
     """In words, after `the ring failed on it: `."""
     match fault:
@@ -65,6 +51,8 @@ def describe(fault: RingFault, address: str, moved_bytes: int, mb_per_s: float, 
             return f"{address} refused the ring's connection (a firewall that rejects?)"
         case RingFault.SLOW:
             return f"it moves {mb_per_s:.2f} MB/s, {limit_mb_per_s:g} are needed (mesh.min_mb_per_s)"
+        case _ if not moved_bytes:
+            return f"{address} acknowledges nothing of what the ring sends (look at the MTU, or for a firewall)"
         case _:
             return f"{address} went silent after {moved_bytes:,} bytes (are full frames swallowed? look at the MTU)"
 

@@ -354,3 +354,12 @@ def test_another_model_does_not_go_on_with_this_ones_words() -> None:
     rank.begin(begin(10), 4.0)
     rank.commit(a_plan(A, B, number=2, model="other"), "why", 5.0)
     assert rank.active == {}
+
+
+def test_a_group_that_another_rank_gave_up_is_aborted_here_at_once() -> None:
+    """The end of the connections may be lost on the way, and this worker would wait for a step's deadline."""
+    rank = a_formed_rank()
+    assert told(rank.group_broke_elsewhere(PLAN.hash, 1)) == [Abort("another rank gave the group up")]
+    assert rank.group_broke_elsewhere(PLAN.hash, 2) == [], "another attempt"
+    assert rank.group_broke_elsewhere("of yesterday", 1) == []
+    assert a_loaded_rank().group_broke_elsewhere(PLAN.hash, 1) == [], "it stands in no group"

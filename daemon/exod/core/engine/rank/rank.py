@@ -179,6 +179,11 @@ class Rank:
             return []
         return self._report(now, changed=True)
 
+    def group_broke_elsewhere(self, plan_hash: str, attempt: int) -> list[RankCommand]:
+        """Another rank gave that group up. This worker may not notice: the end of a connection may be lost, too."""
+        abort = TellWorker(protocol.Abort("another rank gave the group up"))
+        return [abort] if self.worker.is_connected and self._group.is_of(plan_hash, attempt) else []
+
     def link_health(self, healthy: bool, reason: str) -> list[RankCommand]:
         health = protocol.LinkHealth(healthy, reason)
         if health == self._link_health:
@@ -389,7 +394,7 @@ class Rank:
                 return self._has_aborted(message, now)
             case protocol.Heartbeat():
                 return self._heartbeat(message, now)
-            case protocol.Left() | protocol.TextAnswered():
+            case protocol.Left() | protocol.TextAnswered() | protocol.EdgeSeen():
                 return []
             case _:
                 assert_never(message)

@@ -1,0 +1,105 @@
+"""What the ring's own connections tell of a path, on loopback: who does not answer, and what goes through.
+
+That the kernel's counts show lost packets is shown in the lab, where packets can be lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from exoengine.ring.edge_proof import PROOF_BYTES, EdgeProof, ProofError
+from exoengine.ring.rendezvous import FormError, RingPlan, meet
+from exoengine.ring.send_queue import SendWatch, unacknowledged_bytes
+
+Told = list[tuple[int, str, int, float]]
+WAKE = socket.socketpair()[0]
+
+
+def note(told: Told) -> Callable[[int, str, int, float], None]:
+    return lambda *what: told.append(what)
+
+
+def a_connection() -> tuple[socket.socket, socket.socket]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        one = socket.create_connection(listener.getsockname())
+        other, _ = listener.accept()
+    for end in (one, other):
+        end.setblocking(False)
+    return one, other
+
+
+@pytest.fixture
+def connections() -> Iterator[tuple[tuple[socket.socket, socket.socket], tuple[socket.socket, socket.socket]]]:
+    forth, back = a_connection(), a_connection()
+    yield forth, back
+    for end in (*forth, *back):
+        end.close()
+
+
+def test_both_ends_of_an_edge_tell_that_its_bytes_went_through(
+    connections: tuple[tuple[socket.socket, socket.socket], tuple[socket.socket, socket.socket]],
+) -> None:
+    (a_to_b, b_from_a), (b_to_a, a_from_b) = connections
+    told: dict[str, Told] = {"a": [], "b": []}
+    proofs = {
+        "a": EdgeProof((a_from_b, 1), (a_to_b, 1), note(told["a"])),
+        "b": EdgeProof((b_from_a, 0), (b_to_a, 0), note(told["b"])),
+    }
+    threads = [
+        threading.Thread(target=proof.run, args=(time.monotonic() + 20.0, lambda: None, WAKE))
+        for proof in proofs.values()
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30.0)
+    assert [(rank, fault, moved) for rank, fault, moved, _ in told["a"]] == [(1, "moved", PROOF_BYTES)]
+    assert [(rank, fault, moved) for rank, fault, moved, _ in told["b"]] == [(0, "moved", PROOF_BYTES)]
+
+
+def test_a_neighbour_that_leaves_while_the_edge_is_tried_ends_it(
+    connections: tuple[tuple[socket.socket, socket.socket], tuple[socket.socket, socket.socket]],
+) -> None:
+    (a_to_b, _), (b_to_a, a_from_b) = connections
+    b_to_a.close()
+    with pytest.raises(ProofError, match="rank 1 left"):
+        EdgeProof((a_from_b, 1), (a_to_b, 1), note([])).run(time.monotonic() + 20.0, lambda: None, WAKE)
+
+
+def test_a_port_that_refuses_is_told_once_a_second() -> None:
+    with socket.socket() as mine, socket.socket() as closed:
+        for one in (mine, closed):
+            one.bind(("127.0.0.1", 0))
+        hosts = tuple(f"127.0.0.1:{one.getsockname()[1]}" for one in (mine, closed))
+        mine.close()
+        told: Told = []
+        plan = RingPlan("plan", 1, 0, 2, hosts, b"key")
+        with pytest.raises(FormError):
+            meet(plan, time.monotonic() + 2.6, lambda: None, WAKE, note(told))
+    assert [(rank, fault) for rank, fault, _, _ in told] == [(1, "refused"), (1, "refused")]
+
+
+def test_bytes_that_wait_for_a_process_are_no_standstill() -> None:
+    """The receiving machine acknowledges, its process reads nothing: its window closes, and nothing was lost."""
+    one, other = a_connection()
+    try:
+        with contextlib.suppress(BlockingIOError):
+            while one.send(bytes(1 << 20)):
+                pass
+        watch = SendWatch()
+        ends_at = time.monotonic() + 1.2
+        while time.monotonic() < ends_at:
+            assert watch.stalled([one], time.monotonic()) is None
+            time.sleep(0.1)
+        assert unacknowledged_bytes(one) > 0
+    finally:
+        one.close()
+        other.close()
