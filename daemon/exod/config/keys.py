@@ -72,6 +72,8 @@ _FIXED: Final[dict[str, dict[str, Key]]] = {
         "origins": Key([], _ORIGINS),
         "model_name": Key("", checks.text(r"[^\x00-\x1f\x7f]{0,200}", "up to 200 printable characters")),
         "commands": Key(True, checks.boolean),
+        "tls_cert": Key("", checks.path),
+        "tls_key": Key("", checks.path),
     },
     "mqtt": {
         "broker": Key("auto", checks.broker),

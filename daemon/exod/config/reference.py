@@ -66,6 +66,8 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
         "origins": "Origins of web pages that may use the API. Default: loopback pages only.",
         "model_name": "What clients call the model. Empty: its folder's last part, or its repository id.",
         "commands": "May the page load, unload, drain and renegotiate?",
+        "tls_cert": "A PEM file: the certificate and its chain. Together with tls_key the API speaks TLS.",
+        "tls_key": "A PEM file: the certificate's private key. Both are read again when they change.",
     },
     "mqtt": {
         "broker": "auto, embedded, off, or mqtt://user:password@host:port (mqtts for TLS).",

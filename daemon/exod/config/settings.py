@@ -76,6 +76,8 @@ class ApiConfig(msgspec.Struct, frozen=True):
     origins: tuple[str, ...]
     model_name: str
     commands: bool
+    tls_cert: Path | None
+    tls_key: Path | None
 
 
 class MqttConfig(msgspec.Struct, frozen=True):
@@ -336,6 +338,9 @@ def _assemble(values: dict[str, dict[str, Any]], where: str, source: Path | None
             f'{where}: api.host = "{api["host"]}": allowed is a loopback address, or name bearer keys in '
             f"api.key_file (one a line): everyone on that network could use the model"
         )
+    if (api["tls_cert"] is None) != (api["tls_key"] is None):
+        given, other = ("tls_cert", "tls_key") if api["tls_cert"] else ("tls_key", "tls_cert")
+        raise ConfigError(f'{where}: api.{given} = "{api[given]}": allowed is it together with api.{other}')
     if "*" in api["origins"] and api["key_file"] is None:
         raise ConfigError(
             f'{where}: api.origins = ["*"]: allowed is a list of origins, or name bearer keys in api.key_file: '

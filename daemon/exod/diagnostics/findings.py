@@ -48,6 +48,15 @@ def of_strangers(strangers: tuple[str, ...]) -> list[Finding]:
     return [Finding("stranger_refused", "warning", "cluster key", text, STRANGER_CURE)] if strangers else []
 
 
+def of_api(host: str, is_local: bool, has_tls: bool) -> list[Finding]:
+    """Bearer keys cross the network as they are where nothing encrypts them."""
+    if is_local or has_tls:
+        return []
+    text = f"the HTTP API listens on {host} without TLS: whoever can read that network reads its keys and answers"
+    cure = "set api.tls_cert and api.tls_key, or put a proxy with TLS before it and listen on 127.0.0.1"
+    return [Finding("api_plain", "warning", "api.host", text, cure)]
+
+
 def of_environment(environment: Mapping[str, str], where: str, cure: str) -> list[Finding]:
     """Of a process's or a job's variables. MLX takes an empty value and 0 for unset."""
     if environment.get(FAST_SYNCH, "").strip() in ("", "0"):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -31,6 +31,7 @@ from exod.http.guard import HttpGuard, read_keys
 from exod.http.listening import listen
 from exod.http.metrics import HttpMetrics
 from exod.http.routes import ENDPOINTS, application
+from exod.http.tls import Certificate
 
 MAX_FOLLOWERS: Final = 64
 """Dashboards and pages that follow this node at once."""
@@ -67,8 +68,9 @@ class _Server(uvicorn.Server):
     its flags ten times a second, which was a tenth of an idle daemon's cost.
     """
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, each_second: Callable[[], None]) -> None:
         super().__init__(config)
+        self._each_second = each_second
         self._exit_wanted = asyncio.Event()
 
     def leave(self) -> None:
@@ -77,6 +79,7 @@ class _Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         while not await self.on_tick(RENEWS_DATE):
+            self._each_second()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DATE_TICK_S):
                     await self._exit_wanted.wait()
@@ -100,6 +103,7 @@ class HttpApi:
         *,
         hosts: tuple[str, ...] = (),
         origins: tuple[str, ...] = (),
+        tls: tuple[Path, Path] | None = None,
         actions: bool = True,
         max_generations: int = MAX_GENERATIONS,
     ) -> None:
@@ -108,6 +112,7 @@ class HttpApi:
         self._port = port
         self._key_file = key_file
         self._hosts, self._origins = hosts, origins
+        self._tls = tls
         self._bodies = BodyReader()
         self._actions = actions
         self._generations = Slots(max_generations)
@@ -126,6 +131,7 @@ class HttpApi:
             config.key_file,
             hosts=config.hosts,
             origins=config.origins,
+            tls=(config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else None,
             actions=config.commands,
         )
 
@@ -138,7 +144,8 @@ class HttpApi:
     def url(self) -> str:
         """The base URL for a client on this host."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)
-        return f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}"
+        scheme = "https" if self._tls else "http"
+        return f"{scheme}://[{host}]:{self._port}" if ":" in host else f"{scheme}://{host}:{self._port}"
 
     @property
     def requests_under_way(self) -> int:
@@ -147,6 +154,7 @@ class HttpApi:
     def start(self) -> None:
         """Reads the keys and takes the port. Raises StartError or ConfigError, one line each."""
         guard = HttpGuard(read_keys(self._key_file), self._hosts, self._origins)
+        certificate = Certificate(*self._tls) if self._tls else None
         self._listeners = listen(self._host, self._port)
         self._port = self._listeners[0].getsockname()[1]
         metrics = HttpMetrics(self._commands.metrics)
@@ -174,7 +182,9 @@ class HttpApi:
             timeout_keep_alive=IDLE_CONNECTION_S,
             timeout_graceful_shutdown=LAST_WORDS_S,
         )
-        self._server = _Server(config)
+        config.load()
+        config.ssl = certificate.context if certificate else None
+        self._server = _Server(config, certificate.renew if certificate else lambda: None)
 
     async def run(self) -> None:
         """Serves until `stop`, or until cancelled, which gives no grace."""

@@ -69,7 +69,8 @@ def examine(shell: Shell) -> DoctorReport:
         return DoctorReport(
             (Finding("config.invalid", "error", "configuration", str(error), mend),), ("configuration",)
         )
-    findings = [*_folder(config), *_key(config), *_environment(), *_model(), *_mac(config, sys.platform)]
+    findings = [*_folder(config), *_key(config), *_api(config), *_environment(), *_model()]
+    findings += _mac(config, sys.platform)
     checked = ["configuration", "data folder", "cluster key", "environment", "embedded model", "daemon"]
     facts: tuple[str, ...] = ()
     try:
@@ -87,6 +88,13 @@ def examine(shell: Shell) -> DoctorReport:
         cure = "exoctl service status says whether it runs; end it and start it again"
         findings.append(Finding("daemon.silent", "error", "daemon", str(error), cure))
     return DoctorReport(tuple(findings), tuple(checked), facts)
+
+
+def _api(config: Config) -> list[Finding]:
+    from exod.config.settings import is_loopback
+    from exod.diagnostics.findings import of_api
+
+    return of_api(config.api.host, is_loopback(config.api.host), config.api.tls_cert is not None)
 
 
 def _environment() -> list[Finding]:
