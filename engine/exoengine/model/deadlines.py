@@ -7,6 +7,7 @@ TooSlowError.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -57,7 +58,9 @@ def interrupted_after(seconds: float, what: str) -> Iterator[None]:
 
 
 class Abandoning:
-    """Runs native code that no signal reaches in threads, which are left alone when they take too long."""
+    """Runs code that no signal reaches in threads. One that takes too long is ended where it runs Python, such as a
+    template that loops, and left alone where it runs native code.
+    """
 
     def __init__(self) -> None:
         self._abandoned: list[threading.Thread] = []
@@ -80,8 +83,18 @@ class Abandoning:
         thread.start()
         thread.join(seconds)
         if thread.is_alive():
+            _interrupt(thread)
             self._abandoned.append(thread)
             raise TooSlowError(f"{what} took more than {seconds:g} s")
         if errors:
             raise errors[0]
         return results[0]
+
+
+def _interrupt(thread: threading.Thread) -> None:
+    """Raises _PassedError in `thread` as soon as it runs Python. A loop that nobody ends would take half of the
+    interpreter's time from the steps.
+    """
+    if thread.ident is not None:
+        set_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc
+        set_exception(ctypes.c_ulong(thread.ident), ctypes.py_object(_PassedError))

@@ -69,6 +69,16 @@ def test_native_code_is_left_alone_and_so_many_times_only() -> None:
         running.run(lambda: 1 // 0, GENEROUS_S, "it")
 
 
+def test_a_template_that_loops_in_a_thread_is_ended() -> None:
+    running = Abandoning()
+    template = jinja2.Environment(autoescape=True).from_string(ENDLESS)
+    with pytest.raises(TooSlowError):
+        running.run(template.render, 0.1, "the chat template")
+    (thread,) = running._abandoned
+    thread.join(GENEROUS_S)
+    assert not thread.is_alive()
+
+
 class Wrapped:
     """In the place of mlx-lm's tokenizer."""
 
