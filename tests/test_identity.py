@@ -167,3 +167,13 @@ def test_a_full_disk_does_not_end_a_running_daemon(tmp_path: Path, monkeypatch: 
     identity.jump_beyond(identity.incarnation + 1)
     assert identity.epoch_number == 7
     identity.release()
+
+
+def test_what_mlx_recommended_is_known_at_the_next_start(tmp_path: Path) -> None:
+    identity = claim(tmp_path)
+    assert identity.recommended_bytes == 0
+    identity.remember_recommended(11_453_251_584)
+    identity.release()
+    again = claim(tmp_path)
+    again.release()
+    assert again.recommended_bytes == 11_453_251_584

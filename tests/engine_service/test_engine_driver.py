@@ -17,7 +17,7 @@ from exod.engine_service import model_search
 from exod.engine_service.engine_driver import EngineDriver
 from exod.model import MeshPlan, NodeId
 from exoengine.protocol import Heartbeat, SyncSettings
-from tests.core.engine.engine_samples import A, B, a_plan, status
+from tests.core.engine.engine_samples import A, B, a_plan, hello, status
 
 pytestmark = pytest.mark.anyio
 
@@ -137,3 +137,17 @@ async def test_a_plan_that_comes_before_the_host_runs_is_followed_all_the_same(t
         await hosted.until(lambda: hosted.host.core.rank.phase is RankPhase.FAILED, "the model is looked for")
         assert hosted.host.core.rank.failure is not None
         assert hosted.host.core.rank.failure[0] == "no_config"
+
+
+async def test_what_mlx_recommends_is_handed_on_and_wired_memory_is_watched(tmp_path: Path) -> None:
+    async with a_host(tmp_path) as hosted:
+        told: list[int] = []
+        hosted.host.on_recommended = told.append
+        hosted.host._worker_said(hello(recommended_bytes=7 << 30))
+        hosted.host._worker_said(hello())
+        assert told == [7 << 30]
+        hosted.host.wired_bytes = lambda: 3 << 30
+        watching = asyncio.create_task(hosted.host._watch_wired())
+        wired = hosted.host.core.rank.worker.wired
+        await hosted.until(lambda: wired._now == 3 << 30, "the core knows what is wired")
+        watching.cancel()

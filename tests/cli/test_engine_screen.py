@@ -1,0 +1,31 @@
+"""What `exoctl engine status` says of the memory that a rank wires."""
+
+from __future__ import annotations
+
+import msgspec
+
+from exod.cli.base.paint import Paint
+from exod.cli.screens.engine import engine_screen
+from tests.fake_daemon import FakeDaemon
+
+GIB = 1 << 30
+
+
+def shown(**changes: object) -> str:
+    report = FakeDaemon().engine()
+    ranks = tuple(msgspec.structs.replace(rank, **changes) for rank in report.ranks)
+    screen = engine_screen(msgspec.structs.replace(report, ranks=ranks), Paint(color=False, unicode=True), 140)
+    return "\n".join(screen)
+
+
+def test_a_rank_says_how_much_it_wires_of_what_is_recommended() -> None:
+    assert "wires up to 9216 MiB of 10.7 GiB" in shown(wired_bytes=9 * GIB, recommended_bytes=11_453_251_584)
+
+
+def test_where_nothing_is_wired_nothing_is_said() -> None:
+    assert "wires" not in shown()
+    assert "wires" not in shown(recommended_bytes=11_453_251_584)
+
+
+def test_a_warning_of_the_load_stands_below_its_rank() -> None:
+    assert "it may be slow" in shown(text="layers 0 to 15 need 9.00 GiB; 8.00 GiB are free now: it may be slow")
