@@ -134,7 +134,8 @@ class RingGroup:
             raise FormError("aborted", reason)
         for connection in edges.all():
             connection.setblocking(True)
-        self.tokens = TokenRing(plan.rank, plan.size, edges.control_left, edges.control_right)
+        left, right = edges.control_left, edges.control_right
+        self.tokens = TokenRing(plan.rank, plan.size, left, right, edges.keys[left], edges.keys[right])
         self.data = DataRing(edges.data_left, edges.data_right)
         self._make_native(plan, edges, graph_wait_s)
 

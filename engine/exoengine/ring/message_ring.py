@@ -18,6 +18,7 @@ import msgspec
 from exoengine import framing
 from exoengine.decoding import DecodingError, from_msgpack
 from exoengine.framing import FrameError
+from exoengine.ring.seal import Seal, SealError
 
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 """A history of 1,000,000 tokens fits well; more is not a neighbour of ours."""
@@ -33,8 +34,11 @@ class RingLostError(Exception):
 class TokenRing:
     """Messages go to the right (rank + 1) and come from the left (rank - 1), in order."""
 
-    def __init__(self, rank: int, size: int, left: socket.socket, right: socket.socket) -> None:
+    def __init__(
+        self, rank: int, size: int, left: socket.socket, right: socket.socket, left_key: bytes, right_key: bytes
+    ) -> None:
         self.rank, self.size = rank, size
+        self._sealed_left, self._sealed_right = Seal(left_key), Seal(right_key)
         self._left, self._right = left, right
         self._received = bytearray()
         self._lost_at: float | None = None
@@ -45,7 +49,7 @@ class TokenRing:
     def send(self, message: bytes) -> None:
         """Raises RingLostError where the next rank is gone, FrameError where the message is too long."""
         try:
-            self._right.sendall(framing.frame(message, MAX_MESSAGE_BYTES))
+            self._right.sendall(framing.frame(self._sealed_right.close(message), MAX_MESSAGE_BYTES))
         except OSError as error:
             raise RingLostError(f"the next rank is gone: {error.strerror or error}") from error
 
@@ -108,8 +112,9 @@ class TokenRing:
 
     def _take(self) -> bytes | None:
         try:
-            return framing.take(self._received, MAX_MESSAGE_BYTES)
-        except FrameError as error:
+            sealed = framing.take(self._received, MAX_MESSAGE_BYTES)
+            return self._sealed_left.open(sealed) if sealed is not None else None
+        except (FrameError, SealError) as error:
             raise RingLostError(f"the rank before sent {error}") from None
 
 

@@ -44,7 +44,7 @@ BACKLOG: Final = 512
 which would come again a second later."""
 
 MAGIC: Final = b"EXOR"
-VERSION: Final = 5
+VERSION: Final = 6
 _HELLO: Final = struct.Struct(">4sBBHHI32s16s")
 MAC_BYTES: Final = 32
 NONCE_BYTES: Final = 16
@@ -109,9 +109,11 @@ class Edges:
     data_right: socket.socket
     graph_left: socket.socket
     graph_right: socket.socket
+    keys: dict[socket.socket, bytes] = dataclasses.field(default_factory=dict, init=False)
+    """What the messages of a connection are sealed with (`seal.py`)."""
 
     def all(self) -> list[socket.socket]:
-        return [getattr(self, field.name) for field in dataclasses.fields(self)]
+        return [getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "keys"]
 
     @property
     def to_right(self) -> list[socket.socket]:
@@ -199,6 +201,8 @@ class _Meeting:
         self._left: dict[Channel, socket.socket] = {}
         self._right: dict[Channel, socket.socket] = {}
         self._departures = {channel: _Departure(channel) for channel in Channel}
+        self._keys: dict[socket.socket, bytes] = {}
+        """Of each connection that was answered: no other has the same, whatever of it is repeated."""
         self._taken = False
 
     def run(self, deadline: float, called_off: Callable[[], str | None], wake: socket.socket) -> Edges:
@@ -217,6 +221,7 @@ class _Meeting:
             self._tell(time.monotonic())
         self._taken = True
         edges = Edges(*(side[channel] for channel in Channel for side in (self._left, self._right)))
+        edges.keys.update(self._keys)
         for connection in edges.all():
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return edges
@@ -351,6 +356,7 @@ class _Meeting:
             return
         try:
             connection.sendall(self._mac(b"proof" + hello + nonce))
+            self._keys[connection] = self._mac(b"messages" + hello + nonce)
         except OSError as error:
             self._failed(departure, error.strerror or str(error))
             return
@@ -399,6 +405,7 @@ class _Meeting:
                 return
             nonce = os.urandom(NONCE_BYTES)
             arrival.proof = self._mac(b"proof" + received + nonce)
+            self._keys[arrival.connection] = self._mac(b"messages" + received + nonce)
             arrival.connection.sendall(nonce + self._mac(b"answer" + received + nonce))
         elif hmac.compare_digest(received, arrival.proof):
             self._selector.unregister(arrival.connection)

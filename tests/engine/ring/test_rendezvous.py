@@ -80,10 +80,14 @@ def assert_connected(first: Edges, second: Edges) -> None:
         assert right.recv(4) == b"next"
 
 
-def test_neighbours_meet() -> None:
+def test_neighbours_meet_and_share_a_key_for_each_connection() -> None:
     with pool() as threads:
         first, second = (future.result(GENEROUS_S) for future in [meeting(plan, threads) for plan in plans()])
     assert_connected(first, second)
+    assert first.keys[first.control_right] == second.keys[second.control_left]
+    assert second.keys[second.control_right] == first.keys[first.control_left]
+    keys = [side.keys[connection] for side in (first, second) for connection in side.all()]
+    assert len(set(keys)) == len(keys) // 2, "each connection has its own"
     close(first, second)
 
 
