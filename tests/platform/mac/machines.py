@@ -13,6 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from exod.platform.raw_outputs import DARWIN
+
+SYSCTL = next(place for place, argv in enumerate(DARWIN) if argv[1:2] == ("hw.model",))
+LOG_SHOW = next(place for place, argv in enumerate(DARWIN) if argv[1:2] == ("show",))
+"""Whose arguments are long stand in the report's own list."""
+
 
 @dataclass(frozen=True)
 class Receptacle:
@@ -153,6 +159,21 @@ class Mac:
             f"Pages free: {pages // 4:>38}.\nPages wired down: {pages // 8:>32}.\n"
         )
 
+    def route_get(self) -> str:
+        """Of the peer at the other end of the cable: the primary interface, whatever the cable can do."""
+        way = f"  interface: {self.primary or 'en0'}\n      flags: <UP,DONE>\n"
+        return f"   route to: 169.254.10.2\ndestination: 169.254.0.0\n{way}"
+
+    def launchctl_print(self) -> str:
+        return "gui/501/com.exod.agent = {\n\tactive count = 1\n\tstate = running\n\tpid = 712\n}\n"
+
+    def log_show(self) -> str:
+        """What the system says of a program that it keeps from the network. Made up: nobody has shown one."""
+        return (
+            "Timestamp               Ty Process[PID:TID]\n"
+            "2026-01-31 12:00:00.000 Df nehelper[123:4f] exod is denied access to the local network\n"
+        )
+
     # --- as programs ----------------------------------------------------------------------------------------
 
     @property
@@ -167,6 +188,13 @@ class Mac:
             ("/usr/sbin/sysctl", "-n", "iogpu.wired_limit_mb"): "0\n",
             ("/usr/bin/pmset", "-g"): self.pmset(),
             ("/usr/bin/vm_stat",): self.vm_stat(),
+            ("/usr/sbin/netstat", "-rn", "-f", "inet"): f"Routing tables\n\nInternet:\ndefault {self.primary}\n",
+            ("/usr/sbin/arp", "-an"): "? (169.254.10.2) at 2:0:5e:0:0:2 on bridge0 ifscope [bridge]\n",
+            DARWIN[SYSCTL]: self.sysctl(),
+            ("/usr/bin/defaults", "read", "/Library/Preferences/com.apple.network.local-network"): "{\n}\n",
+            DARWIN[LOG_SHOW]: self.log_show(),
+            ("/sbin/route", "-n", "get", "169.254.10.2"): self.route_get(),
+            ("/bin/launchctl", "print", "gui/501/com.exod.agent"): self.launchctl_print(),
             (
                 "/usr/bin/sw_vers",
             ): f"ProductName:\t\tmacOS\nProductVersion:\t\t{self.macos}\nBuildVersion:\t\t25A1\n",

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from exod.cli.report import contents
+from exod.cli.report.redaction import Redaction
 from exod.daemon_api.shapes import InterfaceLine
 from exod.diagnostics.mac_findings import of_sleep
 from exod.diagnostics.thunderbolt_advice import check_thunderbolt
@@ -13,6 +18,7 @@ from exod.model import Kind
 from exod.network.interface_rules import InterfaceRules, SeenInterface, Verdict, judge
 from exod.platform.commands import Commands, run_command
 from exod.platform.darwin import Darwin
+from exod.platform.darwin_text import parse_hardware_ports, parse_ifconfig, parse_nwi_primary, parse_thunderbolt
 from exod.platform.raw_outputs import DARWIN
 from tests.platform.mac.machines import (
     BRIDGE_OFF,
@@ -146,6 +152,26 @@ async def test_programs_that_print_the_same_are_understood_alike(tmp_path: Path)
     assert await run(("/usr/sbin/networksetup", "-setmanual", "x")) is None
 
 
-def test_the_box_answers_what_a_report_asks_of_these_tools() -> None:
-    known = set(M2_ONE_CABLE.outputs)
-    assert {argv for argv in DARWIN if argv[0].endswith(("networksetup", "ifconfig", "system_profiler"))} <= known
+def test_a_report_of_each_mac_holds_what_our_parsers_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong guess of a parser can be mended from the archive alone: what it holds reads as the Mac itself."""
+    mac = M3_TWO_CABLES
+    mac.executables(tmp_path)
+    run = subprocess.run
+
+    def in_the_box(argv: Sequence[str], **more: Any) -> Any:
+        return run([str(tmp_path / Path(argv[0]).name), *argv[1:]], **more)
+
+    monkeypatch.setattr(contents.subprocess, "run", in_the_box)
+    redact = Redaction(people=("anna",), hosts=("studio1",))
+    parts = {part.name: redact(part.text) for part in contents.outputs(DARWIN)}
+    assert all("[exit code 0]" in text for text in parts.values()), parts
+    told = {name: text.partition("[exit code 0]\n")[2] for name, text in parts.items()}
+    ports = parse_hardware_ports(told["system/networksetup-listallhardwareports.txt"])
+    assert ports == parse_hardware_ports(mac.hardware_ports())
+    assert parse_ifconfig(told["system/ifconfig-v.txt"]) == parse_ifconfig(mac.ifconfig())
+    assert parse_nwi_primary(told["system/scutil-nwi.txt"]) == mac.primary
+    found = parse_thunderbolt(told["system/system_profiler-SPThunderboltDataType-json.txt"], ports)
+    assert [one.peer_name for one in found if one.peer_name] == ["[person]", "[person]"]
+    direct = parse_thunderbolt(mac.thunderbolt(), ports)
+    assert [one.peer_domain for one in found] == [one.peer_domain for one in direct]
+    assert [one.speed for one in found] == [one.speed for one in direct]
