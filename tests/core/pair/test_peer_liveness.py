@@ -7,14 +7,16 @@ import itertools
 import pytest
 
 from exod.core.base.errors import IllegalMoveError
+from exod.core.base.journal import Journal
 from exod.core.pair.peer_liveness import DOWN_AFTER_BROKEN_S, DOWN_AFTER_S, TRANSITIONS, PeerLiveness, Sign
-from exod.model import NodeState
+from exod.model import NodeId, NodeState
 
 SUSPECT_AFTER_S, BEAT_S = 0.4, 0.05
+PEER = NodeId("b")
 
 
 def heard_peer() -> PeerLiveness:
-    peer = PeerLiveness(0.0)
+    peer = PeerLiveness(PEER, Journal(), 0.0)
     assert peer.state is NodeState.SUSPECT
     peer.hear(1.0, 0.075)
     assert peer.return_if_heard(1.0, SUSPECT_AFTER_S, 1.0)
@@ -83,7 +85,7 @@ def test_a_gap_begins_a_new_stretch_of_being_audible() -> None:
 
 @pytest.mark.parametrize(("state", "sign"), list(itertools.product(NodeState, Sign)))
 def test_every_state_and_sign_is_a_transition_or_an_illegal_move(state: NodeState, sign: Sign) -> None:
-    peer = PeerLiveness(0.0)
+    peer = PeerLiveness(PEER, Journal(), 0.0)
     peer.state = state
     after = TRANSITIONS.get((state, sign))
     if after is None:
@@ -92,3 +94,18 @@ def test_every_state_and_sign_is_a_transition_or_an_illegal_move(state: NodeStat
     else:
         peer._apply(sign, 1.0, "test")
         assert peer.state is after
+
+
+def test_each_change_of_its_state_is_in_the_history_also_that_of_a_new_life() -> None:
+    journal = Journal()
+    peer = PeerLiveness(PEER, journal, 0.0)
+    peer.hear(1.0, 0.075)
+    peer.return_if_heard(1.0, SUSPECT_AFTER_S, 1.0)
+    peer.leave(2.0)
+    peer.restart(3.0)
+    told = [(one.at, one.decision, one.inputs["before"]) for one in journal.history()]
+    assert told == [
+        (1.0, "peer is up", NodeState.SUSPECT),
+        (2.0, "peer is down", NodeState.UP),
+        (3.0, "peer is suspect", NodeState.DOWN),
+    ]

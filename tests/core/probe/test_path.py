@@ -204,3 +204,20 @@ def test_both_ends_call_a_path_alike(one: PathState, other: PathState) -> None:
     assert (combined(one, other) is PathState.UP) is (one is other is PathState.UP)
     if PathState.DEAD in (one, other):
         assert combined(one, other) is PathState.DEAD
+
+
+def test_a_path_that_begins_again_says_so_in_the_history() -> None:
+    heard = Heard()
+    for _ in range(INIT_SAMPLES + 1):
+        heard.exchange(0.4)
+    before = heard.path.own
+    assert before is not PathState.INIT
+    heard.path.restart(SequenceWindow(), heard.now)
+    newest = heard.journal.history()[-1]
+    assert (newest.decision, newest.subject, newest.inputs["before"]) == (
+        "path begins again",
+        heard.path.candidate.path,
+        before,
+    )
+    heard.path.restart(SequenceWindow(), heard.now)
+    assert heard.journal.history()[-1] is newest, "nothing changed"

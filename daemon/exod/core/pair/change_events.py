@@ -120,6 +120,6 @@ def plan_committed(
     )
 
 
-def peer_changed(journal: Journal, peer: NodeCard, liveness: PeerLiveness, now: float) -> None:
-    journal.decide(now, peer.id, f"peer is {liveness.state}", reason=liveness.reason)
+def peer_changed(journal: Journal, peer: NodeCard, liveness: PeerLiveness) -> None:
+    """For the event log; the state itself was logged by its setter."""
     journal.emit(f"node.{liveness.state}", peer.id, name=peer.name, reason=liveness.reason)

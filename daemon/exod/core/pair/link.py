@@ -58,7 +58,7 @@ class Link:
         self._journal = journal
         self.probes = ProbeSender(me, peer, key, journal, seed)
         self.paths = PathTable(peer.id, config, journal)
-        self.liveness = PeerLiveness(now)
+        self.liveness = PeerLiveness(peer.id, journal, now)
         self.selector = PathSelector(config)
         self.agreement = self._new_agreement()
         self.selection_cause = "no path is measured yet"
@@ -384,7 +384,7 @@ class Link:
         self._next_check.looked(self.selected_path, self.selector.deadline, now)
 
     def _peer_changed(self, now: float) -> None:
-        change_events.peer_changed(self._journal, self.peer, self.liveness, now)
+        change_events.peer_changed(self._journal, self.peer, self.liveness)
         if self.liveness.state is NodeState.DOWN:
             for path in self.paths:
                 if path.own is not PathState.DEAD:

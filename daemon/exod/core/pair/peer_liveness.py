@@ -13,7 +13,8 @@ from __future__ import annotations
 from enum import StrEnum
 
 from exod.core.base.errors import IllegalMoveError
-from exod.model import NodeState
+from exod.core.base.journal import Journal
+from exod.model import NodeId, NodeState
 
 DOWN_AFTER_S = 3.0
 """A daemon that is stopped for 2 s must come back to its old place (issue 3), with a margin for a busy machine."""
@@ -43,7 +44,8 @@ TRANSITIONS: dict[tuple[NodeState, Sign], NodeState] = {
 class PeerLiveness:
     """A peer that is known and was not heard yet is SUSPECT."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, peer: NodeId, journal: Journal, now: float) -> None:
+        self._peer, self._journal = peer, journal
         self.state = NodeState.SUSPECT
         self.since = now
         self.ever_heard = False
@@ -124,10 +126,12 @@ class PeerLiveness:
     def _apply(self, sign: Sign, now: float, reason: str) -> None:
         after = TRANSITIONS.get((self.state, sign))
         if after is None:
-            raise IllegalMoveError("no such transition of a peer", state=self.state, sign=sign)
+            story = self._journal.story(self._peer)
+            raise IllegalMoveError("no such transition of a peer", story=story, state=self.state, sign=sign)
         self._set(after, now, reason)
 
     def _set(self, after: NodeState, now: float, reason: str) -> None:
+        self._journal.decide(now, self._peer, f"peer is {after}", before=self.state, reason=reason)
         self.state = after
         self.since = now
         self.reason = reason

@@ -431,6 +431,9 @@ class Path:
 
     def restart(self, window: SequenceWindow, now: float) -> None:
         """An end has a new incarnation: nothing heard or measured before counts, and routes are checked again."""
+        if self.own is not PathState.INIT or self.state is not PathState.INIT:
+            reason = "an end has a new incarnation, or the path came back"
+            self._journal.decide(now, self.candidate.path, "path begins again", before=self.own, reason=reason)
         self.window = window
         window.measure_anew()
         self.rtt.reset()
