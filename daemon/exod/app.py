@@ -86,13 +86,6 @@ API_GRACE_S: Final = 0.5
 
 MQTT_FAREWELL_S: Final = 2.0
 
-REFRESH_S: Final = 5.0
-"""How often figures (uptime, RTT, memory) are taken anew for MQTT and peers; changes are told at once."""
-
-WATCH_S: Final = 1.0
-"""How often health is looked at between two refreshes: facts that no event announces, such as loss, must begin to
-last."""
-
 
 class Daemon:
     """One node. `run` returns after an orderly end; it raises ExodError where it cannot start."""
@@ -101,7 +94,6 @@ class Daemon:
         self._config = config
         self._announce = announce
         self._stop = asyncio.Event()
-        self._refresh_wanted = False
         self._cabling_changed = asyncio.Event()
 
     async def run(self) -> None:
@@ -310,8 +302,8 @@ class Daemon:
                 "mqtt": self.mqtt.run(),
                 "control socket": self.socket.run(),
                 "http": self.http.run(),
-                "figures": self._refresh_for_ever(),
-                "health": self._watch_health(),
+                "figures": self.propagation.run(),
+                "health": self.propagation.watch(),
                 "awake": keep_awake(self.platform.system, self._rank_work),
                 "thunderbolt": self._follow_thunderbolt(),
                 "crash reports": self.crash_reports.run(self._crashed, time.time),
@@ -480,22 +472,5 @@ class Daemon:
     # --- telling others -------------------------------------------------------------------------------------
 
     def refresh_soon(self) -> None:
-        """Something that others see changed: told once per turn of the loop, however much changed in it."""
-        if not self._refresh_wanted:
-            self._refresh_wanted = True
-            asyncio.get_running_loop().call_soon(self._refresh)
-
-    def _refresh(self) -> None:
-        self._refresh_wanted = False
-        self.propagation.refresh()
-
-    async def _refresh_for_ever(self) -> None:
-        while True:
-            self.refresh_soon()
-            await asyncio.sleep(REFRESH_S)
-            self.control.broadcast(self.status.node_report())
-
-    async def _watch_health(self) -> None:
-        while True:
-            await asyncio.sleep(WATCH_S)
-            self.propagation.watch(self.refresh_soon)
+        """Something that others see changed."""
+        self.propagation.refresh_soon()

@@ -7,7 +7,7 @@ beyond the order of the paths. Building a status is `status/snapshot.py`, which 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
 from typing import Final
 
 from exod.core.engine.engine_events import LinkHealthChanged, PeerLost
@@ -23,6 +23,13 @@ from exod.peers.control_plane import ControlPlane
 from exod.peers.dial_targets import Target
 from exod.status.mqtt_snapshot import MqttSnapshot
 from exod.status.snapshot import StatusBuilder
+
+REFRESH_S: Final = 5.0
+"""How often figures (uptime, RTT, memory) are taken anew for MQTT and peers; changes are told at once."""
+
+WATCH_S: Final = 1.0
+"""How often health is looked at between two refreshes: facts that no event announces, such as loss, must begin to
+last."""
 
 _USABLE: Final = (PathState.UP, PathState.DEGRADED, PathState.INIT)
 _STATE_ORDER: Final = {PathState.UP: 0, PathState.DEGRADED: 1, PathState.INIT: 2, PathState.DEAD: 3}
@@ -48,6 +55,7 @@ class Propagation:
         self._mqtt_snapshot = MqttSnapshot(me, status)
         self._alerts = Alerts()
         self._told: Told | None = None
+        self._wanted = False
         self._dead: set[tuple[NodeId, str]] = set()
 
     def refresh(self) -> None:
@@ -83,10 +91,29 @@ class Propagation:
             if node.state is NodeState.DOWN and node.id in self._engine.core.statuses:
                 self._engine.feed(PeerLost(node.id))
 
-    def watch(self, on_change: Callable[[], None]) -> None:
-        """Between two refreshes: facts that no event announces, such as loss, must not wait for the next one."""
-        if _told(self.observe(self._status.view())) != self._told:
-            on_change()
+    async def run(self) -> None:
+        """Refreshes now and then, and reports this node to the others, until cancelled."""
+        while True:
+            self.refresh_soon()
+            await asyncio.sleep(REFRESH_S)
+            self._control.broadcast(self._status.node_report())
+
+    async def watch(self) -> None:
+        """Looks at the health between two refreshes until cancelled."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            if _told(self.observe(self._status.view())) != self._told:
+                self.refresh_soon()
+
+    def refresh_soon(self) -> None:
+        """Something that others see changed: told once per turn of the loop, however much changed in it."""
+        if not self._wanted:
+            self._wanted = True
+            asyncio.get_running_loop().call_soon(self._refresh_now)
+
+    def _refresh_now(self) -> None:
+        self._wanted = False
+        self.refresh()
 
     def _warm_paths(self, link: LinkView) -> None:
         """Connections for control messages on every path that works, best first; none on one that died."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 from exod.core.engine.engine_events import EmitEvent
-from exoengine.protocol import Formed, Heartbeat
+from exoengine.protocol import Aborted, Formed, Heartbeat
 
 Cause = Literal["move", "fault"]
 
@@ -52,6 +52,15 @@ class GroupHistory:
             moves = self._group[0] != plan_hash
             self.lost("move" if moves else "fault", reason if moves else "the group is formed anew", now)
 
+    def aborted(self, aborted: Aborted, plan_reason: str, now: float) -> bool:
+        """The worker gave an attempt up. Returns whether it stood in that one's group until now."""
+        stood = self.is_of(aborted.plan_hash, aborted.attempt)
+        if stood:
+            # Paused: another rank has the next plan already, or a next attempt of this one.
+            paused = aborted.code == "paused"
+            self.lost("move" if paused else "fault", plan_reason if paused else aborted.text, now)
+        return stood
+
     def lost(self, cause: Cause, reason: str, now: float) -> None:
         """From here the gap is counted that the next group closes."""
         if self._group is not None and self._lost is None:
@@ -66,3 +75,7 @@ class GroupHistory:
         if heartbeat.last_gap_ms not in (0.0, self._heartbeat_gap_ms):
             self.last_gap_ms = heartbeat.last_gap_ms
         self._heartbeat_gap_ms = heartbeat.last_gap_ms
+
+
+def aborted_event(aborted: Aborted) -> EmitEvent:
+    return EmitEvent("engine.aborted", {"code": aborted.code, "text": aborted.text, "step": aborted.step})

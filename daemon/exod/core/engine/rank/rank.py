@@ -24,7 +24,7 @@ from exod.core.engine.engine_events import (
 )
 from exod.core.engine.engine_messages import BeginRequest, FormOrder, RankPhase
 from exod.core.engine.layer_split import DoesNotFitError
-from exod.core.engine.rank.group_history import GroupHistory
+from exod.core.engine.rank.group_history import GroupHistory, aborted_event
 from exod.core.engine.rank.held_requests import HeldRequest, HeldRequests
 from exod.core.engine.rank.hosted_model import HostedModel
 from exod.core.engine.rank.prepare_order import prepare_order
@@ -457,14 +457,11 @@ class Rank:
         still stood in that one's group.
         """
         commands: list[RankCommand] = []
-        stood, paused = self._group.is_of(aborted.plan_hash, aborted.attempt), aborted.code == "paused"
+        paused = aborted.code == "paused"
         present = self._phases.is_present(aborted.plan_hash, aborted.attempt) and self._phases.in_group
-        if stood:
-            # Paused: another rank has the next plan already, or a next attempt of this one.
-            self._group.lost("move" if paused else "fault", self._plan_reason if paused else aborted.text, now)
+        stood = self._group.aborted(aborted, self._plan_reason, now)
         if (present or stood) and not paused:
-            data: dict[str, object] = {"code": aborted.code, "text": aborted.text, "step": aborted.step}
-            commands.append(EmitEvent("engine.aborted", data))
+            commands.append(aborted_event(aborted))
         if not present:
             return commands
         if not paused:
