@@ -405,9 +405,7 @@ WORLD = {
 }
 """What a pure core never loads, by itself or through what it imports."""
 
-CORE_PACKAGES = sorted(
-    {"exod.core"} | {f"exod.core.{path.name}" for path in CORE.iterdir() if (path / "__init__.py").exists()}
-)
+CORE_PACKAGES = sorted(".".join(path.parent.relative_to(DAEMON.parent).parts) for path in CORE.rglob("__init__.py"))
 
 
 @pytest.mark.parametrize("package", CORE_PACKAGES)

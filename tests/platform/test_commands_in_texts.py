@@ -55,6 +55,7 @@ TABLE = {
     "sudo pmset -c sleep 0": (MAC, "pmset(1): -c is on mains"),
     # Files, ports, variables: POSIX, or the same on both.
     "chmod 600 {}": (BOTH, "POSIX"),
+    "chmod o= {}": (BOTH, "POSIX"),
     "sudo chown -R $(id -un) {}": (BOTH, "POSIX"),
     "sudo lsof -nP -iUDP:5353": (BOTH, "lsof(8)"),
     "lsof -i :{}": (BOTH, "lsof(8)"),
