@@ -331,3 +331,15 @@ async def test_a_worker_that_does_not_take_that_chance_is_killed(tmp_path: Path)
         daemon.worker.kill("its GPU hangs")
         await until(lambda: daemon.exits, "it ends")
         assert daemon.exits[0][1] == -signal.SIGKILL
+
+
+async def test_a_worker_that_is_swept_may_free_its_memory_first(tmp_path: Path) -> None:
+    async with a_daemon(tmp_path) as daemon:
+        pid = await daemon.start()
+        daemon.die()
+        successor = Daemon(tmp_path, daemon.tasks)
+        successor.worker.free_within_s = PATIENCE_S
+        await asyncio.to_thread(successor.worker.sweep)
+        await until(
+            lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, "it ends"
+        )

@@ -272,7 +272,7 @@ class WorkerProcess:
                 reader, self._writer = await asyncio.open_unix_connection(self._socket_path())
         except (OSError, TimeoutError):
             log.warning("worker_swept", pid=process.pid, text="an earlier daemon left it, and it does not listen")
-            _signal(process, signal.SIGKILL)
+            await asyncio.to_thread(self._end, process)
             await _is_gone(process, GRACE_S)
             return None
         self._process = process
@@ -284,7 +284,15 @@ class WorkerProcess:
         process = self._recorded() or self._found()
         if process is not None:
             log.warning("worker_swept", pid=process.pid, text="an earlier daemon left it")
-            _signal(process, signal.SIGKILL)
+            self._end(process)
+
+    def _end(self, process: psutil.Process) -> None:
+        """Ends what an earlier daemon left. Waits as long as it may take to free its memory: not for the loop."""
+        if self.free_within_s > 0:
+            _signal(process, signal.SIGTERM)
+            with contextlib.suppress(psutil.Error):
+                process.wait(self.free_within_s)
+        _signal(process, signal.SIGKILL)
 
     def _recorded(self) -> psutil.Process | None:
         """The recorded worker, if it lives and is beyond doubt ours."""
