@@ -193,7 +193,7 @@ class EngineCore:
         return self.plan is not None and self.plan.coordinator == node
 
     def _is_origin(self, sender: NodeId, request_id: str) -> bool:
-        """Of a request that is known here: what others' clients ask is no other member's to end or to read."""
+        """Of a request that is known here: no other member may end or read what another's client asks."""
         held = self.rank.requests.of_client(request_id)
         known = self.scheduler.origins(request_id) | ({held.begin.origin} if held is not None else set())
         return not known or sender in known or UNKNOWN_ORIGIN in known

@@ -31,7 +31,7 @@ SMALL_CLUSTER = 8
 
 
 class NodeCore:
-    """`key` is the datagrams' MAC key (up to 64 bytes); `platform` is "darwin" or "linux", for words only; `seed`
+    """`key` is the datagrams' MAC key (up to 64 bytes); `platform` is "darwin" or "linux", for texts only; `seed`
     spreads the probes in time; `epoch_number` is the highest that PersistEpoch ever gave.
     """
 

@@ -323,7 +323,7 @@ class RankDetail(msgspec.Struct, frozen=True):
     pid: int | None
     restarts: int
     state: str
-    """The worker's own word: empty, loading, loaded, prepared, forming, ready, generating, aborted, leaving."""
+    """As the worker says it: empty, loading, loaded, prepared, forming, ready, generating, aborted, leaving."""
     memory_bytes: int | None = None
     text: str = ""
     recommended_bytes: int | None = None

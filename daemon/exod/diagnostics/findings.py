@@ -1,6 +1,6 @@
 """What `exoctl doctor` finds: a setting, a permission or a crash, each with what mends it. Pure.
 
-Decides the words and what counts as wrong; looks at nothing itself.
+Decides the texts and what counts as wrong; looks at nothing itself.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The routes of the HTTP API that ask and do not generate: models, health, metrics, status, events.
 
-Decides what each answers and when it is an error; the daemon knows the rest. `application` is the ASGI
-application of all routes, with errors in OpenAI's shape whatever went wrong.
+Decides what each answers and when it is an error; the daemon knows the rest. `application` is the ASGI application
+of all routes, with errors in OpenAI's shape whatever went wrong.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class _Asks:
         return JsonResponse(models_object([check_model(name, self._commands)], self._started_at)["data"][0])
 
     async def health(self, request: Request) -> Response:
-        """Alive: this process answers. Whether it is of use is `/ready`'s to say."""
+        """Alive: this process answers. `/ready` says whether it can serve."""
         return JsonResponse({"status": "ok"})
 
     async def ready(self, request: Request) -> Response:

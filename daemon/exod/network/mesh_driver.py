@@ -196,7 +196,7 @@ class MeshDriver:
                     self._carry_out(command)
 
     def _log_rejected(self, command: LogRejected) -> None:
-        """One line a minute for each kind, whoever sent them: addresses are the sender's to choose."""
+        """One line a minute for each kind, whoever sent them: a sender can choose its address."""
         now = time.monotonic()
         last, left_out = self._rejections.get(command.code, (-REJECTION_LOG_INTERVAL_S, 0))
         if now - last < REJECTION_LOG_INTERVAL_S:

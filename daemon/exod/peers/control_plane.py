@@ -1,8 +1,8 @@
 """Control connections between daemons: mutual TLS from the cluster key, several warm paths for each peer.
 
 Dials what discovery, the configuration and the mesh point at, greets with this node's card, and carries messages
-over the best connection there is. A message may be lost with its connection: whoever sends what matters repeats
-it. Decides nothing about links or plans.
+over the best connection there is. A message may be lost with its connection: whoever sends what matters repeats it.
+Decides nothing about links or plans.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ HANDSHAKE_S: Final = 5.0
 
 MAX_HANDSHAKES: Final = 64
 MAX_HANDSHAKES_PER_ADDRESS: Final = 8
-"""Half-open connections that are borne at a time: all peers of 8 nodes at once. Past it the oldest goes, not the
-newest: a peer is through in milliseconds, one that only takes up room is not.
+"""How many half-open connections there may be at a time: all peers of 8 nodes at once. Past it the oldest goes, not
+the newest: a peer is through in milliseconds, one that only takes up room is not.
 """
 
 KEEP_ALIVE_S: Final = 2.0
@@ -53,8 +53,8 @@ SILENCE_S: Final = 10.0
 connection that died while its path lives (a restarted peer behind a lost reset)."""
 
 UNACKNOWLEDGED_S: Final = 1.5
-"""A connection can be dead while its path lives (one end gave it up, and its word of that was lost): what is sent
-over it waits for retransmissions that grow to many seconds. Kernels acknowledge in milliseconds, over a VPN in
+"""A connection can be dead while its path lives (one end gave it up, and the packet that said so was lost): what is
+sent over it waits for retransmissions that grow to many seconds. Kernels acknowledge in milliseconds, over a VPN in
 fifty, so this is some retransmissions in vain: the connection ends, and what is repeated takes another."""
 
 DOUBTED_UNACKNOWLEDGED_S: Final = 0.7

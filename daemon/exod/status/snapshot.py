@@ -1,9 +1,9 @@
 """What is, and why: this node's picture of the whole cluster, built from its parts for everyone who asks.
 
 Builds the shapes of `daemon_api/shapes.py`. It words and decides nothing about links, plans or ranks, and reading
-changes nothing: the one exception, `observe`, starts the clock of a fact that makes the node unhealthy, and is the
-app's to call. Times named `at` or `since` are Unix seconds; how long something lasted is measured on the monotonic
-clock.
+changes nothing: the one exception, `observe`, starts the clock of a fact that makes the node unhealthy, and only
+the app calls it. Times named `at` or `since` are Unix seconds; how long something lasted is measured on the
+monotonic clock.
 """
 
 from __future__ import annotations

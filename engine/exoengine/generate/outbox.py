@@ -1,9 +1,9 @@
 """What a rank tells the daemon of its requests, and when.
 
 Telling wakes the control thread, which then wants the interpreter that the next step is being made with. So tokens
-are kept back until that step is under way, which is a millisecond later; whatever is not a token lets them out, and
-loop.py does before it waits for anything else. Nothing is lost with them: after a fault a step that is run again
-gives the same token.
+are kept back until that step is under way, which is a millisecond later; whatever is not a token sends them with
+it, and loop.py does before it waits for anything else. Nothing is lost with them: after a fault a step that is run
+again gives the same token.
 
 Decides nothing but the moment.
 """

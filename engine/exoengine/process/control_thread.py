@@ -269,7 +269,7 @@ class Control:
             case Begin():
                 self._begin(message)
             case Load(folder):
-                self._logs.clear()  # another model must not go on with this one's words, nor a daemon with them
+                self._logs.clear()  # another model must not go on with this one's answer, nor a daemon with them
                 self._told.clear()
                 self._loading = folder
             case Prepare():

@@ -108,7 +108,7 @@ def _environment() -> list[Finding]:
         try:
             job = plistlib.loads(file.read_bytes())
         except (OSError, ValueError, plistlib.InvalidFileException):
-            continue  # not installed, or not this user's to read: launchd itself says what is wrong with it
+            continue  # not installed, or this user may not read it: launchd itself says what is wrong with it
         variables = job.get("EnvironmentVariables") if isinstance(job, dict) else None
         if isinstance(variables, dict):
             given = {str(name): str(value) for name, value in variables.items()}

@@ -1,7 +1,7 @@
 """launchd: installs, removes and asks for the agent or the daemon, by the commands that Apple documents.
 
-Written against what launchctl is known to print; its exit codes differ between releases, so the last word on
-whether a job is loaded is always `launchctl print`. Raises ServiceError and MisuseError.
+Written against what launchctl is known to print; its exit codes differ between releases, so whether a job is loaded
+is always asked of `launchctl print`. Raises ServiceError and MisuseError.
 """
 
 from __future__ import annotations

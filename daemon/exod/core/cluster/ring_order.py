@@ -197,7 +197,7 @@ def hash_prefix(plan: MeshPlan) -> str:
 
 
 def content(plan: MeshPlan) -> MeshPlan:
-    """The plan without its epoch and without the words on who is left out: two plans of one content need no change
+    """The plan without its epoch and without the text on who is left out: two plans of one content need no change
     of the engine.
     """
     return msgspec.structs.replace(plan, epoch=Epoch(0, 0), hash="", left_out=())

@@ -404,7 +404,7 @@ class Link:
             self.probes.hasten(self.paths.heard, now)
 
     def _settle(self, now: float) -> None:
-        """Carry this end's and the peer's words into states, states into the selection, that into agreement."""
+        """Combine both ends' verdicts into states, states into the selection, that into agreement."""
         moved = False
         for path in self.paths:
             before = path.combine(now)

@@ -1,4 +1,5 @@
-"""A path as selection and words compare it: its state and grade, and whether what is known of it is new enough.
+"""A path as the selection and the texts compare it: its state and grade, and whether what is known of it is new
+enough.
 
 Decides nothing: the order is path_order.py's, the choice path_selection.py's.
 """

@@ -1,4 +1,4 @@
-"""The words of `exoctl links`: why a path is used, or why not, and the command that mends a wrong route.
+"""The text of `exoctl links`: why a path is used, or why not, and the command that mends a wrong route.
 
 Decides nothing.
 """
@@ -30,12 +30,12 @@ def why(path: Path, link: Link, platform: str, now: float) -> str:
         )
     if path.ring.unfit and not selected:
         return _unfit(path, link, now)
-    words = f"in use: {link.selection_cause}" if selected else _passed_over(path, link, now)
+    text = f"in use: {link.selection_cause}" if selected else _passed_over(path, link, now)
     if path.ring.unfit:
-        words = f"{_unfit(path, link, now)}; {words}"
+        text = f"{_unfit(path, link, now)}; {text}"
     if path.state is PathState.DEGRADED:
-        words = f"{_cause(path, link)}; {words}"
-    return words
+        text = f"{_cause(path, link)}; {text}"
+    return text
 
 
 def _unfit(path: Path, link: Link, now: float) -> str:
@@ -51,10 +51,10 @@ def _cause(path: Path, link: Link) -> str:
 
 def _not_usable(path: Path, link: Link, platform: str) -> str:
     if path.refused_errno is not None and path.own is not PathState.UP:
-        words = f"the system refuses to send (errno {path.refused_errno})"
+        text = f"the system refuses to send (errno {path.refused_errno})"
         if platform == "darwin" and path.refused_errno == _LOCAL_NETWORK_PRIVACY:
-            words += ": Local Network privacy? run exoctl doctor"
-        return words
+            text += ": Local Network privacy? run exoctl doctor"
+        return text
     if path.state is PathState.DEAD:
         return f"dead: {_cause(path, link)}"
     if path.heard and path.own is PathState.INIT:

@@ -3,8 +3,8 @@
 The theory. Each end judges a path by its own evidence alone (`own`) and tells the other in every datagram; what
 counts is the worse of the two (`state`), so both ends call a path alike within one datagram, and a path that works
 one way only is dead at both. A path is INIT until enough round trips were measured, UP or DEGRADED by floor and
-loss, DEAD by silence, by the loss of its address, or by the other end's word; from DEAD the way leads only through
-INIT, so nothing old makes a path look well.
+loss, DEAD by silence, by the loss of its address, or by the other end's verdict; from DEAD the way leads only
+through INIT, so nothing old makes a path look well.
 
 Every field of a path is written here and nowhere else; every change of this end's own state is a decision in the
 journal.
@@ -91,7 +91,7 @@ _WORSE = {PathState.UP: 0, PathState.DEGRADED: 1, PathState.INIT: 2, PathState.D
 
 
 def combined(own: PathState, theirs: PathState) -> PathState:
-    """The worse of both ends' words: INIT is worse than DEGRADED, because an unmeasured path carries nothing."""
+    """The worse of both ends' verdicts: INIT is worse than DEGRADED, because an unmeasured path carries nothing."""
     return own if _WORSE[own] >= _WORSE[theirs] else theirs
 
 
@@ -315,7 +315,7 @@ class Path:
         self._judge_loss(received_at)
 
     def told(self, report: PathReport | None) -> None:
-        """The other end's word on this path; None where it does not list it."""
+        """The other end's verdict on this path; None where it does not list it."""
         if report is None:
             self.peer_own = PathState.INIT
             self.peer_route = RouteVerdict.UNKNOWN
@@ -420,7 +420,7 @@ class Path:
             self._well_since = None
 
     def combine(self, now: float) -> PathState | None:
-        """Set `state` from both words. Returns the state that it was, or None where nothing changed."""
+        """Set `state` from both verdicts. Returns the state that it was, or None where nothing changed."""
         after = combined(self.own, self.peer_own)
         before = self.state
         if after is before:

@@ -1,4 +1,4 @@
-"""The order of a pair's paths, and the words for it.
+"""The order of a pair's paths, and the text that explains it.
 
 The theory: a path that works comes before one that is degraded; among those, one within the latency band before one
 that is slow, and a slow one before one that loses datagrams (TCP crawls on loss and merely lags on latency); inside

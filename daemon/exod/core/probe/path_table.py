@@ -67,7 +67,7 @@ class PathTable:
     # --- coming and going ---------------------------------------------------------------------------------------
 
     def adopt(self, candidates: Iterable[Candidate], first_seq: int, now: float) -> bool:
-        """Follow the candidates of the present cards. Returns whether the peer's word must be read again."""
+        """Follow the candidates of the present cards. Returns whether the peer's verdicts must be read again."""
         found = {candidate.path: candidate for candidate in candidates}
         reread = False
         for path_id, candidate in found.items():

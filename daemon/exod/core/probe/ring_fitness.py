@@ -78,7 +78,7 @@ class RingFitness:
 
     @property
     def unfit(self) -> bool:
-        """By either end's word: the ring needs both directions."""
+        """If either end says so: the ring needs both directions."""
         return self.own_unfit or self.peer_unfit
 
     def failed(self, cause: str, *, decisive: bool, now: float) -> bool:
