@@ -32,14 +32,16 @@ pytestmark = pytest.mark.anyio
 class Streams:
     """The streams, and what they fed to a core that is played by the test."""
 
-    def __init__(self, well: bool = True) -> None:
+    def __init__(self, well: bool = True, *, hears_late: bool = False) -> None:
+        self.hears_late = hears_late
+        """Is what a client does taken after what is being delivered?"""
         self.fed: list[ClientAsked | ClientLeft | ClientStoppedReading] = []
         self._well = well
         self.streams = ClientStreams(self._feed)
 
     def _feed(self, event: ClientAsked | ClientLeft | ClientStoppedReading) -> bool:
         self.fed.append(event)
-        if isinstance(event, ClientStoppedReading):
+        if isinstance(event, ClientStoppedReading) and not self.hears_late:
             self.streams.deliver(DeliverError("r", "client_too_slow", "the client stopped reading"))
         return self._well
 
@@ -150,3 +152,16 @@ async def test_a_request_that_the_core_could_not_take_is_an_error() -> None:
     with pytest.raises(RequestError) as failed:
         await read(stream)
     assert failed.value.code == "internal_error"
+
+
+async def test_an_answer_whose_middle_was_not_kept_never_looks_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several outputs are delivered in one turn: its end may come before the core hears that nobody reads."""
+    monkeypatch.setattr(client_streams, "MAX_BACKLOG", 3)
+    streams = Streams(hears_late=True)
+    async with aclosing(streams.streams.generate(REQUEST)) as stream:
+        first = await begin(streams, stream)
+        streams.say(0, 1, 2, 3, 4)
+        streams.finish()
+        with pytest.raises(RequestError, match="stopped reading") as refused:
+            await first
+    assert refused.value.code == "client_too_slow"

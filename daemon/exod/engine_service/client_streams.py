@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
+from exod.core.engine.client_requests import TOO_SLOW, TOO_SLOW_TEXT
 from exod.core.engine.engine_events import (
     ClientAsked,
     ClientLeft,
@@ -54,13 +55,21 @@ class ClientStreams:
         if stream is None or stream.ended:
             return
         stream.ended = isinstance(delivery, DeliverEnd | DeliverError)
-        if stream.stopped_reading and isinstance(delivery, DeliverError):
-            stream.error = delivery
-        if stream.ended or stream.waiting.qsize() < MAX_BACKLOG:
+        if stream.stopped_reading:
+            self._end_with_error(stream, delivery)
+        elif stream.ended or stream.waiting.qsize() < MAX_BACKLOG:
             stream.waiting.put_nowait(delivery)
-        elif not stream.stopped_reading:
+        else:
             stream.stopped_reading = True
             self._feed(ClientStoppedReading(delivery.request_id))
+
+    def _end_with_error(self, stream: _Stream, delivery: Delivery) -> None:
+        """What waits lacks its middle. The answer may end before the core hears of it: that is no end."""
+        if isinstance(delivery, DeliverEnd):
+            delivery = DeliverError(delivery.request_id, TOO_SLOW, TOO_SLOW_TEXT)
+        if isinstance(delivery, DeliverError):
+            stream.error = delivery
+            stream.waiting.put_nowait(delivery)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
         """The deltas of one generation; closing it cancels. Raises RequestError where it cannot be served."""

@@ -39,6 +39,9 @@ KEEP_ALIVE_S: Final = 5.0
 JUDGEMENTS: Final = 4
 """How often silence is judged within the recovery deadline, at the least."""
 
+TOO_SLOW: Final = "client_too_slow"
+TOO_SLOW_TEXT: Final = "the client stopped reading; the generation was cancelled"
+
 Output = TokenOut | Finished | RequestFailed
 ClientCommand = DeliverToken | DeliverKeepAlive | DeliverEnd | DeliverError | SubmitRequest | CancelRequest
 """SubmitRequest goes to the coordinator, CancelRequest to whoever generates."""
@@ -110,8 +113,7 @@ class ClientRequests:
         return [CancelRequest(request_id)] if self._pending.pop(request_id, None) is not None else []
 
     def stopped_reading(self, request_id: str) -> list[ClientCommand]:
-        text = "the client stopped reading; the generation was cancelled"
-        return self._give_up(request_id, "client_too_slow", text) if self.waits_for(request_id) else []
+        return self._give_up(request_id, TOO_SLOW, TOO_SLOW_TEXT) if self.waits_for(request_id) else []
 
     def _give_up(self, request_id: str, code: str, text: str) -> list[ClientCommand]:
         """The generation may still run: it is cancelled."""
