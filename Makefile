@@ -62,8 +62,9 @@ lab: setup ## (Linux, root) two hosts in network namespaces, with a live status 
 bench: setup ## benchmarks: ratios measured side by side in one run
 	$(BIN)/python -m tests.bench
 
-sim: setup ## 10,000 simulated scenarios of the core under virtual time
+sim: setup ## 10,000 simulated scenarios of the mesh under virtual time, and 10,000 of mesh and engine together
 	$(BIN)/python -m tests.sim --scenarios 10000
+	$(BIN)/python -m tests.sim --joint --scenarios 10000
 
 fuzz: setup ## a million mutated inputs to everything that reads strangers' bytes: make fuzz INPUTS=1000000 SEED=1
 	$(BIN)/python -m tests.fuzz $(if $(INPUTS),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED))

@@ -13,6 +13,7 @@ from typing import Final
 from exod.core.engine.engine_events import LinkHealthChanged, PeerLost
 from exod.core.node import NodeCore
 from exod.core.status.alerts import Alerts, alert_facts
+from exod.core.status.edge_health import edge_health
 from exod.core.status.health import HealthSnapshot
 from exod.core.status.view import LinkView, NodeView
 from exod.diagnostics.event_log import EventLog
@@ -64,7 +65,7 @@ class Propagation:
         for link in view.links:
             self._warm_paths(link)
         self._judge_peers(view)
-        self._engine.feed(LinkHealthChanged(*self._link_health(view)))
+        self._engine.feed(LinkHealthChanged(*edge_health(view)))
         plan = self._engine.core.plan
         if self._status.engine().state in (EngineState.READY, EngineState.GENERATING) and plan:
             self._status.record.served_model = plan.model
@@ -131,23 +132,6 @@ class Propagation:
             elif key not in self._dead:
                 self._dead.add(key)
                 control.path_died(link.peer, path.local, path.remote)
-
-    def _link_health(self, view: NodeView) -> tuple[bool, str]:
-        """Are the edges of this node's rank agreed and healthy?"""
-        plan = view.mesh.plan
-        if plan is None or view.mesh.suspended:
-            return False, view.mesh.suspended or "no plan is agreed"
-        for edge in plan.edges:
-            if self._me not in (edge.source, edge.target):
-                continue
-            peer = edge.target if edge.source == self._me else edge.source
-            link = next((link for link in view.links if link.peer == peer), None)
-            path = next((path for path in link.paths if path.id == edge.path), None) if link else None
-            if link is None or path is None or not link.agreed:
-                return False, f"the ends of {edge.path} are not agreed"
-            if path.state is not PathState.UP:
-                return False, f"{path.interface} is {path.state}"
-        return True, ""
 
 
 def _told(health: HealthSnapshot) -> Told:

@@ -1,4 +1,6 @@
-"""`python -m tests.sim --scenarios N [--seed S]`: seeded scenarios on all cores; a failing one prints its story."""
+"""`python -m tests.sim [--joint] --scenarios N [--seed S]`: seeded scenarios on all cores; a failing one prints its
+story. `--joint`: of the mesh and the engine together.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +8,51 @@ import argparse
 import os
 import sys
 import time
+import traceback
 from collections import Counter
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
 
 from tests.sim.crowd import gather
+from tests.sim.engine import scenarios as joint
 from tests.sim.invariants import InvariantBrokenError
-from tests.sim.planted import PLANTED, planted
+from tests.sim.planted import IN_THE_ENGINE, PLANTED, planted
 from tests.sim.scenarios import Outcome, calm, run
+
+AnyOutcome = Outcome | joint.JointOutcome
 
 
 def attempt(seed: int) -> Outcome | str:
+    return _told(seed, lambda: run(seed, to_the_end=seed % 500 == 0))
+
+
+def attempt_joint(seed: int) -> joint.JointOutcome | str:
+    return _told(seed, lambda: joint.run(seed))
+
+
+T = TypeVar("T")
+
+
+def _told(seed: int, scenario: Callable[[], T]) -> T | str:
+    """The outcome, or the story of what broke."""
     try:
-        return run(seed, to_the_end=seed % 500 == 0)
+        return scenario()
     except InvariantBrokenError as error:
         return str(error)
-    except Exception as error:  # a crash of the core is a finding like any other: name its seed
-        import traceback
-
+    except Exception as error:  # a crash of a core is a finding like any other: name its seed
         return f"seed {seed}: {type(error).__name__}: {error}\n{traceback.format_exc()}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
+    parser.add_argument("--joint", action="store_true", help="the mesh and the engine together")
     parser.add_argument("--scenarios", type=int, default=1_000)
     parser.add_argument("--seed", type=int, default=0, help="the first seed; with --scenarios 1, the one to tell")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--plant", choices=sorted(PLANTED), help="plant this bug and show how it is found")
+    parser.add_argument(
+        "--plant", choices=sorted(PLANTED | IN_THE_ENGINE), help="plant this bug and show how it is found"
+    )
     parser.add_argument(
         "--calm", type=float, metavar="HOURS", help="1%% loss and 4 ms of jitter for so long: no switch"
     )
@@ -48,12 +69,20 @@ def main() -> int:
         return _find_planted(arguments.plant, arguments.seed)
     seeds = range(arguments.seed, arguments.seed + arguments.scenarios)
     if len(seeds) == 1:
-        return _tell(seeds[0])
+        return _tell(seeds[0], attempt_joint if arguments.joint else attempt)
+    if arguments.joint:
+        return _run_all(attempt_joint, seeds, arguments.jobs, _joint_summary)
+    return _run_all(attempt, seeds, arguments.jobs, _summary)
+
+
+def _run_all(
+    one: Callable[[int], T | str], seeds: range, jobs: int, summary: Callable[[list[T]], Iterable[str]]
+) -> int:
     began = time.monotonic()
     failures: list[str] = []
-    good: list[Outcome] = []
-    with ProcessPoolExecutor(arguments.jobs) as pool:
-        for outcome in pool.map(attempt, seeds, chunksize=8):
+    good: list[T] = []
+    with ProcessPoolExecutor(jobs) as pool:
+        for outcome in pool.map(one, seeds, chunksize=8):
             if isinstance(outcome, str):
                 failures.append(outcome)
                 print(outcome.splitlines()[0], flush=True)
@@ -61,46 +90,63 @@ def main() -> int:
                 good.append(outcome)
     if failures:
         print(f"\nThe first story:\n{failures[0]}")
-    _summary(good, failures, time.monotonic() - began)
+    print(f"{len(seeds)} scenarios in {time.monotonic() - began:.1f} s, {len(failures)} broken")
+    print("\n".join(summary(good)))
     return 1 if failures else 0
 
 
 def _find_planted(name: str, seed: int) -> int:
+    one = attempt_joint if name in IN_THE_ENGINE else attempt
     with planted(name):
-        while True:
-            outcome = attempt(seed)
-            if isinstance(outcome, str):
-                print(outcome)
-                return 0
+        while not isinstance(outcome := one(seed), str):
             seed += 1
+    print(outcome)
+    return 0
 
 
-def _tell(seed: int) -> int:
-    from tests.sim import scenarios
-
-    world, names, _ = scenarios.build(seed)
-    print(f"seed {seed}: {len(world.hosts)} nodes; {', '.join(names)}")
-    outcome = attempt(seed)
+def _tell(seed: int, one: Callable[[int], AnyOutcome | str]) -> int:
+    outcome = one(seed)
     print(outcome)
     return 1 if isinstance(outcome, str) else 0
 
 
-def _summary(good: list[Outcome], failures: list[str], seconds: float) -> None:
+def _summary(good: list[Outcome]) -> Iterable[str]:
     switches, rejected, faults = Counter[str](), Counter[str](), Counter[str]()
     for outcome in good:
         switches.update(outcome.switches)
         rejected.update(outcome.rejected)
         faults.update(outcome.faults)
-    print(f"{len(good) + len(failures)} scenarios in {seconds:.1f} s, {len(failures)} broken")
-    print(
+    yield (
         f"datagrams {sum(one.datagrams for one in good):,}, agreements {sum(one.agreements for one in good):,}, "
         f"convictions {sum(one.convictions for one in good):,}"
     )
-    times = sorted(one.agreed_after_s for one in good)
-    if times:
-        print(f"agreed after peace: p50 {times[len(times) // 2]:.2f} s, worst {times[-1]:.2f} s")
+    yield f"agreed after peace: {_spread([one.agreed_after_s for one in good])}"
     for name, counter in (("switches", switches), ("rejected", rejected), ("faults", faults)):
-        print(f"{name}: {', '.join(f'{key} {count:,}' for key, count in counter.most_common())}")
+        yield _counts(name, counter)
+
+
+def _joint_summary(good: list[joint.JointOutcome]) -> Iterable[str]:
+    ends, faults = Counter[str](), Counter[str]()
+    for outcome in good:
+        ends.update(outcome.outcomes)
+        faults.update(outcome.faults)
+    yield (
+        f"datagrams {sum(one.datagrams for one in good):,}, groups {sum(one.groups for one in good):,}, "
+        f"tokens {sum(one.tokens for one in good):,}, "
+        f"{sum(one.simulated_s for one in good) / 3600:.1f} simulated hours"
+    )
+    yield f"a group stood after peace: {_spread([one.formed_after_s for one in good])}"
+    yield _counts("requests", ends)
+    yield _counts("faults", faults)
+
+
+def _spread(seconds: list[float]) -> str:
+    ordered = sorted(seconds) or [0.0]
+    return f"p50 {ordered[len(ordered) // 2]:.2f} s, worst {ordered[-1]:.2f} s"
+
+
+def _counts(name: str, counter: Counter[str]) -> str:
+    return f"{name}: {', '.join(f'{key} {count:,}' for key, count in counter.most_common())}"
 
 
 if __name__ == "__main__":

@@ -18,13 +18,18 @@ def lab(
     config: CoreConfig | None = None,
     engines: int | None = None,
 ) -> World:
-    """Each pair has a cable of its own; all share one LAN and one VPN. The LAN is the quicker one to a probe."""
     world = World(seed, nodes, config=config, engines=engines)
+    wire_up(world, media)
+    return world
+
+
+def wire_up(world: World, media: tuple[Medium, ...] = MEDIA) -> None:
+    """Each pair has a cable of its own; all share one LAN and one VPN. The LAN is the quicker one to a probe."""
     if CABLE in media:
         for one, other in combinations(world.hosts, 2):
             here, there = f"10.{one.place}.{other.place}.1", f"10.{one.place}.{other.place}.2"
             for host, address, far in ((one, here, other), (other, there, one)):
-                interface = "bridge0" if nodes == 2 else f"bridge{far.place}"
+                interface = "bridge0" if len(world.hosts) == 2 else f"bridge{far.place}"
                 host.addresses.append(LocalAddress(interface, CABLE.kind, address, 30))
             world.network.join(here, there, CABLE)
     for medium, prefix in ((LAN, "192.168.1"), (VPN, "100.64.0")):
@@ -38,4 +43,3 @@ def lab(
         for address in host.addresses:
             world.by_address[address.address] = host
     world.control.begin()
-    return world

@@ -16,6 +16,7 @@ import msgspec
 from exod.core.cluster import unanimous_ack
 from exod.core.pair import dead_detection, link, path_selection
 from exod.core.probe.datagram import Datagram
+from tests.sim.engine.planted import PLANTED as IN_THE_ENGINE
 
 
 def _drop_the_incarnation_check() -> Any:
@@ -74,9 +75,10 @@ PLANTED = {
 
 @contextmanager
 def planted(name: str | None) -> Iterator[None]:
+    """A bug of the mesh's core or of the engine's."""
     if name is None:
         yield
         return
-    bug, _ = PLANTED[name]
+    bug, _ = (PLANTED | IN_THE_ENGINE)[name]
     with bug():
         yield

@@ -11,7 +11,7 @@ import heapq
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from exod.core.base import events
 from exod.core.base.config import CoreConfig
@@ -28,6 +28,55 @@ RING_TURN_S = 1.0
 WAKE_UP_S = 0.0004
 """Mean lateness of the event loop."""
 STORY_LINES = 400
+MODEL = "embedded:count"
+RING_PORT = 52420
+_NEWS = (events.Emit, events.CommitPlan, events.SuspendPlan, events.PersistEpoch, events.RaiseIncarnation)
+"""Commands after which a daemon looks at its mesh again and tells its engine what follows."""
+
+
+class EngineSide(Protocol):
+    """The engine's part of a host: what it is told of the daemon's life and of the mesh."""
+
+    def started(self) -> None: ...
+    def killed(self) -> None: ...
+    def frozen(self, asleep: bool) -> None: ...
+    def thawed(self) -> None: ...
+    def connected(self, event: events.PeerConnected) -> None: ...
+    def committed(self, plan: MeshPlan, reason: str) -> None: ...
+    def suspended(self, plan_hash: str, reason: str) -> None: ...
+    def mesh_changed(self) -> None: ...
+    def message(self, sender: NodeId, message: Any) -> None: ...
+
+
+class NoEngine:
+    """A host of which only the mesh is simulated."""
+
+    def started(self) -> None:
+        pass
+
+    def killed(self) -> None:
+        pass
+
+    def frozen(self, asleep: bool) -> None:
+        pass
+
+    def thawed(self) -> None:
+        pass
+
+    def connected(self, event: events.PeerConnected) -> None:
+        pass
+
+    def committed(self, plan: MeshPlan, reason: str) -> None:
+        pass
+
+    def suspended(self, plan_hash: str, reason: str) -> None:
+        pass
+
+    def mesh_changed(self) -> None:
+        pass
+
+    def message(self, sender: NodeId, message: Any) -> None:
+        pass
 
 
 class Host:
@@ -39,6 +88,10 @@ class Host:
         self.name = f"studio{place + 1}"
         self.id = NodeId(f"{place + 1:016x}")
         self.engine = engine
+        """Does its card offer to host a rank?"""
+        self.engine_side: EngineSide = NoEngine()
+        self.model = MODEL
+        self.ring_port = RING_PORT
         self.addresses: list[LocalAddress] = []
         self.hidden: set[str] = set()
         """Addresses that are lost just now."""
@@ -70,12 +123,12 @@ class Host:
             incarnation=self.saved_incarnation,
             version="0",
             mesh_port=52410,
-            ring_port=52420,
+            ring_port=self.ring_port,
             api_port=52415,
             addresses=shown,
             engine=self.engine,
             memory_mib=1024,
-            model="embedded:count",
+            model=self.model,
         )
 
     # --- life ---------------------------------------------------------------------------------------------------
@@ -90,6 +143,7 @@ class Host:
         wall_ms = EPOCH_MS + int(world.now * 1e3) + self.wall_offset_ms
         self.saved_incarnation = max(self.saved_incarnation + 1, wall_ms)
         self.life += 1
+        self.model, self.ring_port = MODEL, RING_PORT
         self.frozen_since = None
         self.asleep = False
         self.stirred_at = world.now
@@ -99,6 +153,7 @@ class Host:
         self.core = NodeCore(self.card, KEY, world.config, "linux", seed, self.saved_epoch, self.local(world.now))
         world.tell(self, f"starts, incarnation {self.saved_incarnation}, state file {file}")
         world.reborn(self)
+        self.engine_side.started()
         self._arm()
 
     def crash(self) -> None:
@@ -106,6 +161,7 @@ class Host:
         self.running = None
         self.stirred_at = self.world.now
         self.world.tell(self, "crashes")
+        self.engine_side.killed()
         self.world.control.dropped(self)
 
     def freeze(self, asleep: bool = False) -> None:
@@ -115,6 +171,7 @@ class Host:
         self.asleep = asleep
         self.stirred_at = self.world.now
         self.world.tell(self, "sleeps" if asleep else "is stopped")
+        self.engine_side.frozen(asleep)
 
     def thaw(self, *, told: bool = True) -> None:
         """Not `told`: the shell does not know that it stood still, and the timer comes before what waits."""
@@ -132,6 +189,7 @@ class Host:
         while self._inbox and self.core is not None:
             self._feed(self._inbox.popleft())
         self._on_timer(self.life, self.world.now, True)
+        self.engine_side.thawed()
 
     # --- the shell ----------------------------------------------------------------------------------------------
 
@@ -154,6 +212,8 @@ class Host:
         mark = checker.before(self, event)
         commands = core.handle(event, now)
         self._carry_out(commands)
+        if type(event) is events.PeerConnected:
+            self.engine_side.connected(event)
         checker.after(self, event, commands, mark)
         self._arm()
 
@@ -183,12 +243,15 @@ class Host:
 
     def _carry_out(self, commands: list[Command]) -> None:
         world = self.world
+        if any(isinstance(command, _NEWS) for command in commands):
+            self.engine_side.mesh_changed()
         for command in commands:
             match command:
                 case events.SendDatagram():
                     self._send_datagram(command)
                 case events.SendMessage():
-                    world.control.send(self, command)
+                    world.messages += 1
+                    world.control.send(self, command.peer, command.message)
                 case events.CheckRoute():
                     local = command.path.split("-")[0 if self.id < command.peer else 1]
                     leaves_from = self.routes.get(command.remote_address, local)
@@ -204,9 +267,11 @@ class Host:
                         f"COMMITS {command.plan.hash[:6]} epoch {command.plan.epoch.number}: "
                         f"{command.reason}; agreed in {command.agree_ms:.0f} ms",
                     )
+                    self.engine_side.committed(command.plan, command.reason)
                 case events.SuspendPlan():
                     self.running = None
                     world.tell(self, f"suspends {command.plan_hash[:6]}: {command.reason}")
+                    self.engine_side.suspended(command.plan_hash, command.reason)
                 case events.PersistEpoch():
                     self.saved_epoch = max(self.saved_epoch, command.number)
                 case events.RaiseIncarnation():
@@ -231,6 +296,10 @@ class Host:
     def take_of_life(self, life: int, event: Input) -> None:
         if life == self.life:
             self.take(event)
+
+    def take_engine_message(self, life: int, sender: NodeId, message: Any) -> None:
+        if life == self.life and self.core is not None and not self.asleep:
+            self.engine_side.message(sender, message)
 
     def show_card(self, life: int) -> None:
         """This node's card changed: hand it to the core and to every connected peer."""
@@ -265,100 +334,13 @@ class Host:
         )
 
 
-class Control:
-    """The control plane: one connection for each pair, riding on one medium and moved late when that dies."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.riding: dict[frozenset[NodeId], tuple[str, str] | None] = {}
-        self._delivered_at: dict[tuple[NodeId, NodeId], float] = {}
-
-    def begin(self) -> None:
-        for one in self.world.hosts:
-            for other in self.world.hosts:
-                if one.id < other.id:
-                    self.riding[frozenset((one.id, other.id))] = None
-                    self._tend(one, other, 0)
-
-    def _tend(self, one: Host, other: Host, failures: int) -> None:
-        """Every 0.15 s: connect, move or give up, as sockets with keepalive would."""
-        world, pair = self.world, frozenset((one.id, other.id))
-        riding = self.riding[pair]
-        both = one.core is not None and other.core is not None
-        if riding is None:
-            way = self._way(one, other)
-            awake = one.frozen_since is None and other.frozen_since is None
-            if both and way is not None and awake:
-                self.riding[pair] = way
-                for here, there in ((one, other), (other, one)):
-                    here.take(events.PeerCardReceived(there.card))
-                    here.take(events.PeerConnected(there.id))
-            failures = 0
-        elif not self._carries(riding):
-            failures += 1
-            if failures >= 2:
-                way = self._way(one, other)
-                self.riding[pair] = way
-                if way is None:
-                    for here, there in ((one, other), (other, one)):
-                        here.take(events.PeerDisconnected(there.id))
-        else:
-            failures = 0
-        world.after(0.15, self._tend, one, other, failures)
-
-    def _carries(self, way: tuple[str, str]) -> bool:
-        world = self.world
-        ends = [world.by_address[address] for address in way]
-        if any(end.asleep or address in end.hidden for end, address in zip(ends, way, strict=True)):
-            return False
-        return not any(wire.cut or wire.loss > 0.5 for wire in world.network.both(*way))
-
-    def _way(self, one: Host, other: Host) -> tuple[str, str] | None:
-        for way in self.world.ways(one, other):
-            if self._carries(way):
-                return way
-        return None
-
-    def dropped(self, host: Host) -> None:
-        """A process died: the kernel resets its connections."""
-        for pair, riding in self.riding.items():
-            if host.id not in pair or riding is None:
-                continue
-            self.riding[pair] = None
-            other = next(one for one in self.world.hosts if one.id in pair and one is not host)
-            if self._carries(riding):
-                self.world.after(0.001, other.take, events.PeerDisconnected(host.id))
-            else:
-                self.world.after(1.0, other.take, events.PeerDisconnected(host.id))
-
-    def send(self, host: Host, command: events.SendMessage) -> None:
-        world = self.world
-        riding = self.riding.get(frozenset((host.id, command.peer)))
-        world.messages += 1
-        if riding is None or not self._carries(riding):
-            return
-        other = world.by_id[command.peer]
-        wire = world.network.wires[riding]
-        direction = (host.id, other.id)
-        at = max(world.now + wire.delay_s + 0.0005, self._delivered_at.get(direction, 0.0))
-        self._delivered_at[direction] = at
-        world.at(at, other.take_of_life, other.life, events.MessageReceived(host.id, command.message))
-
-    def spread_card(self, host: Host) -> None:
-        for other in self.world.hosts:
-            if other is host or other.core is None:
-                continue
-            riding = self.riding.get(frozenset((host.id, other.id)))
-            if riding is not None:
-                self.world.after(0.002, other.take_of_life, other.life, events.PeerCardReceived(host.card))
-
-
 class World:
     """Time and everything in it. `checker` sees every input and what came of it."""
 
     def __init__(
         self, seed: int, nodes: int, *, config: CoreConfig | None = None, engines: int | None = None
     ) -> None:
+        from tests.sim.control_plane import ControlPlane
         from tests.sim.invariants import Checker
 
         self.seed = seed
@@ -375,7 +357,7 @@ class World:
         self.hosts = [Host(self, place, engine=engines is None or place < engines) for place in range(nodes)]
         self.by_id = {host.id: host for host in self.hosts}
         self.by_address: dict[str, Host] = {}
-        self.control = Control(self)
+        self.control = ControlPlane(self)
         self.checker = Checker(self)
         self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._ticket = 0
@@ -443,6 +425,13 @@ class World:
             for theirs in other.addresses:
                 if (mine.address, theirs.address) in self.network.wires:
                     yield mine.address, theirs.address
+
+    def carries(self, way: tuple[str, str]) -> bool:
+        """Does a connection between these two addresses get anything through?"""
+        ends = [self.by_address[address] for address in way]
+        if any(end.asleep or address in end.hidden for end, address in zip(ends, way, strict=True)):
+            return False
+        return not any(wire.cut or wire.loss > 0.5 for wire in self.network.both(*way))
 
     def wires(self) -> Iterable[tuple[tuple[str, str], Wire]]:
         return self.network.wires.items()
