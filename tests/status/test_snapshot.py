@@ -73,7 +73,7 @@ def answers_of(status: StatusBuilder, core: StillCore, engine: StillEngine) -> A
         NoEvents(),
         DaemonCounters,
         Network(current(), tuple, None, tuple),
-        Requests(fed, fed, engine.drain, preflight, generate),  # type: ignore[arg-type]
+        Requests(fed, fed, engine.drain, preflight, generate, preflight),  # type: ignore[arg-type]
     )
 
 
