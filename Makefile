@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cross native-macos launcher dist formula resolve floors run test lab bench sim fuzz chaos clean
+.PHONY: help setup setup-cross native-macos launcher dist formula resolve floors run test clients lab bench sim fuzz chaos clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST) | sort
@@ -55,6 +55,10 @@ test: setup ## ruff, mypy --strict and the test suite
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+clients: setup-cross ## other projects' clients in build/clients, which tests/clients runs unmodified
+	$(PYTHON) -m venv build/clients
+	$(BIN)/uv pip install --quiet --python build/clients/bin/python --requirement tests/clients/requirements.txt
 
 lab: setup ## (Linux, root) two hosts in network namespaces, with a live status view
 	@exec $(BIN)/python -m tests.lab

@@ -368,7 +368,7 @@ class FakeDaemon:
     async def text(self, asked: TextAsked) -> TextAnswered:
         """A token for each character of a text or of a prompt's messages."""
         if asked.tokens:
-            return TextAnswered("", text="".join(map(chr, asked.tokens)))
+            return TextAnswered("", text="".join(chr(token % 0xD800) for token in asked.tokens))
         text = asked.text
         if asked.request is not None:
             text = "".join(message.content for message in asked.request.messages or ())

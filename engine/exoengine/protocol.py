@@ -372,6 +372,8 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
     reasoning: str = ""
     calls: tuple[CallDelta, ...] = ()
     """As in TokenOut: what was held back."""
+    stop_string: str = ""
+    """Which one ended it, if one did."""
     reasoning_tokens: int = 0
     """How many of the answer's tokens were thought and not said."""
 

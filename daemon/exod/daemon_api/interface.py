@@ -90,6 +90,8 @@ class GenerationEnd(msgspec.Struct, frozen=True, tag="end"):
     text: str = ""
     reasoning: str = ""
     calls: tuple[CallDelta, ...] = ()
+    stop_string: str = ""
+    """Which one ended the answer, if one did."""
 
 
 GenerationDelta = TextDelta | KeepAlive | GenerationEnd

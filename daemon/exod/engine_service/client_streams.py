@@ -107,7 +107,7 @@ def _delta(delivery: Delivery) -> GenerationDelta:
         case DeliverKeepAlive(text=text):
             return KeepAlive(text)
         case DeliverEnd(end=end):
-            return GenerationEnd(end.reason, _usage(end), end.text, end.reasoning, end.calls)
+            return GenerationEnd(end.reason, _usage(end), end.text, end.reasoning, end.calls, end.stop_string)
         case DeliverError(code=code, text=text, retry_after_s=retry_after_s):
             raise RequestError(code, text, ExitCode.INTERNAL, retry_after_s)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -42,13 +42,13 @@ class JsonResponse(Response):
         return msgspec.json.encode(content)
 
 
-def error_response(error: RequestError) -> Response:
+def error_response(error: RequestError, shape: Callable[[RequestError], dict[str, Any]] = error_object) -> Response:
     status = status_of(error)
     retry_after_s = RETRY_AFTER_S if error.retry_after_s is None else math.ceil(error.retry_after_s)
     headers = {"retry-after": str(retry_after_s)} if status in (429, 503) else {}
     if status == 401:
         headers["www-authenticate"] = "Bearer"
-    return JsonResponse(error_object(error), status, headers)
+    return JsonResponse(shape(error), status, headers)
 
 
 def headers_of(scope: Scope) -> dict[str, str]:
@@ -96,9 +96,12 @@ async def unless_over(work: Coroutine[Any, Any, Result], receive: Receive, stop:
 class Reply:
     """The sending half: an event stream that `begin` opens, or one error, in the shape that still fits."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, error_shape: Callable[[RequestError], dict[str, Any]] = error_object) -> None:
         self._send = send
+        self._error_shape = error_shape
         self.begun = False
+        self.last_event: Callable[[RequestError], bytes] = lambda error: sse(error_shape(error))
+        """How an error ends a stream that has begun."""
 
     async def begin(self) -> None:
         """Sends the head of an event stream; after it, errors can only be events."""
@@ -126,9 +129,9 @@ class Reply:
     async def fail(self, error: RequestError) -> None:
         """A status with the error object, or, in a stream that has begun, the error object as its last event."""
         if self.begun:
-            await self.finish(sse(error_object(error)))
+            await self.finish(self.last_event(error))
             return
-        response = error_response(error)
+        response = error_response(error, self._error_shape)
         start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
         await self._send(start)
         await self._send({"type": "http.response.body", "body": response.body, "more_body": False})

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -24,7 +24,7 @@ from exod.errors import ExitCode, RequestError
 from exod.http.body import BodyReader
 from exod.http.dialects.ask import Ask
 from exod.http.dialects.choices import together
-from exod.http.dialects.openai_answers import Answer
+from exod.http.dialects.openai_answers import Answer, error_object
 from exod.http.exchange import ClientGoneError, Reply, StoppedError, headers_of, unless_over
 from exod.http.metrics import HttpMetrics
 
@@ -77,11 +77,49 @@ class Dialect(msgspec.Struct, frozen=True):
     read: Callable[[bytes], Ask]
     answer: Callable[[Ask, str, int], Answer]
     """From a request, the model's name and the time (Unix seconds)."""
+    error: Callable[[RequestError], dict[str, Any]] = error_object
+
+
+class Running:
+    """The requests under way, by their ids: so that somebody else than their client can end them."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, asyncio.Task[Any]] = {}
+        self._cancelled: set[str] = set()
+
+    def cancel(self, request_id: str) -> bool:
+        """Ends it; False where it is not under way here."""
+        task = self._tasks.get(request_id)
+        if task is None:
+            return False
+        self._cancelled.add(request_id)
+        task.cancel()
+        return True
+
+    @contextmanager
+    def hold(self, *request_ids: str) -> Iterator[None]:
+        """The task that this runs in answers the request. Raises RequestError where it is cancelled."""
+        task = asyncio.current_task()
+        assert task is not None
+        names = [name for name in request_ids if name and name not in self._tasks]
+        self._tasks |= dict.fromkeys(names, task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self._cancelled.intersection(names):
+                raise
+            task.uncancel()
+            raise RequestError("cancelled", "the request was cancelled by /v1/cancel", ExitCode.DEGRADED) from None
+        finally:
+            for name in names:
+                del self._tasks[name]
+            self._cancelled.difference_update(names)
 
 
 class GenerationEndpoint:
-    """One of the endpoints that generate, which share `bodies` and `slots`; `stop` ends what still runs, with
-    an error."""
+    """One of the endpoints that generate, which share `bodies`, `slots` and `running`; `stop` ends what still runs,
+    with an error.
+    """
 
     def __init__(
         self,
@@ -90,6 +128,7 @@ class GenerationEndpoint:
         bodies: BodyReader,
         slots: Slots,
         stop: asyncio.Event,
+        running: Running,
         dialect: Dialect,
     ) -> None:
         self._commands = commands
@@ -97,15 +136,18 @@ class GenerationEndpoint:
         self._bodies = bodies
         self._slots = slots
         self._stop = stop
+        self._running = running
         self._dialect = dialect
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = Reply(send)
+        reply = Reply(send, self._dialect.error)
+        headers = headers_of(scope)
+        client_id = headers.get("x-request-id", "")
         try:
-            ask = await self._bodies.read(headers_of(scope), receive, self._dialect.read)
+            ask = await self._bodies.read(headers, receive, self._dialect.read)
             model = check_model(ask.model, self._commands)
             with self._slots.take():  # not before: a slow body holds no slot
-                last = await unless_over(self._answer(ask, model, reply), receive, self._stop)
+                last = await unless_over(self._answer(ask, model, reply, client_id), receive, self._stop)
             # Only now that the slot is free: a client which asks again at once must find it.
             await reply.finish(last)
         except ClientGoneError:
@@ -119,9 +161,14 @@ class GenerationEndpoint:
             text = f"an internal error of exod ({type(error).__name__}); its log has the story"
             await reply.fail(RequestError("internal_error", text, ExitCode.INTERNAL))
 
-    async def _answer(self, ask: Ask, model: str, reply: Reply) -> bytes:
+    async def _answer(self, ask: Ask, model: str, reply: Reply, client_id: str) -> bytes:
         """Sends what comes before the end, and returns what the answer ends with."""
+        with self._running.hold(ask.request_id, client_id):
+            return await self._generate(ask, model, reply)
+
+    async def _generate(self, ask: Ask, model: str, reply: Reply) -> bytes:
         answer = self._dialect.answer(ask, model, int(time.time()))
+        reply.last_event = answer.failed
         sources = [self._metrics.timed(self._commands.generate(request)) for request in ask.generations]
         async with aclosing(together(sources)) as deltas:
             if ask.stream:

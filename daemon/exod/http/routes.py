@@ -28,6 +28,7 @@ from exod.daemon_api.shapes import flat_event
 from exod.daemon_api.stream_keepalive import paced
 from exod.errors import ExitCode, RequestError
 from exod.http.body import BodyReader
+from exod.http.dialects.anthropic import AnthropicAnswer, anthropic_error, read_anthropic
 from exod.http.dialects.fields import FieldError
 from exod.http.dialects.openai_answers import (
     ChatAnswer,
@@ -37,6 +38,7 @@ from exod.http.dialects.openai_answers import (
     sse_comment,
 )
 from exod.http.dialects.openai_requests import read_chat, read_completion
+from exod.http.dialects.responses import Responses
 from exod.http.exchange import (
     ClientGoneError,
     JsonResponse,
@@ -45,11 +47,13 @@ from exod.http.exchange import (
     error_response,
     unless_over,
 )
-from exod.http.generation import Dialect, GenerationEndpoint, Slots, shutting_down
+from exod.http.generation import Dialect, GenerationEndpoint, Running, Slots, shutting_down
 from exod.http.live_view import LiveView
 from exod.http.metrics import CONTENT_TYPE, HttpMetrics
+from exod.http.openapi import description
 from exod.http.page_actions import ACTIONS, Actions
 from exod.http.page_files import PageFiles
+from exod.http.text_routes import text_endpoints
 from exod.model import Event
 
 _log = structlog.get_logger("http_api")
@@ -57,7 +61,14 @@ _log = structlog.get_logger("http_api")
 ENDPOINTS: Final = (
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
     "/v1/models",
+    "/v1/embeddings",
+    "/tokenize",
+    "/detokenize",
+    "/openapi.json",
     "/health",
     "/ready",
     "/metrics",
@@ -81,13 +92,25 @@ def application(
     actions: bool,
 ) -> Starlette:
     """All routes. `leaving` ends event streams, `last_call` ends generations; `actions` lets the page act."""
-    asks = _Asks(commands, metrics)
-    shared = (commands, metrics, bodies, generations, last_call)
-    chat = GenerationEndpoint(*shared, Dialect(read_chat, ChatAnswer))
-    completions = GenerationEndpoint(*shared, Dialect(read_completion, CompletionAnswer))
+    running = Running()
+    responses = Responses()
+    dialects = {
+        "/v1/chat/completions": Dialect(read_chat, ChatAnswer),
+        "/v1/completions": Dialect(read_completion, CompletionAnswer),
+        "/v1/responses": Dialect(responses.read, responses.answer),
+        "/v1/messages": Dialect(read_anthropic, AnthropicAnswer, anthropic_error),
+    }
+    generating = {
+        path: GenerationEndpoint(commands, metrics, bodies, generations, last_call, running, dialect)
+        for path, dialect in dialects.items()
+    }
+    asks = _Asks(commands, metrics, running)
     routes = [
-        Route("/v1/chat/completions", chat, methods=["POST"]),
-        Route("/v1/completions", completions, methods=["POST"]),
+        *(Route(path, endpoint, methods=["POST"]) for path, endpoint in generating.items()),
+        *(Route(path, one, methods=["POST"]) for path, one in text_endpoints(commands, bodies).items()),
+        Route("/v1/embeddings", asks.embeddings, methods=["POST"]),
+        Route("/v1/cancel/{name}", asks.cancel, methods=["POST"]),
+        Route("/openapi.json", asks.openapi),
         Route("/v1/models", asks.models),
         Route("/v1/models/{name:path}", asks.model),
         Route("/health", asks.health),
@@ -112,8 +135,9 @@ def application(
 class _Asks:
     """The endpoints that answer at once."""
 
-    def __init__(self, commands: DaemonCommands, metrics: HttpMetrics) -> None:
+    def __init__(self, commands: DaemonCommands, metrics: HttpMetrics, running: Running) -> None:
         self._commands = commands
+        self._running = running
         self._metrics = metrics
         self._started_at = int(time.time())
 
@@ -125,6 +149,19 @@ class _Asks:
         if not self._commands.models():
             raise RequestError("model_not_found", f"the model '{name[:200]}' is not loaded; served: none")
         return JsonResponse(models_object([check_model(name, self._commands)], self._started_at)["data"][0])
+
+    async def embeddings(self, request: Request) -> Response:
+        text = "embeddings are not served: exod runs models that generate text"
+        raise RequestError("embeddings_not_supported", text)
+
+    async def cancel(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if not self._running.cancel(name):
+            raise RequestError("not_found", f"no request '{name[:100]}' is under way on this node")
+        return JsonResponse({"id": name, "cancelled": True})
+
+    async def openapi(self, request: Request) -> Response:
+        return JsonResponse(description())
 
     async def health(self, request: Request) -> Response:
         """Alive: this process answers. `/ready` says whether it can serve."""

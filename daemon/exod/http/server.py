@@ -285,6 +285,8 @@ def _route(path: str) -> str:
     """The endpoint's name for metrics: few values, whatever a stranger asks for."""
     if path.startswith("/v1/models/"):
         return "/v1/models"
+    if path.startswith("/v1/cancel/"):
+        return "/v1/cancel"
     return path if path in ENDPOINTS else "other"
 
 

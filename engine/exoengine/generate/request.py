@@ -150,6 +150,7 @@ class Generation:
                 decode_s=self.decode_s,
                 reasoning=last.reasoning,
                 calls=last.calls,
+                stop_string=self._text.stop_string if reason == "stop" else "",
                 reasoning_tokens=self._text.thought_tokens,
             )
         )

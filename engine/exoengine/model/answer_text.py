@@ -48,7 +48,8 @@ class StopStrings:
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = tuple(string for string in stop if string)
         self._held = ""
-        self.found = False
+        self.found = ""
+        """The one that ended the text."""
 
     def take(self, segment: str) -> str:
         """What can be shown; nothing more once a stop string was found."""
@@ -58,7 +59,8 @@ class StopStrings:
         ends = [text.find(string) for string in self._stop]
         found = min((end for end in ends if end >= 0), default=-1)
         if found >= 0:
-            self.found, self._held = True, ""
+            self.found = next(string for string in self._stop if text.startswith(string, found))
+            self._held = ""
             return text[:found]
         keep = max((_overlap(text, string) for string in self._stop), default=0)
         self._held = text[len(text) - keep :]
@@ -149,6 +151,11 @@ class AnswerText:
         shows = before == SAID == self._at and token not in self._pieces.control
         return dataclasses.replace(step, shows=shows and not self._bare_is_call)
 
+    @property
+    def stop_string(self) -> str:
+        """The stop string that ended the answer, if one did."""
+        return self._stop.found
+
     def finish(self, *, cut: bool) -> TextStep:
         """At the end of the tokens: what was held back. `cut`: the answer was ended by its length."""
         step = self._take(self._decoder.finish())
@@ -164,7 +171,7 @@ class AnswerText:
         said.append(self._end_bare(calls))
         if not self._stop.found:
             said.append(self._stop.finish())
-        return TextStep("".join(said), self._stop.found, "".join(thought), tuple(calls))
+        return TextStep("".join(said), bool(self._stop.found), "".join(thought), tuple(calls))
 
     def _take(self, text: str) -> TextStep:
         self._state, segments = TextStateMachine.split(self._state, text)
@@ -181,7 +188,7 @@ class AnswerText:
             elif state == CALLED:
                 self._call(segment, calls)
         self._at = segments[-1][0] or SAID
-        stopped = self._stop.found or self._one_call_made
+        stopped = bool(self._stop.found) or self._one_call_made
         return TextStep("".join(said), stopped, "".join(thought), tuple(calls))
 
     def _turn(self, before: str, state: str, said: list[str], calls: list[CallDelta]) -> None:

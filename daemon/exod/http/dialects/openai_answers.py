@@ -30,6 +30,7 @@ STATUS_OF_CODE: Final[dict[str, int]] = {
     "body_too_large": 413,
     "unsupported_media_type": 415,
     "invalid_value": 400,
+    "embeddings_not_supported": 400,
     **dict.fromkeys(CLIENT_FAULTS, 400),
     "not_ready": 503,
     "queue_full": 429,
@@ -121,6 +122,10 @@ class Answer:
     def pause(self) -> bytes:
         """While nothing comes: something that every client understands and shows to nobody."""
         raise NotImplementedError
+
+    def failed(self, error: RequestError) -> bytes:
+        """Last in a stream that breaks off."""
+        return sse(error_object(error))
 
     def whole(self) -> dict[str, Any]:
         """All of it at once."""

@@ -1,0 +1,190 @@
+"""Other dialects over the same core, texts and tokens, and requests that somebody else ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from exod.errors import RequestError
+from exod.http.dialects import responses
+from tests.fake_daemon import MODEL
+from tests.http.served import CHAT, count, served
+from tests.http.test_chat_extras import CALLED, WEATHER
+
+pytestmark = pytest.mark.anyio
+
+MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
+
+
+def named(events: list[str]) -> list[tuple[str, Any]]:
+    """(name, data) of each event; each has both."""
+    pairs = [event.split("\n") for event in events]
+    return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in pairs]
+
+
+def asked(**more: Any) -> dict[str, Any]:
+    return {"model": "default", "max_tokens": 99, **count(3, 5), **more}
+
+
+async def test_a_message_of_anthropics_is_a_list_of_blocks() -> None:
+    tools = [{"name": "get_weather", "input_schema": WEATHER["function"]["parameters"]}]  # type: ignore[index]
+    async with served() as place:
+        plain = (await place.http.ask("POST", MESSAGES, asked(system="You count."))).json
+        place.daemon.script = CALLED
+        called = (await place.http.ask("POST", MESSAGES, asked(tools=tools))).json
+        sent = place.daemon.requests[0].messages or ()
+    assert plain["content"] == [{"type": "text", "text": "3 4 5"}]
+    assert (plain["type"], plain["role"], plain["stop_reason"], plain["model"]) == (
+        "message", "assistant", "end_turn", MODEL,
+    )  # fmt: skip
+    assert plain["usage"]["input_tokens"] + plain["usage"]["cache_read_input_tokens"] == 12
+    assert [message.role for message in sent] == ["system", "user"]
+    assert [block["type"] for block in called["content"]] == ["thinking", "text", "tool_use", "tool_use"]
+    assert called["content"][2]["input"] == {"city": "Oslo"}
+    assert called["stop_reason"] == "tool_use"
+
+
+async def test_a_stream_of_anthropics_opens_and_closes_each_block() -> None:
+    async with served() as place:
+        place.daemon.script = CALLED
+        stream = await place.http.open("POST", MESSAGES, asked(stream=True))
+        events = named(await stream.events())
+    names = [name for name, _ in events]
+    assert names[0] == "message_start"
+    assert names[-2:] == ["message_delta", "message_stop"]
+    assert names.count("content_block_start") == names.count("content_block_stop") == 4
+    partial = [data["delta"]["partial_json"] for _, data in events if "partial_json" in data.get("delta", {})]
+    assert "".join(partial) == '{"city": "Oslo"}{}'
+
+
+async def test_errors_of_anthropics_have_their_own_shape() -> None:
+    async with served() as place:
+        lost = await place.http.ask("POST", MESSAGES, asked(model="claude"))
+        wrong = await place.http.ask(
+            "POST", MESSAGES, asked(messages=[{"role": "user", "content": [{"type": "image"}]}])
+        )
+        place.daemon.fail_at = 1
+        stream = await place.http.open("POST", MESSAGES, asked(stream=True))
+        name, data = named(await stream.events())[-1]
+    assert (lost.status, lost.json["type"], lost.json["error"]["type"]) == (404, "error", "not_found_error")
+    assert "messages[0].content[0].type" in wrong.json["error"]["message"]
+    assert (name, data["error"]["type"]) == ("error", "overloaded_error")
+
+
+async def test_a_response_has_items_and_is_remembered() -> None:
+    async with served() as place:
+        first = (
+            await place.http.ask("POST", RESPONSES, {"input": "count from 1 to 2", "instructions": "Be brief."})
+        ).json
+        body = {"input": "count from 3 to 4", "previous_response_id": first["id"]}
+        second = (await place.http.ask("POST", RESPONSES, body)).json
+        lost = await place.http.ask("POST", RESPONSES, {"input": "a", "previous_response_id": "resp-gone"})
+        sent = [message.content for message in place.daemon.requests[1].messages or ()]
+    assert first["output"][0]["content"][0]["text"] == "1 2"
+    assert (first["status"], first["usage"]["output_tokens"]) == ("completed", 2)
+    assert second["previous_response_id"] == first["id"]
+    assert sent == ["count from 1 to 2", "1 2", "count from 3 to 4"], "instructions are of one response alone"
+    assert (lost.status, lost.code) == (400, "previous_response_not_found")
+
+
+async def test_what_is_remembered_of_responses_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(responses, "MAX_KEPT", 2)
+    async with served() as place:
+        ids = [(await place.http.ask("POST", RESPONSES, {"input": "hi"})).json["id"] for _ in range(3)]
+        states = [
+            (await place.http.ask("POST", RESPONSES, {"input": "hi", "previous_response_id": one})).status
+            for one in ids
+        ]
+    assert states == [400, 200, 400], "what was used last stays"
+
+
+async def test_a_response_streams_events_in_their_order() -> None:
+    async with served() as place:
+        place.daemon.script = CALLED
+        stream = await place.http.open("POST", RESPONSES, {"input": "weather?", "stream": True})
+        events = named(await stream.events())
+    assert [data["sequence_number"] for _, data in events] == list(range(len(events)))
+    assert [name for name, _ in events][:2] == ["response.created", "response.in_progress"]
+    name, last = events[-1]
+    assert name == "response.completed"
+    assert [item["type"] for item in last["response"]["output"]] == [
+        "reasoning", "message", "function_call", "function_call",
+    ]  # fmt: skip
+    added = [data["item"]["type"] for kind, data in events if kind == "response.output_item.added"]
+    assert added == ["reasoning", "message", "function_call", "function_call"]
+
+
+async def test_texts_become_tokens_and_tokens_texts() -> None:
+    async with served() as place:
+        told = (await place.http.ask("POST", "/tokenize", {"content": "héj", "with_pieces": True})).json
+        back = (await place.http.ask("POST", "/detokenize", {"tokens": told["tokens"]})).json
+        chat = (await place.http.ask("POST", "/tokenize", {"messages": count(1, 2)["messages"]})).json
+        counted = (await place.http.ask("POST", f"{MESSAGES}/count_tokens", count(1, 2))).json
+        bad = await place.http.ask("POST", "/tokenize", {})
+    assert told["count"] == len(told["tokens"]) == 3
+    assert [one["piece"] for one in told["pieces"]] == ["h", "é", "j"]
+    assert back["content"] == "héj"
+    assert chat["count"] == counted["input_tokens"] == len("count from 1 to 2")
+    assert bad.status == 400
+
+
+async def test_embeddings_are_refused_by_their_name() -> None:
+    async with served() as place:
+        answer = await place.http.ask("POST", "/v1/embeddings", {"input": "a", "model": "default"})
+    assert (answer.status, answer.code) == (400, "embeddings_not_supported")
+
+
+async def test_the_description_names_every_endpoint() -> None:
+    async with served() as place:
+        told = (await place.http.ask("GET", "/openapi.json")).json
+    assert {"/v1/chat/completions", "/v1/responses", "/v1/messages", "/tokenize"} <= told["paths"].keys()
+    assert "messages" in told["components"]["schemas"]["ChatBody"]["properties"]
+
+
+async def test_a_request_can_be_cancelled_by_its_id() -> None:
+    async with served() as place:
+        place.daemon.pause = asyncio.Event()
+        stream = await place.http.open("POST", CHAT, count(1, 9, stream=True))
+        first = await stream.event()
+        assert first is not None
+        request_id = json.loads(first.removeprefix("data: "))["id"]
+        done = await place.http.ask("POST", f"/v1/cancel/{request_id}")
+        events = await stream.events()
+        await place.quiet()
+        again = await place.http.ask("POST", f"/v1/cancel/{request_id}")
+        assert place.daemon.cancelled == [request_id]
+    assert (done.status, done.json["cancelled"]) == (200, True)
+    assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "cancelled"
+    assert again.status == 404
+
+
+async def test_a_request_can_be_cancelled_by_the_clients_own_id() -> None:
+    async with served() as place:
+        place.daemon.pause = asyncio.Event()
+        waiting = asyncio.create_task(place.http.ask("POST", CHAT, count(1, 9), {"x-request-id": "mine"}))
+        while not place.daemon.running:  # noqa: ASYNC110 - a fake's plain field
+            await asyncio.sleep(0.005)
+        assert (await place.http.ask("POST", "/v1/cancel/mine")).status == 200
+        answer = await waiting
+    assert (answer.status, answer.code) == (503, "cancelled")
+
+
+async def test_models_are_shown_by_names_that_are_no_paths() -> None:
+    async with served() as place:
+        place.daemon.models_now = ["Qwen3-4B"]
+        place.daemon.full_model_now = "/Users/me/models/Qwen3-4B"
+        for name in ("default", "Qwen3-4B", "/Users/me/models/Qwen3-4B"):
+            answer = await place.http.ask("POST", CHAT, count(1, 2, model=name))
+            assert (answer.status, answer.json["model"]) == (200, "Qwen3-4B")
+        listed = (await place.http.ask("GET", "/v1/models")).json["data"]
+        assert [model["id"] for model in listed] == ["Qwen3-4B"]
+        assert (await place.http.ask("GET", "/v1/models/Qwen3-4B")).status == 200
+
+
+def test_a_refusal_of_the_daemon_is_an_error_in_each_dialect() -> None:
+    from exod.http.dialects.anthropic import anthropic_error
+
+    assert anthropic_error(RequestError("queue_full", "full"))["error"]["type"] == "rate_limit_error"
