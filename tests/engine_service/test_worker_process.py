@@ -309,7 +309,7 @@ async def test_a_bug_in_what_hears_the_worker_costs_the_process_and_not_the_daem
         daemon.worker._on_message = breaks
         daemon.worker.start(daemon.tasks)
         await until(lambda: daemon.ended, "the worker's end is told")
-        assert daemon.ended == ["an internal error of exod (KeyError); the daemon's log has the story"]
+        assert daemon.ended == ["an internal error of exod (KeyError); the daemon's log has the details"]
         await until(lambda: daemon.worker.pid is None, "nothing is left")
 
 

@@ -164,7 +164,7 @@ class WorkerProcess:
             text = f"it could not be started: {error.strerror}"
             self.kill(text)
         except Exception as error:
-            text = f"an internal error of exod ({type(error).__name__}); the daemon's log has the story"
+            text = f"an internal error of exod ({type(error).__name__}); the daemon's log has the details"
             log.error("internal_error", task="worker", exc_info=error)
             self.kill(text)
         finally:

@@ -158,7 +158,7 @@ class GenerationEndpoint:
             await reply.fail(error)
         except Exception as error:  # a fault of this daemon: the client gets one line, the log the story
             _log.exception("generation_request_failed")
-            text = f"an internal error of exod ({type(error).__name__}); its log has the story"
+            text = f"an internal error of exod ({type(error).__name__}); its log has the details"
             await reply.fail(RequestError("internal_error", text, ExitCode.INTERNAL))
 
     async def _answer(self, ask: Ask, model: str, reply: Reply, client_id: str) -> bytes:

@@ -259,6 +259,6 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _broken(request: Request, error: Exception) -> Response:
-    """A fault of this daemon: the client gets one line, the log (Starlette raises it on) the story."""
-    text = f"an internal error of exod ({type(error).__name__}); its log has the story"
+    """A fault of this daemon: the client gets one line, the log (Starlette raises it on) the traceback."""
+    text = f"an internal error of exod ({type(error).__name__}); its log has the details"
     return error_response(RequestError("internal_error", text, ExitCode.INTERNAL))

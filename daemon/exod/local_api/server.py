@@ -156,7 +156,7 @@ class LocalApi:
             raise
         except Exception as error:  # a fault of this daemon: the client gets one line, the log the story
             _log.exception("control_request_failed", verb=request.verb)
-            text = f"{request.verb}: an internal error of exod ({type(error).__name__}); its log has the story"
+            text = f"{request.verb}: an internal error of exod ({type(error).__name__}); its log has the details"
             await sender.send(_failure(request.id, RequestError("internal_error", text, ExitCode.INTERNAL)))
         return True
 

@@ -121,7 +121,7 @@ class DaemonClient:
 
     def _silent(self, deadline_s: float) -> SilentDaemonError:
         return SilentDaemonError(
-            f"{self._path}: exod has said nothing for {deadline_s:g} s: it is stopped, or busy beyond measure"
+            f"{self._path}: exod has said nothing for {deadline_s:g} s: it is stopped, or too busy to answer"
         )
 
     def _gone(self) -> NoDaemonError:

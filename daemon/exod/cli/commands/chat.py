@@ -25,7 +25,7 @@ HELP = "/clear forgets the conversation, /quit or Ctrl-D ends it, Ctrl-C ends an
 def register(commands: Commands) -> None:
     parser = commands.add("chat", chat)
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="what to ask; without it, a conversation")
-    parser.add_argument("--system", metavar="TEXT", help="an instruction that stands before all")
+    parser.add_argument("--system", metavar="TEXT", help="a system instruction before the conversation")
     parser.add_argument("--model", metavar="NAME", help="only if this model is loaded")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="a bound for each answer")
     parser.add_argument("--temperature", type=float, metavar="T", default=0.0, help="default: 0, the likeliest")

@@ -29,8 +29,8 @@ def register(commands: Commands) -> None:
         "token",
         nargs="?",
         metavar="TOKEN",
-        help="an invitation; without one it is asked for unseen, - reads it from standard input: a command's "
-        "arguments are seen by every user of this machine, and shells remember them",
+        help="an invitation. Without it exoctl asks, and does not show what is typed; - reads standard input. "
+        "Every user of this machine can see a command's arguments, and shells remember them",
     )
     for parser in (made, joined):
         parser.add_argument("--replace", action="store_true", help="move a key that is there already aside")
@@ -97,7 +97,9 @@ def invite(shell: Shell) -> ExitCode:
         return ExitCode.OK
     shell.show([token])
     if sys.stdout.isatty():
-        print("run on the other machine: exoctl cluster join, which asks for it unseen", file=sys.stderr)
+        print(
+            "run on the other machine: exoctl cluster join, which asks for it and does not show it", file=sys.stderr
+        )
         print("it is the cluster's secret: show it to nobody else", file=sys.stderr)
     return ExitCode.OK
 

@@ -130,7 +130,7 @@ def _model() -> list[Finding]:
     from exoengine.embedded import MODELS, model_folder
 
     missing = [name for name in MODELS if not (model_folder(name) / "model.safetensors").is_file()]
-    text = f"{', '.join(missing)} is not in the package: the installation is not whole"
+    text = f"{', '.join(missing)} is not in the package: the installation is incomplete"
     cure = "install exod again from its checkout: make setup, or uv tool install --force ."
     return [Finding("model.absent", "error", "embedded model", text, cure)] if missing else []
 

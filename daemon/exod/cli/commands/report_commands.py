@@ -68,7 +68,7 @@ def report(shell: Shell, output: Path | None) -> ExitCode:
     if shell.as_json:
         shell.show_value({"file": str(path.absolute()), "contents": [part.name for part in parts]})
     else:
-        shell.show([f"wrote {path}; secrets and names that exod knows are taken out: look through it all the same"])
+        shell.show([f"wrote {path}; secrets and names that exod knows are removed: check it before you send it"])
     return ExitCode.OK
 
 
