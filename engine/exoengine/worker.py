@@ -193,7 +193,7 @@ class Worker:
 
         held = self._held = self._held or HeldLayers()
         try:
-            self._model = load(message, note, held)
+            self._model = load(message, note, held, self._native.get() if message.parts > 1 else None)
         except LoadCalledOffError:
             self._set("empty")
             return
@@ -225,6 +225,8 @@ class Worker:
                 layer_s=held.layer_s,
                 wired_bytes=model.wired_bytes,
                 warning=model.warning,
+                part=message.part,
+                parts=message.parts,
             )
         )
 
@@ -245,7 +247,7 @@ class Worker:
 
     def _form(self, message: Form) -> None:
         from exoengine.generate.sync_mode import graph_wait_s
-        from exoengine.ring.rendezvous import FormError, RingPlan
+        from exoengine.ring.ring_plan import FormError, RingPlan, Tie
 
         plan, generations = self._prepared, self._generations
         if plan is None or (plan.plan_hash, plan.attempt) != (message.plan_hash, message.attempt):
@@ -269,6 +271,9 @@ class Worker:
                     accept_from=plan.accept_from,
                     connect_interface=plan.connect_interface,
                     listen_interface=plan.listen_interface,
+                    across=tuple(
+                        Tie(one.rank, one.connects, one.host, one.source, one.interface) for one in plan.across
+                    ),
                 ),
                 begun + message.deadline_s,
                 graph_wait_s(generations.policy.settings),
@@ -281,6 +286,7 @@ class Worker:
             return
         finally:
             self.board.end()
+        self._model.regroup(self._group.handle)
         self._formed, self._prepared = plan, None
         generations.joined(plan.rank, plan.size)
         self._set("ready")
@@ -379,6 +385,8 @@ class Worker:
         if was_formed and self._generations is not None:
             self._generations.parted()
             self._generations.pause_wanted = False
+        if self._model is not None:
+            self._model.regroup(None)
         self._group.leave()
         return was_formed
 

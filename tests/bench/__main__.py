@@ -42,6 +42,7 @@ SECTIONS: dict[str, Section] = {
     "floor": _section("tests.bench.bench_floor"),
     "idle": _section("tests.bench.bench_idle", "minutes", "model"),
     "links": _section("tests.bench.bench_links", "rounds"),
+    "tensor": _section("tests.bench.bench_tensor", "rounds"),
     "recovery": _section("tests.bench.bench_recovery", "rounds"),
 }
 NEEDS_A_LAB = {"engine", "floor", "idle", "links", "recovery"}

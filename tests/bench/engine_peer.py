@@ -1,6 +1,7 @@
-"""mlx-lm by itself, as bench_engine.py compares with: one process alone, or one rank of its own pipeline.
+"""mlx-lm by itself, as the benchmarks compare with: one process alone, or one rank of its own pipeline or, with
+`shard`, of its own tensor parallelism.
 
-    MLX_HOSTFILE=… MLX_RANK=… python -m tests.bench.engine_peer FOLDER SIZE
+    MLX_HOSTFILE=… MLX_RANK=… python -m tests.bench.engine_peer FOLDER SIZE [shard]
 
 Waits for a line `PROMPT_TOKENS STEPS SEED` on standard input without using the processor, generates with mlx-lm's
 own loop, and answers with the seconds to the first token and the seconds for the others.
@@ -28,7 +29,9 @@ def prompt(tokens: int, seed: int) -> list[int]:
 def main() -> None:
     folder, size = Path(sys.argv[1]), int(sys.argv[2])
     model, _ = load_model(folder, lazy=True)
-    if size > 1:
+    if size > 1 and sys.argv[3:] == ["shard"]:
+        model.shard(mx.distributed.init(strict=True, backend="ring"))
+    elif size > 1:
         model.model.pipeline(mx.distributed.init(strict=True, backend="ring"))
     mx.eval(model.parameters())
     print("ready", flush=True)

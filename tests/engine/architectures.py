@@ -161,3 +161,13 @@ NOT_DIVISIBLE: Final = [
      "loop_window_size": 16, "rope_theta": 1000.0, "attention_bias": False, "mlp_bias": False},
 ]  # fmt: skip
 """Layers that share a KV cache over the middle, and layers that run twice."""
+
+_FOUR: Final[dict[str, Any]] = {"num_key_value_heads": 4}
+
+PARTED: Final = [
+    *({**config, **_FOUR} for config in [*DENSE, *SLIDING, *EXPERTS, *LATENT, *HYBRID] if config["model_type"] in (
+        "qwen3", "qwen2", "mistral", "llama", "qwen3_moe", "glm4_moe", "gpt_oss", "deepseek_v2", "deepseek_v3",
+        "deepseek_v32", "longcat_flash", "qwen3_5",
+    )),
+]  # fmt: skip
+"""What mlx-lm can divide for tensor parallelism, with heads for four ranks."""

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from exoengine import protocol
 from exoengine.protocol import (
     Aborted,
+    Across,
     Begin,
     Finished,
     Form,
@@ -188,6 +189,18 @@ class Cluster:
             rank.send(load)
         return [rank.expect(Loaded, LoadFailed) for rank, _ in zip(self.ranks, self.loads, strict=False)]
 
+    def load_parts(
+        self, folder: Path, parts: int, layers: int, sync: SyncSettings | None = None, **options: Any
+    ) -> list[Loaded | LoadFailed]:
+        """Loads all of the model's `layers` on `parts` ranks, of each layer one part on each."""
+        self.loads = [
+            Load(str(folder), 0, layers, sync or SyncSettings(), part=part, parts=parts, **options)
+            for part in range(parts)
+        ]
+        for rank, load in zip(self.ranks, self.loads, strict=False):
+            rank.send(load)
+        return [rank.expect(Loaded, LoadFailed) for rank, _ in zip(self.ranks, self.loads, strict=False)]
+
     def prepare(self, size: int | None = None) -> None:
         count = len(self.loads) if size is None else size
         self.plan = (f"plan{next(self.plans)}", 1)
@@ -195,7 +208,18 @@ class Cluster:
         hosts = tuple(f"{address}:{next(_ports)}" for address in self.addresses[:count]) if count > 1 else ()
         self.prepared_hosts = hosts
         for index, rank in enumerate(self.ranks[:count]):
-            rank.send(Prepare(*self.plan, index, count, hosts, key=b"k" * 32))
+            across = self._across(index, hosts) if any(load.parts > 1 for load in self.loads) else ()
+            rank.send(Prepare(*self.plan, index, count, hosts, key=b"k" * 32, across=across))
+
+    @staticmethod
+    def _across(rank: int, hosts: Sequence[str]) -> tuple[Across, ...]:
+        """A tensor group has a connection between each two ranks."""
+        near = {rank, (rank + 1) % len(hosts), (rank - 1) % len(hosts)}
+        return tuple(
+            Across(other, rank < other, hosts[max(rank, other)], "")
+            for other in range(len(hosts))
+            if other not in near
+        )
 
     def form(self, deadline_s: float = 20.0) -> list[Formed]:
         """The rendezvous as a daemon does it: Prepare to all, then Form to all, then Formed from all."""

@@ -73,9 +73,11 @@ from exoengine.protocol import (
 )
 from exoengine.protocol import encode as encode_protocol
 from exoengine.ring import step_messages
+from exoengine.ring.edge_proof import tell_nobody
 from exoengine.ring.message_ring import RingLostError
 from exoengine.ring.message_ring import decode as decode_ring_message
-from exoengine.ring.rendezvous import Channel, RingPlan, _Meeting
+from exoengine.ring.rendezvous import _Meeting
+from exoengine.ring.ring_plan import RingPlan
 from tests.core.engine.engine_samples import a_plan
 from tests.core.pair.cards import KEY, card
 
@@ -290,18 +292,21 @@ RING_PLAN = RingPlan("plan", 1, 0, 2, ("127.0.0.1:1", "127.0.0.1:2"), b"k" * 32)
 
 
 def hellos() -> tuple[bytes, ...]:
-    meetings = [_Meeting(RING_PLAN), _Meeting(RingPlan("plan", 1, 1, 2, RING_PLAN.hosts, b"k" * 32))]
-    found = tuple(one._hello(channel) for one in meetings for channel in Channel)
+    meetings = [
+        _Meeting(RING_PLAN, tell_nobody),
+        _Meeting(RingPlan("plan", 1, 1, 2, RING_PLAN.hosts, b"k" * 32), tell_nobody),
+    ]
+    found = tuple(one._hello(key) for one in meetings for key in one._outward)
     for one in meetings:
         one.close()
     return found
 
 
 def hello(data: bytes) -> None:
-    meeting = _Meeting(RING_PLAN)
+    meeting = _Meeting(RING_PLAN, tell_nobody)
     try:
         for one in (data, data[:-32] + meeting._mac(data[:-32])):
-            meeting._channel_of(one)
+            meeting._key_of(one)
     finally:
         meeting.close()
 

@@ -75,7 +75,9 @@ def layers_cover(status: Status) -> bool:
 
 def can_serve(status: Status) -> bool:
     """Whether the model is loaded on all members and no recovery is under way."""
-    return status["engine"]["state"] in ("ready", "generating") and layers_cover(status)
+    engine = status["engine"]
+    is_whole = engine["parallel"] == "tensor" or layers_cover(status)
+    return engine["state"] in ("ready", "generating") and is_whole
 
 
 def summary(status: Status) -> str:

@@ -62,6 +62,9 @@ class EngineConfig(msgspec.Struct, frozen=True):
     safe_context: int
     watchdog_s: float
     split: str | tuple[int, ...]
+    parallel: str
+    nodes: str
+    transport: str
     max_context: int
     kv_bits: int
     kv_group_size: int

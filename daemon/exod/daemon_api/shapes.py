@@ -110,6 +110,8 @@ class RankLine(msgspec.Struct, frozen=True):
     pid: int | None
     """None until its process is known here."""
     restarts: int
+    parts: int = 1
+    """In a tensor group, of how many parts of each of these layers it has one."""
 
 
 class SyncMode(msgspec.Struct, frozen=True):
@@ -135,6 +137,8 @@ class EngineSummary(msgspec.Struct, frozen=True):
     last_gap_ms: float | None
     text: str = ""
     """Why it is in this state, where that is not plain: what it loads and how far, why it failed."""
+    parallel: Literal["pipeline", "tensor"] = "pipeline"
+    """Has each rank some of the layers, or a part of each?"""
     requests_active: int = 0
     requests_waiting: int = 0
     downloads: tuple[DownloadLine, ...] = ()

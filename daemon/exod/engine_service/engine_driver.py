@@ -29,6 +29,7 @@ from exod.engine_service.model_search import search
 from exod.engine_service.text_desk import TextDesk
 from exod.engine_service.worker_process import WorkerProcess
 from exod.model import NodeId
+from exoengine.model_files.memory_fit import ModelSizes
 from exoengine.model_files.model_folder import ModelFolderError
 from exoengine.protocol import EdgeSeen, FromWorker, GenerationRequest, Hello
 
@@ -75,6 +76,8 @@ class EngineDriver:
         self._clock = clock
         self.streams = ClientStreams(self.feed)
         self.worker = WorkerProcess(folder, environment, self._worker_said, self._worker_gone)
+        self.on_model: Callable[[str, ModelSizes], None] = lambda model, sizes: None
+        """Takes what is known of a model that was found."""
         self.on_recommended: Callable[[int], None] = lambda size: None
         """Takes how many bytes of the GPU's memory MLX says that a process should use at most."""
         self.wired_bytes: Callable[[], int | None] = lambda: None
@@ -297,6 +300,7 @@ class EngineDriver:
         except ModelFolderError as error:
             self.feed(events.ModelNotFound(model, error.code, str(error)))
         else:
+            self.on_model(model, summary)
             self.feed(events.ModelFound(events.ModelFacts(model, str(folder), summary)))
 
 

@@ -27,6 +27,7 @@ import psutil
 import structlog
 
 from exoengine.decoding import DecodingError, from_json
+from exoengine.native.build import cache_in
 from exoengine.protocol import FromWorker, Leave, ProtocolError, ToWorker, decode_from_worker, encode, read_frame
 
 log = structlog.get_logger()
@@ -184,6 +185,8 @@ class WorkerProcess:
             self._log_start = output.tell()
             child = await asyncio.create_subprocess_exec(
                 *self._command,
+                "--native",
+                str(cache_in(self._folder)),
                 "--socket",
                 path,
                 stdin=asyncio.subprocess.DEVNULL,

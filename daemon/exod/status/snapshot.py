@@ -287,7 +287,7 @@ class StatusBuilder:
             state=state,
             model=plan.model if plan is not None and plan.model else self._card().model or None,
             ranks=tuple(
-                RankLine(status.sender, rank, status.layers, status.pid or None, status.restarts)
+                RankLine(status.sender, rank, status.layers, status.pid or None, status.restarts, status.parts)
                 for rank, status in enumerate(statuses)
                 if status is not None and status.layers is not None
             ),
@@ -296,6 +296,7 @@ class StatusBuilder:
             baseline_tokens_per_s=positive(figures.baseline_tokens_per_s) if figures else None,
             last_gap_ms=positive(figures.last_gap_ms) if figures else None,
             text=self.named(text),
+            parallel="tensor" if any(one is not None and one.parts > 1 for one in statuses) else "pipeline",
             requests_active=sum(status is not None and status.generating for status in statuses[:1]),
             requests_waiting=host.scheduler.waiting,
             downloads=tuple(DownloadLine(one.node, one.done_bytes, one.total_bytes) for one in downloads),

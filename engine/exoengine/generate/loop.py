@@ -208,7 +208,7 @@ class Generations:
         end = generation.length - 1
         votes = self._votes(work, start, deciding=start == end)
         if start < end:
-            count, grain = work.next_pass(self._size, self._pace.chunk_token_s, self.policy.limit_s)
+            count, grain = work.next_pass(self._runner.stages, self._pace.chunk_token_s, self.policy.limit_s)
             return Step(generation.order, start, count, grain, -1, True, votes)
         if work.outstanding or start > end:
             return None
@@ -234,7 +234,7 @@ class Generations:
         if message is None:
             return
         received = decode(message, Message)
-        if not isinstance(received, Step):
+        if not isinstance(received, Step | Outcome):
             self._give_up_ahead()
         match received:
             case Open(order):
@@ -370,7 +370,8 @@ class Generations:
 
     def _start(self, generation: Generation, standings: list[Standing]) -> None:
         """This rank's caches go to where the ranks agreed to go on."""
-        resumption = resume(standings, len(generation.prompt) - 1, generation.length - 1)
+        together = self._model.is_divided
+        resumption = resume(standings, len(generation.prompt) - 1, generation.length - 1, together)
         generation.course, generation.cached_tokens = resumption.course, resumption.cached_tokens
         start = resumption.starts[self._rank]
         holding, self._holding = self._holding, None

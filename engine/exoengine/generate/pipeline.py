@@ -5,6 +5,10 @@ known: the last rank sends the token round the ring as soon as it is drawn, and 
 meanwhile. The others build theirs while they have nothing else to do, and evaluate nothing of it. What that step
 becomes, the outcome of the one before decides (loop.py); nothing of it leaves this rank before.
 
+On a rank that has all layers, alone or with its part of each (tensor parallelism), the token is drawn here: the
+next step is built upon it while it is computed, on every rank of a tensor group alike. A safe step of such a group
+is evaluated layer by layer, so that no graph has more than one layer's collectives to wait in.
+
 Decides nothing but the order of evaluation that a safe or a fast step means. The only module that sends and
 receives hidden states and drawn tokens (hidden_states.py has the means). After each evaluation it asks the group
 whether an operation inside a graph failed: what was drawn or computed then is of zeros, and goes no further. Raises
@@ -96,6 +100,7 @@ class Built:
     def take_up(self, begun: float) -> Pass:
         """Lets its input come: it will be evaluated, and in a safe step its first layer is at work already."""
         waited_before_s = self._group.waited_s
+        self._group.allow_wait()
         try:
             self._arrival.let_come(wait=self.safe)
             self._group.check()
@@ -121,9 +126,13 @@ class Pipeline:
         self._stage = stage
         self._group = group
         self._rank, self._size = rank, size
+        self._draws_itself = stage.is_whole
+        """Has this rank all layers, and so the token by itself? Alone, or in a tensor group."""
+        self._waited_s = 0.0
+        """What graphs had waited when the last step of a tensor group was done."""
         self._switch = switch
         self._token: Any = None
-        """What the step under way draws, on a single rank."""
+        """What the step under way draws, where this rank draws it itself."""
         self._token_is_safe = True
         """How the token that the step under way draws is sent to the first rank: as that step is."""
 
@@ -133,16 +142,19 @@ class Pipeline:
     ) -> Result:  # fmt: skip
         """Runs `step`, whose tokens are `tokens`, and evaluates all of it; `ahead` is what there is of it already.
         The last stage draws with `draw`; without `sends` the next rank has the tokens already. `meanwhile` is
-        called once: before this rank waits for anything, or on a single one when the token is being drawn.
+        called once: before this rank waits for anything, or when the token is being drawn here.
         """
         told = time.monotonic()
         begun = ahead
         self._token_is_safe = step.safe
         if not isinstance(begun, Pass):
             self._turn_switch(step.safe)
+        if isinstance(begun, Pass):
+            self._group.allow_wait(self._group.waited_s - begun.waited_before_s)
         if begun is None:
+            self._group.allow_wait()
             begun = self._build(step.start, step.safe, step.singly, mx.array([list(tokens)]), caches, draw)
-        if self._size > 1:
+        if not self._draws_itself:
             meanwhile()
         passing = begun.take_up(told) if isinstance(begun, Built) else begun
         out = passing.out
@@ -159,8 +171,11 @@ class Pipeline:
                     self._group.check()
                 self._send(out, step.safe, caches)
             self._group.check()
+        if self._draws_itself:
+            waited_s, self._waited_s = self._group.waited_s - self._waited_s, self._group.waited_s
+            return Result(drawn, out, waited_s, 0.0 if passing.safe else waited_s)
         if passing.arrival is None:
-            return Result(drawn, out, 0.0 if self._size == 1 else None, 0.0)
+            return Result(drawn, out, None, 0.0)
         if not passing.arrival.in_graph:
             return Result(drawn, out, passing.received - passing.begun, 0.0)
         waited_s = self._group.waited_s - passing.waited_before_s
@@ -173,7 +188,7 @@ class Pipeline:
         self._turn_switch(safe)
         arrival = None
         begun = time.monotonic()
-        if self._size == 1:
+        if self._draws_itself:
             token, self._token = self._token, None
         else:
             # A receive that failed gives zeros, which every vocabulary has.
@@ -215,7 +230,7 @@ class Pipeline:
         """The stage's graph, upon the `arrival` or the hidden state that it takes; a Pass where it waits for
         nothing. It is built before anyone waits: that takes Python a while, and the others are at work meanwhile.
         """
-        begun = time.monotonic()
+        begun, waited_before_s = time.monotonic(), self._group.waited_s
         hidden = None
         takes = self._stage.takes
         if takes is not None:
@@ -226,7 +241,7 @@ class Pipeline:
             self._group.check()
         before, position = caches.references() if arrival is not None else [], caches.position
         try:
-            graph = self._run_stage(tokens, hidden, caches, singly)
+            graph = self._run_stage(tokens, hidden, caches, singly, safe)
             draws = draw(graph.out[:, -1, :]) if draw is not None and self._stage.is_last else None
         except BaseException:
             if arrival is not None:
@@ -234,24 +249,34 @@ class Pipeline:
             raise
         if arrival is not None:
             return Built(start, safe, graph, draws, arrival, caches, before, self._group)
-        return Pass(start, safe, graph.out, draws, begun, begun, 0.0, None)
+        return Pass(start, safe, graph.out, draws, begun, begun, waited_before_s, None)
 
     def _expect(self, shape: tuple[int, ...], dtype: Any, source: int, safe: bool) -> Arrival:
         if safe:
             return self._data.expect(shape, dtype)
         return InGraph(mx.distributed.recv(shape, dtype, source, group=self._group.handle))
 
-    def _run_stage(self, tokens: Any, hidden: Any, caches: StageCaches, singly: bool) -> StageGraph:
+    def _run_stage(
+        self, tokens: Any, hidden: Any, caches: StageCaches, singly: bool, safe: bool
+    ) -> StageGraph:  # fmt: skip
+        between = self._finish_piece if safe and self._draws_itself and self._size > 1 else None
         if not singly or tokens.shape[1] == 1:
-            return self._stage.run(tokens, hidden, caches)
+            return self._stage.run(tokens, hidden, caches, between)
         first, outs = None, []
         for index in range(tokens.shape[1]):
             part = slice(index, index + 1)
-            graph = self._stage.run(tokens[:, part], hidden[:, part] if hidden is not None else None, caches)
+            piece = hidden[:, part] if hidden is not None else None
+            graph = self._stage.run(tokens[:, part], piece, caches, between)
             first = graph.first if first is None else first
             if not self._stage.is_last:
                 outs.append(graph.out)
         return StageGraph(mx.concatenate(outs, axis=1) if outs else graph.out, first)
+
+    def _finish_piece(self, hidden: Any) -> None:
+        """A layer's graph ends here: what the next one's waits is counted anew."""
+        mx.eval(hidden)
+        self._group.check()
+        self._group.allow_wait()
 
     def _send(self, hidden: Any, safe: bool, caches: StageCaches) -> None:
         """To the next rank. A fast step evaluates all in one graph with it; a safe one evaluates what `hidden` did
@@ -267,17 +292,18 @@ class Pipeline:
         self, passing: Pass, step: Step, caches: StageCaches, draw: Draw | None, top_logprobs: int,
         meanwhile: Callable[[], None],
     ) -> Drawn:  # fmt: skip
-        alone = self._size == 1
+        here = self._draws_itself
         if draw is None:
             # Nobody reads these logits: only the caches are evaluated, and the head is never run.
-            if alone:
+            if here:
                 meanwhile()
             mx.eval(caches.arrays())
+            self._group.check()
             return Drawn()
         token, logprobs = passing.draws if passing.draws is not None else draw(passing.out[:, -1, :])
         token = token.astype(TOKEN_DTYPE)
         wanted = [token] if top_logprobs < 0 else [token, logprobs]
-        if alone:
+        if here:
             # The caches are not waited for: by then they may be those of the next step.
             self._token = token
             begin_evaluation([*wanted, *caches.arrays()])
@@ -288,7 +314,7 @@ class Pipeline:
                 wanted.append(mx.distributed.send(token, 0, group=self._group.handle))
         mx.eval(wanted)
         self._group.check()
-        if step.ahead and step.safe and not alone:
+        if step.ahead and step.safe and not here:
             self._data.send(token)
         if top_logprobs < 0:
             return Drawn(int(token.item()))

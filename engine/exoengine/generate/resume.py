@@ -5,6 +5,9 @@ downstream it has kept. The ranks then go on from the furthest position that can
 anything twice that is known: whoever is behind (a replaced rank from the very beginning) catches up by itself, fed
 by what the rank before it kept or computes just then; the others wait.
 
+In a tensor group every rank has its part of every layer and is needed in every step: all go on from the same
+position, the furthest that all can be at. A replaced rank so costs all of them the sequence again.
+
 Decides that, alike on every rank, from the same standings. Pure: no MLX.
 """
 
@@ -42,8 +45,10 @@ class Resumption:
         return min((joins for joins in self.starts if start < joins), default=end) if start < self.reached else end
 
 
-def resume(standings: Sequence[Standing], prompt_end: int, end: int) -> Resumption:
-    """`prompt_end` is the position of the prompt's last token, `end` that of the last token known."""
+def resume(standings: Sequence[Standing], prompt_end: int, end: int, together: bool = False) -> Resumption:
+    """`prompt_end` is the position of the prompt's last token, `end` that of the last one known. `together`: these
+    are the ranks of a tensor group.
+    """
     leading = max(standings, key=lambda one: (one.started, one.position))
     if not leading.started:
         return _first_opening(standings, leading.course, prompt_end)
@@ -53,7 +58,8 @@ def resume(standings: Sequence[Standing], prompt_end: int, end: int) -> Resumpti
     targets = {end}.union(*((one.position, one.sent_tokens, *one.marks) for one in standings))
     for target in sorted((position for position in targets if position <= end), reverse=True):
         starts = tuple(_place(one, course, target) for one in standings)
-        if target in starts and _is_fed(starts, standings):
+        fine = len(set(starts)) == 1 if together else _is_fed(starts, standings)
+        if target in starts and fine:
             return Resumption(starts, course, cached, furthest)
     return Resumption((0,) * len(standings), course, cached, furthest)
 

@@ -42,14 +42,14 @@ class StepRunner:
         board.longest_gpu_wait_s, board.gpu_wait_violations = 0.0, 0
         board.safe, board.sync_reason = NOTHING_MEASURED.safe, NOTHING_MEASURED.reason
         self._switch = find_switch()
-        self._alone = True
+        self._size = 1
         self._pipeline: Pipeline | None = None
 
     # --- the group --------------------------------------------------------------------------------------
 
     def joined(self, rank: int, size: int) -> None:
         self._pipeline = Pipeline(self._model.stage, self._group, rank, size, self._switch)
-        self._alone = size == 1
+        self._size = size
         self.policy.forget()
         self.policy.forbid_fast(GRAPHS_HANG if mx.cuda.is_available() else self._group.no_graphs)
 
@@ -60,6 +60,23 @@ class StepRunner:
     def _joined(self) -> Pipeline:
         assert self._pipeline is not None, "steps are run in a group, or alone as one of one rank"
         return self._pipeline
+
+    @property
+    def draws_itself(self) -> bool:
+        """Does this rank have all layers, alone or with its part of each?"""
+        return self._model.stage.is_whole
+
+    @property
+    def _divided(self) -> bool:
+        """In a tensor group all ranks begin the next step or none, and only where it is one graph: all know the
+        same of the modes, but a layer-by-layer step would be waited for here.
+        """
+        return self._size > 1 and self.draws_itself
+
+    @property
+    def stages(self) -> int:
+        """Over how many stages a prompt flows."""
+        return 1 if self.draws_itself else self._size
 
     # --- a step -----------------------------------------------------------------------------------------
 
@@ -82,8 +99,8 @@ class StepRunner:
 
         def meanwhile() -> None:
             self._words.let_out()
-            if step.ahead and self._alone:
-                self.run_ahead(work)
+            if step.ahead and self.draws_itself and not (self._divided and (step.safe or work.next_safe)):
+                self._begin_ahead(work)
 
         try:
             result = self._joined.run(
@@ -92,6 +109,7 @@ class StepRunner:
             )  # fmt: skip
         except BaseException:
             holding.undo(step.start)
+            work.ahead = None  # what was begun upon this step went with it
             raise
         work.ran(step)
         work.coming_safe = work.next_safe
@@ -113,7 +131,13 @@ class StepRunner:
         self._joined.send_again(work.holding.sent.part(step.start, step.count))
 
     def run_ahead(self, work: Work) -> None:
-        """Begins the next step in this rank's layers: the token that it runs is being drawn."""
+        """Begins the next step in the first rank's layers: the token that it runs is being drawn by another rank.
+        Where this rank draws it, `run` has done so.
+        """
+        if not self.draws_itself:
+            self._begin_ahead(work)
+
+    def _begin_ahead(self, work: Work) -> None:
         caches = work.holding.caches
         start = caches.position
         caches.mark(1)

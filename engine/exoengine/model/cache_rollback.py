@@ -126,10 +126,10 @@ class StageCaches:
         return not _is_tainted([array for leaf in self._appending for array in _arrays(vars(leaf))])
 
     def roll_back(self, position: int) -> None:
-        """Makes the caches hold exactly `position` tokens; `can_roll_back` must have said yes."""
-        if position == self.position:
-            return
-        while self._by_reference:
+        """Makes the caches hold exactly `position` tokens; `can_roll_back` must have said yes. They may hold those
+        already, and in some layers more: a pass that failed half-way was none.
+        """
+        while self._by_reference and (position < self.position or (self._marks and self._marks[-1][0] >= position)):
             at, states = self._marks.pop()
             if at == position:
                 for leaf, state in zip(self._by_reference, states, strict=True):

@@ -19,8 +19,9 @@ from mlx_lm.utils import load_config, load_model
 from exoengine.model import gpu_memory
 from exoengine.model.cache_rollback import NotQuantisableError, Quantisation
 from exoengine.model.stages import NotSplittableError, Stage, parameter_bytes
+from exoengine.model.tensor_share import NotDivisibleError, divide, regroup
 from exoengine.model.text import Tokenizer
-from exoengine.model_files.memory_fit import SpanNeeds, gib, span_needs
+from exoengine.model_files.memory_fit import SpanNeeds, gib, span_needs, why_not_divisible
 from exoengine.model_files.model_folder import ModelFolderError, ModelSummary, inspect
 from exoengine.model_files.wired_memory import Fit, judge_fit, wired_limit
 from exoengine.protocol import Load
@@ -38,6 +39,18 @@ class LoadedModel:
     max_context_tokens: int
     wired_bytes: int = 0
     warning: str = ""
+    parts: int = 1
+    """Of each layer it has one of so many parts; then `regroup` before it is run, and after."""
+    _stand_in: Any = None
+
+    @property
+    def is_divided(self) -> bool:
+        return self.parts > 1
+
+    def regroup(self, group: Any) -> None:
+        """Its layers add up over `group`; None: over none that works, until the next is formed."""
+        if self.is_divided:
+            regroup(self.stage.model, self._stand_in if group is None else group)
 
 
 class LoadCalledOffError(Exception):
@@ -59,7 +72,7 @@ class HeldLayers:
         """How long it took to read one, the last time that any was read."""
 
     def keep(self, fingerprint: str, first: int, last: int) -> None:
-        """Lets go of all but these layers of this model."""
+        """Lets go of all but these layers of this model, or of this part of one."""
         if fingerprint != self._fingerprint:
             self._fingerprint = fingerprint
             self._parameters.clear()
@@ -80,9 +93,12 @@ class HeldLayers:
         self._parameters[index] = layer.parameters()
 
 
-def load(asked: Load, progress: Callable[[int, int], None], held: HeldLayers | None = None) -> LoadedModel:
+def load(
+    asked: Load, progress: Callable[[int, int], None], held: HeldLayers | None = None, native: Any = None
+) -> LoadedModel:
     """Reads the layers that are asked for and not held, and whatever else the stage runs. Raises ModelFolderError,
-    and whatever `progress` raises, which is called after each layer. What was read until then is held.
+    and whatever `progress` raises, which is called after each layer. What was read until then is held. `native` is
+    the native group's module, without which no rank has a part of a layer.
     """
     held = held or HeldLayers()
     folder, first, last = Path(asked.folder), asked.first_layer, asked.last_layer
@@ -91,7 +107,7 @@ def load(asked: Load, progress: Callable[[int, int], None], held: HeldLayers | N
         raise ModelFolderError(
             "bad_span", f"layers {first} to {last} are asked for; the model has {summary.total_layers}"
         )
-    held.keep(summary.fingerprint, first, last)
+    held.keep(f"{summary.fingerprint} {asked.part}/{asked.parts}", first, last)
     mx.clear_cache()  # of what was let go: memory that MLX keeps for itself is not available to be counted
     recommended = gpu_memory.recommended_bytes()
     warning = check_fit(asked, summary, psutil.virtual_memory().available + held.nbytes(), recommended)
@@ -99,12 +115,17 @@ def load(asked: Load, progress: Callable[[int, int], None], held: HeldLayers | N
     wired_bytes = gpu_memory.wire(wired_limit(recommended, _needs_at_most(asked, summary).total_bytes))
     before = mx.get_active_memory() - held.nbytes()
     model = _build(folder, summary)
+    stand_in = _take_part(model, asked, summary, native) if asked.parts > 1 else None
     stage = _divide(model, folder, summary, first, last)
+    if asked.parts > 1:
+        stage.cut_between_layers()
     sizes = [parameter_bytes(layer) for layer in stage.span]
     done, read, reading_s = 0, 0, 0.0
     for index, (layer, size) in enumerate(zip(stage.span, sizes, strict=True), first):
         if not held.put_into(index, layer):
             begun = time.monotonic()
+            if asked.parts > 1:
+                _read_parts(folder, layer.parameters())
             _evaluate(folder, layer.parameters())
             held.take(index, layer)
             read, reading_s = read + 1, reading_s + time.monotonic() - begun
@@ -124,6 +145,8 @@ def load(asked: Load, progress: Callable[[int, int], None], held: HeldLayers | N
         max_context_tokens=min(asked.max_context_tokens or summary.max_context_tokens, summary.max_context_tokens),
         wired_bytes=wired_bytes,
         warning=warning,
+        parts=asked.parts,
+        _stand_in=stand_in,
     )
 
 
@@ -150,7 +173,7 @@ def _needs_at_most(asked: Load, summary: ModelSummary) -> SpanNeeds:
 
 def _needs(asked: Load, summary: ModelSummary, context_tokens: int) -> SpanNeeds:
     span = asked.first_layer, asked.last_layer
-    return span_needs(summary, *span, context_tokens, asked.kv_bits, asked.kv_group_size)
+    return span_needs(summary, *span, context_tokens, asked.kv_bits, asked.kv_group_size, asked.parts)
 
 
 def _build(folder: Path, summary: ModelSummary) -> Any:
@@ -198,6 +221,32 @@ def _divide(model: Any, folder: Path, summary: ModelSummary, first: int, last: i
         raise ModelFolderError(
             "weights_differ", f"{folder}: config and weights differ: {_first_line(error)}"
         ) from error
+
+
+def _take_part(model: Any, asked: Load, summary: ModelSummary, native: Any) -> Any:
+    """Gives the group that the model was divided with: it has no connections, and its operations fail."""
+    try:
+        if native is None:
+            raise NotDivisibleError("the native group is not ready on this node")
+        if reason := why_not_divisible(summary.model_type, summary, asked.parts):
+            raise NotDivisibleError(reason)
+        if (asked.first_layer, asked.last_layer) != (0, summary.total_layers):
+            raise NotDivisibleError("it must have all layers on each rank of a tensor group")
+        group, _ = native.make(asked.part, asked.parts, {}, spin_us=0, deadline_s=1.0)
+        divide(model, group)
+    except NotDivisibleError as error:
+        raise ModelFolderError(
+            "not_divisible",
+            f'{summary.model_type} cannot run in tensor parallelism: {error}; set engine.parallel = "pipeline"',
+        ) from error
+    return group
+
+
+def _read_parts(folder: Path, parameters: Any) -> None:
+    """Each is a part of a tensor that is read for it: only one whole tensor may be in memory at a time."""
+    for _, array in tree_flatten(parameters):
+        _evaluate(folder, array)
+        mx.clear_cache()
 
 
 def _evaluate(folder: Path, parameters: Any) -> None:

@@ -76,6 +76,8 @@ class _Slot:
     given: Any = None
     poison: Any = None
     """NaN while the stage is probed."""
+    between: Callable[[Any], None] | None = None
+    """Takes the hidden state that a layer gave, before the next layer's graph is built upon it."""
 
 
 class Stage:
@@ -89,7 +91,7 @@ class Stage:
         self.first, self.last, self.total = first, last, len(self.layers)
         if not 0 <= first < last <= self.total:
             raise NotSplittableError(f"layers {first} to {last} are not a span of the model's {self.total}")
-        self._model = model
+        self.model = model
         self._slot = _Slot()
         self.takes: HiddenSignature | None = None
         self.gives: HiddenSignature | None = None
@@ -120,23 +122,32 @@ class Stage:
 
     def new_caches(self) -> StageCaches:
         """Empty caches for one sequence. Raises NotQuantisableError where `quantisation` cannot be."""
-        caches = make_prompt_cache(self._model)
+        caches = make_prompt_cache(self.model)
         if self.quantisation is not None:
             caches = quantised(caches, self.quantisation)
         return StageCaches(caches, self._owned_caches)
 
-    def run(self, tokens: Any, hidden: Any, caches: StageCaches) -> StageGraph:
-        """Builds one pass: `tokens` (1, n) int; `hidden` as `takes` says, None on the first stage."""
+    def run(
+        self, tokens: Any, hidden: Any, caches: StageCaches, between: Callable[[Any], None] | None = None
+    ) -> StageGraph:
+        """Builds one pass: `tokens` (1, n) int; `hidden` as `takes` says, None on the first stage. `between` is
+        given what each layer but the last gives, where `cut_between_layers` was called.
+        """
         slot = self._slot
-        slot.received = hidden
+        slot.received, slot.between = hidden, between
         try:
-            logits = self._model(tokens, cache=caches.for_model(tokens.shape[1]))
+            logits = self.model(tokens, cache=caches.for_model(tokens.shape[1]))
             caches.advance(tokens.shape[1])
             return StageGraph(
                 logits if self.is_last else slot.given, slot.first if self.last - self.first > 1 else None
             )
         finally:
-            slot.received = slot.first = slot.given = None
+            slot.received = slot.first = slot.given = slot.between = None
+
+    def cut_between_layers(self) -> None:
+        """From here on `run` may be given a `between`."""
+        for layer in self.layers[:-1]:
+            _become(layer, "Piece", _piece(self._slot))
 
     def probe(self) -> None:
         """Runs the stage once on made-up input, which reads the weights that it needs besides its layers, and
@@ -187,13 +198,13 @@ class Stage:
     def _trace(self) -> tuple[list[_Trace], list[Any]]:
         """Builds the whole model's graph once, evaluating nothing, and notes what each layer does."""
         traces = [_Trace(index) for index in range(self.total)]
-        caches = make_prompt_cache(self._model)
+        caches = make_prompt_cache(self.model)
         order: list[int] = []
         classes = [type(layer) for layer in self.layers]
         for layer, trace in zip(self.layers, traces, strict=True):
             _become(layer, "Traced", _traced(trace, caches, order))
         try:
-            self._model(mx.array([PROBE_TOKENS]), cache=caches)
+            self.model(mx.array([PROBE_TOKENS]), cache=caches)
         finally:
             for layer, kind in zip(self.layers, classes, strict=True):
                 layer.__class__ = kind
@@ -267,6 +278,19 @@ def _exit(slot: _Slot) -> Callable[[Call], Call]:
         def call(layer: Any, hidden: Any, *args: Any, **kwargs: Any) -> Any:
             given = original(layer, hidden, *args, **kwargs)
             slot.given = _hidden_of(given)
+            return given
+
+        return call
+
+    return make
+
+
+def _piece(slot: _Slot) -> Callable[[Call], Call]:
+    def make(original: Call) -> Call:
+        def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+            given = original(layer, *args, **kwargs)
+            if slot.between is not None:
+                slot.between(_hidden_of(given))
             return given
 
         return call

@@ -27,6 +27,12 @@ class ModelSizes(msgspec.Struct, frozen=True, kw_only=True):
     """For each layer how many tokens it keeps keys and values of at most; WHOLE_CONTEXT: of all."""
     max_context_tokens: int
     """The model's own limit."""
+    can_shard: bool = False
+    """Can mlx-lm divide its layers among the ranks of a tensor group?"""
+    heads: tuple[int, ...] = ()
+    """What the number of those ranks must divide."""
+    kv_is_divided: bool = True
+    """Has each of them its part of the KV cache? Not of latent attention's, which all heads share."""
 
     @property
     def total_layers(self) -> int:
@@ -66,6 +72,7 @@ class SpanNeeds(msgspec.Struct, frozen=True):
     weight_bytes: int
     cache_bytes: int
     context_tokens: int
+    parts: int = 1
 
     @property
     def total_bytes(self) -> int:
@@ -81,18 +88,34 @@ class SpanNeeds(msgspec.Struct, frozen=True):
         terms = f"{gib(self.weight_bytes)} of weights"
         if self.cache_bytes:
             terms += f" and {gib(self.cache_bytes)} for {self.context_tokens} tokens of context"
-        return f"layers {self.first} to {self.last - 1} need {gib(self.total_bytes)} ({terms})"
+        part = f"a part of {self.parts} of " if self.parts > 1 else ""
+        need = "needs" if part else "need"
+        return f"{part}layers {self.first} to {self.last - 1} {need} {gib(self.total_bytes)} ({terms})"
 
 
 def span_needs(
-    sizes: ModelSizes, first: int, last: int, max_context_tokens: int, kv_bits: int = 0, kv_group_size: int = 64
-) -> SpanNeeds:
+    sizes: ModelSizes, first: int, last: int, max_context_tokens: int, kv_bits: int = 0, kv_group_size: int = 64,
+    parts: int = 1,
+) -> SpanNeeds:  # fmt: skip
     """`max_context_tokens` is the context that was asked for; 0: none in particular, and none is counted, because a
-    model's own limit is often far beyond what anybody uses.
+    model's own limit is often far beyond what anybody uses. `parts`: of each layer's weights and KV cache it is one
+    of so many, but the embedding, the head and what all heads share are whole on each rank.
     """
     tokens = sizes.context(max_context_tokens)
     cache = kv_bytes(sizes, first, last, tokens, kv_bits, kv_group_size)
-    return SpanNeeds(first, last, span_bytes(sizes, first, last), cache, tokens)
+    layers = sum(sizes.layer_bytes[first:last])
+    weights = span_bytes(sizes, first, last) - layers + layers // parts
+    return SpanNeeds(first, last, weights, cache // (parts if sizes.kv_is_divided else 1), tokens, parts)
+
+
+def why_not_divisible(model: str, sizes: ModelSizes, parts: int) -> str:
+    """Why `parts` ranks cannot run `model` in tensor parallelism, in words; empty where they can, as far as is
+    known: what else may be in the way shows when a rank divides it.
+    """
+    if not sizes.can_shard:
+        return f"mlx-lm cannot divide the layers of {model} among ranks"
+    uneven = [count for count in sizes.heads if count % parts]
+    return f"its {uneven[0]} heads cannot be divided by {parts}" if uneven else ""
 
 
 def gib(size: int) -> str:

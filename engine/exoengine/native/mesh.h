@@ -4,8 +4,9 @@
 // pair's sockets take blocks as they have room, so that two cables carry together, the faster one more. A message
 // of one block always takes the first socket, and costs one system call at each end.
 //
-// `move` never throws and never waits longer than the deadline. Whatever goes wrong in it ends the whole mesh: the
-// streams are then out of step, and every later message ends at once. `abort` does the same from any thread.
+// `move` never throws, and never waits longer than the deadline for a byte, nor in all longer than `allow` said last:
+// that is for a graph of many operations. Whatever goes wrong in it ends the whole mesh: the streams are then out of
+// step, and every later message ends at once. `abort` does the same from any thread.
 #pragma once
 
 #include <netinet/in.h>
@@ -88,6 +89,9 @@ class Mesh {
   // From any thread: whatever moves or will be asked to move ends at once.
   void abort() { fail("aborted"); }
 
+  // From any thread: what moves from now on may take so long in all.
+  void allow(double seconds) { left_ns_ = static_cast<int64_t>(std::clamp(seconds, 0.0, 1e9) * 1e9); }
+
   bool is_over() const { return over_.load(std::memory_order_acquire); }
 
   std::string reason() const {
@@ -110,26 +114,10 @@ class Mesh {
     std::vector<Job> jobs;
     for (const auto& transfer : transfers)
       if (!add_job(jobs, transfer)) return false;
-    auto last = Clock::now();
-    while (!is_over()) {
-      bool moved = false, open = false;
-      for (auto& job : jobs) {
-        for (size_t k = 0; k < job.peer->lanes.size(); k++) {
-          if (!write(job, k, moved) || !read(job, k, moved)) return false;
-        }
-        open = open || job.out_open || job.in_open;
-      }
-      if (!open) return true;
-      auto now = Clock::now();
-      if (moved) {
-        last = now;
-      } else if (now - last >= deadline_) {
-        return fail("no byte moved within the deadline");
-      } else if (now - last >= spin_) {
-        sleep(jobs, last + deadline_ - now);
-      }
-    }
-    return false;
+    auto begun = Clock::now();
+    bool done = finish(jobs, begun, begun + std::chrono::nanoseconds(left_ns_.load()));
+    left_ns_ -= std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - begun).count();
+    return done;
   }
 
  private:
@@ -171,6 +159,29 @@ class Mesh {
 
   static size_t block_size(size_t bytes, uint32_t block) {
     return std::min(BLOCK_BYTES, bytes - static_cast<size_t>(block) * BLOCK_BYTES);
+  }
+
+  bool finish(std::vector<Job>& jobs, Clock::time_point last, Clock::time_point end) {
+    while (!is_over()) {
+      bool moved = false, open = false;
+      for (auto& job : jobs) {
+        for (size_t k = 0; k < job.peer->lanes.size(); k++) {
+          if (!write(job, k, moved) || !read(job, k, moved)) return false;
+        }
+        open = open || job.out_open || job.in_open;
+      }
+      if (!open) return true;
+      auto now = Clock::now();
+      if (moved) {
+        last = now;
+      } else if (now - last >= deadline_) {
+        return fail("no byte moved within the deadline");
+      } else if (now - last >= spin_) {
+        sleep(jobs, std::min(last + deadline_, end) - now);
+      }
+      if (now >= end) return fail("a graph had waited for its peers as long as it may");
+    }
+    return false;
   }
 
   bool fail(const std::string& why) {
@@ -316,6 +327,7 @@ class Mesh {
   std::map<int, std::deque<std::atomic<uint64_t>>> carried_;
   int wake_[2] = {-1, -1};  // readable once the mesh is over: nobody ever reads it
   std::atomic<bool> over_{false};
+  std::atomic<int64_t> left_ns_{1'000'000'000'000'000'000};  // without `allow`: 31 years
   std::mutex turn_;
   mutable std::mutex reason_lock_;
   std::string reason_;

@@ -240,6 +240,7 @@ NB_MODULE(_native_group, m) {
   nb::module_::import_("mlx.core");  // the type of `mx.distributed.Group` is MLX's
   nb::class_<Control>(m, "Control")
       .def("abort", [](Control& c) { c.shared->mesh.abort(); }, nb::call_guard<nb::gil_scoped_release>())
+      .def("allow", [](Control& c, double seconds) { c.shared->mesh.allow(seconds); })
       .def_prop_ro("failed", [](Control& c) { return c.shared->failed.load(); })
       .def_prop_ro("is_over", [](Control& c) { return c.shared->mesh.is_over(); })
       .def_prop_ro("reason", [](Control& c) { return c.shared->mesh.reason(); })

@@ -23,7 +23,8 @@ from exoengine.native.module import NativeModule
 from exoengine.ring.edge_proof import Seen, tell_nobody
 from exoengine.ring.hidden_states import DataRing
 from exoengine.ring.message_ring import RingLostError, TokenRing
-from exoengine.ring.rendezvous import Edges, FormError, RingPlan, meet
+from exoengine.ring.rendezvous import Edges, meet
+from exoengine.ring.ring_plan import FormError, RingPlan
 from exoengine.ring.send_queue import SendWatch
 
 SPIN_US: Final = 50
@@ -50,6 +51,7 @@ class RingGroup:
         self._control: Any = None
         self._senders: list[socket.socket] = []
         self._watch = SendWatch()
+        self._graph_wait_s = 0.0
         self._abort_reason: AbortReason | None = None
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
@@ -77,6 +79,11 @@ class RingGroup:
     def waited_s(self) -> float:
         """How long receives and collectives inside graphs took so far in this group: what a GPU waited for."""
         return self._control.waited_ns / 1e9 if self._control is not None else 0.0
+
+    def allow_wait(self, already_s: float = 0.0) -> None:
+        """A graph begins, or goes on that has waited `already_s`: what it waits for its peers is limited in all."""
+        if self._control is not None:
+            self._control.allow(self._graph_wait_s - already_s)
 
     def wake_up(self) -> None:
         """From any thread: makes `wake` readable."""
@@ -119,8 +126,8 @@ class RingGroup:
             raise RingLostError(f"an operation inside a graph failed: {self._control.reason}")
 
     def form(self, plan: RingPlan, deadline: float, graph_wait_s: float, seen: Seen = tell_nobody) -> None:
-        """Leaves the present group and forms that of `plan` by `deadline` (monotonic). No operation inside a graph
-        waits longer than `graph_wait_s` for a byte. `seen` is told what the edges meet. Raises FormError, and the
+        """Leaves the present group and forms that of `plan` by `deadline` (monotonic). The operations of one graph
+        wait no longer than `graph_wait_s` in all. `seen` is told what the edges meet. Raises FormError, and the
         caller must then `leave`.
         """
         self.leave()
@@ -148,10 +155,11 @@ class RingGroup:
         if plan.left == plan.right:  # both ends must name the two in the same order
             both = [edges.graph_right, edges.graph_left]
             ends = {plan.left: both if plan.rank == 0 else both[::-1]}
+        ends |= {peer: [connection] for peer, connection in edges.across.items()}
         numbers = {peer: [end.fileno() for end in each] for peer, each in ends.items()}
         handle, control = module.make(plan.rank, plan.size, numbers, SPIN_US, graph_wait_s)
         with self._lock:
-            self.handle, self._control = handle, control
+            self.handle, self._control, self._graph_wait_s = handle, control, graph_wait_s
             if self._abort_reason is not None:
                 control.abort()  # it came while the group was made
 

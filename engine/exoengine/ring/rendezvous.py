@@ -1,18 +1,19 @@
-"""How the ranks of a plan meet: TCP connections to both neighbours, each proven to be of this plan and attempt.
+"""How the ranks of a plan meet: TCP connections to both neighbours, and in a tensor group to every other rank, each
+proven to be of this plan and attempt.
 
-Both directions are tried at once, every 20 ms, by deadline, and can be called off; a stranger is turned away.
+All are tried at once, every 20 ms, by deadline, and can be called off; a stranger is turned away.
 
 A ring of n ranks has n edges, from each rank to the next. An edge has a control connection, for the small
 messages of message_ring.py; a data connection, for what safe steps send: hidden states or, where the ring closes,
-drawn tokens; and a graph connection, for the native group's operations inside graphs.
+drawn tokens; and a graph connection, for the native group's operations inside graphs. Across the ring there is a
+graph connection alone.
 
-Decides: who is a neighbour. Listens only while it runs, on the plan's address alone.
+Decides: who belongs to the plan. Listens only while it runs, on the plan's addresses alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import enum
 import errno
 import hashlib
 import hmac
@@ -26,6 +27,7 @@ from typing import Final
 
 from exoengine.interface_binding import bind_where_allowed
 from exoengine.ring.edge_proof import TELL_S, EdgeProof, ProofError, Seen, tell_nobody
+from exoengine.ring.ring_plan import Channel, FormError, Key, RingPlan, Tie, split_host
 
 RETRY_S: Final = 0.02
 """How long after a refused connection the next is tried: far below what a person or a token stream notices."""
@@ -52,53 +54,6 @@ HELLO_BYTES: Final = _HELLO.size + MAC_BYTES
 ANSWER_BYTES: Final = NONCE_BYTES + MAC_BYTES
 
 
-class Channel(enum.IntEnum):
-    CONTROL = 0
-    DATA = 1
-    GRAPH = 2
-
-
-class FormError(Exception):
-    """The ring was not formed; `code` is stable, `str(error)` is one line for people."""
-
-    def __init__(self, code: str, text: str) -> None:
-        super().__init__(text)
-        self.code = code
-
-
-@dataclasses.dataclass(frozen=True)
-class RingPlan:
-    """One formation of one plan, as one rank sees it."""
-
-    plan_hash: str
-    attempt: int
-    rank: int
-    size: int
-    hosts: tuple[str, ...]
-    key: bytes
-    connect_from: str = ""
-    accept_from: str = ""
-    """The left neighbour's address on the edge to this rank; empty: anybody may try to prove to be it."""
-    connect_interface: str = ""
-    listen_interface: str = ""
-    """What connecting and listening sockets are bound to; empty: nothing."""
-
-    @property
-    def right(self) -> int:
-        return (self.rank + 1) % self.size
-
-    @property
-    def left(self) -> int:
-        return (self.rank - 1) % self.size
-
-    def address(self, rank: int) -> tuple[str, int]:
-        """Where `rank` listens. Raises FormError for what is no `address:port`."""
-        host, _, port = self.hosts[rank].rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise FormError("bad_plan", f"rank {rank} has no address:port in the plan: {self.hosts[rank]!r}")
-        return host, int(port)
-
-
 @dataclasses.dataclass
 class Edges:
     """The connections of one rank."""
@@ -109,11 +64,16 @@ class Edges:
     data_right: socket.socket
     graph_left: socket.socket
     graph_right: socket.socket
+    across: dict[int, socket.socket] = dataclasses.field(default_factory=dict)
+    """For graphs, by rank."""
     keys: dict[socket.socket, bytes] = dataclasses.field(default_factory=dict, init=False)
     """What the messages of a connection are sealed with (`seal.py`)."""
 
     def all(self) -> list[socket.socket]:
-        return [getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "keys"]
+        return [
+            self.control_left, self.control_right, self.data_left, self.data_right, self.graph_left,
+            self.graph_right, *self.across.values(),
+        ]  # fmt: skip
 
     @property
     def to_right(self) -> list[socket.socket]:
@@ -157,26 +117,36 @@ def meet(
 
 
 class _Arrival:
-    """Someone who connected and has not proven to be the left neighbour."""
+    """Someone who connected and has not proven to be of this plan."""
 
     def __init__(self, connection: socket.socket, until: float) -> None:
         self.connection, self.until = connection, until
         self.received = b""
-        self.channel: Channel | None = None
+        self.key: Key | None = None
         """Known once a hello of this plan has come, which a recorded one may be, too."""
         self.proof = b""
         """What is to come after our answer."""
 
     @property
     def missing(self) -> int:
-        return (HELLO_BYTES if self.channel is None else MAC_BYTES) - len(self.received)
+        return (HELLO_BYTES if self.key is None else MAC_BYTES) - len(self.received)
+
+
+class _Listening:
+    """On one of this rank's addresses, or about to."""
+
+    def __init__(self, interface: str) -> None:
+        self.interface = interface
+        self.listener: socket.socket | None = None
+        self.trouble = ""
+        self.retry_at = 0.0
 
 
 class _Departure:
-    """The connection to the right neighbour on one channel, being tried."""
+    """A connection that this rank makes, being tried."""
 
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
+    def __init__(self, key: Key, tie: Tie) -> None:
+        self.key, self.tie = key, tie
         self.connection: socket.socket | None = None
         self.hello = b""
         self.received = b""
@@ -192,22 +162,22 @@ class _Meeting:
     def __init__(self, plan: RingPlan, seen: Seen) -> None:
         self._plan, self._seen = plan, seen
         self._selector = selectors.DefaultSelector()
-        self._listener: socket.socket | None = None
-        self._listen_trouble = ""
-        self._listen_at = 0.0
+        self._outward, self._inward = plan.outward(), plan.inward()
+        self._listening = {split_host(tie.host): _Listening(tie.interface) for tie in self._inward.values()}
+        self._sources = {tie.source for tie in self._inward.values()}
         self._listen_until = time.monotonic() + LISTEN_S
         self._arrivals: dict[_Arrival, None] = {}
         """Oldest first."""
-        self._left: dict[Channel, socket.socket] = {}
-        self._right: dict[Channel, socket.socket] = {}
-        self._departures = {channel: _Departure(channel) for channel in Channel}
+        self._accepted: dict[Key, socket.socket] = {}
+        self._made: dict[Key, socket.socket] = {}
+        self._departures = {key: _Departure(key, tie) for key, tie in self._outward.items()}
         self._keys: dict[socket.socket, bytes] = {}
         """Of each connection that was answered: no other has the same, whatever of it is repeated."""
         self._taken = False
 
     def run(self, deadline: float, called_off: Callable[[], str | None], wake: socket.socket) -> Edges:
         self._selector.register(wake, selectors.EVENT_READ, None)
-        while len(self._left) < len(Channel) or len(self._right) < len(Channel):
+        while len(self._accepted) < len(self._inward) or len(self._made) < len(self._outward):
             reason = called_off()
             if reason is not None:
                 raise FormError("aborted", reason)
@@ -220,7 +190,22 @@ class _Meeting:
             self._turn_away(time.monotonic())
             self._tell(time.monotonic())
         self._taken = True
-        edges = Edges(*(side[channel] for channel in Channel for side in (self._left, self._right)))
+        left, right = (
+            {channel: made[peer, channel] for channel in Channel}
+            for made, peer in ((self._accepted, self._plan.left), (self._made, self._plan.right))
+        )
+        edges = Edges(
+            control_left=left[Channel.CONTROL],
+            control_right=right[Channel.CONTROL],
+            data_left=left[Channel.DATA],
+            data_right=right[Channel.DATA],
+            graph_left=left[Channel.GRAPH],
+            graph_right=right[Channel.GRAPH],
+            across={
+                tie.peer: (self._made if tie.connects else self._accepted)[tie.peer, Channel.GRAPH]
+                for tie in self._plan.across
+            },
+        )
         edges.keys.update(self._keys)
         for connection in edges.all():
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -228,9 +213,10 @@ class _Meeting:
 
     def close(self) -> None:
         self._selector.close()
-        ends = [self._listener, *(arrival.connection for arrival in self._arrivals)]
+        ends = [one.listener for one in self._listening.values()]
+        ends += [arrival.connection for arrival in self._arrivals]
         if not self._taken:
-            ends += [*self._left.values(), *self._right.values()]
+            ends += [*self._accepted.values(), *self._made.values()]
             ends += [departure.connection for departure in self._departures.values()]
         for end in ends:
             if end is not None:
@@ -238,30 +224,30 @@ class _Meeting:
 
     def _start(self, now: float) -> None:
         """Listens, and connects where it is time to."""
-        if self._listener is None and now >= self._listen_at:
-            self._listen(now)
+        for address, listening in self._listening.items():
+            if listening.listener is None and now >= listening.retry_at:
+                self._listen(address, listening, now)
         for departure in self._departures.values():
-            idle = departure.channel not in self._right and departure.connection is None
+            idle = departure.key not in self._made and departure.connection is None
             if idle and now >= departure.retry_at:
                 self._connect(departure, now)
 
-    def _listen(self, now: float) -> None:
-        address = self._plan.address(self._plan.rank)
+    def _listen(self, address: tuple[str, int], listening: _Listening, now: float) -> None:
         listener = socket.socket()
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bind_where_allowed(listener, self._plan.listen_interface)
+            bind_where_allowed(listener, listening.interface)
             listener.bind(address)
             listener.listen(BACKLOG)
             listener.setblocking(False)
         except OSError as error:
             listener.close()
-            self._listen_trouble = f"cannot listen on {address[0]}:{address[1]}: {error.strerror or error}"
-            self._listen_at = now + RETRY_S
+            listening.trouble = f"cannot listen on {address[0]}:{address[1]}: {error.strerror or error}"
+            listening.retry_at = now + RETRY_S
             if now >= self._listen_until:
-                raise FormError("listen", self._listen_trouble) from error
+                raise FormError("listen", listening.trouble) from error
             return
-        self._listener, self._listen_trouble = listener, ""
+        listening.listener, listening.trouble = listener, ""
         self._selector.register(listener, selectors.EVENT_READ, listener)
 
     def _connect(self, departure: _Departure, now: float) -> None:
@@ -269,10 +255,10 @@ class _Meeting:
         connection.setblocking(False)
         departure.connection, departure.received, departure.begun_at = connection, b"", now
         try:
-            bind_where_allowed(connection, self._plan.connect_interface)
-            if self._plan.connect_from:
-                connection.bind((self._plan.connect_from, 0))
-            connection.connect(self._plan.address(self._plan.right))
+            bind_where_allowed(connection, departure.tie.interface)
+            if departure.tie.source:
+                connection.bind((departure.tie.source, 0))
+            connection.connect(split_host(departure.tie.host))
         except BlockingIOError:
             pass
         except OSError as error:
@@ -281,21 +267,23 @@ class _Meeting:
         self._selector.register(connection, selectors.EVENT_WRITE, departure)
 
     def _tell(self, now: float) -> None:
-        """What the connections to the right meet, once for both and at most once a second."""
-        told = False
+        """What the connections that this rank makes meet: of each peer once, and at most once a second."""
+        told: set[int] = set()
         for departure in self._departures.values():
-            if departure.channel in self._right:
+            if departure.key in self._made:
                 continue
             if departure.connection is not None and not departure.hello and now - departure.begun_at >= TELL_S:
                 self._failed(departure, "did not answer the connection's first packet")
-                told = told or self._report("unanswered", TELL_S)
+                self._report(departure, "unanswered", told)
             elif departure.refused_since is not None and now - departure.refused_since >= TELL_S:
                 departure.refused_since = now
-                told = told or self._report("refused", TELL_S)
+                self._report(departure, "refused", told)
 
-    def _report(self, fault: str, seconds: float) -> bool:
-        self._seen(self._plan.right, fault, 0, seconds)
-        return True
+    def _report(self, departure: _Departure, fault: str, told: set[int]) -> None:
+        peer = departure.key[0]
+        if peer not in told:
+            told.add(peer)
+            self._seen(peer, fault, 0, TELL_S)
 
     def _refused(self, departure: _Departure, error: OSError) -> None:
         if error.errno in (errno.ECONNREFUSED, errno.ECONNRESET):
@@ -331,7 +319,7 @@ class _Meeting:
                 trouble = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if trouble:
                     raise OSError(trouble, os.strerror(trouble))
-                departure.hello, departure.refused_since = self._hello(departure.channel), None
+                departure.hello, departure.refused_since = self._hello(departure.key), None
                 connection.sendall(departure.hello)  # a fresh connection's buffer takes these few bytes
                 self._selector.modify(connection, selectors.EVENT_READ, departure)
                 return
@@ -361,7 +349,7 @@ class _Meeting:
             self._failed(departure, error.strerror or str(error))
             return
         self._selector.unregister(connection)
-        self._right[departure.channel] = connection
+        self._made[departure.key] = connection
 
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(MAX_STRANGERS):
@@ -369,12 +357,12 @@ class _Meeting:
                 connection, source = listener.accept()
             except OSError:
                 return  # none is left, or it is gone again
-            if self._plan.accept_from not in ("", source[0]):
+            if not self._sources & {"", source[0]}:
                 connection.close()
                 continue
             if len(self._arrivals) >= MAX_STRANGERS:
                 # One whose hello is right goes last: others cannot push the neighbour out with silence.
-                self._dismiss(min(self._arrivals, key=lambda arrival: arrival.channel is not None))
+                self._dismiss(min(self._arrivals, key=lambda arrival: arrival.key is not None))
             connection.setblocking(False)
             arrival = _Arrival(connection, time.monotonic() + STRANGER_S)
             self._arrivals[arrival] = None
@@ -398,9 +386,9 @@ class _Meeting:
     def _judge(self, arrival: _Arrival) -> None:
         """A whole hello, or a whole proof. Raises OSError where the answer cannot be sent."""
         received, arrival.received = arrival.received, b""
-        if arrival.channel is None:
-            arrival.channel = self._channel_of(received)
-            if arrival.channel is None:
+        if arrival.key is None:
+            arrival.key = self._key_of(received)
+            if arrival.key is None:
                 self._dismiss(arrival)
                 return
             nonce = os.urandom(NONCE_BYTES)
@@ -410,10 +398,10 @@ class _Meeting:
         elif hmac.compare_digest(received, arrival.proof):
             self._selector.unregister(arrival.connection)
             del self._arrivals[arrival]
-            older = self._left.get(arrival.channel)
+            older = self._accepted.get(arrival.key)
             if older is not None:
-                older.close()  # the neighbour gave that one up and came again
-            self._left[arrival.channel] = arrival.connection
+                older.close()  # the other rank gave that one up and came again
+            self._accepted[arrival.key] = arrival.connection
         else:
             self._dismiss(arrival)
 
@@ -426,23 +414,23 @@ class _Meeting:
         for arrival in [arrival for arrival in self._arrivals if now >= arrival.until]:
             self._dismiss(arrival)
 
-    def _hello(self, channel: Channel) -> bytes:
-        plan = self._plan
+    def _hello(self, key: Key) -> bytes:
+        plan, (peer, channel) = self._plan, key
         digest = hashlib.sha256(plan.plan_hash.encode()).digest()
         body = _HELLO.pack(
             MAGIC,
             VERSION,
             channel,
             plan.rank,
-            plan.right,
+            peer,
             plan.attempt & 0xFFFFFFFF,
             digest,
             os.urandom(NONCE_BYTES),
         )
         return body + self._mac(body)
 
-    def _channel_of(self, hello: bytes) -> Channel | None:
-        """The channel that the left neighbour asks for, or None for anyone else."""
+    def _key_of(self, hello: bytes) -> Key | None:
+        """Which of the connections that this rank waits for it is; None for anyone else."""
         if len(hello) != HELLO_BYTES:
             return None
         body, mac = hello[: _HELLO.size], hello[_HELLO.size :]
@@ -451,21 +439,22 @@ class _Meeting:
         magic, version, channel, sender, receiver, attempt, digest, _ = _HELLO.unpack(body)
         plan = self._plan
         expected = (
-            MAGIC, VERSION, plan.left, plan.rank, plan.attempt & 0xFFFFFFFF,
-            hashlib.sha256(plan.plan_hash.encode()).digest(),
+            MAGIC, VERSION, plan.rank, plan.attempt & 0xFFFFFFFF, hashlib.sha256(plan.plan_hash.encode()).digest()
         )  # fmt: skip
-        if (magic, version, sender, receiver, attempt, digest) != expected or channel not in set(Channel):
+        if (magic, version, receiver, attempt, digest) != expected or channel not in set(Channel):
             return None
-        return Channel(channel)
+        key = (sender, Channel(channel))
+        return key if key in self._inward else None
 
     def _mac(self, body: bytes) -> bytes:
         return hmac.digest(self._plan.key, body, "sha256")
 
     def _what_is_missing(self) -> str:
-        if self._listen_trouble:
-            return self._listen_trouble
-        missing = [departure for channel, departure in self._departures.items() if channel not in self._right]
-        if missing:
-            host, port = self._plan.address(self._plan.right)
-            return f"rank {self._plan.right} at {host}:{port} {missing[0].trouble}"
-        return f"rank {self._plan.left} did not connect to {self._plan.hosts[self._plan.rank]}"
+        for listening in self._listening.values():
+            if listening.trouble:
+                return listening.trouble
+        for key, departure in self._departures.items():
+            if key not in self._made:
+                return f"rank {key[0]} at {departure.tie.host} {departure.trouble}"
+        peer, tie = next((key[0], tie) for key, tie in self._inward.items() if key not in self._accepted)
+        return f"rank {peer} did not connect to {tie.host}"

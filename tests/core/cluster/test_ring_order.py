@@ -178,3 +178,24 @@ def test_a_plan_that_an_earlier_daemon_understands_has_the_hash_that_it_makes() 
         "",
     )
     assert plan_hash(plan) == "2447d3909a0c10d8701bb3863bbaaaf7"
+
+
+@given(meshes())
+def test_a_tensor_group_has_an_edge_between_each_two_ranks_that_have_a_path(
+    mesh: tuple[list[NodeId], dict[Pair, PairEdge]],
+) -> None:
+    nodes, edges = mesh
+    cards = [msgspec.structs.replace(card(int(one, 16)), id=one, parallel="tensor") for one in nodes]
+    plan = build_plan(EPOCH, cards[0], cards, edges)
+    around = build_plan(EPOCH, msgspec.structs.replace(cards[0], parallel="auto"), cards, edges)
+    if plan is None or around is None:
+        assert plan is around is None
+        return
+    ring = plan.ring
+    assert plan.edges[: len(around.edges)] == around.edges
+    across = plan.edges[len(around.edges) :]
+    assert all(ring.index(edge.source) < ring.index(edge.target) for edge in across)
+    pairs = [pair_of(edge.source, edge.target) for edge in (*around.edges, *across)]
+    possible = {pair_of(one, other) for one, other in itertools.combinations(ring, 2)} & set(edges)
+    assert set(pairs) == (possible if len(ring) > 1 else set())
+    assert len(across) == len(possible) - len(ring_pairs(ring))

@@ -13,7 +13,7 @@ from exoengine.model.loading import load
 from exoengine.model.stages import Stage
 from exoengine.protocol import Load, SyncSettings
 from tests.engine.architectures import SLIDING, WITH_UNUSUAL_CACHES
-from tests.engine.models import write_model
+from tests.engine.models import LLAMA, write_model
 
 PROMPT = [7 * index % 250 for index in range(40)]
 """Longer than the windows of these models."""
@@ -47,3 +47,30 @@ def test_steps_that_are_run_again_see_what_they_saw(config: dict[str, Any], tmp_
         assert caches.can_roll_back(position - back)
         caches.roll_back(position - back)
         assert [stepped(stage, caches, [token]) for token in tokens[-back:]] == first[-back:]
+
+
+@pytest.mark.parametrize("config", [LLAMA, *WITH_UNUSUAL_CACHES], ids=lambda config: str(config["model_type"]))
+def test_a_pass_that_failed_between_two_layers_was_none(config: dict[str, Any], tmp_path: Path) -> None:
+    layers = int(config.get("num_hidden_layers") or config["num_layers"])
+    stage = load(
+        Load(str(write_model(tmp_path / "model", config)), 0, layers, SyncSettings()), lambda *_: None
+    ).stage
+    stage.cut_between_layers()
+    caches = stage.new_caches()
+    stepped(stage, caches, PROMPT)
+    expected = stepped(stage, caches, [5])
+    caches.roll_back(len(PROMPT))
+    caches.mark(1)
+    seen = []
+
+    def fail_at_the_second(hidden: Any) -> None:
+        mx.eval(hidden)
+        seen.append(hidden)
+        if len(seen) == 2:
+            raise RuntimeError("the test fails it")
+
+    with pytest.raises(RuntimeError, match="the test fails it"):
+        stage.run(mx.array([[6]]), None, caches, fail_at_the_second)
+    assert caches.can_roll_back(len(PROMPT))
+    caches.roll_back(len(PROMPT))
+    assert stepped(stage, caches, [5]) == expected

@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from exoengine.protocol import Prepare
-from exoengine.ring.rendezvous import Edges, FormError, RingPlan, meet
+from exoengine.ring.rendezvous import Edges, meet
+from exoengine.ring.ring_plan import FormError, RingPlan
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 DEADLINE_S = 20.0

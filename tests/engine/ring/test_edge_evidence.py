@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from exoengine.ring.edge_proof import PROOF_BYTES, EdgeProof, ProofError
-from exoengine.ring.rendezvous import FormError, RingPlan, meet
+from exoengine.ring.rendezvous import meet
+from exoengine.ring.ring_plan import FormError, RingPlan
 from exoengine.ring.send_queue import SendWatch, unacknowledged_bytes
 
 Told = list[tuple[int, str, int, float]]

@@ -17,7 +17,7 @@ import pytest
 from exoengine.native.module import NativeModule
 from exoengine.ring.group import RingGroup
 from exoengine.ring.message_ring import RingLostError
-from exoengine.ring.rendezvous import FormError, RingPlan
+from exoengine.ring.ring_plan import FormError, RingPlan
 
 FORMS_WITHIN_S = 20.0
 ROUNDS = 60

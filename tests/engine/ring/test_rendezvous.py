@@ -12,7 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from exoengine.ring.rendezvous import HELLO_BYTES, MAX_STRANGERS, Edges, FormError, RingPlan, meet
+from exoengine.ring.rendezvous import HELLO_BYTES, MAX_STRANGERS, Edges, meet
+from exoengine.ring.ring_plan import FormError, RingPlan, Tie, split_host
 
 GENEROUS_S = 20.0
 KEY = b"k" * 32
@@ -60,7 +61,7 @@ def connect(plan: RingPlan, source: str = "") -> socket.socket:
         try:
             if source:
                 connection.bind((source, 0))
-            connection.connect(plan.address(plan.rank))
+            connection.connect(split_host(plan.hosts[plan.rank]))
             return connection
         except ConnectionRefusedError:
             connection.close()
@@ -113,7 +114,7 @@ def test_a_flood_of_strangers_does_not_prevent_a_meeting() -> None:
         kept: list[socket.socket] = []
         while not over.is_set():
             with contextlib.suppress(OSError):
-                kept.append(socket.create_connection(plan.address(plan.rank)))
+                kept.append(socket.create_connection(split_host(plan.hosts[plan.rank])))
                 kept[-1].send(b"x" * (len(kept) % HELLO_BYTES))
             if len(kept) > 100:
                 kept.pop(0).close()
@@ -135,7 +136,7 @@ def test_a_flood_of_strangers_does_not_prevent_a_meeting() -> None:
 
 def recorded_hellos(left: RingPlan) -> list[bytes]:
     """What rank 0 sends to rank 1, taken down by somebody on the wire."""
-    with socket.create_server(left.address(1)) as listener, pool() as threads:
+    with socket.create_server(split_host(left.hosts[1])) as listener, pool() as threads:
         listener.settimeout(GENEROUS_S)
         trying = meeting(left, threads, within_s=1.0)
         hellos = []
@@ -201,3 +202,18 @@ def test_there_is_no_key_for_a_plan_without_one() -> None:
     wake, other = socket.socketpair()
     with wake, other, pytest.raises(FormError, match="key"):
         meet(plans(key=b"")[0], time.monotonic() + 1.0, lambda: None, wake)
+
+
+def test_ranks_that_are_no_neighbours_meet_across_the_ring_where_the_plan_says_so() -> None:
+    made = plans(4)
+    hosts = made[0].hosts
+    for rank, other in ((0, 2), (1, 3), (2, 0), (3, 1)):
+        made[rank] = dataclasses.replace(made[rank], across=(Tie(other, rank < other, hosts[max(rank, other)]),))
+    with ThreadPoolExecutor(4) as pool:
+        edges = [each.result() for each in [meeting(plan, pool) for plan in made]]
+    for one, other in ((0, 2), (1, 3)):
+        edges[one].across[other].sendall(b"across")
+        assert edges[other].across[one].recv(6) == b"across"
+    for each in edges:
+        for connection in each.all():
+            connection.close()

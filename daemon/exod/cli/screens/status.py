@@ -257,7 +257,7 @@ def _ranks(engine: EngineSummary, names: dict[NodeId, str], paint: Paint) -> lis
             [
                 Cell(f"rank {rank.rank}"),
                 Cell(names.get(rank.node, rank.node), "bold"),
-                Cell(layers(rank.layers)),
+                Cell(layers(rank.layers) + (f", part {rank.rank + 1} of {rank.parts}" if rank.parts > 1 else "")),
                 Cell(process + restarts, "warn" if rank.restarts else "dim"),
             ]
         )

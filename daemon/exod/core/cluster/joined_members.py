@@ -13,7 +13,7 @@ from itertools import combinations
 from exod.core.base.mesh_messages import LinkReport, LinkSummary
 from exod.core.cluster.link_reports import essence
 from exod.core.cluster.pair_summary import PairSummary
-from exod.core.cluster.ring_members import has_ring, outcasts, why_left_out
+from exod.core.cluster.ring_members import has_ring, outcasts, standing_by, why_left_out, why_standing_by
 from exod.core.cluster.ring_order import Pair, PairEdge, build_plan, pair_of
 from exod.model import Epoch, LeftOut, MeshPlan, NodeCard, NodeId, NodeState, PathId
 
@@ -127,6 +127,9 @@ class JoinedMembers:
                 return None
             dropped = outcasts(ranks, edges, running, me.id)
         left_out = (*why_left_out(dropped, ranks, edges), *unheard)
+        if me.nodes == "fewest":
+            could = {one: card for one, card in ranks.items() if one not in dropped}
+            left_out += why_standing_by(standing_by(could, me.model_mib, edges, running), could)
         return build_plan(Epoch(0, 0), me, list(cards.values()), edges, running, left_out)
 
     def _deaf(self, ranks: Collection[NodeId], edges: Collection[Pair]) -> bool:

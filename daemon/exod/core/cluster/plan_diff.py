@@ -31,7 +31,7 @@ def describe_change(before: MeshPlan | None, after: MeshPlan, names: Mapping[Nod
         parts = _moved_ports(before, after, names)
     if not parts and before.ring != after.ring:
         parts = ["another ring order"]
-    return ", ".join(parts) or "the model, its split or a node's share changed"
+    return ", ".join(parts) or "the model, how it is shared or a node's share changed"
 
 
 def _moved_edges(before: MeshPlan, after: MeshPlan, names: Mapping[NodeId, str]) -> list[str]:

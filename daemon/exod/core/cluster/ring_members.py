@@ -4,7 +4,11 @@ The theory. A ring needs an agreed path between neighbours only, so two nodes th
 just kept apart. Where no order does that, as few ranks as possible are left out: of equally few the ones whose
 absence changes least, that is, those that have no rank now, then those with the least memory.
 
-Decides who is left out; never the order of the others (ring_order.py). Pure functions.
+With `engine.nodes = "fewest"` as few nodes as can hold the model host it. Of equally few those that have a rank now
+are kept, so that nothing is loaded again without need; then those with the most memory. The others stand by: the
+next plan takes one in where a rank is gone.
+
+Decides who is left out, and who stands by; never the order of the others (ring_order.py). Pure functions.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ from functools import lru_cache
 
 from exod.core.cluster.ring_order import EXHAUSTIVE, Pair, pair_of
 from exod.model import LeftOut, NodeCard, NodeId
+
+STANDS_BY = 'it stands by: engine.nodes is "fewest", and the others hold the model'
 
 NAMED_PAIRS = 3
 """A reason names so many pairs at most."""
@@ -102,3 +108,35 @@ def why_left_out(
         more = f" (and {len(deaf) - NAMED_PAIRS} more)" if len(deaf) > NAMED_PAIRS else ""
         found.append(LeftOut(one, name, f"{', '.join(apart) or 'no ring reaches it'}{more}"))
     return tuple(found)
+
+
+def standing_by(
+    cards: Mapping[NodeId, NodeCard], needs_mib: int, pairs: Collection[Pair], running: Sequence[NodeId]
+) -> frozenset[NodeId]:
+    """Of the nodes that would host a rank, `cards`, those that stand by. None where it is not known what the model
+    needs (0), where all together cannot hold it, and among more nodes than can be tried.
+    """
+    ranks, connected = tuple(sorted(cards)), frozenset(pairs)
+    if needs_mib <= 0 or len(ranks) > EXHAUSTIVE:
+        return frozenset()
+    for count in range(1, len(ranks)):
+        holding = [
+            chosen
+            for chosen in itertools.combinations(ranks, count)
+            if sum(cards[one].memory_mib for one in chosen) >= needs_mib and has_ring(chosen, connected)
+        ]
+        if holding:
+            best = min(
+                holding,
+                key=lambda chosen: (
+                    sum(one not in running for one in chosen),
+                    -sum(cards[one].memory_mib for one in chosen),
+                    chosen,
+                ),
+            )
+            return frozenset(ranks) - frozenset(best)
+    return frozenset()
+
+
+def why_standing_by(standing: Collection[NodeId], cards: Mapping[NodeId, NodeCard]) -> tuple[LeftOut, ...]:
+    return tuple(LeftOut(one, cards[one].name, STANDS_BY, stands_by=True) for one in sorted(standing))

@@ -133,43 +133,53 @@ def build_plan(
         coordinator=coordinator.id,
         members=tuple(sorted(Member(card.id, card.incarnation) for card in members)),
         ring=ring,
-        edges=tuple(_directed_edges(ring, cards, edges)),
+        edges=tuple(
+            _directed(source, target, cards, edges)
+            for source, target in [*_around(ring), *_across(ring, edges, coordinator.parallel)]
+        ),
         model=coordinator.model,
         split=coordinator.split,
         memory_mib=tuple(cards[one].memory_mib for one in ring),
         context=coordinator.context,
+        parallel=coordinator.parallel,
         left_out=left_out,
         hash="",
     )
     return msgspec.structs.replace(plan, hash=plan_hash(plan))
 
 
-def _directed_edges(
-    ring: tuple[NodeId, ...], cards: Mapping[NodeId, NodeCard], edges: Mapping[Pair, PairEdge]
-) -> list[Edge]:
-    if len(ring) < 2:
+def _around(ring: tuple[NodeId, ...]) -> list[tuple[NodeId, NodeId]]:
+    """From each rank to the next."""
+    return [(one, ring[(place + 1) % len(ring)]) for place, one in enumerate(ring)] if len(ring) > 1 else []
+
+
+def _across(ring: tuple[NodeId, ...], edges: Mapping[Pair, PairEdge], parallel: str) -> list[tuple[NodeId, NodeId]]:
+    """Between the ranks that are no neighbours, where a tensor group is wanted and there is a path."""
+    if parallel != "tensor":
         return []
-    directed = []
-    for place, source in enumerate(ring):
-        target = ring[(place + 1) % len(ring)]
-        edge = edges[pair_of(source, target)]
-        ends = [(edge.low_interface, edge.low_address), (edge.high_interface, edge.high_address)]
-        if source > target:
-            ends.reverse()
-        directed.append(
-            Edge(
-                source=source,
-                target=target,
-                path=edge.path,
-                source_interface=ends[0][0],
-                source_address=ends[0][1],
-                target_interface=ends[1][0],
-                target_address=ends[1][1],
-                target_port=cards[target].ring_port,
-                kind=edge.kind,
-            )
-        )
-    return directed
+    near = set(ring_pairs(ring))
+    pairs = [(one, other) for one, other in itertools.combinations(ring, 2) if pair_of(one, other) not in near]
+    return [(one, other) for one, other in pairs if pair_of(one, other) in edges]
+
+
+def _directed(
+    source: NodeId, target: NodeId, cards: Mapping[NodeId, NodeCard], edges: Mapping[Pair, PairEdge]
+) -> Edge:
+    edge = edges[pair_of(source, target)]
+    ends = [(edge.low_interface, edge.low_address), (edge.high_interface, edge.high_address)]
+    if source > target:
+        ends.reverse()
+    return Edge(
+        source=source,
+        target=target,
+        path=edge.path,
+        source_interface=ends[0][0],
+        source_address=ends[0][1],
+        target_interface=ends[1][0],
+        target_address=ends[1][1],
+        target_port=cards[target].ring_port,
+        kind=edge.kind,
+    )
 
 
 def plan_hash(plan: MeshPlan) -> str:
@@ -189,6 +199,8 @@ def canonical(plan: MeshPlan) -> bytes:
     fields = msgspec.to_builtins(msgspec.structs.replace(plan, hash=""), order="deterministic")
     if not plan.left_out:
         del fields["left_out"]
+    if plan.parallel == "auto":
+        del fields["parallel"]
     return msgspec.json.encode(fields)
 
 

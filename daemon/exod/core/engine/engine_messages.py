@@ -54,6 +54,8 @@ class RankStatus(msgspec.Struct, frozen=True, tag="rank"):
     fingerprint: str = ""
     versions: str = ""
     layers: tuple[int, int] | None = None
+    parts: int = 1
+    """Tensor parallelism: of each of these layers it has one of so many parts."""
     pid: int = 0
     restarts: int = 0
     begun_order: int = 0

@@ -15,6 +15,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 
+from exod.core.engine.parallel_mode import tensor_parts
 from exod.model import ContextSettings, MeshPlan
 from exoengine.model_files.memory_fit import ModelSizes, SpanNeeds, gib, span_needs
 
@@ -27,12 +28,14 @@ Spans = tuple[tuple[int, int], ...]
 
 
 def layer_spans(plan: MeshPlan, sizes: ModelSizes) -> Spans:
-    """For each rank its layers [first, last_exclusive): every layer once, in rank order, at least one a rank.
-    ValueError, with a text for people, where that cannot be.
+    """For each rank its layers [first, last_exclusive): every layer once, in rank order, at least one a rank; in a
+    tensor group all of them on each. ValueError, with a text for people, where that cannot be.
     """
     ranks, layers = len(plan.ring), sizes.total_layers
     if ranks == 0:
         raise ValueError("no node hosts a rank: set engine.enabled = true on at least one")
+    if tensor_parts(plan, sizes) > 1:
+        return ((0, layers),) * ranks
     if layers < ranks:
         raise ValueError(f"the model has {layers} layers, too few for {ranks} ranks with at least one each")
     match plan.split:
@@ -54,9 +57,9 @@ def layer_spans(plan: MeshPlan, sizes: ModelSizes) -> Spans:
 def shortage(plan: MeshPlan, sizes: ModelSizes) -> str:
     """Why the plan's nodes cannot hold the model, with the sum; empty where they can, as far as is known."""
     total, short = 0, []
-    spans = layer_spans(plan, sizes)
+    spans, parts = layer_spans(plan, sizes), tensor_parts(plan, sizes)
     for node, (first, last), memory_mib in zip(plan.ring, spans, plan.memory_mib, strict=True):
-        needs = needs_of(plan.context, sizes, first, last)
+        needs = needs_of(plan.context, sizes, first, last, parts)
         total += needs.total_bytes
         if not needs.fits(memory_mib << 20):
             short.append(f"{needs.text} and {node} can give {gib(memory_mib << 20)}")
@@ -98,9 +101,9 @@ def _by_memory(memory_mib: tuple[int, ...], context: ContextSettings, sizes: Mod
     return best[layers][2]
 
 
-def needs_of(context: ContextSettings, sizes: ModelSizes, first: int, last: int) -> SpanNeeds:
-    """What layers [first, last) need under a plan's settings of the context."""
-    return span_needs(sizes, first, last, context.max_tokens, context.kv_bits, context.kv_group_size)
+def needs_of(context: ContextSettings, sizes: ModelSizes, first: int, last: int, parts: int = 1) -> SpanNeeds:
+    """What layers [first, last), or one of `parts` of each, need under a plan's settings of the context."""
+    return span_needs(sizes, first, last, context.max_tokens, context.kv_bits, context.kv_group_size, parts)
 
 
 def _spans(counts: Sequence[int]) -> Spans:

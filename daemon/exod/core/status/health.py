@@ -215,6 +215,8 @@ def _left_out_facts(view: NodeView) -> Iterator[_Fact]:
         return
     told = {one.node: one for one in plan.left_out}
     for one in told.values():
+        if one.stands_by:
+            continue
         yield _Fact("node_left_out", one.node, f"{one.name} is left out of the ring: {one.reason}")
     for node in view.nodes:
         if node.state is NodeState.UP and node.engine and node.id not in (*plan.ring, *told) and not node.is_self:

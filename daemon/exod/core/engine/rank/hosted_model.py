@@ -10,6 +10,7 @@ from typing import Final
 
 from exod.core.engine.engine_events import EmitEvent, ModelFacts, ResolveModel, StopSearch
 from exod.core.engine.layer_split import DoesNotFitError, layer_spans, shortage
+from exod.core.engine.parallel_mode import tensor_parts
 from exod.core.engine.rank.model_download import ModelDownload
 from exod.model import MeshPlan, NodeId
 from exoengine.protocol import Load, SyncSettings
@@ -98,6 +99,12 @@ class HostedModel:
             return None
         return layer_spans(plan, self.facts.sizes)[plan.ring.index(self._me)]
 
+    def parts(self, plan: MeshPlan | None) -> int:
+        """Of how many parts each layer is, one on each rank; 1 in a pipeline, and while that is unknown. ValueError
+        where the plan asks for what cannot be.
+        """
+        return tensor_parts(plan, self.facts.sizes) if plan is not None and self.facts is not None else 1
+
     def share(self, plan: MeshPlan) -> Load | None:
         """What the plan asks this rank's worker to hold; None while the model is unknown. ValueError where the
         layers cannot be divided, DoesNotFitError where the plan's nodes cannot hold them.
@@ -108,4 +115,14 @@ class HostedModel:
         if text := shortage(plan, facts.sizes):
             raise DoesNotFitError(text)
         context = plan.context
-        return Load(facts.folder, *span, self._sync, context.max_tokens, context.kv_bits, context.kv_group_size)
+        parts = self.parts(plan)
+        return Load(
+            facts.folder,
+            *span,
+            self._sync,
+            context.max_tokens,
+            context.kv_bits,
+            context.kv_group_size,
+            part=plan.ring.index(self._me) if parts > 1 else 0,
+            parts=parts,
+        )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from exod.model import MeshPlan, NodeId
-from exoengine.protocol import Prepare
+from exod.model import Edge, MeshPlan, NodeId
+from exoengine.protocol import Across, Prepare
 
 
 def prepare_order(plan: MeshPlan, me: NodeId, attempt: int, ring_key: bytes) -> Prepare:
     """`me` is a node of the plan's ring."""
-    listeners = {edge.target: f"{edge.target_address}:{edge.target_port}" for edge in plan.edges}
-    outward = next((edge for edge in plan.edges if edge.source == me), None)
-    inward = next((edge for edge in plan.edges if edge.target == me), None)
+    around, across = plan.edges[: len(plan.ring)], plan.edges[len(plan.ring) :]
+    listeners = {edge.target: f"{edge.target_address}:{edge.target_port}" for edge in around}
+    outward = next((edge for edge in around if edge.source == me), None)
+    inward = next((edge for edge in around if edge.target == me), None)
     addresses = {edge.source_address for edge in plan.edges} | {edge.target_address for edge in plan.edges}
     return Prepare(
         plan_hash=plan.hash,
@@ -23,5 +24,17 @@ def prepare_order(plan: MeshPlan, me: NodeId, attempt: int, ring_key: bytes) -> 
         accept_from=inward.source_address if inward is not None else "",
         connect_interface=outward.source_interface if outward is not None else "",
         listen_interface=inward.target_interface if inward is not None else "",
+        across=tuple(_across(edge, plan, me) for edge in across if me in (edge.source, edge.target)),
         key=ring_key,
+    )
+
+
+def _across(edge: Edge, plan: MeshPlan, me: NodeId) -> Across:
+    connects = edge.source == me
+    return Across(
+        rank=plan.ring.index(edge.target if connects else edge.source),
+        connects=connects,
+        host=f"{edge.target_address}:{edge.target_port}",
+        source=edge.source_address,
+        interface=edge.source_interface if connects else edge.target_interface,
     )

@@ -83,9 +83,9 @@ class StatusReports:
         heartbeat, hello = parts.worker.heartbeat, parts.worker.hello
         failure = parts.model.failure or ("", suspended or text or parts.load.warning)
         try:
-            span = parts.model.span(plan)
+            span, of_parts = parts.model.span(plan), parts.model.parts(plan)
         except ValueError:
-            span = None
+            span, of_parts = None, 1
         versions = hello.versions if hello is not None else {}
         return RankStatus(
             sender=self._me,
@@ -100,6 +100,7 @@ class StatusReports:
             fingerprint=parts.load.held.fingerprint if parts.load.held is not None else "",
             versions=", ".join(f"{name} {versions[name]}" for name in sorted(versions)),
             layers=span,
+            parts=of_parts,
             pid=hello.pid if hello is not None else 0,
             restarts=parts.worker.restarts,
             begun_order=parts.requests.begun_order,

@@ -207,14 +207,14 @@ class WorkerLife:
         would take, by the pace of the last one. At the worst the fault costs about twice what it would.
         """
         first, last = loaded.layers
-        load_s = loaded.load_s + loaded.layer_s * (last - first) * (growth - 1)
+        load_s = loaded.load_s + loaded.layer_s * (last - first) * (growth - 1)  # of parts of layers as well
         self._keep_until = max(self._keep_until, now + min(load_s, KEEP_S))
 
     def keeps_until(self, held: Load | None, wanted: Load, now: float) -> float | None:
         """Until when it is too early to drop the layers `held` for more of them; None where it is not."""
         if held is None or held.folder != wanted.folder or now >= self._keep_until:
             return None
-        held_count, wanted_count = (one.last_layer - one.first_layer for one in (held, wanted))
+        held_count, wanted_count = ((one.last_layer - one.first_layer) / one.parts for one in (held, wanted))
         return self._keep_until if wanted_count > held_count else None
 
     def loaded(self) -> None:

@@ -51,13 +51,20 @@ class WorkerLoad:
             max_context_tokens=0,
             layer_s=hello.layer_s,
             wired_bytes=hello.wired_bytes,
+            part=load.part,
+            parts=load.parts,
         )
         return True
 
     def loaded(self, loaded: Loaded) -> bool:
         """False where this is not what was asked for."""
         asked = self.asked
-        if asked is None or (loaded.folder, loaded.layers) != (asked.folder, (asked.first_layer, asked.last_layer)):
+        if asked is None or (loaded.folder, loaded.layers, loaded.part, loaded.parts) != (
+            asked.folder,
+            (asked.first_layer, asked.last_layer),
+            asked.part,
+            asked.parts,
+        ):
             return False
         self.held = loaded
         return True

@@ -1,0 +1,241 @@
+"""Tensor parallelism against mlx-lm's own over MLX's ring, on two ranks of this machine, and a collective's cost.
+
+A model with random weights, in bfloat16, over loopback. As in bench_engine.py each round runs every contestant
+once in a drawn order, a ratio is taken within each round, and of those the median. Pipeline and one process alone
+stand beside it, fast and safe (layer by layer) steps too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+import mlx.core as mx
+
+from exoengine.native.build import build, cache_in
+from exoengine.protocol import Abort, Aborted, Loaded, SyncSettings, TokenOut
+from tests.bench.engine_peer import prompt
+from tests.bench.rows import Row, percentile
+from tests.engine.driver import Answer, Cluster, cluster, request
+from tests.engine.models import QWEN2, write_model
+from tests.engine.native.ranks import run as run_ranks
+
+LAYERS = 16
+MODEL = {
+    **QWEN2, "hidden_size": 1024, "num_hidden_layers": LAYERS, "intermediate_size": 4096,
+    "num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 32768,
+}  # fmt: skip
+ROUNDS = 12
+CUTS = 20
+SHORT, LONG = 40, 512
+STEPS = 16
+PATIENCE_S = 300.0
+COUNTS = {"2 KiB": 512, "4 KiB": 1024, "64 KiB": 16384, "8 MiB": 2 * 1024 * 1024}
+"""Elements of float32."""
+SMALL_ROUNDS, LARGE_ROUNDS = 300, 20
+
+_ports = itertools.count(11920)
+
+RING_COST = """
+import json, statistics, sys, time
+import mlx.core as mx
+group = mx.distributed.init(strict=True, backend="ring")
+took = []
+for count, rounds in json.loads(sys.argv[1]):
+    x = mx.ones((count,))
+    mx.eval(x)
+    times = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        mx.eval(mx.distributed.all_sum(x, group=group, stream=mx.cpu))
+        times.append(time.perf_counter() - begun)
+    took.append(statistics.median(times))
+print(json.dumps(took))
+"""
+
+Times = dict[str, list[float]]
+
+
+def run(rounds: int = ROUNDS) -> list[Row]:
+    times: Times = defaultdict(list)
+    with tempfile.TemporaryDirectory() as place:
+        folder = write_model(Path(place) / "model", MODEL, dtype=mx.bfloat16)
+        with ExitStack() as stack:
+            theirs = stack.enter_context(_peers(folder, 2))
+            alone = stack.enter_context(_peers(folder, 1))
+            ours = stack.enter_context(cluster(Path(place), 2))
+            turns = [
+                partial(_theirs, "mlx-lm's shard", theirs),
+                partial(_theirs, "alone", alone),
+                partial(_ours, "tensor, fast", ours, folder, "fast", True),
+                partial(_ours, "tensor, safe", ours, folder, "safe", True),
+                partial(_ours, "pipeline, fast", ours, folder, "fast", False),
+            ]
+            for seed in range(rounds + 1):
+                random.Random(seed).shuffle(turns)
+                for turn in turns:
+                    for name, value in turn(seed).items():
+                        if seed:  # the first round warms up
+                            times[name].append(value)
+            gaps = _cuts(ours, folder)
+        native, ring = _native_cost(Path(place)), _ring_cost()
+    return _rows(times, gaps, native, ring)
+
+
+def _rows(times: Times, gaps: list[float], native: list[float], ring: list[float]) -> list[Row]:
+    token, first = "a token", f"first of {LONG}"
+    return [
+        *(
+            Row(f"{name}, median of {len(values)}", statistics.median(values) * 1000, "ms", samples=tuple(values))
+            for name, values in sorted(times.items())
+        ),
+        _ratio("tensor, fast / mlx-lm's shard", times, f"tensor, fast: {token}", f"mlx-lm's shard: {token}", 0.9),
+        _ratio("tensor, safe / tensor, fast", times, f"tensor, safe: {token}", f"tensor, fast: {token}"),
+        _ratio("prefill of 512, the same", times, f"tensor, fast: {first}", f"mlx-lm's shard: {first}"),
+        _ratio("tensor, fast / pipeline, fast", times, f"tensor, fast: {token}", f"pipeline, fast: {token}"),
+        _ratio("tensor, fast / one process", times, f"tensor, fast: {token}", f"alone: {token}"),
+        Row(f"gap at a cut, p99 of {len(gaps)}", percentile(gaps, 99) * 1000, "ms", 500.0, tuple(gaps)),
+        *(
+            Row(f"all_sum of {name}, native", here * 1e6, "µs")
+            for name, here in zip(COUNTS, native, strict=True)
+        ),
+        *(
+            Row(f"all_sum of {name}, MLX's ring", there * 1e6, "µs")
+            for name, there in zip(COUNTS, ring, strict=True)
+        ),
+    ]  # fmt: skip
+
+
+def _ratio(name: str, times: Times, of: str, to: str, target: float | None = None) -> Row:
+    ratios = tuple(one / other for one, other in zip(times[of], times[to], strict=True))
+    return Row(name, statistics.median(ratios), "", target, ratios)
+
+
+def _hostfile(place: Path, size: int) -> Path:
+    file = place / f"hosts{size}.json"
+    file.write_text(json.dumps([[f"127.0.0.1:{next(_ports)}"] for _ in range(size)]))
+    return file
+
+
+@contextmanager
+def _peers(folder: Path, size: int) -> Iterator[list[subprocess.Popen[str]]]:
+    hosts = _hostfile(folder.parent, size)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.bench.engine_peer", str(folder), str(size), "shard"],
+            env=os.environ | {"MLX_HOSTFILE": str(hosts), "MLX_RANK": str(rank)},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )
+        for rank in range(size)
+    ]  # fmt: skip
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n", "mlx-lm could not be started"
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def _theirs(name: str, peers: list[subprocess.Popen[str]], seed: int) -> dict[str, float]:
+    found = {}
+    for tokens, steps in ((SHORT, STEPS), (LONG, 1)):
+        for peer in peers:
+            assert peer.stdin is not None
+            peer.stdin.write(f"{tokens} {steps} {seed}\n")
+            peer.stdin.flush()
+        slowest_s = [0.0, 0.0]
+        for peer in peers:
+            assert peer.stdout is not None
+            said = map(float, peer.stdout.readline().split())
+            slowest_s = [max(pair) for pair in zip(slowest_s, said, strict=True)]
+        if steps > 1:
+            found[f"{name}: a token"] = slowest_s[1] / (steps - 1)
+        else:
+            found[f"{name}: first of {tokens}"] = slowest_s[0]
+    return found
+
+
+def _load(ranks: Cluster, folder: Path, sync: str, is_tensor: bool) -> None:
+    settings = SyncSettings(sync=sync, watchdog_s=20.0)  # type: ignore[arg-type]
+    said = (
+        ranks.load_parts(folder, 2, LAYERS, settings)
+        if is_tensor
+        else ranks.load(folder, [LAYERS // 2, LAYERS // 2], settings)
+    )
+    assert all(isinstance(one, Loaded) for one in said), said
+    ranks.form()
+
+
+def _ours(name: str, ranks: Cluster, folder: Path, sync: str, is_tensor: bool, seed: int) -> dict[str, float]:
+    _load(ranks, folder, sync, is_tensor)
+    found = {}
+    for tokens, steps in ((SHORT, STEPS), (LONG, 1)):
+        asked = request(prompt(tokens, seed), steps)
+        ranks.begin(asked)
+        slowest_s = [0.0, 0.0]
+        for answer in ranks.finish(asked.request_id, PATIENCE_S):
+            assert isinstance(answer, Answer), answer
+            assert answer.finished is not None
+            said = answer.finished.prefill_s, answer.finished.decode_s
+            slowest_s = [max(pair) for pair in zip(slowest_s, said, strict=True)]
+        if steps > 1:
+            found[f"{name}: a token"] = slowest_s[1] / (steps - 1)
+        else:
+            found[f"{name}: first of {tokens}"] = slowest_s[0]
+    return found
+
+
+def _cuts(ranks: Cluster, folder: Path) -> list[float]:
+    """From the abort of a group to the first token of the next, which is formed at once, without a daemon."""
+    _load(ranks, folder, "fast", True)
+    ranks.begin(request(prompt(SHORT, 0), 100_000))
+    gaps = []
+    for cut in range(CUTS):
+        ranks.ranks[0].expect(TokenOut, where=lambda said, cut=cut: said.index >= 4 * (cut + 1))
+        begun = time.monotonic()
+        ranks.ranks[cut % 2].send(Abort("the benchmark cuts a link"))
+        for one in ranks.ranks:
+            one.expect(Aborted)
+        ranks.form()
+        ranks.ranks[0].expect(TokenOut)
+        gaps.append(time.monotonic() - begun)
+    return gaps
+
+
+def _native_cost(place: Path) -> list[float]:
+    module = Path(build(cache_in(place)).file)
+    counts = list(COUNTS.values())
+    small = run_ranks(module, 2, "cost", counts=counts[:-1], spin_us=50, rounds=SMALL_ROUNDS)
+    large = run_ranks(module, 2, "cost", counts=counts[-1:], spin_us=50, rounds=LARGE_ROUNDS)
+    return [max(pair) for pair in zip(*(one + other for one, other in zip(small, large, strict=True)), strict=True)]
+
+
+def _ring_cost() -> list[float]:
+    order = json.dumps([*((count, SMALL_ROUNDS) for count in list(COUNTS.values())[:-1]),
+                        (list(COUNTS.values())[-1], LARGE_ROUNDS)])  # fmt: skip
+    with tempfile.TemporaryDirectory() as place:
+        hosts = _hostfile(Path(place), 2)
+        running = [
+            subprocess.Popen(
+                [sys.executable, "-c", RING_COST, order], stdout=subprocess.PIPE, text=True,
+                env=os.environ | {"MLX_HOSTFILE": str(hosts), "MLX_RANK": str(rank)},
+            )
+            for rank in range(2)
+        ]  # fmt: skip
+        took = [json.loads(one.communicate()[0]) for one in running]
+    return [max(pair) for pair in zip(*took, strict=True)]

@@ -1,0 +1,108 @@
+"""Every architecture that mlx-lm can divide gives, as a tensor group, the tokens of mlx-lm's own over its ring."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exoengine.model_files.tensor_support import can_shard
+from exoengine.protocol import Loaded, SyncSettings
+from tests.engine.architectures import PARTED
+from tests.engine.driver import Cluster, cluster, request
+from tests.engine.models import undisturbed, write_model
+
+PROMPT = [(7 * index + 3) % 250 for index in range(40)]
+STEPS = 64
+SEED = 9
+WITHIN_S = 240.0
+"""MLX's ring spins on every rank: on a busy machine its answers come slowly, four on two cores hardly."""
+
+_ports = itertools.count(15000 + os.getpid() % 100 * 40)
+
+
+def layers_of(config: dict[str, Any]) -> int:
+    return int(config.get("num_hidden_layers") or config["num_layers"])
+
+
+def named(config: dict[str, Any]) -> str:
+    return str(config["model_type"])
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    place = tmp_path_factory.mktemp("parted")
+    return {named(config): write_model(place / named(config), config) for config in PARTED}
+
+
+def plain(folders: dict[str, Path], ranks: int, place: Path) -> dict[str, list[list[int]]]:
+    """What mlx-lm itself gives: of each model a greedy and a sampled answer."""
+    hosts = place / "hosts.json"
+    hosts.write_text(json.dumps([[f"127.0.0.1:{next(_ports)}"] for _ in range(ranks)]))
+    order = {"prompt": PROMPT, "steps": STEPS, "seed": SEED, "folders": [str(one) for one in folders.values()]}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.engine.plain_shard", json.dumps(order)],
+            env={**os.environ, "MLX_HOSTFILE": str(hosts), "MLX_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    try:
+        said = [child.communicate(timeout=WITHIN_S)[0].splitlines() for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    assert all(len(lines) == len(folders) for lines in said)
+    return {name: json.loads(line) for name, line in zip(folders, said[0], strict=True)}
+
+
+@pytest.fixture(scope="module")
+def ranks(
+    tmp_path_factory: pytest.TempPathFactory, folders: dict[str, Path]
+) -> Iterator[tuple[Cluster, dict[str, list[list[int]]]]]:
+    expected = plain(folders, 2, tmp_path_factory.mktemp("plain"))
+    with cluster(tmp_path_factory.mktemp("tensor"), 2) as made:
+        yield made, expected
+
+
+@pytest.mark.parametrize("config", PARTED, ids=named)
+def test_a_tensor_group_gives_the_tokens_of_mlx_lms_own(
+    ranks: tuple[Cluster, dict[str, list[list[int]]]], folders: dict[str, Path], config: dict[str, Any]
+) -> None:
+    group, expected = ranks
+    for sync in ("fast", "safe"):
+        settings = SyncSettings(sync=sync)  # type: ignore[arg-type]
+        for said in group.load_parts(folders[named(config)], group.size, layers_of(config), settings):
+            assert isinstance(said, Loaded), said
+        group.form()
+        greedy = group.generate(request(PROMPT, STEPS)).tokens
+        sampled = group.generate(request(PROMPT, STEPS, temperature=1.0, seed=SEED)).tokens
+        assert [greedy, sampled] == expected[named(config)], sync
+
+
+@pytest.mark.parametrize("config", [PARTED[1], PARTED[5]], ids=named)
+def test_four_ranks_give_the_tokens_of_one_process(
+    tmp_path: Path, folders: dict[str, Path], config: dict[str, Any]
+) -> None:
+    """Ranks 0 and 2, and 1 and 3, have a connection across the ring."""
+    folder = folders[named(config)]
+    with cluster(tmp_path, 4) as group:
+        assert all(isinstance(said, Loaded) for said in group.load_parts(folder, 4, layers_of(config)))
+        group.form()
+        assert group.generate(request(PROMPT, STEPS)).tokens == undisturbed(folder, PROMPT, STEPS)
+
+
+def test_these_are_the_ones_that_can_be_divided() -> None:
+    assert all(can_shard(named(config)) for config in PARTED)
+    assert can_shard("mistral")  # by another architecture's module
+    assert not can_shard("gemma2")
+    assert not can_shard("../utils")
