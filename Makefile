@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cross native-macos launcher dist formula resolve floors run test clients lab bench sim fuzz chaos clean
+.PHONY: help setup setup-cross native-macos launcher dist formula resolve floors run test clients lab bench sim fuzz attack chaos clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST) | sort
@@ -72,6 +72,9 @@ sim: setup ## 10,000 simulated scenarios of the mesh under virtual time, and 10,
 
 fuzz: setup ## a million mutated inputs to everything that reads strangers' bytes: make fuzz INPUTS=1000000 SEED=1
 	$(BIN)/python -m tests.fuzz $(if $(INPUTS),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED))
+
+attack: setup ## a node of this machine under a mixed attack while two clients stream: make attack MINUTES=10
+	$(BIN)/python -m tests.attack $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 chaos: setup ## (Linux, root) random faults over running answers: make chaos FAULTS=200 MINUTES=30 SEED=1
 	$(BIN)/python -m tests.lab.chaos $(if $(FAULTS),--faults $(FAULTS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
