@@ -56,6 +56,7 @@ from exod.local_api.server import LocalApi
 from exod.model import Event, LocalAddress, MeshPlan, NodeCard, NodeId
 from exod.mqtt.publisher import MqttService
 from exod.network.interfaces import InterfaceWatcher
+from exod.network.link_pace import LinkPace
 from exod.network.local_network import LocalNetwork
 from exod.network.mdns_discovery import Announcement, Discovery
 from exod.network.mesh_driver import MeshDriver
@@ -114,6 +115,7 @@ class Daemon:
         finally:
             self.http.close()
             self.socket.close()
+            self.link_pace.close()
             self.driver.close()
             self.prober.close()
 
@@ -242,6 +244,7 @@ class Daemon:
             local_network=lambda: self.local_network.text,
             wired=lambda: self.engine.core.rank.worker.wired.text(time.monotonic()),
         )
+        self.link_pace = LinkPace(lambda: self.engine.core.is_drained, self.driver.feed)
         self.propagation = Propagation(
             identity.id, self.core, self.status, self.control, self.engine, self.events, self.mqtt
         )
@@ -473,4 +476,5 @@ class Daemon:
 
     def refresh_soon(self) -> None:
         """Something that others see changed."""
+        self.link_pace.look()
         self.propagation.refresh_soon()

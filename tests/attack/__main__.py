@@ -135,7 +135,7 @@ def _wait_until_ready(port: int) -> None:
     raise SystemExit("the node was not ready in time")
 
 
-def run(seconds: float, seed: int = 1) -> Report:
+def run(seconds: float, seed: int = 1, only: str = "") -> Report:
     report = Report(seconds)
     with tempfile.TemporaryDirectory(prefix="exod-attack-") as name:
         folder = Path(name)
@@ -155,7 +155,7 @@ def run(seconds: float, seed: int = 1) -> Report:
             )
         try:
             _wait_until_ready(http)
-            _attacked(report, node, (http, mesh, folder / "data" / "exod.sock"), log, seed)
+            _attacked(report, node, (http, mesh, folder / "data" / "exod.sock"), log, seed, only)
             if node.poll() is not None:
                 report.wrong.append(f"the daemon ended with {node.returncode}: {log.read_text()[-500:]}")
         finally:
@@ -169,7 +169,7 @@ def run(seconds: float, seed: int = 1) -> Report:
 
 
 def _attacked(
-    report: Report, node: subprocess.Popen[bytes], where: tuple[int, int, Path], log: Path, seed: int
+    report: Report, node: subprocess.Popen[bytes], where: tuple[int, int, Path], log: Path, seed: int, only: str
 ) -> None:
     http, mesh, control = where
     ended = threading.Event()
@@ -181,7 +181,7 @@ def _attacked(
     report.memory_before, before = process.memory_info().rss, log.stat().st_size
     spawn = multiprocessing.get_context("spawn")
     result = spawn.Queue()
-    striking = spawn.Process(target=strike, args=(http, mesh, str(control), report.seconds, seed, result))
+    striking = spawn.Process(target=strike, args=(http, mesh, str(control), report.seconds, seed, only, result))
     striking.start()
     until = time.monotonic() + report.seconds
     while (left := until - time.monotonic()) > 0:
@@ -202,8 +202,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.attack", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", default="", help="only the attackers with this in their names")
     arguments = parser.parse_args()
-    report = run(60 * arguments.minutes, arguments.seed)
+    report = run(60 * arguments.minutes, arguments.seed, arguments.only)
     print(report.text())
     return 1 if report.problems() else 0
 

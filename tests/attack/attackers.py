@@ -185,8 +185,8 @@ ATTACKERS: Final[tuple[Callable[[Ports, Ended, Random], int], ...]] = (
 )
 
 
-def attack(ports: Ports, seconds: float, seed: int) -> dict[str, int | str]:
-    """All of them for so long; how often each struck, or why it stopped."""
+def attack(ports: Ports, seconds: float, seed: int, only: str) -> dict[str, int | str]:
+    """All of them, or those with `only` in their names, for so long; how often each struck, or why it stopped."""
     ended = threading.Event()
     struck: dict[str, int | str] = {}
 
@@ -196,7 +196,9 @@ def attack(ports: Ports, seconds: float, seed: int) -> dict[str, int | str]:
         except Exception as error:
             struck[attacker.__name__] = f"{type(error).__name__}: {error}"
 
-    threads = [threading.Thread(target=run, args=(one,), name=one.__name__) for one in ATTACKERS]
+    threads = [
+        threading.Thread(target=run, args=(one,), name=one.__name__) for one in ATTACKERS if only in one.__name__
+    ]
     for thread in threads:
         thread.start()
     time.sleep(seconds)
@@ -206,6 +208,6 @@ def attack(ports: Ports, seconds: float, seed: int) -> dict[str, int | str]:
     return struck
 
 
-def strike(http: int, mesh: int, control: str, seconds: float, seed: int, result: Any) -> None:
+def strike(http: int, mesh: int, control: str, seconds: float, seed: int, only: str, result: Any) -> None:
     """In a process of its own; `result` is a queue for what `attack` returns."""
-    result.put(attack(Ports(http, mesh, Path(control)), seconds, seed))
+    result.put(attack(Ports(http, mesh, Path(control)), seconds, seed, only))

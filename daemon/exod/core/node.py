@@ -61,6 +61,7 @@ class NodeCore:
         self._next_link_at = math.inf
         self._touched: set[NodeId] = set()
         """Peers whose link's deadline must be asked for again."""
+        self._quiet = False
         self._handlers: dict[type[Any], Callable[[Any, float], None]] = {
             events.DatagramReceived: self._datagram_received,
             events.DatagramSent: self._datagram_sent,
@@ -76,6 +77,7 @@ class NodeCore:
             events.RenegotiateRequested: self._renegotiate_requested,
             events.DebugFault: self._debug_fault,
             events.DebugPin: self._debug_pin,
+            events.ActivityChanged: self._activity_changed,
             events.LoopLagged: self._loop_lagged,
         }
 
@@ -209,6 +211,7 @@ class NodeCore:
             self.links[card.id] = Link(
                 self.card, card, key=self._key, config=self._config, journal=self._journal, seed=self._seed, now=now
             )
+            self.links[card.id].probes.quiet = self._quiet
             self._announced = None
 
     def _has_room(self, now: float) -> bool:
@@ -272,6 +275,15 @@ class NodeCore:
         for link in self.links.values():
             if event.path in link.paths:
                 link.pin(event.path, now + event.for_s, now)
+
+    def _activity_changed(self, event: events.ActivityChanged, now: float) -> None:
+        """The faster pace begins with a datagram at once, which announces it."""
+        self._quiet = not event.busy
+        for link in self.links.values():
+            link.probes.quiet = self._quiet
+            if event.busy:
+                link.probes.hasten(link.paths.heard, now)
+                self._touched.add(link.peer.id)
 
     def _loop_lagged(self, event: events.LoopLagged, now: float) -> None:
         self._touched |= self.links.keys()

@@ -12,7 +12,7 @@ import contextlib
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import structlog
@@ -167,12 +167,18 @@ class ControlPlane:
         elif (address, port) not in self._contacts:
             self._rumours.add((address, port))
         self._contacts[address, port] = name
-        self._reconcile()
+        self._start_dials(self._targets_of(address, port))
 
     def forget_contact(self, address: str, port: int) -> None:
+        """No path shares a contact's targets: they are ended with it, without a look at all others."""
         self._contacts.pop((address, port), None)
         self._rumours.drop([(address, port)])
-        self._reconcile()
+        for target in self._targets_of(address, port):
+            if target in self._dials:
+                self._dials.pop(target).cancel()
+
+    def _targets_of(self, address: str, port: int) -> tuple[Target, ...]:
+        return contact_targets(address, port, self._card.addresses if self._card is not None else ())
 
     def set_paths(self, peer: NodeId, targets: tuple[Target, ...]) -> None:
         """The usable paths to `peer`, best first: a connection is kept warm on each, dialled by the lower id."""
@@ -206,15 +212,17 @@ class ControlPlane:
         """Starts the dials that are wanted and ends those that are not."""
         if self._tasks is None:
             return
-        addresses = self._card.addresses if self._card is not None else ()
-        wanted = {target for contact in self._contacts for target in contact_targets(*contact, addresses)}
+        wanted = {target for contact in self._contacts for target in self._targets_of(*contact)}
         for peer, targets in self._paths.items():
             if self._node_id < peer:
                 wanted.update(targets[:MAX_CONNECTIONS_PER_PEER])
         for target in [known for known in self._dials if known not in wanted]:
             self._dials.pop(target).cancel()
+        self._start_dials(wanted)
+
+    def _start_dials(self, wanted: Iterable[Target]) -> None:
         for target in wanted:
-            if target not in self._dials:
+            if self._tasks is not None and target not in self._dials:
                 task = self._tasks.create_task(self._dial_for_ever(target), name=f"dial {target.address}")
                 self._dials[target] = task
 

@@ -131,6 +131,14 @@ class DebugPin(msgspec.Struct, frozen=True):
     for_s: float
 
 
+class ActivityChanged(msgspec.Struct, frozen=True):
+    """Whether anything is generated or queued here, or was within the last half minute: while nobody waits for the
+    links, they are probed less often. Until the first of these they are probed as if somebody did.
+    """
+
+    busy: bool
+
+
 class LoopLagged(msgspec.Struct, frozen=True):
     """The event loop (or the whole host: a stop, a sleep) ran late by `lag_s`: deadlines are extended by it.
 
@@ -155,6 +163,7 @@ Input = (
     | RenegotiateRequested
     | DebugFault
     | DebugPin
+    | ActivityChanged
     | LoopLagged
 )
 

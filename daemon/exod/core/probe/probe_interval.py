@@ -1,11 +1,12 @@
 """How often a path is probed: by its role, by what the pair is going through, and never in step with others.
 
 The theory. The selected path of a ring edge is probed 20 times a second, its standbys 4 times, pairs that share no
-edge once. Every datagram announces the longest gap before the next, so the receiver judges silence by what was
-promised. A pair that misses something bursts: 50 a second on every path, in both directions (the urgent flag asks
-for the other), so that the witness, the standbys' fresh measure and the second chance of the suspect path are all
-there before the verdict. Gaps are jittered to 75-100% (as RFC 5880, 6.8.7) by a seeded generator, so nodes that
-started together drift apart and a run repeats from its seed.
+edge once. While nothing is generated or queued, it is 4 times and once. Every datagram announces the longest gap
+before the next, so the receiver judges silence by what was promised. A pair that misses something bursts: 50 a
+second on every path, in both directions (the urgent flag asks for the other), so that the witness, the standbys'
+fresh measure and the second chance of the suspect path are all there before the verdict. Gaps are jittered to
+75-100% (as RFC 5880, 6.8.7) by a seeded generator, so nodes that started together drift apart and a run repeats from
+its seed.
 
 Decides when a datagram is due; never what is in it (probe_sender.py).
 """
@@ -17,6 +18,9 @@ from exod.model import NodeState, PathState
 
 SELECTED_S = 0.050
 STANDBY_S = 0.250
+QUIET_SELECTED_S = 0.250
+QUIET_STANDBY_S = 1.0
+"""While nothing is generated: nobody waits for a link, and a cut that is noticed within a second costs nothing."""
 QUIET_PAIR_S = 1.0
 """Pairs that share no ring edge (design, "Paths and probing")."""
 NEVER_HEARD_S = 1.0
@@ -60,17 +64,19 @@ class Jitter:
         return interval_s * (SHORTEST_GAP + (1.0 - SHORTEST_GAP) * self.fraction())
 
 
-def announced_s(path: Path, *, selected: bool, edge: bool, peer: NodeState, peer_since: float, now: float) -> float:
+def announced_s(
+    path: Path, *, selected: bool, edge: bool, quiet: bool, peer: NodeState, peer_since: float, now: float
+) -> float:
     """The steady pace of a path's role, which its datagrams announce."""
     if peer is NodeState.DOWN:
         return DOWN_PEER_S if now - peer_since < ABANDONED_AFTER_S else ABANDONED_PEER_S
     if not edge:
         return QUIET_PAIR_S
     if selected:
-        return SELECTED_S
+        return QUIET_SELECTED_S if quiet else SELECTED_S
     if not path.heard and now - path.created_at > NEVER_HEARD_AFTER_S:
         return NEVER_HEARD_S
-    return STANDBY_S
+    return QUIET_STANDBY_S if quiet else STANDBY_S
 
 
 def proving_s(path: Path, edge: bool) -> float | None:

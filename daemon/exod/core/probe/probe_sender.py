@@ -35,6 +35,8 @@ class ProbeSender:
         self.burst_since = 0.0
         self.edge = True
         """Do the two nodes share a ring edge, or is the cluster so small that all pairs are watched closely?"""
+        self.quiet = False
+        """Is nothing generated here that waits for a link?"""
         self.epoch_number = 0
         self.plan_prefix = ""
         self.misses = False
@@ -93,7 +95,13 @@ class ProbeSender:
         """Make and command one datagram on `path`, and set when its next one is due."""
         selected = selection is not None and selection.path == path.candidate.path
         steady = probe_interval.announced_s(
-            path, selected=selected, edge=self.edge, peer=peer_state, peer_since=peer_since, now=now
+            path,
+            selected=selected,
+            edge=self.edge,
+            quiet=self.quiet,
+            peer=peer_state,
+            peer_since=peer_since,
+            now=now,
         )
         self._schedule(path, steady, peer_state, now)
         seq = path.next_seq()
