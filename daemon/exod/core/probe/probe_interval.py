@@ -5,8 +5,8 @@ edge once. While nothing is generated or queued, it is 4 times and once. Every d
 before the next, so the receiver judges silence by what was promised. A pair that misses something bursts: 50 a
 second on every path, in both directions (the urgent flag asks for the other), so that the witness, the standbys'
 fresh measure and the second chance of the suspect path are all there before the verdict. Gaps are jittered to
-75-100% (as RFC 5880, 6.8.7) by a seeded generator, so nodes that started together drift apart and a run repeats from
-its seed.
+75-100% (as RFC 5880, 6.8.7) by a seeded generator, so nodes that started together drift apart and a run repeats
+from its seed.
 
 Decides when a datagram is due; never what is in it (probe_sender.py).
 """
