@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from exod.daemon_api.interface import GenerationEnd, TextDelta, Usage
 from exod.errors import ExitCode, RequestError
 from tests.cli.running import DEADLINE_S, Exoctl, served
 from tests.fake_daemon import MODEL
@@ -93,6 +94,27 @@ async def test_a_conversation_remembers_what_was_said(exoctl: Exoctl) -> None:
         first, second, third = (request.messages or () for request in daemon.requests)
     assert [message.content for message in second] == ["count from 1 to 3", "1 2 3", "count from 5 to 6"]
     assert len(first) == len(third) == 1
+
+
+async def test_what_a_model_thinks_is_dimmed_and_no_part_of_the_answer(exoctl: Exoctl) -> None:
+    thinking = [
+        TextDelta(0, "", reasoning="Hm, "),
+        TextDelta(1, "", reasoning="so."),
+        TextDelta(2, "Yes."),
+        GenerationEnd("stop", Usage(5, 3)),
+    ]
+    async with served(exoctl) as daemon:
+        daemon.script = thinking
+        piped = await exoctl.run("chat", "well?")
+        async with exoctl.terminal("chat") as terminal:
+            await terminal.until("> ")
+            terminal.type("well?\n")
+            await terminal.until("Yes.")
+            await terminal.until("3 tokens")
+            terminal.type("/reset\n/quit\n")
+            assert await terminal.ended() == 0
+    assert (piped.out, piped.err) == ("Yes.\n", "")
+    assert "\x1b[2mHm, " in terminal.shown
 
 
 async def test_in_a_conversation_ctrl_c_ends_an_answer_and_an_error_ends_nothing(exoctl: Exoctl) -> None:

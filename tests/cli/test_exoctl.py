@@ -195,7 +195,7 @@ async def test_help_lists_every_command_of_the_contract(exoctl: Exoctl) -> None:
     assert ended.code == 0
     _, commands = build()
     contract = (
-        "status links ping netcheck mesh engine preflight model chat events top wait doctor service cluster "
+        "status links ping netcheck mesh engine preflight model chat bench events top wait doctor service cluster "
         "config completion report debug"
     )
     assert commands.names == contract.split()

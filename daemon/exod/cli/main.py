@@ -15,6 +15,7 @@ from typing import Final
 from exod import VERSION
 from exod.cli.base.options import Commands, Parser, Settings, add_global_options, carry_out, global_options_first
 from exod.cli.commands import (
+    bench,
     chat,
     cluster_commands,
     completion,
@@ -73,6 +74,7 @@ def build() -> tuple[Parser, Commands]:
     engine_commands.register(commands)
     model_commands.register(commands)
     chat.register(commands)
+    bench.register(commands)
     event_commands.register(commands)
     top.register(commands)
     status_commands.register_wait(commands)

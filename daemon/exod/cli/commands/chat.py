@@ -19,7 +19,7 @@ from exod.errors import ExitCode, ExodError
 if TYPE_CHECKING:
     from exod.daemon_api.interface import GenerationEnd
 
-HELP = "/clear forgets the conversation, /quit or Ctrl-D ends it, Ctrl-C ends an answer"
+HELP = "/reset forgets the conversation, /quit or Ctrl-D ends it, Ctrl-C ends an answer"
 
 
 def register(commands: Commands) -> None:
@@ -86,6 +86,7 @@ class Conversation:
         pieces: list[str] = []
         started = time.monotonic()
         first_after_s = 0.0
+        thought = False
         end: GenerationEnd | None = None
         with self._shell.daemon() as daemon:
             for delta in daemon.stream("generate", decoder, messages=self._messages, **self._wishes):
@@ -93,9 +94,12 @@ class Conversation:
                     case KeepAlive() if delta.text:
                         self._note(delta.text)
                     case TextDelta() | GenerationEnd():
-                        if not pieces:
+                        if not first_after_s:
                             self._note("")
                             first_after_s = time.monotonic() - started
+                        thought = self._think(delta.reasoning, thought)
+                        if delta.text and thought:
+                            thought = self._think_no_more()
                         pieces.append(delta.text)
                         self._print(delta.text)
                         if isinstance(delta, GenerationEnd):
@@ -107,6 +111,21 @@ class Conversation:
         if not self._shell.as_json:
             sys.stdout.write("".join(char if _is_printable(char) else "�" for char in text))
             sys.stdout.flush()
+
+    def _think(self, text: str, before: bool) -> bool:
+        """What the model thinks, dimmed and for people only; says whether it does."""
+        if text and self._for_people:
+            shown = "".join(char if _is_printable(char) else "�" for char in text)
+            sys.stderr.write(self._shell.paint().styled(shown, "dim"))
+            sys.stderr.flush()
+        return before or bool(text)
+
+    def _think_no_more(self) -> bool:
+        """A line of its own before what is said."""
+        if self._for_people:
+            sys.stderr.write("\n\n")
+            sys.stderr.flush()
+        return False
 
     def _note(self, text: str) -> None:
         """A passing word in place: gone when the answer goes on."""
@@ -157,7 +176,7 @@ def _converse(conversation: Conversation) -> ExitCode:
                 continue
             case "/quit" | "/exit":
                 return ExitCode.OK
-            case "/clear":
+            case "/reset" | "/clear":
                 conversation.clear()
             case _ if line.startswith("/"):
                 print(HELP, file=sys.stderr)

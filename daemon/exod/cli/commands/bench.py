@@ -1,0 +1,165 @@
+"""`exoctl bench`: tokens a second and time to first token of the running cluster, for 1, 2, 4 and 8 clients.
+
+Decides what is asked (each client another prompt, so that nobody finds its beginning in the cache) and what is
+counted: a rate is of the time between the first and the last token of all. Times are in seconds, shown in ms.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from exod.cli.base.options import Commands, Shell, UsageError
+from exod.errors import ExitCode, ExodError
+
+CLIENTS: Final = "1,2,4,8"
+TOKENS: Final = 64
+"""Of each answer: some seconds with a large model, enough that a single slow step does not decide."""
+
+MOST_CLIENTS: Final = 32
+"""Half of the connections that the daemon's socket takes."""
+
+BAR_CHARS: Final = 24
+
+
+def register(commands: Commands) -> None:
+    parser = commands.add("bench", bench)
+    parser.add_argument("--clients", metavar="N,N", default=CLIENTS, help=f"at once; default: {CLIENTS}")
+    parser.add_argument(
+        "--tokens", type=int, metavar="N", default=TOKENS, help=f"of each answer; default: {TOKENS}"
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One client's answer. Times of the monotonic clock."""
+
+    asked: float
+    first: float
+    last: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Row:
+    clients: int
+    tokens: int
+    tokens_per_s: float
+    tokens_per_s_each: float
+    first_token_ms: float
+    """The median of the clients."""
+    first_token_worst_ms: float
+
+
+def bench(shell: Shell, clients: str, tokens: int) -> ExitCode:
+    """Measure tokens a second and time to first token of the running cluster."""
+    counts = _counts(clients)
+    if not 2 <= tokens <= 100_000:
+        raise UsageError("--tokens: expected 2 to 100000")
+    with shell.daemon() as daemon:
+        (model,) = daemon.ask("models", list[str])[:1] or [""]
+    if not model:
+        raise ExodError("no model is loaded: exoctl engine load MODEL")
+    progress = _Progress(shell, sum(counts) * tokens)
+    _run(shell, 0, 2, progress, warm_up=True)
+    rows = [_row(shell, count, tokens, progress) for count in counts]
+    progress.clear()
+    if shell.as_json:
+        shell.show_value({"model": model, "tokens_each": tokens, "rows": [asdict(row) for row in rows]})
+    else:
+        shell.show(_table(shell, model, rows))
+    return ExitCode.OK
+
+
+def _counts(clients: str) -> list[int]:
+    try:
+        counts = [int(part) for part in clients.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or not all(1 <= count <= MOST_CLIENTS for count in counts):
+        raise UsageError(f"--clients: expected numbers from 1 to {MOST_CLIENTS}, such as {CLIENTS}")
+    return counts
+
+
+def _row(shell: Shell, count: int, tokens: int, progress: _Progress) -> Row:
+    with ThreadPoolExecutor(count) as pool:
+        runs = list(pool.map(lambda number: _run(shell, number, tokens, progress), range(count)))
+    made = sum(run.tokens for run in runs)
+    busy_s = max(run.last for run in runs) - min(run.first for run in runs)
+    waits_ms = [1000 * (run.first - run.asked) for run in runs]
+    # The first token of each answer is the prefill's.
+    total = (made - count) / busy_s if busy_s > 0 else 0.0
+    each = statistics.mean((run.tokens - 1) / (run.last - run.first) for run in runs if run.last > run.first)
+    return Row(count, made, total, each, statistics.median(waits_ms), max(waits_ms))
+
+
+def _run(shell: Shell, number: int, tokens: int, progress: _Progress, *, warm_up: bool = False) -> Run:
+    """One answer. Raises ExodError where it is cut short, or has fewer than two tokens."""
+    import msgspec
+
+    from exod.daemon_api.interface import GenerationDelta, TextDelta
+
+    decoder: msgspec.json.Decoder[GenerationDelta] = msgspec.json.Decoder(GenerationDelta)
+    # The demo model counts; any other has something to tell about numbers.
+    messages = [{"role": "user", "content": f"count from {number + 1} to 999"}]
+    asked = time.monotonic()
+    first = last = 0.0
+    made = 0
+    with shell.daemon() as daemon:
+        given: dict[str, Any] = {"messages": messages, "max_tokens": tokens}
+        for delta in daemon.stream("generate", decoder, **given):
+            if isinstance(delta, TextDelta):
+                last = time.monotonic()
+                first = first or last
+                made += 1
+                if not warm_up:
+                    progress.add(1)
+    if made < 2:
+        raise ExodError(f"the model answered with {made} tokens: too few to measure anything")
+    return Run(asked, first, last, made)
+
+
+class _Progress:
+    """A bar on standard error, for people only."""
+
+    def __init__(self, shell: Shell, total: int) -> None:
+        self._shown = sys.stderr.isatty() and not shell.as_json
+        self._total = total
+        self._done = 0
+
+    def add(self, tokens: int) -> None:
+        self._done += tokens
+        if self._shown:
+            filled = min(BAR_CHARS, BAR_CHARS * self._done // self._total)
+            bar = "#" * filled + "." * (BAR_CHARS - filled)
+            sys.stderr.write(f"\r[{bar}] {self._done} of {self._total} tokens")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+def _table(shell: Shell, model: str, rows: list[Row]) -> list[str]:
+    from exod.cli.base.paint import ms
+
+    heads = ("clients", "tokens/s", "each", "first token", "worst")
+    cells = [
+        (
+            str(row.clients),
+            f"{row.tokens_per_s:.1f}",
+            f"{row.tokens_per_s_each:.1f}",
+            ms(row.first_token_ms),
+            ms(row.first_token_worst_ms),
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[at]) for line in (heads, *cells)) for at in range(len(heads))]
+    lines = ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in cells]
+    head = "  ".join(text.rjust(width) for text, width in zip(heads, widths, strict=True))
+    return [shell.paint().plain(model), head, *lines]
