@@ -226,6 +226,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exod.peers",
         "exod.status",
     ),
+    "exod.shared_wish": ("exod.config", "exod.core.base", "exod.data_files"),
     "exod.own_card": ("exod.config", "exod.identity", "exod.platform", "exoengine.model_files"),
     "exod.first_steps": (),
     "exod.app": (
@@ -246,6 +247,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exod.peers",
         "exod.platform",
         "exod.propagation",
+        "exod.shared_wish",
         "exod.status",
     ),
     "exod.__main__": ("exod.app", "exod.config"),

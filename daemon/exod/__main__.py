@@ -13,8 +13,9 @@ from exod import VERSION
 from exod.errors import ExitCode, ExodError
 from exod.plain_text import printable
 
-DEMO_OVERRIDES = {"EXOD_ENGINE__MODEL": "embedded:count", "EXOD_MQTT__BROKER": "embedded"}
-"""`--demo` is what `make run` starts: whatever the configuration says, this model and this broker."""
+DEMO_OVERRIDES = {"EXOD_MQTT__BROKER": "embedded"}
+"""`--demo` is what `make run` starts: this broker, whatever the configuration says. The demo model is no wish: it
+runs where nobody names another."""
 
 DESCRIPTORS = 8192
 """All connections that the daemon's own bounds allow are some 1,500; macOS allows a process 10,240."""

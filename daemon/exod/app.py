@@ -37,7 +37,7 @@ from exod.core.base.events import (
     SuspendPlan,
 )
 from exod.core.base.mesh_messages import MeshMessage
-from exod.core.engine.engine_events import EngineMessageReceived, PlanCommitted, PlanSuspended
+from exod.core.engine.engine_events import DrainChanged, EngineMessageReceived, PlanCommitted, PlanSuspended
 from exod.core.engine.engine_messages import EngineMessage, RankPhase
 from exod.core.engine_core import EngineCore
 from exod.core.node import NodeCore
@@ -49,11 +49,12 @@ from exod.diagnostics.frame_size_check import EdgeWatch
 from exod.diagnostics.preflight import Preflight, preflight_data
 from exod.engine_service.engine_driver import EngineDriver
 from exod.engine_service.keep_awake import keep_awake
+from exod.engine_service.model_search import check_model
 from exod.first_steps import announce
 from exod.http.server import HttpApi
 from exod.identity import claim
 from exod.local_api.server import LocalApi
-from exod.model import Event, LocalAddress, MeshPlan, NodeCard, NodeId
+from exod.model import ClusterWish, Event, LocalAddress, MeshPlan, NodeCard, NodeId
 from exod.mqtt.publisher import MqttService
 from exod.network.interfaces import InterfaceWatcher
 from exod.network.link_pace import LinkPace
@@ -71,6 +72,7 @@ from exod.peers.trust import create_key, datagram_key, key_fingerprint, read_key
 from exod.platform.routes import path_source
 from exod.platform.this_host import current
 from exod.propagation import Propagation
+from exod.shared_wish import kept_wish
 from exod.status.answers import Answers, ClusterSettings, Network, Requests
 from exod.status.counters import Counters
 from exod.status.record import ClusterRecord, PlanChange
@@ -127,6 +129,8 @@ class Daemon:
         self.platform = current()
         self.platform.learn_recommended(identity.recommended_bytes)
         self.card = own_card(config, identity, self.platform)
+        self.wish = kept_wish(config, self.card.model, self._wish_changed)
+        self.card = msgspec.structs.replace(self.card, wish=self.wish.current)
         self.events = EventLog(config.node.data_dir)
         self.peer_book = PeerBook(config.node.data_dir)
         key_file = config.cluster.key_file
@@ -196,7 +200,7 @@ class Daemon:
             tell_all=self.control.broadcast,
             on_event=lambda kind, data: self.events.write(Event(0.0, kind, identity.id, data)),
             on_change=self.refresh_soon,
-            on_model_wish=self._model_wished,
+            on_model_wish=self.wish.ask_model,
             on_ring_port=self._ring_port_moved,
             on_edge=self.driver.feed,
         )
@@ -278,7 +282,8 @@ class Daemon:
             Requests(
                 self.driver.feed,
                 self.engine.feed,
-                self.engine.drain,
+                lambda: self.engine.drain(self.wish.ask_drain),
+                check_model,
                 self.preflight.run,
                 self.engine.generate,
                 self.engine.texts.ask,
@@ -347,15 +352,14 @@ class Daemon:
 
     def _rank_work(self) -> tuple[int | None, bool]:
         """The worker's pid, and does its rank load or answer?"""
-        rank = self.engine.core.rank
-        return self.engine.worker.pid, rank.phase is RankPhase.LOADING or bool(rank.active)
+        busy = self.engine.core.rank.phase is RankPhase.LOADING or bool(self.engine.core.rank.active)
+        return self.engine.worker.pid, busy
 
     # --- this node changes ----------------------------------------------------------------------------------
 
     def _addresses_changed(self, addresses: tuple[LocalAddress, ...]) -> None:
-        log.info(
-            "addresses_changed", addresses=[f"{one.interface} {one.address}/{one.prefix}" for one in addresses]
-        )
+        shown = [f"{one.interface} {one.address}/{one.prefix}" for one in addresses]
+        log.info("addresses_changed", addresses=shown)
         self._cabling_changed.set()
         self.prober.follow(addresses)
         self.local_network.follow(addresses)
@@ -389,8 +393,9 @@ class Daemon:
             self.driver.feed(CardChanged(card))
             self.refresh_soon()
 
-    def _model_wished(self, model: str) -> None:
-        self._set_card(msgspec.structs.replace(self.card, model=model, model_mib=0))
+    def _wish_changed(self, wish: ClusterWish) -> None:
+        self._set_card(msgspec.structs.replace(self.card, wish=wish))
+        self.engine.feed(DrainChanged(wish.draining))
 
     def _ring_port_moved(self, port: int) -> None:
         """Someone else has the port: the next plan, which the coordinator makes of this card, uses this one."""
@@ -399,11 +404,11 @@ class Daemon:
     # --- peers ----------------------------------------------------------------------------------------------
 
     def _routes_changed(self) -> None:
-        routes = self.contacts.routed(self.card.addresses)
-        self._set_card(msgspec.structs.replace(self.card, pair_routes=routes))
+        self._set_card(msgspec.structs.replace(self.card, pair_routes=self.contacts.routed(self.card.addresses)))
 
     def _peer_card(self, card: NodeCard) -> None:
         self.peer_book.note(card)
+        self.wish.heard(card.wish)
         self.driver.feed(PeerCardReceived(card))
         self.refresh_soon()
 
@@ -445,8 +450,6 @@ class Daemon:
             case RaiseIncarnation(seen=seen):
                 self.identity.jump_beyond(seen)
                 self._set_card(msgspec.structs.replace(self.card, incarnation=self.identity.incarnation))
-            case _:
-                pass
         self.refresh_soon()
 
     def _committed(self, plan: MeshPlan, command: CommitPlan) -> None:
@@ -454,9 +457,7 @@ class Daemon:
         self.record.history.append(PlanChange(plan, time.time(), command.reason, command.detect_ms, agree_ms))
         self.engine.feed(PlanCommitted(plan, self.status.named(command.reason)))
         self.edge_watch.plan_committed()
-        if plan.model != self.card.model:
-            # The next coordinator must wish for what is hosted now, not for what its own file once said.
-            self._set_card(msgspec.structs.replace(self.card, model=plan.model, model_mib=0))
+        self._set_card(msgspec.structs.replace(self.card, hosted=plan.model))
 
     def _worker_exited(self, pid: int, code: int, written: str) -> None:
         self.pids.add(pid)  # its report comes later

@@ -129,6 +129,19 @@ class ContextSettings(msgspec.Struct, frozen=True):
         return f"{tokens}, KV cache {cache}"
 
 
+class ClusterWish(msgspec.Struct, frozen=True):
+    """What a person asked of the cluster by command: the newest of all nodes counts."""
+
+    at: float
+    """Unix seconds, rising with each command."""
+    by: str
+    """The name of the node that was asked."""
+    model: str | None = None
+    """The model to host; empty: none; None: no command has named one."""
+    draining: bool = False
+    """No more requests are admitted."""
+
+
 class NodeCard(msgspec.Struct, frozen=True):
     """What a node tells the others about itself: in the control plane's greeting and at each change."""
 
@@ -145,7 +158,7 @@ class NodeCard(msgspec.Struct, frozen=True):
     memory_mib: int
     """What the node gives to a model: the weight of its share of the layers."""
     model: str
-    """The model it is asked to host: the coordinator's wish counts."""
+    """The model that its configuration names; empty: no wish."""
     split: str | tuple[int, ...] = "memory"
     """`memory`, `even`, or a layer count for each rank: the coordinator's wish counts."""
     parallel: str = "auto"
@@ -158,6 +171,10 @@ class NodeCard(msgspec.Struct, frozen=True):
     """The coordinator's wish counts."""
     pair_routes: tuple[str, ...] = ()
     """Remote addresses it reaches through a router (its static peers): candidates beside shared subnets."""
+    wish: ClusterWish | None = None
+    """The newest command that it knows of."""
+    hosted: str = ""
+    """The model of its plan: it goes on where whoever named it is away."""
 
     def __post_init__(self) -> None:
         """What a peer calls itself is shown on terminals: cleaned as soon as it is decoded."""

@@ -24,7 +24,7 @@ def test_an_empty_file_has_the_contracts_defaults(tmp_path: Path) -> None:
     assert (config.mesh.port, config.mesh.include, config.mesh.exclude, config.mesh.kinds) == (52410, (), (), {})
     assert (config.mesh.degraded_ms, config.mesh.recover_ms, config.mesh.hold_up_s) == (5.0, 3.5, 3.0)
     engine = config.engine
-    assert (engine.enabled, engine.model, engine.ring_port) == (True, "embedded:count", 52420)
+    assert (engine.enabled, engine.model, engine.ring_port) == (True, "", 52420)
     assert (engine.sync, engine.safe_context, engine.watchdog_s, engine.split) == ("dynamic", 50_000, 2.0, "memory")
     assert engine.recovery_deadline_s == 60.0
     assert (engine.max_context, engine.kv_bits, engine.kv_group_size) == (0, 0, 64)
@@ -117,7 +117,7 @@ def test_every_key_can_be_set(tmp_path: Path) -> None:
         ("mesh", "recover_ms = 5.0", "5", "a number below mesh.degraded_ms"),
         ("mesh", "hold_up_s = -1", "-1", "a number from 0 to 300 (s)"),
         ("engine", "enabled = 1", "1", "true or false"),
-        ("engine", 'model = ""', '""', "a folder, a repo id, or embedded:count"),
+        ("engine", "model = 3", "3", "a folder, a repo id, or embedded:count"),
         ("engine", "ring_port = 70000", "70000", "a whole number from 1 to 65535"),
         ("engine", "ring_port = 52410", "52410", "another port than mesh.port"),
         ("engine", 'sync = "slow"', '"slow"', '"dynamic", "safe", "fast"'),

@@ -51,9 +51,7 @@ _FIXED: Final[dict[str, dict[str, Key]]] = {
     },
     "engine": {
         "enabled": Key(True, checks.boolean),
-        "model": Key(
-            "embedded:count", checks.text(r"[^\x00-\x1f]{1,1024}", "a folder, a repo id, or embedded:count")
-        ),
+        "model": Key("", checks.text(r"[^\x00-\x1f]{0,1024}", "a folder, a repo id, or embedded:count")),
         "ring_port": Key(52420, checks.whole(1, 65535)),
         "sync": Key("dynamic", checks.choice("dynamic", "safe", "fast")),
         "safe_context": Key(50_000, checks.whole(0, 100_000_000)),

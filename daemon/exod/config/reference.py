@@ -47,7 +47,8 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
     },
     "engine": {
         "enabled": "Does this node host a rank?",
-        "model": "A folder, a Hugging Face repository id, or embedded:count (the demo model).",
+        "model": "A folder, a Hugging Face repository id, or embedded:count (the demo model). "
+        "Empty: no wish, the cluster's counts; where nobody wishes anything the demo model runs.",
         "ring_port": "The first port that the ring listens on.",
         "sync": "May a GPU wait for another rank? dynamic decides by what is measured.",
         "safe_context": "With more tokens in the KV cache than this, every step is safe.",

@@ -169,8 +169,9 @@ class EngineCore:
 
     @property
     def is_drained(self) -> bool:
-        """Nothing is generated here, and nothing waits."""
-        return not self.rank.active and not self.scheduler.waiting
+        """Nothing is generated, here or as far as any rank told, and nothing waits."""
+        busy = any(status.generating or status.finished_order < status.begun_order for status in self.ranks())
+        return not busy and not self.rank.active and not self.scheduler.waiting
 
     def _ranks(self) -> list[RankStatus | None]:
         """For each rank of the plan its status; None for one that is not known under this plan."""
@@ -383,12 +384,8 @@ class EngineCore:
         self._from_clients(self.clients.stopped_reading(event.request_id), now)
 
     def _model_wanted(self, event: events.ModelWanted, now: float) -> None:
-        """The coordinator's card decides, so it must hear of it."""
-        plan = self.plan
-        if plan is not None and plan.coordinator != self._me:
-            self._send(plan.coordinator, ModelWish(self._me, event.model))
-        else:
-            self._commands.append(events.WishModel(event.model))
+        """It goes round with this node's card, and is kept by all."""
+        self._commands.append(events.WishModel(event.model))
 
     def _drain_changed(self, event: events.DrainChanged, now: float) -> None:
         self.scheduler.draining = event.draining

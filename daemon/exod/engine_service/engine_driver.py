@@ -44,6 +44,9 @@ PAUSE_AFTER_ERROR_S: Final = 1.0
 WIRED_EVERY_S: Final = 2.0
 """One system call; a rank that waits for memory to be freed starts as soon."""
 
+DRAIN_SETTLES_S: Final = 0.5
+"""What the coordinator began before it heard of the drain shows in the ranks' reports by then."""
+
 WorkToBegin = events.StartWorker | events.LeaveWorker | events.SweepWorkers | events.ResolveModel
 """Commands that take a task of their own."""
 
@@ -170,9 +173,11 @@ class EngineDriver:
             async for delta in deltas:
                 yield delta
 
-    async def drain(self) -> None:
-        """Admits no more requests; returns when nothing is generated and nothing waits."""
+    async def drain(self, ask: Callable[[], None]) -> None:
+        """`ask` tells all nodes to admit no more requests; returns when nothing is generated and nothing waits."""
         self.feed(events.DrainChanged(True))
+        ask()
+        await asyncio.sleep(DRAIN_SETTLES_S)
         while not self.core.is_drained:
             self._progress.clear()
             await self._progress.wait()

@@ -19,6 +19,7 @@ import msgspec
 import structlog
 
 from exod.engine_service.download_messages import DownloadMessage, Failed, Found, Progress
+from exod.errors import ExitCode, RequestError
 from exoengine.decoding import decode
 from exoengine.model_files.model_folder import ModelFolderError, ModelSummary, find_local, inspect
 
@@ -52,6 +53,19 @@ async def search(model: str, progress: Callable[[int, int], None]) -> tuple[Path
         reason = str(error).strip().partition("\n")[0] or "no reason given"
         text = f"{model} could not be read: {type(error).__name__}: {reason}"
         raise ModelFolderError("unreadable", text) from error
+
+
+async def check_model(model: str) -> None:
+    """Before the model that runs is let go: is this one here and readable, or at least a repository's name? Raises
+    RequestError where not. What only the hub knows is found out by the download, and told by the ranks.
+    """
+    try:
+        folder = await asyncio.to_thread(find_local, model)
+        if folder is not None:
+            await asyncio.to_thread(inspect, folder)
+    except ModelFolderError as error:
+        text = f"{error}; the model that runs goes on"
+        raise RequestError(error.code, text, ExitCode.INTERNAL) from error
 
 
 async def _download(model: str, progress: Callable[[int, int], None]) -> Path:

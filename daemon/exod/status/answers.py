@@ -18,7 +18,7 @@ import msgspec
 
 from exod.core.base.events import DebugFault, DebugPin, Input, RenegotiateRequested
 from exod.core.cluster.jaccl import JacclHostfile, NotCabledError, hostfile
-from exod.core.engine.engine_events import DrainChanged, EngineInput, ModelWanted
+from exod.core.engine.engine_events import EngineInput, ModelWanted
 from exod.core.node import NodeCore
 from exod.core.status.health import DOWNLOADING, EDGE_FAILED, LOCAL_NETWORK_DENIED
 from exod.core.status.view import LinkView, NodeEntry, PathView
@@ -100,6 +100,8 @@ class Requests:
     feed: Callable[[Input], None]
     feed_engine: Callable[[EngineInput], object]
     drain: Callable[[], Awaitable[None]]
+    check_model: Callable[[str], Awaitable[None]]
+    """Raises RequestError for a model that cannot be: the one that runs goes on."""
     preflight: Callable[[], Awaitable[PreflightReport]]
     generate: Callable[[GenerationRequest], AsyncGenerator[GenerationDelta, None]]
     text: Callable[[TextAsked], Awaitable[TextAnswered]]
@@ -355,7 +357,7 @@ class Answers:
     async def engine_load(self, model: str) -> Done:
         if not self._settings.engine_enabled and len(self._status.view().nodes) == 1:
             raise RequestError("engine_off", "this node hosts no rank: set engine.enabled = true")
-        self._requests.feed_engine(DrainChanged(False))
+        await self._requests.check_model(model)
         self._requests.feed_engine(ModelWanted(model))
         return Done(f"{model} is being loaded: exoctl engine status shows how far")
 

@@ -9,6 +9,7 @@ from exod.core.status.alerts import Alerts, alert_facts
 from exod.core.status.health import Downloading, HealthInput, HealthJudge, HealthSnapshot
 from exod.core.status.view import LinkView, MeshView, NodeEntry, NodeView, PathView
 from exod.model import (
+    ClusterWish,
     EngineState,
     Epoch,
     Health,
@@ -273,3 +274,26 @@ def test_a_rank_that_is_not_heard_here_is_not_called_down_while_it_computes() ->
     (reason,) = lasting(what).reasons
     assert reason.code == "node_unheard"
     assert "does not hear studio2" in reason.text
+
+
+def test_a_drain_is_a_reason_on_every_node_that_has_heard_of_it() -> None:
+    what = given(CABLE)
+    me = msgspec.structs.replace(ME, wish=ClusterWish(1.0, "studio2", "/models/real", draining=True))
+    drained = msgspec.structs.replace(what, view=msgspec.structs.replace(what.view, me=me))
+    (reason,) = lasting(drained).reasons
+    assert reason.code == "draining"
+    assert "studio2 was told to drain" in reason.text
+    assert "exoctl engine load" in reason.text
+
+
+def test_configurations_that_name_different_models_are_a_reason_until_a_command_decides() -> None:
+    plan = agreed_on(plan_of((ME.id, PEER.id)))
+    what = given(CABLE, mesh=plan)
+    named = [msgspec.structs.replace(one, model=f"/models/{place}") for place, one in enumerate(what.view.nodes)]
+    differ = msgspec.structs.replace(what, view=msgspec.structs.replace(what.view, nodes=tuple(named)))
+    (reason,) = lasting(differ).reasons
+    assert reason.code == "wishes_differ"
+    assert "studio1 names /models/0 and studio2 names /models/1" in reason.text
+    me = msgspec.structs.replace(ME, wish=ClusterWish(1.0, "studio2", "/models/real"))
+    decided = msgspec.structs.replace(differ, view=msgspec.structs.replace(differ.view, me=me))
+    assert lasting(decided).reasons == ()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from itertools import combinations
 
+from exod.core.base.cluster_wish import hosted_model
 from exod.core.base.mesh_messages import LinkReport, LinkSummary
 from exod.core.cluster.link_reports import essence
 from exod.core.cluster.pair_summary import PairSummary
@@ -129,7 +130,9 @@ class JoinedMembers:
         left_out = (*why_left_out(dropped, ranks, edges), *unheard)
         if me.nodes == "fewest":
             could = {one: card for one, card in ranks.items() if one not in dropped}
-            left_out += why_standing_by(standing_by(could, me.model_mib, edges, running), could)
+            model = hosted_model(me, cards.values())
+            size_mib = next((card.model_mib for card in cards.values() if card.model == model), 0)
+            left_out += why_standing_by(standing_by(could, size_mib, edges, running), could)
         return build_plan(Epoch(0, 0), me, list(cards.values()), edges, running, left_out)
 
     def _deaf(self, ranks: Collection[NodeId], edges: Collection[Pair]) -> bool:

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from exod.core.base.cluster_wish import hosted_model
 from exod.core.probe.datagram import PLAN_PREFIX_BYTES
 from exod.model import KIND_PREFERENCE, Edge, Epoch, Kind, LeftOut, Member, MeshPlan, NodeCard, NodeId, PathId
 
@@ -137,7 +138,7 @@ def build_plan(
             _directed(source, target, cards, edges)
             for source, target in [*_around(ring), *_across(ring, edges, coordinator.parallel)]
         ),
-        model=coordinator.model,
+        model=hosted_model(coordinator, members),
         split=coordinator.split,
         memory_mib=tuple(cards[one].memory_mib for one in ring),
         context=coordinator.context,

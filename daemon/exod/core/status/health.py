@@ -49,6 +49,7 @@ GRACE_S: dict[str, float] = {
     "link_lossy": 5.0,
     "downloading": 2.0,
     "node_left_out": 2.0,
+    "wishes_differ": 2.0,
     "node_unheard": 1.0,
 }
 """Seconds that a fact must last before it is a reason; 0 for those not named. An agreement may take 0.3 s, a switch
@@ -171,6 +172,7 @@ def _facts(given: HealthInput, known: frozenset[Key]) -> Iterator[_Fact]:
     view = given.view
     yield from _node_facts(view)
     yield from _left_out_facts(view)
+    yield from _wish_facts(view)
     states = {node.id: node.state for node in view.nodes}
     for link in view.links:
         if states.get(link.peer) is not NodeState.DOWN:
@@ -221,6 +223,21 @@ def _left_out_facts(view: NodeView) -> Iterator[_Fact]:
     for node in view.nodes:
         if node.state is NodeState.UP and node.engine and node.id not in (*plan.ring, *told) and not node.is_self:
             yield _Fact("node_left_out", node.id, f"{node.name} is up, but has not joined the ring yet")
+
+
+def _wish_facts(view: NodeView) -> Iterator[_Fact]:
+    """A drain, and configurations that name different models where no command has decided."""
+    wish, plan = view.me.wish, view.mesh.plan
+    if wish is not None and wish.draining:
+        text = f"{wish.by} was told to drain the cluster: no request is admitted until exoctl engine load MODEL"
+        yield _Fact("draining", view.me.id, text)
+    if plan is None or (wish is not None and wish.model is not None):
+        return
+    named = {node.name: node.model for node in view.nodes if node.model and node.state is NodeState.UP}
+    if len(set(named.values())) > 1:
+        said = _and([f"{name} names {model}" for name, model in sorted(named.items())])
+        cure = "set one engine.model on all nodes, or run exoctl engine load MODEL"
+        yield _Fact("wishes_differ", plan.coordinator, f"{said}; {plan.model} is hosted: {cure}")
 
 
 def _link_facts(link: LinkView, my_name: str, degraded_ms: float, lossy: float) -> Iterator[_Fact]:

@@ -74,6 +74,8 @@ class NodeEntry(msgspec.Struct, frozen=True):
     """It said goodbye: someone sent it away."""
     engine: bool = True
     """Does it host a rank?"""
+    model: str = ""
+    """What its configuration names; empty: nothing."""
 
 
 class MeshView(msgspec.Struct, frozen=True):
@@ -174,6 +176,7 @@ def node_entry(link: Link) -> NodeEntry:
         version=link.peer.version,
         left=liveness.left,
         engine=link.peer.engine,
+        model=link.peer.model,
     )
 
 
@@ -188,6 +191,7 @@ def self_entry(card: NodeCard, started_at: float) -> NodeEntry:
         card.incarnation,
         card.version,
         engine=card.engine,
+        model=card.model,
     )
 
 

@@ -33,6 +33,7 @@ STATUS_OF_CODE: Final[dict[str, int]] = {
     "embeddings_not_supported": 400,
     **dict.fromkeys(CLIENT_FAULTS, 400),
     "not_ready": 503,
+    "draining": 503,
     "queue_full": 429,
     "unavailable": 503,
     "recovery_failed": 503,
