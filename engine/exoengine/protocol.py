@@ -195,6 +195,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """Of the GPU's memory, what MLX says that a process should use at most; 0 where it says nothing."""
     wired_bytes: int = 0
     """How much of it this process wires at most; 0: nothing is wired, or nothing is loaded."""
+    answers_texts: bool = False
+    """Does it know TextAsked? One of an earlier exod that was adopted ends its daemon's connection for it."""
 
 
 class LoadProgress(msgspec.Struct, frozen=True, tag="load_progress"):

@@ -127,6 +127,7 @@ class Worker:
             has_switch=find_switch() is not None,
             recommended_bytes=recommended_bytes(),
             wired_bytes=model.wired_bytes if model else 0,
+            answers_texts=True,
         )
 
     def _watch_edge(self) -> None:

@@ -14,6 +14,7 @@ from exoengine.protocol import (
     GenerationRequest,
     Hello,
     Load,
+    Loaded,
     PromptTokens,
     TextAnswered,
     TextAsked,
@@ -23,7 +24,8 @@ from exoengine.protocol import (
 pytestmark = pytest.mark.anyio
 
 CHAT = GenerationRequest("q", 9, messages=(ChatMessage("user", "hi"),))
-HOLDS_A_MODEL = Hello(1, 1, {}, "f", None, 0, False, ())
+HOLDS_A_MODEL = Hello(1, 1, {}, "f", None, 0, False, (), answers_texts=True)
+OF_AN_EARLIER_EXOD = Hello(1, 1, {}, "f", None, 0, False, ())
 
 
 class Desk:
@@ -67,6 +69,17 @@ async def test_without_a_model_here_the_ranks_read_the_prompt_themselves() -> No
     assert await desk.prepared(CHAT) is CHAT
     with pytest.raises(RequestError, match="no model"):
         await desk.ask(TextAsked("", text="a"))
+
+
+async def test_a_worker_of_an_earlier_exod_is_not_asked_what_it_does_not_know() -> None:
+    """It would end its daemon's connection, and the answer that runs with it."""
+    told: list[ToWorker] = []
+    desk = TextDesk(told.append)
+    desk.said(OF_AN_EARLIER_EXOD)
+    assert await desk.prepared(CHAT) is CHAT
+    desk.said(Loaded("folder", (0, 1), 1, "f", 1, 0.1, 100))
+    assert await desk.prepared(CHAT) is CHAT
+    assert told == []
 
 
 async def test_a_worker_that_ends_leaves_nobody_waiting() -> None:

@@ -1,7 +1,8 @@
 """Questions to this node's worker about texts and tokens: a prompt's tokens, before a request is queued.
 
-Decides how long an answer is waited for. Where this node's worker holds no model it says so, and the request
-goes on as it is: the ranks then read the prompt themselves. Times are in seconds.
+Decides how long an answer is waited for. Where this node's worker holds no model, or is an earlier exod's that
+knows no such question, the request goes on as it is: the ranks then read the prompt themselves. Times are in
+seconds.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class TextDesk:
         self._waiting: dict[str, asyncio.Future[TextAnswered]] = {}
         self._numbers = itertools.count(1)
         self.can_answer = False
-        """Does this node's worker hold a model?"""
+        """Does this node's worker hold a model, and does it know these questions?"""
+        self._knows_texts = False
 
     def said(self, message: FromWorker) -> bool:
         """Whether the message was an answer to a question of this desk, and concerns nobody else."""
@@ -50,9 +52,10 @@ class TextDesk:
                     future.set_result(message)
                 return True
             case Loaded():
-                self.can_answer = True
+                self.can_answer = self._knows_texts
             case Hello():
-                self.can_answer = message.fingerprint is not None
+                self._knows_texts = message.answers_texts
+                self.can_answer = message.answers_texts and message.fingerprint is not None
             case LoadFailed():
                 self.can_answer = False
         return False
