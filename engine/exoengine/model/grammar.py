@@ -176,12 +176,29 @@ def _call_schema(tools: Tools, arguments: str) -> dict[str, Any]:
         "anyOf": [
             {
                 "type": "object",
-                "properties": {"name": {"const": function["name"]}, arguments: _arguments(function)},
+                "properties": {
+                    "name": {"const": function["name"]},
+                    arguments: _moved(_arguments(function), f"#/anyOf/{at}/properties/{arguments}"),
+                },
                 "required": ["name", arguments],
                 "additionalProperties": False,
             }
-            for function in functions
+            for at, function in enumerate(functions)
         ]
+    }
+
+
+def _moved(schema: Any, place: str) -> Any:
+    """With references to its own parts, wherever it stands in another schema now."""
+    if isinstance(schema, list):
+        return [_moved(part, place) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        name: place + part[1:]
+        if name == "$ref" and isinstance(part, str) and part.startswith("#")
+        else _moved(part, place)
+        for name, part in schema.items()
     }
 
 

@@ -32,8 +32,13 @@ SCHEMA = {
     "required": ["city", "rain", "n"],
     "additionalProperties": False,
 }
+REFERRING = {
+    **SCHEMA,
+    "properties": {**SCHEMA["properties"], "city": {"$ref": "#/$defs/place"}},  # type: ignore[dict-item]
+    "$defs": {"place": {"enum": ["Oslo", "Bergen"]}},
+}
 WEATHER = [
-    {"type": "function", "function": {"name": "get_weather", "parameters": SCHEMA}},
+    {"type": "function", "function": {"name": "get_weather", "parameters": REFERRING}},
     {"type": "function", "function": {"name": "wait", "parameters": {"type": "object", "properties": {}}}},
 ]
 

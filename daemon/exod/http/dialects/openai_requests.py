@@ -76,7 +76,7 @@ class CompletionBody(SharedBody, kw_only=True):
     prompt: str | list[Any]
     max_tokens: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS_LIMIT)] | None = None
     max_completion_tokens: Tokens | None = None
-    logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
+    logprobs: bool | Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = None
@@ -135,7 +135,10 @@ def read_completion(data: bytes) -> Ask:
     n = body.n or 1
     if body.best_of not in (None, n):
         raise FieldError("best_of", "only as many as n are made", "unsupported_value")
-    logprobs = -1 if body.logprobs is None else body.logprobs
+    # Some clients write this older field as the chat's: true is the drawn tokens' alone.
+    logprobs = (
+        -1 if body.logprobs is None or body.logprobs is False else int(body.logprobs is not True and body.logprobs)
+    )
     most = limit(body.max_completion_tokens, body.max_tokens)
     if most == 0 and not body.echo:
         raise FieldError("max_tokens", "expected int >= 1; 0 only with echo")
