@@ -1,4 +1,4 @@
-"""Links under faults: found from both sides, healed, never flapping, and nobody convicted without proof.
+"""Links under faults: found from both sides, healed, never flapping, and nothing declared dead without proof.
 
 Two nodes without an engine. Each test starts both daemons anew, in a second and a half: a path that falls again
 soon after its return is held up longer each time, so faults in a row would wait for one another.
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.lab
 
 NOTICED_WITHIN_S = 10.0
 SWITCHES = ("link.selected", "mesh.agreed")
-CONVICTIONS = ("path.dead", "node.down")
+DEATHS = ("path.dead", "node.down")
 STOPPED_S = 2.0
 ASLEEP_S = 6.0  # twice what a silent peer is given before it is down
 AFTERMATH_S = 2.0  # how long one watches for what a stop leaves behind
@@ -63,7 +63,7 @@ def test_one_way_loss_is_found_from_both_sides_and_healed_to_ethernet(pair: Clus
 
 
 @pytest.mark.parametrize("stopped", [1, 2])
-def test_a_daemon_that_was_stopped_convicts_nobody(pair: Cluster, stopped: int) -> None:
+def test_a_daemon_that_was_stopped_declares_nothing_dead(pair: Cluster, stopped: int) -> None:
     time.sleep(SETTLED_S)
     began, node = time.time(), pair.node(stopped)
     node.freeze()
@@ -71,7 +71,7 @@ def test_a_daemon_that_was_stopped_convicts_nobody(pair: Cluster, stopped: int) 
     node.thaw()
     time.sleep(AFTERMATH_S)
     wait_joined(pair, "thunderbolt", NOTICED_WITHIN_S)
-    assert said(pair, began, *CONVICTIONS, *SWITCHES) == [], "silence of all paths, or a stop, proves nothing"
+    assert said(pair, began, *DEATHS, *SWITCHES) == [], "silence of all paths, or a stop, proves nothing"
     # At most: a suspect that is heard again.
     told = [
         event["type"] for event in events_since(peer_of(pair, node), began) if event["type"].startswith("node.")
@@ -90,7 +90,7 @@ def test_two_hosts_that_slept_wake_up_as_they_were(pair: Cluster) -> None:
         node.thaw()
     time.sleep(AFTERMATH_S)
     wait_joined(pair, "thunderbolt", NOTICED_WITHIN_S)
-    assert said(pair, began, *CONVICTIONS, *SWITCHES) == []
+    assert said(pair, began, *DEATHS, *SWITCHES) == []
 
 
 @pytest.mark.timeout(LOSS_S + 300)
@@ -99,7 +99,7 @@ def test_loss_and_jitter_switch_nothing(pair: Cluster) -> None:
     pair.lab.link("bridge0").set(loss=0.05, jitter_ms=4)
     began = time.time()
     time.sleep(LOSS_S)
-    assert said(pair, began, *CONVICTIONS, *SWITCHES, "path.degraded") == []
+    assert said(pair, began, *DEATHS, *SWITCHES, "path.degraded") == []
     for status in wait_joined(pair, "thunderbolt", NOTICED_WITHIN_S):
         cable = path_of(status, "bridge0")
         assert cable["selected"]
@@ -115,7 +115,7 @@ def test_where_every_path_is_slow_the_best_is_kept_and_it_is_said(pair: Cluster)
     pair.lab.link("bridge0").set(delay_ms=8)
     pair.wait_until(lambda found: all_degraded(found, "bridge0"), NOTICED_WITHIN_S, "bridge0 is called degraded")
     time.sleep(NO_FLAPPING_S)
-    assert said(pair, began, *SWITCHES, *CONVICTIONS) == []
+    assert said(pair, began, *SWITCHES, *DEATHS) == []
     for node, status in zip(pair.nodes, wait_joined(pair, "thunderbolt", NOTICED_WITHIN_S), strict=True):
         assert status["health"] == "degraded"
         (reason,) = status["reasons"]
@@ -130,7 +130,7 @@ def test_where_every_path_is_slow_the_best_is_kept_and_it_is_said(pair: Cluster)
         NOTICED_WITHIN_S,
         "both nodes are healthy again",
     )
-    assert said(pair, began, *SWITCHES, *CONVICTIONS) == []
+    assert said(pair, began, *SWITCHES, *DEATHS) == []
 
 
 def all_degraded(statuses: list[Status], interface: str) -> bool:

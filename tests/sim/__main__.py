@@ -118,7 +118,7 @@ def _summary(good: list[Outcome]) -> Iterable[str]:
         faults.update(outcome.faults)
     yield (
         f"datagrams {sum(one.datagrams for one in good):,}, agreements {sum(one.agreements for one in good):,}, "
-        f"convictions {sum(one.convictions for one in good):,}"
+        f"paths declared dead {sum(one.declared_dead for one in good):,}"
     )
     yield f"agreed after peace: {_spread([one.agreed_after_s for one in good])}"
     for name, counter in (("switches", switches), ("rejected", rejected), ("faults", faults)):

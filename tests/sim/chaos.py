@@ -14,7 +14,7 @@ from tests.sim.network import Wire
 from tests.sim.world import Host, World
 
 SPOILED_S = 3.0
-"""After a wire is touched, silence on it is explained for so long: convictions may come that late."""
+"""After a wire is touched, silence on it is explained for so long: a path may be declared dead that late."""
 
 
 def _spoil(world: World, wires: Iterable[Wire], seconds: float) -> None:

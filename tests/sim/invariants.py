@@ -59,7 +59,7 @@ class Checker:
     def __init__(self, world: World) -> None:
         self.world = world
         self.agreements = 0
-        self.convictions = 0
+        self.declared_dead = 0
         self.switches: dict[str, int] = defaultdict(int)
         self._pairs: dict[tuple[NodeId, NodeId], _Pair] = defaultdict(_Pair)
         self._written: set[tuple[NodeId, Selection]] = set()
@@ -132,7 +132,7 @@ class Checker:
             elif kind is events.SendMessage:
                 self._check_message(host, command)
             elif kind is events.Emit and command.event.type == "path.dead":
-                self._check_conviction(host, command.event)
+                self._check_death(host, command.event)
         if event is None:
             self._check_progress(host)
         try:
@@ -253,18 +253,18 @@ class Checker:
 
     # --- silence: 9 -----------------------------------------------------------------------------------------------
 
-    def _check_conviction(self, host: Host, event: Any) -> None:
-        """A path is convicted by silence only where the network really failed it: no stall is enough."""
+    def _check_death(self, host: Host, event: Any) -> None:
+        """A path is declared dead by silence only where the network really failed it: no stall is enough."""
         if not event.data["reason"].startswith("silent for"):
             return
-        self.convictions += 1
+        self.declared_dead += 1
         world = self.world
         low, high = event.subject.split("-")
         ends = (low, high) if host.id < event.data["peer"] else (high, low)
         wire = world.network.wires.get((ends[1], ends[0]))
         if wire is None or wire.impaired or wire.spoiled_until >= world.now:
             return
-        self._broken(host, f"9: convicted {event.subject}, whose network is sound: {event.data['reason']}")
+        self._broken(host, f"9: declared dead {event.subject}, whose network is sound: {event.data['reason']}")
 
     # --- the mesh: 5, 6 -------------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ MEDIA = (CABLE, LAN, VPN)
 
 @dataclass
 class Wire:
-    """One direction. `spoiled_until` remembers impairment, so that a conviction can be held against the truth."""
+    """One direction. `spoiled_until` remembers impairment, so that a verdict can be compared with the truth."""
 
     medium: Medium
     delay_s: float = 0.0

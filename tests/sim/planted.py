@@ -45,7 +45,7 @@ def _forget_the_dwell() -> Any:
     return mock.patch.object(path_selection, "DWELL_S", 0.0)
 
 
-def _convict_without_witness() -> Any:
+def _declare_dead_without_witness() -> Any:
     return mock.patch.object(dead_detection, "_witness", lambda silent, paths, late_enough: silent)
 
 
@@ -66,7 +66,7 @@ PLANTED = {
     "incarnation": (_drop_the_incarnation_check, "4"),
     "both-select": (_let_both_sides_select, "2"),
     "dwell": (_forget_the_dwell, "7"),
-    "alibi": (_convict_without_witness, "9"),
+    "witness": (_declare_dead_without_witness, "9"),
     "acks": (_commit_without_all_acks, "5"),
     "replay": (_accept_replays, "12"),
 }

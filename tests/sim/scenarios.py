@@ -35,7 +35,7 @@ class Outcome:
     agreed_after_s: float
     datagrams: int
     agreements: int
-    convictions: int
+    declared_dead: int
     switches: dict[str, int]
     rejected: dict[str, int]
 
@@ -158,7 +158,7 @@ def run(seed: int, *, to_the_end: bool = False) -> Outcome:
         agreed_after_s=agreed_after_s,
         datagrams=world.datagrams,
         agreements=checker.agreements,
-        convictions=checker.convictions,
+        declared_dead=checker.declared_dead,
         switches=dict(checker.switches),
         rejected=dict(world.rejected),
     )

@@ -1,10 +1,10 @@
 """The exhaustive search of a small world: two nodes, three paths, two crashes, every order of everything.
 
-The world is abstract where time is concerned (a path is measured, or convicted, whenever the search says so; the
-lower node may select any usable path whenever it likes, which is more than the real selector ever does) and real
-where the protocol is: PairAgreement and `combined` are the product's own. Every datagram that was ever sent stays
-in the pool and may be delivered at any time, any number of times, or never: that is loss, duplication, reordering
-and replay in one. Every reachable state is checked.
+The world is abstract where time is concerned (a path is measured, or declared dead, whenever the search says so;
+the lower node may select any usable path whenever it likes, which is more than the real selector ever does) and
+real where the protocol is: PairAgreement and `combined` are the product's own. Every datagram that was ever sent
+stays in the pool and may be delivered at any time, any number of times, or never: that is loss, duplication,
+reordering and replay in one. Every reachable state is checked.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def steps(state: State, *, crashes: int, deaths: int, selections: int) -> Iterat
                 if own is PathState.UP:
                     dead = (*node.own[:place], PathState.DEAD, *node.own[place + 1 :])
                     yield (
-                        f"{name} convicts {place}",
+                        f"{name} declares {place} dead",
                         _say(state._replace(deaths=state.deaths + 1), _tell(node, own=dead), low=low),
                     )
         if state.crashes < crashes:

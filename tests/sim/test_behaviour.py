@@ -204,7 +204,7 @@ def test_a_daemon_that_is_stopped_for_two_seconds_is_suspect_at_most() -> None:
         assert link.liveness.state is NodeState.SUSPECT
         world.hosts[seed % 2].thaw()
         world.run(world.now + 3.0)
-        assert world.checker.convictions == 0
+        assert world.checker.declared_dead == 0
         assert plans(world) == before, "the plan that ran runs on"
 
 

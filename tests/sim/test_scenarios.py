@@ -19,7 +19,7 @@ def test_some_hundred_scenarios_break_no_invariant() -> None:
     assert not stories, f"{len(stories)} of {SHARE} broke, the first:\n{stories[0]}"
     good = [outcome for outcome in outcomes if isinstance(outcome, Outcome)]
     # A simulation in which little happens would prove little.
-    assert sum(outcome.convictions for outcome in good) > SHARE / 10
+    assert sum(outcome.declared_dead for outcome in good) > SHARE / 10
     assert sum(outcome.switches.get("upgrade", 0) for outcome in good) > SHARE / 10
     assert {fault for outcome in good for fault in outcome.faults} >= {
         "cut",

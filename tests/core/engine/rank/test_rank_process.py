@@ -159,14 +159,14 @@ def test_a_worker_that_says_nothing_about_forming_is_killed() -> None:
     assert kills(rank, 3.0 + FORMING.within_s) == [KillWorker("forming the group did not end")]
 
 
-def test_a_stall_of_the_daemon_convicts_no_worker() -> None:
+def test_a_stall_of_the_daemon_kills_no_worker() -> None:
     rank = a_formed_rank(now=3.0)
     assert only(rank.handle_timer(60.0), KillWorker) == []
     rank.worker_said(beat(), 60.01)
     assert kills(rank, 60.01 + HEARTBEAT_SILENCE_S / 2) == []
 
 
-def test_a_daemon_that_always_runs_late_still_convicts() -> None:
+def test_a_daemon_that_always_runs_late_still_replaces_a_silent_worker() -> None:
     rank = a_formed_rank(now=3.0)
     now, killed = 3.0, False
     while not killed and now < 120:
