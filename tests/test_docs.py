@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import io
 import re
+import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,12 +43,27 @@ def test_each_file_that_a_document_names_is_there(document: Path) -> None:
     assert missing == []
 
 
+def prose(path: Path) -> Iterator[tuple[int, str]]:
+    """Docstrings and comments of a module, with the line on which each begins."""
+    text = path.read_text()
+    for node in ast.walk(ast.parse(text)):
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
+            yield node.lineno, node.value.value
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+
+
 def test_each_module_that_a_docstring_or_a_comment_names_is_there() -> None:
     missing = []
     for folder in ("daemon", "engine", "launchd", "mlx_patches"):
         for path in sorted((ROOT / folder).rglob("*.py")):
-            for number, line in enumerate(path.read_text().splitlines(), 1):
-                for name in re.findall(r"[\w/]+\.py\b", re.sub(r"https?://\S+", "", line)):
+            for number, text in prose(path):
+                for name in re.findall(r"[\w/]+\.py\b", re.sub(r"https?://\S+", "", text)):
                     if name not in FILES:
                         missing.append(f"{path.relative_to(ROOT)}:{number}: {name}")
     assert missing == []
