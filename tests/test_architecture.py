@@ -166,7 +166,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exod.core.status",
     ),
     # what the shells stand on
-    "exod.config": (),
+    "exod.config": ("exoengine.model_files",),
     "exod.platform": ("exoengine.interface_binding",),
     "exod.wrong_route": (),
     "exod.data_files": (),
@@ -286,7 +286,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "exoengine.model": ("exoengine.model_files",),
     "exoengine.ring": ("exoengine.framing", "exoengine.interface_binding", "exoengine.native"),
     "exoengine.process": (),
-    "exoengine.generate": ("exoengine.model", "exoengine.process", "exoengine.ring"),
+    "exoengine.generate": ("exoengine.model", "exoengine.model_files", "exoengine.process", "exoengine.ring"),
     "exoengine.worker": (
         "exoengine.generate",
         "exoengine.model",

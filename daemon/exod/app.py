@@ -77,7 +77,7 @@ from exod.status.answers import Answers, ClusterSettings, Network, Requests
 from exod.status.counters import Counters
 from exod.status.record import ClusterRecord, PlanChange
 from exod.status.snapshot import StatusBuilder, StatusSettings
-from exoengine.protocol import SyncSettings
+from exoengine.protocol import Serving, SyncSettings
 
 log = structlog.get_logger()
 
@@ -191,6 +191,7 @@ class Daemon:
             config.engine.ring_port,
             ring_key(key),
             doubts_orphans=self.platform.system == "darwin",
+            serving=Serving(config.engine.max_concurrent, config.engine.prompt_cache),
         )
         self.engine = EngineDriver(
             engine_core,

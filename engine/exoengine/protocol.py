@@ -43,6 +43,18 @@ class SyncSettings(msgspec.Struct, frozen=True):
     """Loading is reported as failed past this; the process itself may hang in a read and must then be killed."""
 
 
+class Serving(msgspec.Struct, frozen=True):
+    """How many requests are served, and what is remembered of them: the daemon's `[engine]` section."""
+
+    max_concurrent: int = 8
+    """How many requests may be open at once; the others wait in their order."""
+    prompt_cache: str = "25%"
+    """What the caches of finished requests may occupy on a rank, as `amount_bytes` of memory_fit.py reads it."""
+
+
+DEFAULT_SERVING: Final = Serving()
+
+
 # --- daemon -> worker ---------------------------------------------------------------------------------------
 
 
@@ -62,6 +74,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     part: int = 0
     parts: int = 1
     """Tensor parallelism: of each of these layers this part of so many, rank by rank."""
+    serving: Serving = DEFAULT_SERVING
 
 
 class Across(msgspec.Struct, frozen=True):

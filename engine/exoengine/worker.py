@@ -206,7 +206,7 @@ class Worker:
         finally:
             self.board.end()
         model = self._model
-        self._generations = Generations(model, self._group, self.board, self._emit, message.sync)
+        self._generations = Generations(model, self._group, self.board, self._emit, message.sync, message.serving)
         self._asked = message
         self._texts.use(model.tokenizer, model.max_context_tokens)
         self.board.memory_bytes = model.weight_bytes

@@ -14,6 +14,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from exod.model import Kind
+from exoengine.model_files.memory_fit import amount_bytes
 
 
 class RejectedError(Exception):
@@ -82,6 +83,19 @@ def number(low: float, high: float, unit: str) -> Check:
         return float(value)
 
     return check
+
+
+def amount(value: Any) -> str:
+    """Of memory: as it is written, once it can be read."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    try:
+        amount_bytes(text, 0)
+    except (TypeError, ValueError):
+        raise RejectedError(
+            'a share of memory such as "25%", an amount such as "8GiB", or bytes; 0: none'
+        ) from None
+    assert isinstance(text, str)
+    return text
 
 
 def choice(*names: str) -> Check:

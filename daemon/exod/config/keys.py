@@ -20,6 +20,9 @@ class Key(msgspec.Struct, frozen=True):
     check: checks.Check
 
 
+MOST_CONCURRENT: Final = 32
+"""Ranks remember twice as many finished requests (FINISHED_KEPT of the engine's queue.py)."""
+
 _GLOBS = checks.entries(
     checks.text(r"[A-Za-z0-9._:*?\[\]!-]{1,64}", "an interface name or glob"), "a list of names or globs"
 )
@@ -64,6 +67,8 @@ _FIXED: Final[dict[str, dict[str, Key]]] = {
         "kv_bits": Key(0, checks.one_of(0, 4, 8)),
         "kv_group_size": Key(64, checks.one_of(32, 64, 128)),
         "recovery_deadline_s": Key(60.0, checks.number(1, 3600, "s")),
+        "max_concurrent": Key(8, checks.whole(1, MOST_CONCURRENT)),
+        "prompt_cache": Key("25%", checks.amount),
     },
     "api": {
         "host": Key("127.0.0.1", checks.api_host),

@@ -61,6 +61,8 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
         "kv_bits": "Bits of a key or value in the KV cache: 4 or 8; 0 keeps them as they are.",
         "kv_group_size": "So many quantised values share a scale; it must divide the size of a head.",
         "recovery_deadline_s": "For so many seconds a client waits while the engine recovers.",
+        "max_concurrent": "So many requests are answered at once; the others wait, and clients take turns.",
+        "prompt_cache": "What the KV caches of finished requests may occupy: a share of memory, or bytes.",
     },
     "api": {
         "host": "The address to listen on. Anything but loopback needs key_file.",

@@ -69,6 +69,8 @@ class EngineConfig(msgspec.Struct, frozen=True):
     kv_bits: int
     kv_group_size: int
     recovery_deadline_s: float
+    max_concurrent: int
+    prompt_cache: str
 
 
 class ApiConfig(msgspec.Struct, frozen=True):

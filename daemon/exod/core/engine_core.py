@@ -40,6 +40,7 @@ from exod.core.engine.engine_messages import (
     client_id,
 )
 from exod.core.engine.group_formation import Formation, OrderRank, disagreement
+from exod.core.engine.rank.held_requests import RequestGivenUp
 from exod.core.engine.rank.rank import Rank, RankCommand
 from exod.core.engine.rank.rank_status import ReportStatus
 from exod.core.engine.rank.ring_port import RingPorts, RingPortTaken
@@ -47,7 +48,7 @@ from exod.core.engine.relay import Relay
 from exod.core.engine.request_queue import Scheduler
 from exod.core.engine.waiting_reason import waiting_reason
 from exod.model import MeshPlan, NodeId
-from exoengine.protocol import Finished, RequestFailed, SyncSettings, TokenOut
+from exoengine.protocol import DEFAULT_SERVING, Finished, RequestFailed, Serving, SyncSettings, TokenOut
 
 _STARTS_WORK = (events.StartWorker, events.ResolveModel, events.SweepWorkers, events.LeaveWorker)
 """Commands that a daemon that ends does not carry out any more."""
@@ -67,12 +68,13 @@ class EngineCore:
         ring_port: int,
         ring_key: bytes = b"",
         doubts_orphans: bool = False,
+        serving: Serving = DEFAULT_SERVING,
     ) -> None:
         self._me = me
-        self.rank = Rank(me, incarnation, sync, ring_key)
+        self.rank = Rank(me, incarnation, sync, ring_key, serving)
         self.rank.stuck.doubts_orphans = doubts_orphans
         self.formation = Formation(me)
-        self.scheduler = Scheduler(me, incarnation)
+        self.scheduler = Scheduler(me, incarnation, serving.max_concurrent)
         self.clients = ClientRequests(me, recovery_deadline_s)
         self._relay = Relay()
         self._relays: set[NodeId] = set()
@@ -199,6 +201,11 @@ class EngineCore:
         known = self.scheduler.origins(request_id) | ({held.begin.origin} if held is not None else set())
         return not known or sender in known or UNKNOWN_ORIGIN in known
 
+    def _gives_up(self, sender: NodeId, message: RelayedOutput) -> bool:
+        """Does a rank say that it will not try a request again?"""
+        is_rank = self.plan is not None and sender in self.plan.ring
+        return is_rank and all(isinstance(output, RequestFailed) for output in message.outputs)
+
     def _may_cancel(self, sender: NodeId, request_id: str) -> bool:
         """The coordinator passes on what an origin said."""
         return self._coordinates(sender) or self._is_origin(sender, request_id)
@@ -218,8 +225,7 @@ class EngineCore:
         self._relays = {known.ring[0] for known in (before, plan) if known is not None and known.ring}
         self._from_rank(self.rank.commit(plan, event.reason, now), now)
         if coordinates and not coordinated:
-            begun = self.rank.requests.begun()
-            self.scheduler.take_over([begun] if begun is not None else [], self.rank.begun_order, now)
+            self.scheduler.take_over(self.rank.requests.begun(), self.rank.requests.begun_order, now)
         elif not coordinates:
             self.scheduler.give_up()
         self.scheduler.members([member.id for member in plan.members], now)
@@ -264,13 +270,12 @@ class EngineCore:
             case BeginRequest() if message.sender == sender and self._coordinates(sender):
                 self._begin(message, now)
             case TellBegun() if message.sender == sender and self._coordinates(sender):
-                begun = self.rank.requests.begun()
-                if begun is not None:
+                for begun in self.rank.requests.begun():
                     self._send(sender, Begun(begun))
             case Begun(begin=begin) if self._coordinates(self._me):
                 self.scheduler.adopt(begin, now)
-            case RequestsEnded(order=order) if message.sender == sender and self._coordinates(sender):
-                self._from_rank(self.rank.ended(order, now), now)
+            case RequestsEnded() if message.sender == sender and self._coordinates(sender):
+                self._from_rank(self.rank.ended(message.order, message.orders, now), now)
             case SubmitRequest() if message.origin == sender:
                 self._submitted(message, now)
             case Queued(request_id=request_id) if self._coordinates(sender):
@@ -284,7 +289,7 @@ class EngineCore:
                 self.rank.requests.claim(request_id, sender)
                 for relayed in self._relay.after(request_id, token_count, sender):
                     self._send(sender, relayed)
-            case RelayedOutput() if sender in self._relays:
+            case RelayedOutput() if sender in self._relays or self._gives_up(sender, message):
                 self._relayed(sender, message, now)
             case ModelWish(model=model):
                 self._commands.append(events.WishModel(model))
@@ -375,7 +380,7 @@ class EngineCore:
     # --- inputs: clients and people -------------------------------------------------------------------------
 
     def _client_asked(self, event: events.ClientAsked, now: float) -> None:
-        self._from_clients(self.clients.ask(event.request, now), now)
+        self._from_clients(self.clients.ask(event.request, now, event.client), now)
 
     def _client_left(self, event: events.ClientLeft, now: float) -> None:
         self._from_clients(self.clients.leave(event.request_id), now)
@@ -404,12 +409,23 @@ class EngineCore:
                         self._ring_ports.listened()
                     self._commands.append(TellAll(status))
                     self._to_self.append(status)
+                case RequestGivenUp(begin=begin, text=text):
+                    self._given_up(begin, text, now)
                 case RingPortTaken(port=port):
                     if self._ring_ports.taken(port, now):
                         self._commands.append(events.AnnounceRingPort(self._ring_ports.port))
                 case _:
                     if not (self._leaving and isinstance(command, _STARTS_WORK)):
                         self._commands.append(command)
+
+    def _given_up(self, begin: BeginRequest, text: str, now: float) -> None:
+        """Its client is told why. It has nobody who waits for it then, so it ends as one that is cancelled."""
+        failed = RequestFailed(begin.request.request_id, "request_given_up", text)
+        if begin.origin == self._me:
+            self._from_clients(self.clients.output(client_id(failed.request_id), failed, 0, now), now)
+        elif begin.origin:
+            self._send(begin.origin, RelayedOutput((failed,), 0))
+        self._cancel(client_id(failed.request_id), now)
 
     def _from_clients(self, commands: Iterable[ClientCommand], now: float) -> None:
         for command in commands:

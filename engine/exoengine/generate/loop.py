@@ -1,17 +1,19 @@
 """The loop over requests: schedule, step, token, replay.
 
-Rank 0 leads (see step_messages.py): it takes the requests in their order, opens each with all ranks, prefills what
-their caches lack, and runs one step per token. The others follow. A step either counts on every rank or on none:
-after a fault each rank's caches go back to before the step that failed, and when the next group has been formed the
-request is opened again: the ranks take the longest history that any of them has, and whoever is behind catches up
-alone (see resume.py). Steps that are run again give the same tokens to the last bit: they are cut alike
-(pass_log.py), and draws are keyed by (seed, step).
+Rank 0 leads (see step_messages.py): it opens each request with all ranks, prefills what their caches lack, and runs
+one step per token. Several requests are open at once, and steps of several are under way at once (schedule.py);
+messages and hidden states come in one order on every rank, so all ranks see the same. A step either counts on every
+rank or on none: after a fault each rank's caches go back to before the steps that failed, and when the next group
+has been formed each request is opened again: the ranks take the longest history that any of them has, and whoever
+is behind catches up alone (see resume.py). Steps that are run again give the same tokens to the last bit: they are
+cut alike (pass_log.py), and draws are keyed by (seed, step).
 
-Rank 0 does not wait for a step's outcome before it begins the next: it runs ahead into its own layers (see
-step_runner.py), and when the outcome is here it says the step to the others, who never know, or gives it up. The
-others build theirs meanwhile.
+Where one request is open alone, rank 0 does not wait for a step's outcome before it begins the next: it runs ahead
+into its own layers (see step_runner.py), and when the outcome is here it says the step to the others, who never
+know, or gives it up. The others build theirs meanwhile.
 
-Decides: what is run next.
+Decides: what is run next. On the MLX thread: `turn` does one piece of work and returns, so that commands are seen
+between steps.
 """
 
 from __future__ import annotations
@@ -24,33 +26,29 @@ import mlx.core as mx
 
 from exoengine.generate.active_request import Work
 from exoengine.generate.outbox import Words
-from exoengine.generate.pipeline import Drawn, Pass
-from exoengine.generate.prompt_cache import Holding
-from exoengine.generate.queue import Backlog
-from exoengine.generate.rank_progress import gather, history, standing_of, unfinished_anywhere
+from exoengine.generate.pipeline import Built, Drawn, Pass
+from exoengine.generate.prompt_cache import Holding, Holdings
+from exoengine.generate.queue import Backlog, wait_for_begin
+from exoengine.generate.rank_progress import Openings, check_alike, history, unfinished_anywhere
 from exoengine.generate.request import Generation
-from exoengine.generate.resume import resume
+from exoengine.generate.schedule import next_work, note_said, others_decode
 from exoengine.generate.step_runner import StepRunner
 from exoengine.generate.step_timing import Pace
 from exoengine.model.loading import LoadedModel
 from exoengine.model.sampling import Sampler
 from exoengine.process.shared_state import Board
-from exoengine.protocol import Begin, FromWorker, RequestFailed, SyncSettings
+from exoengine.protocol import Begin, FromWorker, RequestFailed, Serving, SyncSettings
 from exoengine.ring.group import RingGroup
 from exoengine.ring.message_ring import RingLostError, TokenRing, decode, encode
 from exoengine.ring.pass_log import SINGLY
-from exoengine.ring.step_messages import Message, Open, Outcome, Standing, Step, Stop, Vote, joined
-
-CHUNKS_AHEAD: Final = 4
-"""How many chunks the first stage may be ahead of the last one's answer, whatever the number of stages: fewer
-than caches.CHUNKS_KEPT, so that every rank can go back to where the slowest is."""
+from exoengine.ring.step_messages import Message, Open, Opened, Outcome, Standing, Step, Stop, Vote, joined
 
 CLEAR_CACHE_STEPS: Final = 256
 """How often MLX's pool of free buffers is given back, as mlx-lm does."""
 
 
 class Paused(Exception):  # noqa: N818 - no error: the ranks agreed to leave the group at a step's end
-    """Every rank raises this at the same position of the same request."""
+    """Every rank raises this at the same positions of the same requests."""
 
 
 class Generations:
@@ -58,19 +56,27 @@ class Generations:
 
     def __init__(
         self, model: LoadedModel, group: RingGroup, board: Board, emit: Callable[[FromWorker], None],
-        settings: SyncSettings,
+        settings: SyncSettings, serving: Serving,
     ) -> None:  # fmt: skip
         self._model, self._group, self._board, self._words = model, group, board, Words(emit)
         self._runner = StepRunner(model, group, board, self._words, settings)
         self.policy = self._runner.policy
         self._pace = Pace(settings)
         self._backlog = Backlog(model, self._words.say)
-        self._holding: Holding | None = None
-        self._work: Work | None = None
-        self._opening: int | None = None
+        self._max_concurrent = serving.max_concurrent
+        self._works: dict[int, Work] = {}
+        """The requests that are open, by order."""
+        self._awaited: Open | None = None
+        """An opening of a request that this rank's daemon has not brought yet."""
+        self._holdings = Holdings(serving.prompt_cache, model.stage.new_caches)
+        self._openings = Openings(self._holdings)
+        self._running: Generation | None = None
+        """Whose step was run last: what fails by itself fails in it."""
+        self._failures: dict[int, tuple[int, int]] = {}
+        """By order, where a step failed by itself, and how often there."""
         self._rank, self._size = 0, 1
         self._roll_called = True
-        self._failures: tuple[int, int, int] = (-1, -1, 0)
+        self._pausing = False
         self.pause_wanted = False
 
     # --- requests ---------------------------------------------------------------------------------------
@@ -86,7 +92,7 @@ class Generations:
 
     @property
     def next_step(self) -> int:
-        """The first step that will be run next in the request whose turn it is; -1 where there is none."""
+        """The first step that will be run next in the oldest request; -1 where there is none."""
         waiting = self._backlog.first
         return len(waiting.tokens) if waiting is not None else -1
 
@@ -96,38 +102,43 @@ class Generations:
         """A group was formed: every request is opened again in it."""
         self._rank, self._size = rank, size
         self._runner.joined(rank, size)
-        self._work = self._opening = None
+        self._forget_open()
         self._roll_called = size == 1
         self.pause_wanted = False
 
     def parted(self) -> None:
         """The group is gone; caches and requests stay."""
         self._words.let_out()
-        self._give_up_ahead()
+        for work in self._works.values():
+            self._runner.give_up_ahead(work)
         self._runner.parted()
-        self._work = self._opening = None
+        self._forget_open()
         self._pace.interrupted(self._backlog.first is not None)
         self._board.end()
 
+    def _forget_open(self) -> None:
+        self._works, self._awaited = {}, None
+        self._openings.forget()
+        self._pausing = False
+
     def failed(self, text: str) -> None:
         """A step failed by itself, not by the ring. Twice at the same place: the request is at fault."""
-        generation = self._backlog.first
+        generation = self._running
         if generation is None:
             return
-        place = (generation.order, generation.length)
-        count = self._failures[2] + 1 if self._failures[:2] == place else 1
-        self._failures = (*place, count)
+        place, times = self._failures.get(generation.order, (-1, 0))
+        times = times + 1 if place == generation.length else 1
+        self._failures[generation.order] = (generation.length, times)
         if self._size == 1:
-            self._backlog.drop(generation)
-            self._holding = None
+            self._retire(generation)
             self._words.say(RequestFailed(generation.request.request_id, "engine", text))
-        elif count > 1:
+        elif times > 1:
             generation.cancelled = True
 
     @property
     def is_idle(self) -> bool:
         """Is no request open, so that the group can be left without agreement?"""
-        return self._work is None and self._opening is None
+        return not self._works and not self._openings.orders and self._awaited is None
 
     # --- turns ------------------------------------------------------------------------------------------
 
@@ -135,14 +146,18 @@ class Generations:
         """One piece of work; sleeps where there is none until `wake` or a neighbour has something. Raises
         RingLostError or RuntimeError at a fault, Paused where all ranks agreed to leave.
         """
+        had_work = self.has_work
         if not self._roll_called:
             self._call_roll()
-        elif self._size == 1:
-            self._lead(None)
-        elif self._rank == 0:
-            self._lead_or_wait(wake)
-        else:
+        elif self._rank > 0:
             self._follow(wake)
+        elif not self._lead() and self._size > 1:
+            self._words.let_out()
+            if had_work and not self.has_work:
+                return  # first it is shown that this rank rests
+            message = self._ring().receive_or_wake(wake)
+            if message is not None:
+                self._hear(message)
 
     def _call_roll(self) -> None:
         """First in each group: which requests has any rank not finished? A fault in the last step leaves them to
@@ -156,103 +171,142 @@ class Generations:
     @property
     def has_work(self) -> bool:
         """Will a turn do something without waiting? Only rank 0 knows by itself."""
-        return self._rank == 0 and (self._work is not None or self._backlog.first is not None)
+        return self._rank == 0 and (not self.is_idle or self._backlog.first is not None)
 
     def _ring(self) -> TokenRing:
         if self._group.tokens is None:
             raise RingLostError("the group was left")
         return self._group.tokens
 
-    def _lead_or_wait(self, wake: socket.socket) -> None:
-        if not self.has_work:
-            self._words.let_out()
-            if self.pause_wanted:
-                self._say(Stop(-1, Vote.PAUSE))
-                raise Paused
-            if self._ring().receive_or_wake(wake) is not None:
-                raise RingLostError("the last rank spoke out of turn")
-            return
-        self._lead(self._ring())
-
-    def _lead(self, ring: TokenRing | None) -> None:
-        work = self._work
+    def _lead(self) -> bool:
+        """Rank 0: says and runs what comes next. False where it must hear something first."""
+        while self._size > 1 and (message := self._ring().arrived()) is not None:
+            self._hear(message)
+        self._stop_cancelled()
+        if self.pause_wanted or self._pausing:
+            self._pausing = True
+            self._pause_when_settled()
+            return False
+        if len(self._works) + len(self._openings.orders) < self._max_concurrent:
+            generation = self._backlog.next_beside({*self._works, *self._openings.orders})
+            if generation is not None:
+                self._say_open(generation)
+                return True
+        work = next_work(self._works.values(), self._runner.stages)
         if work is None:
-            first = self._backlog.first
-            assert first is not None
-            self._words.let_out()
-            self._board.begin("opening a request", self._pace.step_deadline_s)
-            self._say(Open(first.order))
-            self._open(first)
-            return
-        if work.stop and not work.outstanding:
-            self._say(Stop(work.generation.order, work.stop))
-            self._stop(work.stop)
-            return
-        step = None if work.stop else self._next_step(work)
-        if step is not None:
-            work.outstanding += 1
-            work.issued += step.count
-            outcome = self._run_and_tell(step, work)
-            if ring is None:
-                self._take(outcome)
-            if step.draw < 0 and work.outstanding < CHUNKS_AHEAD:
-                return
-            if step.ahead and ring is not None:
-                self._runner.run_ahead(work)
-        if ring is not None:
-            self._take(decode(ring.receive(), Message))
+            return False
+        self._lead_step(work)
+        return True
 
-    def _next_step(self, work: Work) -> Step | None:
-        """What to send out next; None where the outcome of what is under way must come first."""
+    def _stop_cancelled(self) -> None:
+        for work in list(self._works.values()):
+            if work.generation.cancelled:
+                work.stop |= Vote.CANCEL
+            if Vote.CANCEL in work.stop and not work.outstanding:
+                self._runner.sit_out_ahead(work)
+                self._say(Stop(work.generation.order, Vote.CANCEL))
+                self._stop(work)
+
+    def _pause_when_settled(self) -> None:
+        """Raises Paused where no step is under way and no request is being opened."""
+        if self._openings.orders or any(work.outstanding for work in self._works.values()):
+            return
+        for work in self._works.values():
+            self._runner.sit_out_ahead(work)
+        self._say(Stop(-1, Vote.PAUSE))
+        raise Paused
+
+    def _lead_step(self, work: Work) -> None:
+        step = self._next_step(work)
+        note_said(work, self._works.values())
+        work.outstanding += 1
+        work.issued += step.count
+        outcome = self._run_and_tell(step, work)
+        if self._size == 1:
+            self._take(outcome)
+        elif step.ahead:
+            self._runner.run_ahead(work)
+
+    def _next_step(self, work: Work) -> Step:
         generation, start = work.generation, work.issued
-        end = generation.length - 1
-        votes = self._votes(work, start, deciding=start == end)
-        if start < end:
-            count, grain = work.next_pass(self._runner.stages, self._pace.chunk_token_s, self.policy.limit_s)
+        votes = self._votes(work, start, deciding=work.is_decoding)
+        if not work.is_decoding:
+            beside = others_decode(work, self._works.values())
+            token_s, budget_s = self._pace.chunk_token_s, self.policy.limit_s
+            count, grain = work.next_pass(self._runner.stages, token_s, budget_s, beside)
             return Step(generation.order, start, count, grain, -1, True, votes)
-        if work.outstanding or start > end:
-            return None
         safe = work.ahead.safe if isinstance(work.ahead, Pass) else work.next_safe
         index = len(generation.tokens)
-        ahead = index + 1 < generation.max_tokens and not votes & (Vote.CANCEL | Vote.PAUSE)
+        goes_on = index + 1 < generation.max_tokens and not votes & (Vote.CANCEL | Vote.PAUSE)
+        ahead = goes_on and self._is_alone
         return Step(generation.order, start, 1, SINGLY, index, safe, votes, ahead)
 
+    @property
+    def _is_alone(self) -> bool:
+        """Is one request open, and no other about to be?"""
+        opened = {*self._works, *self._openings.orders}
+        return len(opened) == 1 and self._backlog.next_beside(opened) is None
+
     def _follow(self, wake: socket.socket) -> None:
-        self._words.let_out()
-        if self._opening is not None:
-            generation = self._backlog.get(self._opening)
+        if self._awaited is not None:
+            generation = self._backlog.get(self._awaited.order)
             if generation is not None:
-                self._open(generation)
+                opening, self._awaited = self._awaited, None
+                self._answer_open(opening, generation)
             else:
-                _wait(wake)  # the daemon's Begin is on its way; the deadline is running
+                self._words.let_out()
+                wait_for_begin(wake)  # it is on its way; the deadline is running
             return
-        if self.pause_wanted and self.is_idle:
-            raise Paused
-        if self._work is not None:
-            self._runner.build_ahead(self._work)
-        message = self._ring().receive_or_wake(wake)
+        message = self._ring().arrived()
         if message is None:
-            return
-        received = decode(message, Message)
-        if not isinstance(received, Step | Outcome):
-            self._give_up_ahead()
-        match received:
+            self._words.let_out()
+            if self.pause_wanted and self.is_idle:
+                raise Paused
+            if any(self._build_ahead(work) for work in self._works.values()):
+                return
+            message = self._ring().receive_or_wake(wake)
+        if message is not None:
+            self._hear(message)
+
+    def _build_ahead(self, work: Work) -> bool:
+        """Whether there was something of it to build: its next step, before it is said."""
+        before, self._running = work.ahead, work.generation
+        self._runner.build_ahead(work)
+        return work.ahead is not before
+
+    def _hear(self, message: bytes) -> None:
+        said: Message = decode(message, Message)
+        if self._rank == 0 and not isinstance(said, Outcome | Opened):
+            raise RingLostError("the last rank said what only rank 0 says")
+        match said:
             case Open(order):
                 self._board.begin("opening a request", self._pace.step_deadline_s)
-                self._pass_on(received)
-                self._opening = order
+                generation = self._backlog.get(order)
+                if generation is None:
+                    self._awaited = said
+                else:
+                    self._answer_open(said, generation)
+            case Opened():
+                self._pass_on(said)
+                self._open(said)
             case Step():
-                self._follow_step(received)
+                self._follow_step(said)
             case Outcome():
-                self._take(received)
-            case Stop(_, votes):
-                self._pass_on(received)
-                self._stop(Vote(votes))
+                self._pass_on(said)
+                self._take(said)
+            case Stop(order, votes):
+                self._pass_on(said)
+                if Vote.PAUSE in Vote(votes):
+                    raise Paused
+                self._stop(self._work(order))
+
+    def _work(self, order: int) -> Work:
+        if order not in self._works:
+            raise RingLostError("a neighbour speaks of a request that is not open")
+        return self._works[order]
 
     def _follow_step(self, step: Step) -> None:
-        work = self._work
-        if work is None or work.generation.order != step.order:
-            raise RingLostError("rank 0 asks for a step of another request")
+        work = self._work(step.order)
         outcome = self._run_and_tell(joined(step, self._votes(work, step.start, deciding=step.draw >= 0)), work)
         if self._rank == self._size - 1:
             self._say(outcome)
@@ -264,6 +318,7 @@ class Generations:
         """The step goes on to the next rank ahead of the hidden state. Where the next rank has no part in it, it
         follows the work instead: so the last rank's answer always means that all are done.
         """
+        self._running = work.generation
         runs, next_runs = (
             rank < self._size and work.resumption.runs(rank, step.start) for rank in (self._rank, self._rank + 1)
         )
@@ -279,62 +334,59 @@ class Generations:
             self._runner.send_again(step, work)
         if runs and not next_runs:
             self._pass_on(step)
+        self._watch()
         return Outcome(step.order, step.start + step.count, drawn.token, step.votes, drawn.likelihood)
 
-    def _take(self, message: Message) -> None:
+    def _take(self, outcome: Outcome) -> None:
         """An outcome is here: its token counts from now on."""
-        work = self._work
-        if work is None or not isinstance(message, Outcome) or message.order != work.generation.order:
-            raise RingLostError("an outcome came for another request")
-        if self._rank < self._size - 1:
-            self._pass_on(message)
+        work = self._work(outcome.order)
         work.outstanding -= 1
-        generation = work.generation
-        if message.token >= 0:
-            gap_ms = self._pace.token()
-            self._board.step = len(generation.tokens) + 1
-            self._board.tokens_per_s = self._pace.tokens_per_s
-            self._board.baseline_tokens_per_s = self._pace.baseline_tokens_per_s
-            self._board.last_gap_ms = gap_ms
-            generation.prefill_s, generation.decode_s = self._pace.durations_s()
-            generation.add(message.token, message.likelihood)
-            if len(generation.tokens) % CLEAR_CACHE_STEPS == 0:
-                mx.clear_cache()
-        else:
-            new = work.resumption.furthest < message.position < len(generation.prompt)
-            self._pace.chunk(message.position if new else None)
-            mx.clear_cache()
-        votes = Vote(message.votes)
-        if message.token >= 0:  # a chunk of the prefill says nothing about steps
-            work.next_safe = Vote.SAFE in votes
+        work.done = outcome.position
+        votes = Vote(outcome.votes)
+        if outcome.token >= 0:
+            self._count_token(work, outcome)
+            work.next_safe = Vote.SAFE in votes  # a chunk of the prefill says nothing about steps
             self._runner.show_mode(work.next_safe)
-        work.stop |= votes & (Vote.CANCEL | Vote.PAUSE)
-        if work.stop or generation.finished is not None:
-            self._runner.sit_out_ahead(work)
-        self._board.end()
-        if generation.finished is not None:
-            self._close(generation)
-            if self._rank == 0 and Vote.PAUSE in work.stop:
-                self._say(Stop(-1, Vote.PAUSE))
-                raise Paused
         else:
-            decoding = message.position >= generation.length - 1
-            deadline = self._pace.step_deadline_s if decoding else self._pace.chunk_deadline_s
-            self._board.begin("the wait for the next step", deadline)
+            new = work.resumption.furthest < outcome.position < len(work.generation.prompt)
+            self._pace.chunk(outcome.position if new else None, outcome.order)
+            mx.clear_cache()
+        self._pausing |= Vote.PAUSE in votes
+        work.stop |= votes & Vote.CANCEL
+        finished = work.generation.finished is not None
+        if finished or votes & (Vote.CANCEL | Vote.PAUSE):
+            self._runner.sit_out_ahead(work)
+        if finished:
+            self._close(work.generation)
+        self._watch()
 
-    def _give_up_ahead(self) -> None:
-        if self._work is not None:
-            self._runner.give_up_ahead(self._work)
+    def _count_token(self, work: Work, outcome: Outcome) -> None:
+        generation, board = work.generation, self._board
+        board.last_gap_ms = self._pace.token(outcome.order)
+        board.step = len(generation.tokens) + 1
+        board.tokens_per_s = self._pace.tokens_per_s
+        board.baseline_tokens_per_s = self._pace.baseline_tokens_per_s
+        generation.prefill_s, generation.decode_s = self._pace.durations_s(outcome.order)
+        generation.add(outcome.token, outcome.likelihood)
+        if len(generation.tokens) % CLEAR_CACHE_STEPS == 0:
+            mx.clear_cache()
 
-    def _stop(self, votes: Vote) -> None:
-        if Vote.CANCEL in votes and self._work is not None:
-            self._work.generation.cancel()
-            self._close(self._work.generation)
-        if Vote.PAUSE in votes:
-            self._work = None
-            raise Paused
-        if self._work is not None:
-            self._work.stop = Vote.NONE
+    def _watch(self) -> None:
+        """Something is done: as long as a request is open, the next thing has a deadline."""
+        self._board.kv_tokens = sum(work.holding.caches.position for work in self._works.values())
+        if self.is_idle:
+            self._board.end()
+            return
+        decoding = all(work.holding.caches.position >= work.generation.length - 1 for work in self._works.values())
+        deadline = self._pace.step_deadline_s if decoding else self._pace.chunk_deadline_s
+        self._board.begin("the wait for the next step", deadline)
+
+    def _stop(self, work: Work) -> None:
+        """All ranks end it here: somebody cancelled it."""
+        self._runner.give_up_ahead(work)
+        work.generation.cancel()
+        self._close(work.generation)
+        self._watch()
 
     def _votes(self, work: Work, start: int, deciding: bool) -> int:
         votes = Vote.NONE
@@ -348,70 +400,82 @@ class Generations:
 
     # --- opening and closing ----------------------------------------------------------------------------
 
-    def _open(self, generation: Generation) -> None:
-        """All ranks agree on the history and on where each goes on from."""
-        standings = [self._standing(generation)]
-        if self._group.tokens is not None:
-            standings = gather(self._ring(), standings[0])
-            found = history(standings)
-            if found is None:
-                self._disagree(generation)
-                return
-            generation.adopt(*found)
-        self._opening = None
-        self._board.end()
-        if any(standing.cancelled for standing in standings):
-            generation.cancel()
-        if generation.finished is None:
-            self._start(generation, standings)
-            self._board.begin("the first step", self._pace.chunk_deadline_s)
+    def _say_open(self, generation: Generation) -> None:
+        self._words.let_out()
+        self._board.begin("opening a request", self._pace.step_deadline_s)
+        standing = self._openings.tell(generation, self._works.values())
+        if self._size == 1:
+            self._open(Opened(generation.order, (standing,)))
         else:
-            self._close(generation)
+            self._say(Open(generation.order, (standing,)))
 
-    def _start(self, generation: Generation, standings: list[Standing]) -> None:
-        """This rank's caches go to where the ranks agreed to go on."""
-        together = self._model.is_divided
-        resumption = resume(standings, len(generation.prompt) - 1, generation.length - 1, together)
-        generation.course, generation.cached_tokens = resumption.course, resumption.cached_tokens
-        start = resumption.starts[self._rank]
-        holding, self._holding = self._holding, None
-        if holding is not None and start > 0:
-            holding.go_back(generation.order, start)
+    def _answer_open(self, opening: Open, generation: Generation) -> None:
+        standings = (*opening.standings, self._openings.tell(generation, self._works.values()))
+        check_alike(standings)
+        if self._rank < self._size - 1:
+            self._say(Open(opening.order, standings))
+            self._watch()
         else:
-            holding = None  # its memory is free before the new caches need it
-            holding = Holding(generation.order, self._model.stage.new_caches())
-        self._holding = holding
+            opened = Opened(opening.order, standings)
+            self._say(opened)
+            self._open(opened)
+
+    def _open(self, message: Opened) -> None:
+        """All ranks agree on the history and on where each goes on from."""
+        generation, told = self._backlog.get(message.order), self._openings.close(message.order)
+        if generation is None or len(message.standings) != self._size:
+            raise RingLostError("the ranks opened a request that this one does not know")
+        self._running = generation
+        found = history(message.standings)
+        if found is None:
+            self._disagree(generation)
+        else:
+            generation.adopt(*found)
+            if any(standing.cancelled for standing in message.standings):
+                generation.cancel()
+            if generation.finished is None:
+                self._start(generation, message.standings, told)
+            else:
+                self._close(generation)
+        self._watch()
+
+    def _start(self, generation: Generation, standings: tuple[Standing, ...], told: dict[int, Holding]) -> None:
+        """This rank's caches go to where the ranks agreed to go on."""
+        for work in self._works.values():
+            if isinstance(work.ahead, Built):
+                self._runner.give_up_ahead(
+                    work
+                )  # its input, which nobody sends yet, would be copied with its caches
+        together = self._model.is_divided
+        resumption, holding = self._openings.go_on(generation, standings, self._rank, told, together)
         request, size = generation.request, self._model.summary.vocab_size
         sampler = Sampler(request.sampling, size, generation.given, generation.mask)
-        issued = min(resumption.starts)
-        self._work = Work(generation, sampler, holding, resumption, issued)
-        self._pace.opened(len(generation.tokens))
+        start = min(resumption.starts)
+        work = Work(generation, sampler, holding, resumption, issued=start, done=start)
+        self._works[generation.order] = work
+        self._pace.opened(len(generation.tokens), generation.order)
 
     def _disagree(self, generation: Generation) -> None:
         """The ranks were told different beginnings of one answer: all find so, and none goes on with either."""
-        self._opening = None
-        self._backlog.drop(generation)
-        self._board.end()
+        self._retire(generation)
         text = "the ranks were given different beginnings of this answer"
         self._words.say(RequestFailed(generation.request.request_id, "histories_differ", text))
 
-    def _standing(self, generation: Generation) -> Standing:
-        """Of this rank. Drops caches that a fault has left unusable."""
-        if self._holding is not None and not self._holding.is_usable:
-            self._holding = None
-        return standing_of(generation, self._holding)
+    def _retire(self, generation: Generation) -> None:
+        """It ends without an answer, and nothing is kept of it."""
+        self._backlog.drop(generation)
+        self._holdings.forget(generation.order)
+        self._failures.pop(generation.order, None)
+        self._pace.closed(generation.order)
 
     def _close(self, generation: Generation) -> None:
         """It is finished on every rank, or will be found so when it is opened again."""
-        self._work = None
-        holding = self._holding
-        if holding is not None and holding.order == generation.order and generation.course is not None:
-            sequence = generation.sequence(0, generation.length)
-            if not holding.keep(sequence, generation.course):
-                self._holding = None
+        order = generation.order
+        self._works.pop(order, None)
+        self._holdings.finish(generation)
+        self._failures.pop(order, None)
         self._backlog.finished(generation)
-        self._board.end()
-        self._board.kv_tokens = 0
+        self._pace.closed(order)
         mx.clear_cache()
 
     # --- messages ---------------------------------------------------------------------------------------
@@ -421,25 +485,9 @@ class Generations:
             self._group.tokens.send(encode(message))
 
     def _pass_on(self, message: Message) -> None:
-        """Round the ring, up to the rank before the one that said it: the last rank says outcomes, rank 0 all
-        else, so the chain ends before rank 0 or before the last rank.
+        """Round the ring, up to the rank before the one that said it: the last rank says outcomes and what was
+        opened, rank 0 all else, so the chain ends before rank 0 or before the last rank.
         """
-        ends_at = self._size - 2 if isinstance(message, Outcome) else self._size - 1
+        ends_at = self._size - 2 if isinstance(message, Outcome | Opened) else self._size - 1
         if self._rank != ends_at:
             self._say(message)
-
-
-def _wait(wake: socket.socket) -> None:
-    """Sleeps until the other thread has something, or a little: the caller looks again either way."""
-    wake.setblocking(True)
-    wake.settimeout(WAIT_S)
-    try:
-        wake.recv(1, socket.MSG_PEEK)
-    except TimeoutError:
-        pass
-    finally:
-        wake.setblocking(False)
-
-
-WAIT_S: Final = 0.05
-"""How soon a lost neighbour is noticed while this rank waits for its daemon's Begin."""

@@ -26,12 +26,22 @@ SMALLEST_TOKENS: Final = 32
 """A slow machine must get on with a prompt, whatever a chunk takes; chunks are run safely."""
 
 
-def chunk_tokens(prompt_tokens: int, stages: int, token_s: float, budget_s: float) -> int:
+BESIDE_S: Final = 0.1
+"""While other answers decode, a chunk may be predicted to take this long: about the pause between two words that a
+reader does not notice."""
+
+
+def chunk_tokens(
+    prompt_tokens: int, stages: int, token_s: float, budget_s: float, beside: bool = False
+) -> int:  # fmt: skip
     """For a prompt of which `prompt_tokens` are new, where the slowest stage took `token_s` for each of the last
-    chunks' tokens (0: not known) and must not take longer than `budget_s` for one chunk.
+    chunks' tokens (0: not known) and must not take longer than `budget_s` for one chunk. `beside`: others decode,
+    and wait for each chunk.
     """
     wanted = float(LARGEST_TOKENS)
-    if stages > 1:
+    if beside:
+        wanted, budget_s = EFFICIENT_TOKENS, min(budget_s, BESIDE_S)
+    elif stages > 1:
         wanted = max(EFFICIENT_TOKENS, prompt_tokens / (CHUNKS_PER_STAGE * stages))
     if token_s > 0:
         wanted = min(wanted, budget_s / token_s)

@@ -1,34 +1,46 @@
-"""What a rank holds of one sequence: its caches, what it sent downstream, and whose request it is.
+"""What a rank holds of each sequence (its caches, and what it sent downstream), and which finished ones it keeps.
 
-Outlives groups: after a fault the request goes on from here. Outlives its request too where the caches can be
-trimmed and memory allows: a follow-up turn that begins with the same tokens goes on from them (the prompt cache).
+A holding outlives groups: after a fault its request goes on from here. It outlives its request too where the caches
+can be trimmed and memory allows: a prompt that begins alike goes on from it (the prompt cache). A prompt can begin
+like a sequence that still runs, too; then it gets a copy.
 
-Decides: whether a finished sequence stays in memory, and how much of it a new prompt can use.
+Decides: which finished sequences stay in memory, and how much of one a new prompt can use. Which one it uses all
+ranks decide alike, in resume.py. On the MLX thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import takewhile
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
+import mlx.core as mx
 import psutil
 
+from exoengine.generate.request import Generation
 from exoengine.generate.sent_activations import SentStates
 from exoengine.model.cache_rollback import StageCaches
+from exoengine.model_files.memory_fit import amount_bytes
 from exoengine.ring.pass_log import Course
-
-MAX_IDLE_SHARE: Final = 0.25
-"""Of the machine's memory that a finished sequence may occupy. The next request uses it or frees it before it
-allocates, so it never adds to what a generation needs; it takes memory from other programs alone."""
+from exoengine.ring.step_messages import Source
 
 MIN_FREE_SHARE: Final = 0.1
 """With less of the machine's memory available nothing stays for a turn that may never come."""
 
+MOST_IDLE: Final = 64
+"""Finished sequences that are kept: each is told of whenever a request is opened."""
+
+CUT_LOSS_TOKENS: Final = 128
+"""A beginning in common ends at the end of a pass, unless this many tokens, or half of it, would be lost for that.
+A chunk that is cut in two rounds in its own way, should a replaced rank have to run it again."""
+
+FEW_TOKENS: Final = 16
+"""A finished sequence that holds no more than this beside what a newer one holds is not kept: to prefill so few is
+one short pass."""
+
 
 class Holding:
-    def __init__(self, order: int, caches: StageCaches) -> None:
-        self.order, self.caches, self.sent = order, caches, SentStates()
+    def __init__(self, order: int, caches: StageCaches, sent: SentStates | None = None) -> None:
+        self.order, self.caches, self.sent = order, caches, sent or SentStates()
         self._sequence: list[int] = []
         self._course = Course()
         self._lost = False
@@ -56,20 +68,141 @@ class Holding:
         self.sent.cut(position)
 
     def keep(self, sequence: Sequence[int], course: Course) -> bool:
-        """Its request is finished: is the holding worth its memory until the next?"""
+        """Its request is finished: is the holding worth its memory?"""
         memory = psutil.virtual_memory()
         self._sequence, self._course = list(sequence[: self.caches.position]), course
-        return (
-            not self._lost
-            and self.caches.can_trim
-            and self.nbytes <= MAX_IDLE_SHARE * memory.total
-            and memory.available >= MIN_FREE_SHARE * memory.total
-        )
+        return not self._lost and self.caches.can_trim and memory.available >= MIN_FREE_SHARE * memory.total
 
-    def common(self, prompt: Sequence[int]) -> tuple[int, Course]:
-        """How many of the prompt's tokens, all but the last at most, the caches of a finished request hold, and how
-        they were run.
-        """
-        pairs = zip(self._sequence, prompt[:-1], strict=False)
-        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        return self._course.boundary(shared), self._course
+    def offer(self, prompt: Sequence[int]) -> Source:
+        """What the caches of a finished request hold of the prompt, and how it was run."""
+        return _source(self.order, self._sequence, self._course, prompt)
+
+    def adds_little_to(self, other: Holding) -> bool:
+        """Do both begin alike but for a few tokens of this one?"""
+        return len(self._sequence) - _beginning(self._sequence, other._sequence) < FEW_TOKENS
+
+    def branch(self, order: int, position: int, caches: StageCaches) -> Holding:
+        """A copy of the first `position` tokens for request `order`, in `caches`, which are empty."""
+        caches.copy_from(self.caches, position)
+        mx.eval(caches.arrays())
+        return Holding(order, caches, self.sent.up_to(position))
+
+
+def offer_of_running(generation: Generation, prompt: Sequence[int]) -> Source:
+    """What all ranks have completed of a sequence that has steps yet: they learn of each at the same place among
+    their messages.
+    """
+    course = generation.course or Course()
+    return _source(generation.order, generation.sequence(0, course.end), course, prompt)
+
+
+def _source(order: int, sequence: Sequence[int], course: Course, prompt: Sequence[int]) -> Source:
+    shared = _beginning(sequence, prompt[:-1])
+    whole = course.boundary(shared)
+    if shared - whole < min(CUT_LOSS_TOKENS, shared // 2 + 1):
+        return Source(order, whole, course.up_to(whole))
+    _, grain = course.next_pass(whole)
+    return Source(order, shared, course.up_to(whole).ran(whole, shared, grain))
+
+
+def _beginning(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with. Compared by halves, so that the interpreter does little of it."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if list(one[low:middle]) == list(other[low:middle]):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+class Holdings:
+    """Those of unfinished requests, and of finished ones as many as are kept."""
+
+    def __init__(self, limit: str, new_caches: Callable[[], StageCaches]) -> None:
+        """`limit`: of the memory that finished ones may occupy (`Serving.prompt_cache`)."""
+        self._limit = amount_bytes(limit, psutil.virtual_memory().total)
+        self._new_caches = new_caches
+        self._unfinished: dict[int, Holding] = {}
+        self._idle: dict[int, Holding] = {}
+        """By order, the one that was used longest ago first."""
+
+    def usable(self, order: int) -> Holding | None:
+        """That of an unfinished request. Caches that a fault has spoiled are dropped."""
+        holding = self._unfinished.get(order)
+        if holding is not None and not holding.is_usable:
+            holding = None
+            del self._unfinished[order]
+        return holding
+
+    def forget(self, order: int) -> None:
+        self._unfinished.pop(order, None)
+
+    @property
+    def idle_bytes(self) -> int:
+        return sum(holding.nbytes for holding in self._idle.values())
+
+    def finish(self, generation: Generation) -> None:
+        """Keeps what a finished request leaves. Whatever is too much goes, the one used longest ago first."""
+        holding = self._unfinished.pop(generation.order, None)
+        if holding is None or generation.course is None or self._limit == 0:
+            return
+        if not holding.keep(generation.sequence(0, generation.length), generation.course):
+            return
+        for order in [one.order for one in self._idle.values() if one.adds_little_to(holding)]:
+            del self._idle[order]
+        self._idle[holding.order] = holding
+        while len(self._idle) > MOST_IDLE or self.idle_bytes > self._limit:
+            del self._idle[next(iter(self._idle))]
+
+    def idle(self) -> dict[int, Holding]:
+        """What finished requests left, by order. Caches that a fault has spoiled are dropped."""
+        self._idle = {order: holding for order, holding in self._idle.items() if holding.is_usable}
+        return dict(self._idle)
+
+    def drop(self, orders: Iterable[int]) -> None:
+        """Of finished requests."""
+        for order in orders:
+            self._idle.pop(order, None)
+
+    def go_on(self, order: int, position: int) -> Holding:
+        """Of request `order`: its own caches as they were at `position`, or new ones."""
+        own = self._unfinished.pop(order, None)
+        if own is not None and position > 0:
+            own.go_back(order, position)
+        else:
+            own = None  # its memory is free before the new caches need it
+            self._make_room()
+            own = Holding(order, self._new_caches())
+        self._unfinished[order] = own
+        return own
+
+    def begin_from(self, source: Holding, order: int, position: int) -> Holding:
+        """For request `order`: `source` itself where it is finished and all of it is gone on from, else a copy."""
+        finished = self._idle.pop(source.order, None)
+        if finished is source and source.caches.position == position:
+            source.go_back(order, position)
+            found = source
+        else:
+            if finished is not None:
+                self._idle[finished.order] = finished  # it was used just now
+            self._make_room()
+            found = source.branch(order, position, self._new_caches())
+        self._unfinished[order] = found
+        return found
+
+    def _make_room(self) -> None:
+        """Before caches are made: with little memory left what is finished goes, oldest first."""
+        while self._idle:
+            memory = psutil.virtual_memory()
+            if memory.available >= MIN_FREE_SHARE * memory.total:
+                return
+            del self._idle[next(iter(self._idle))]
+            mx.clear_cache()
+
+
+def not_everywhere(mine: Iterable[int], told: Iterable[tuple[Source, ...]]) -> set[int]:
+    """Of `mine`, the orders that some rank does not hold: no request can go on from them any more."""
+    orders = set(mine)
+    return orders.difference(orders.intersection(*({source.order for source in sources} for sources in told)))

@@ -1,12 +1,13 @@
 """The requests of a rank: those that wait, in their order, and the last ones that are finished.
 
-Decides: whose turn it is, and which requests are refused before anything is computed. No MLX.
+Decides: which request is opened next, and which are refused before anything is computed. No MLX.
 """
 
 from __future__ import annotations
 
+import socket
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import TYPE_CHECKING, Final
 
 from exoengine.generate.request import Generation, accept
@@ -15,9 +16,13 @@ from exoengine.protocol import Begin, FromWorker, RequestFailed
 if TYPE_CHECKING:
     from exoengine.model.loading import LoadedModel
 
-FINISHED_KEPT: Final = 8
-"""A rank that finished a request keeps it for those that had a fault in its last step. At least as many as the
-control thread tells again (TOLD_KEPT), so that a request told again is never generated again."""
+FINISHED_KEPT: Final = 64
+"""A rank that finished a request keeps it for those that had a fault in its last step: twice as many as can be open
+at once (`engine.max_concurrent`). At least as many as the control thread tells again (TOLD_KEPT), so that a request
+told again is never generated again."""
+
+WAIT_S: Final = 0.05
+"""How soon a lost neighbour is noticed while this rank waits for its daemon's Begin."""
 
 
 class Backlog:
@@ -31,8 +36,12 @@ class Backlog:
 
     @property
     def first(self) -> Generation | None:
-        """The request whose turn it is, whether it was opened or not."""
+        """The request that has waited longest, whether it was opened or not."""
         return self._waiting[min(self._waiting)] if self._waiting else None
+
+    def next_beside(self, opened: Container[int]) -> Generation | None:
+        """The request that is opened next where those with the orders `opened` are open."""
+        return next((self._waiting[order] for order in sorted(self._waiting) if order not in opened), None)
 
     @property
     def waiting(self) -> tuple[int, ...]:
@@ -85,3 +94,15 @@ class Backlog:
             self._ended.append(request_id)
         while len(self._ended) > FINISHED_KEPT:
             self._finished.pop(self._orders.pop(self._ended.popleft()), None)
+
+
+def wait_for_begin(wake: socket.socket) -> None:
+    """Sleeps until the other thread has something, or a little: the caller looks again either way."""
+    wake.setblocking(True)
+    wake.settimeout(WAIT_S)
+    try:
+        wake.recv(1, socket.MSG_PEEK)
+    except TimeoutError:
+        pass
+    finally:
+        wake.setblocking(False)

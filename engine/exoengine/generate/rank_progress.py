@@ -2,18 +2,20 @@
 
 In a new group each rank first tells which requests it has not finished. Before a request goes on, each tells its
 `Standing`, and all take the longest history that any of them has. Decides: which history is taken. Where each rank
-then goes on from, resume.py decides. No MLX.
+then goes on from, resume.py decides; `Openings` brings this rank's caches there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
-from exoengine.generate.prompt_cache import Holding
+from exoengine.generate.active_request import Work
+from exoengine.generate.prompt_cache import Holding, Holdings, not_everywhere, offer_of_running
 from exoengine.generate.request import Generation
+from exoengine.generate.resume import Resumption, resume
 from exoengine.ring.message_ring import RingLostError, TokenRing, decode, encode
 from exoengine.ring.pass_log import Course
-from exoengine.ring.step_messages import NO_LIKELIHOOD, Likelihood, Roll, Standing
+from exoengine.ring.step_messages import NO_LIKELIHOOD, Likelihood, Roll, Source, Standing
 
 
 def unfinished_anywhere(ring: TokenRing, mine: tuple[int, ...]) -> set[int]:
@@ -21,35 +23,10 @@ def unfinished_anywhere(ring: TokenRing, mine: tuple[int, ...]) -> set[int]:
     return {order for part in ring.gather(encode(Roll(mine))) for order in decode(part, Roll).orders}
 
 
-def standing_of(generation: Generation, holding: Holding | None) -> Standing:
-    """This rank's. `holding` is of this request, or of an earlier one that may begin alike."""
-    course, position = generation.course or Course(), 0
-    if holding is not None and holding.order == generation.order:
-        position = holding.caches.position
-    elif holding is not None and generation.course is None:
-        position, course = holding.common(generation.prompt)
-    return Standing(
-        order=generation.order,
-        request_id=generation.request.request_id,
-        tokens=tuple(generation.tokens),
-        likelihoods=tuple(generation.likelihoods),
-        cancelled=generation.cancelled or generation.finished == "cancelled",
-        started=generation.course is not None,
-        cached_tokens=generation.cached_tokens,
-        course=course,
-        position=position,
-        can_trim=holding is not None and holding.caches.can_trim,
-        marks=holding.caches.marks if holding is not None and position else (),
-        sent_tokens=min(holding.sent.length, position) if holding is not None else 0,
-    )
-
-
-def gather(ring: TokenRing, mine: Standing) -> list[Standing]:
-    """Every rank's, by rank; every rank must call this. Raises RingLostError."""
-    standings = [decode(part, Standing) for part in ring.gather(encode(mine))]
-    if any((other.order, other.request_id) != (mine.order, mine.request_id) for other in standings):
+def check_alike(standings: Sequence[Standing]) -> None:
+    """Raises RingLostError where the ranks know different requests by the same order."""
+    if len({(one.order, one.request_id) for one in standings}) > 1:
         raise RingLostError("the ranks know different requests by the same order")
-    return standings
 
 
 def history(standings: Sequence[Standing]) -> tuple[tuple[int, ...], tuple[Likelihood, ...]] | None:
@@ -65,3 +42,72 @@ def history(standings: Sequence[Standing]) -> tuple[tuple[int, ...], tuple[Likel
             if likelihood.logprob is not None:
                 known[index] = likelihood
     return longest, tuple(known)
+
+
+class Openings:
+    """Of requests that this rank has told its standing of, until all ranks' standings are here."""
+
+    def __init__(self, holdings: Holdings) -> None:
+        self._holdings = holdings
+        self._told: dict[int, dict[int, Holding]] = {}
+        """By order, the caches that were offered to the request: they stay as long as somebody may choose them."""
+
+    @property
+    def orders(self) -> Collection[int]:
+        return self._told.keys()
+
+    def forget(self) -> None:
+        self._told = {}
+
+    def tell(self, generation: Generation, works: Iterable[Work]) -> Standing:
+        """This rank's. To a new request it offers what its caches hold of others; `works` are open."""
+        told = self._told[generation.order] = {}
+        offers = []
+        if generation.course is None:
+            told |= self._holdings.idle()
+            offers = [one.offer(generation.prompt) for one in told.values()]
+            for work in works:
+                if work.holding.caches.can_trim:
+                    told[work.generation.order] = work.holding
+                    offers.append(offer_of_running(work.generation, generation.prompt))
+        return _standing(generation, self._holdings.usable(generation.order), offers)
+
+    def close(self, order: int) -> dict[int, Holding]:
+        """All standings are here; what this rank had offered. Raises RingLostError where it had told none."""
+        if order not in self._told:
+            raise RingLostError("the ranks opened a request that was not asked for")
+        return self._told.pop(order)
+
+    def go_on(
+        self, generation: Generation, standings: Sequence[Standing], rank: int, told: dict[int, Holding],
+        together: bool,
+    ) -> tuple[Resumption, Holding]:  # fmt: skip
+        """Where the request goes on, and this rank's caches brought there. `together`: in a tensor group."""
+        order = generation.order
+        resumption = resume(standings, len(generation.prompt) - 1, generation.length - 1, together)
+        generation.course, generation.cached_tokens = resumption.course, resumption.cached_tokens
+        if not any(standing.started for standing in standings):
+            self._holdings.drop(not_everywhere(told, (standing.sources for standing in standings)))
+        start = resumption.starts[rank]
+        if resumption.source is None:
+            return resumption, self._holdings.go_on(order, start)
+        return resumption, self._holdings.begin_from(told[resumption.source], order, start)
+
+
+def _standing(generation: Generation, holding: Holding | None, sources: Sequence[Source]) -> Standing:
+    """This rank's. `holding` is of this request; `sources` is what the caches of others offer to a new one."""
+    return Standing(
+        order=generation.order,
+        request_id=generation.request.request_id,
+        tokens=tuple(generation.tokens),
+        likelihoods=tuple(generation.likelihoods),
+        cancelled=generation.cancelled or generation.finished == "cancelled",
+        started=generation.course is not None,
+        cached_tokens=generation.cached_tokens,
+        course=generation.course or Course(),
+        position=holding.caches.position if holding is not None else 0,
+        can_trim=holding is not None and holding.caches.can_trim,
+        marks=holding.caches.marks if holding is not None else (),
+        sent_tokens=min(holding.sent.length, holding.caches.position) if holding is not None else 0,
+        sources=tuple(sources),
+    )

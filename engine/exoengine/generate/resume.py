@@ -30,6 +30,8 @@ class Resumption:
     """Of the prompt, that no rank had to run for this request."""
     furthest: int
     """Up to here some rank had run the sequence before: what is run again below it, is run because of a fault."""
+    source: int | None = None
+    """The request whose sequence this one goes on from; None: from its own caches, or from nothing."""
 
     @property
     def reached(self) -> int:
@@ -51,7 +53,7 @@ def resume(standings: Sequence[Standing], prompt_end: int, end: int, together: b
     """
     leading = max(standings, key=lambda one: (one.started, one.position))
     if not leading.started:
-        return _first_opening(standings, leading.course, prompt_end)
+        return _first_opening(standings, prompt_end)
     course = leading.course
     cached = max(one.cached_tokens for one in standings if one.started)
     furthest = max(one.position for one in standings)
@@ -64,14 +66,21 @@ def resume(standings: Sequence[Standing], prompt_end: int, end: int, together: b
     return Resumption((0,) * len(standings), course, cached, furthest)
 
 
-def _first_opening(standings: Sequence[Standing], course: Course, prompt_end: int) -> Resumption:
-    """From an earlier turn's caches where every rank has them: to run them again for one rank, token by token as
-    they came, would take longer than a new prefill.
+def _first_opening(standings: Sequence[Standing], prompt_end: int) -> Resumption:
+    """From the sequence that has the most in common with the prompt among those that every rank holds: to run it
+    again for one rank, token by token as it came, would take longer than a new prefill.
     """
-    shared = min(min(one.position for one in standings), prompt_end)
-    if shared == 0 or not all(one.course.agrees(course, shared) for one in standings):
+    told = [{source.order: source for source in one.sources} for one in standings]
+    best: tuple[int, int, Course] = (0, 0, Course())
+    for order in set(told[0]).intersection(*told[1:]):
+        sources = [one[order] for one in told]
+        shared, course = min(prompt_end, *(source.position for source in sources)), sources[0].course
+        if (shared, order) > best[:2] and all(source.course.agrees(course, shared) for source in sources):
+            best = (shared, order, course)
+    shared, order, course = best
+    if shared == 0:
         return Resumption((0,) * len(standings), Course(), 0, 0)
-    return Resumption((shared,) * len(standings), course.up_to(shared), shared, shared)
+    return Resumption((shared,) * len(standings), course.up_to(shared), shared, shared, order)
 
 
 def _place(standing: Standing, course: Course, target: int) -> int:

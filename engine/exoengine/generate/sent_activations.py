@@ -52,6 +52,16 @@ class SentStates:
             if begin < length:
                 self.add(begin, _evaluated(piece[:, : length - begin]))
 
+    def up_to(self, length: int) -> SentStates:
+        """Those of the tokens before `length`, as far as they are kept. Whole pieces are shared, not copied."""
+        copied = SentStates()
+        for piece in self._pieces:
+            if copied.length >= length:
+                break
+            kept = piece if copied.length + piece.shape[1] <= length else piece[:, : length - copied.length]
+            copied.add(copied.length, kept if kept is piece else _evaluated(kept))
+        return copied
+
     def part(self, start: int, count: int) -> Any:
         """The states of [start, start + count), which must lie within `length`; evaluated."""
         found, begin = [], 0

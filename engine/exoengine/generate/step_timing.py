@@ -1,11 +1,13 @@
 """How fast tokens come, and from that how long a step may take before it counts as hung.
 
-Decides: deadlines, the figures of the heartbeat, and how long a fault held up the tokens. Reads the monotonic
-clock.
+Speed is that of all requests together; how long a request took is kept for each.
+
+Decides: deadlines, the figures of the heartbeat, and how long a fault held up the tokens. Reads the clock.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
 from typing import Final
@@ -19,19 +21,30 @@ RECENT_STEPS: Final = 32
 """Over how many tokens speed is measured: about a second of a usual generation."""
 
 
+@dataclasses.dataclass
+class _Times:
+    """Of one request; monotonic."""
+
+    opened: float | None
+    """None where this rank was not there from the beginning."""
+    first_token: float | None = None
+    interrupted: bool = False
+    """It was open when the group was lost: its next opening is no new beginning."""
+
+
 class Pace:
     def __init__(self, settings: SyncSettings) -> None:
         self._settings = settings
         self._steps_s: deque[float] = deque(maxlen=RECENT_STEPS)
         self._chunks_s: deque[float] = deque(maxlen=RECENT_STEPS)
         self._chunk_token_s: deque[float] = deque(maxlen=2)
-        self._chunk_end: int | None = None
+        self._last_chunk: tuple[int, int, float] | None = None
+        """The request and the end of the chunk that came last, and when; steps of others may have come since."""
         self._last: float | None = None
         self._last_token: float | None = None
         self._interrupted = False
         self._gap_ms = 0.0
-        self._opened: float | None = None
-        self._decoding_since: float | None = None
+        self._times: dict[int, _Times] = {}
         self.baseline_tokens_per_s = 0.0
 
     @property
@@ -57,23 +70,37 @@ class Pace:
         total = sum(self._steps_s)
         return len(self._steps_s) / total if total > 0 else 0.0
 
-    def opened(self, tokens: int) -> None:
+    def opened(self, tokens: int, order: int = 0) -> None:
         """A request was opened; with `tokens` of its answer known it goes on after a fault, here or elsewhere."""
         now = time.monotonic()
-        self._last, self._chunk_end = now, None
-        if not self._interrupted:
-            self._opened, self._decoding_since, self._last_token = now if tokens == 0 else None, None, None
+        if self._last is None or not self._times.keys() - {order}:
+            self._last = now
+        self._last_chunk = None
+        before = self._times.get(order)
+        if before is not None and before.interrupted:
+            before.interrupted = False
+        else:
+            self._times[order] = _Times(now if tokens == 0 else None)
+
+    def closed(self, order: int) -> None:
+        """A request is finished."""
+        self._times.pop(order, None)
 
     def interrupted(self, active: bool) -> None:
         """The group is gone: the next token of an active request ends a gap."""
         self._interrupted = active and self._last_token is not None
-        self._last = None
+        self._last = self._last_chunk = None
+        if not active:
+            self._times.clear()
+        for times in self._times.values():
+            times.interrupted = True
 
-    def token(self) -> float:
+    def token(self, order: int = 0) -> float:
         """A token is here; gives the milliseconds that the last fault held up the tokens."""
         now = time.monotonic()
-        if self._decoding_since is None:
-            self._decoding_since = now
+        times = self._times.setdefault(order, _Times(None))
+        if times.first_token is None:
+            times.first_token = now
         elif self._last is not None and not self._interrupted:
             self._steps_s.append(now - self._last)
             if len(self._steps_s) == RECENT_STEPS:
@@ -84,21 +111,23 @@ class Pace:
         self._last = self._last_token = now
         return self._gap_ms
 
-    def chunk(self, end: int | None) -> None:
+    def chunk(self, end: int | None, order: int = 0) -> None:
         """A pass of the prefill is through all stages: a new chunk up to position `end`, or one that was run again.
-        A new one behind another came as fast as the slowest stage works.
+        A new one behind another of its prompt came as fast as the slowest stage works, with what it did between.
         """
         now = time.monotonic()
         if self._last is not None:
             self._chunks_s.append(now - self._last)
-            if end is not None and self._chunk_end is not None:
-                self._chunk_token_s.append((now - self._last) / (end - self._chunk_end))
-        self._last, self._chunk_end = now, end
+        if end is not None and self._last_chunk is not None and self._last_chunk[0] == order:
+            _, before, at = self._last_chunk
+            self._chunk_token_s.append((now - at) / (end - before))
+        self._last, self._last_chunk = now, (order, end, now) if end is not None else None
 
-    def durations_s(self) -> tuple[float, float]:
-        """Of the open request: until its first token, and since; zeros where this rank was not there for all."""
-        if self._opened is None:
+    def durations_s(self, order: int = 0) -> tuple[float, float]:
+        """Of an open request: until its first token, and since; zeros where this rank was not there for all."""
+        times = self._times.get(order)
+        if times is None or times.opened is None:
             return 0.0, 0.0
         now = time.monotonic()
-        since = self._decoding_since if self._decoding_since is not None else now
-        return since - self._opened, now - since
+        since = times.first_token if times.first_token is not None else now
+        return since - times.opened, now - since

@@ -140,6 +140,13 @@ class StageCaches:
             leaf.offset = position
         self.position = position
 
+    def copy_from(self, other: StageCaches, position: int) -> None:
+        """Becomes a copy of the first `position` tokens in `other`, which can be trimmed; these are empty."""
+        for mine, theirs in zip(self._leaves, other._leaves, strict=True):
+            vars(mine).update({key: _cut(value, position) for key, value in vars(theirs).items()})
+            mine.offset = position
+        self.position = position
+
     @property
     def nbytes(self) -> int:
         return sum(array.nbytes for array in self.arrays())
@@ -198,6 +205,13 @@ def _copy(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_copy(inner) for inner in value)
     return copy.copy(value) if isinstance(value, mx.array) else value
+
+
+def _cut(value: Any, tokens: int) -> Any:
+    """An appending cache's state: of arrays (…, tokens, features) the first tokens, in memory of their own."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_cut(inner, tokens) for inner in value)
+    return mx.contiguous(value[..., :tokens, :]) if isinstance(value, mx.array) else value
 
 
 def is_pending(arrays: list[Any]) -> bool:

@@ -9,9 +9,14 @@ no MLX, no file. Sizes in bytes.
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 import msgspec
 
 WHOLE_CONTEXT = -1
+
+UNITS: Final = {None: 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 class ModelSizes(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +46,14 @@ class ModelSizes(msgspec.Struct, frozen=True, kw_only=True):
     def context(self, asked_tokens: int) -> int:
         """What a context of `asked_tokens` comes to with this model; 0 where none was asked for in particular."""
         return min(asked_tokens, self.max_context_tokens)
+
+
+def amount_bytes(text: str, total_bytes: int) -> int:
+    """Of an amount of memory such as `25%` (of `total_bytes`), `8GiB`, or plain bytes. Raises ValueError."""
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)(%|KiB|MiB|GiB|TiB)?", text)
+    if found is None or (found[2] == "%" and float(found[1]) > 100):
+        raise ValueError(text)
+    return int(float(found[1]) * (total_bytes / 100 if found[2] == "%" else UNITS[found[2]]))
 
 
 def span_bytes(sizes: ModelSizes, first: int, last: int) -> int:

@@ -54,9 +54,9 @@ MAX_UNSENT_BYTES: Final = 64 * 1024 * 1024
 MAX_LOGS: Final = 256
 """Finished requests that no daemon has heard of are kept up to this many."""
 
-TOLD_KEPT: Final = 8
+TOLD_KEPT: Final = 64
 """Finished requests that a daemon has heard of: it may have died before it made anything of the end, and the next
-one asks for the last request again."""
+one asks for the last requests again, twice as many as can be open at once (`engine.max_concurrent`)."""
 
 PAUSE_S: Final = 3.0
 """How long the ranks may take to agree on a step's end before the group is aborted instead."""

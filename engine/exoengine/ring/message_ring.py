@@ -61,6 +61,14 @@ class TokenRing:
             message = self._take()
         return message
 
+    def arrived(self) -> bytes | None:
+        """The next message, if it is here. Raises RingLostError."""
+        message = self._take()
+        if message is None and any(key.fileobj is self._left for key, _ in self._selector.select(0)):
+            self._read()
+            message = self._take()
+        return message
+
     def receive_or_wake(self, wake: socket.socket) -> bytes | None:
         """The next message, or None once `wake` is readable. Raises RingLostError."""
         message = self._take()

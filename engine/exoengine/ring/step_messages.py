@@ -42,12 +42,6 @@ class Roll(msgspec.Struct, frozen=True, array_like=True):
     orders: tuple[int, ...]
 
 
-class Open(msgspec.Struct, frozen=True, tag="open", array_like=True):
-    """All ranks: say how far you are with this request (see `Standing`)."""
-
-    order: int
-
-
 class Step(msgspec.Struct, frozen=True, tag="step", array_like=True):
     """Run tokens [start, start + count) of the sequence through the stages."""
 
@@ -86,6 +80,17 @@ class Stop(msgspec.Struct, frozen=True, tag="stop", array_like=True):
     votes: int
 
 
+class Source(msgspec.Struct, frozen=True, array_like=True):
+    """A sequence in a rank's caches, finished or not, that a new request may begin like."""
+
+    order: int
+    """Of its request."""
+    position: int
+    """How many of the new prompt's tokens can be taken from it; 0: none."""
+    course: Course
+    """How they were run."""
+
+
 class Standing(msgspec.Struct, frozen=True, array_like=True):
     """How far one rank is with a request; resume.py makes of all ranks' standings where it goes on."""
 
@@ -98,7 +103,7 @@ class Standing(msgspec.Struct, frozen=True, array_like=True):
     """
     cancelled: bool
     started: bool
-    """Did this rank open the request before? If not, `position` is what an earlier turn has in common with it."""
+    """Did this rank open the request before? If not, nothing of it is in caches yet."""
     cached_tokens: int
     course: Course
     position: int
@@ -109,9 +114,25 @@ class Standing(msgspec.Struct, frozen=True, array_like=True):
     """Positions that they can go back to in any case."""
     sent_tokens: int
     """From the beginning on, for how many tokens it has kept what it sent downstream."""
+    sources: tuple[Source, ...] = ()
+    """Where the request is opened for the first time: all that this rank's caches hold of other sequences."""
 
 
-Message = Open | Step | Outcome | Stop
+class Open(msgspec.Struct, frozen=True, tag="open", array_like=True):
+    """All ranks: say how far you are with this request. It goes from rank 0 to the last, gathering standings."""
+
+    order: int
+    standings: tuple[Standing, ...]
+
+
+class Opened(msgspec.Struct, frozen=True, tag="opened", array_like=True):
+    """From the last rank, round the ring: every rank's standing, by rank. From here on the request has steps."""
+
+    order: int
+    standings: tuple[Standing, ...]
+
+
+Message = Open | Opened | Step | Outcome | Stop
 
 
 def joined(step: Step, votes: int) -> Step:

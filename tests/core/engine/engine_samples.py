@@ -88,9 +88,12 @@ def beat(state: str = "ready") -> Heartbeat:
     return Heartbeat(state, 0, 0.0, "fast", "", 0.0, 0.0, 0.0, 0, 0)  # type: ignore[arg-type]
 
 
-def begin(order: int, name: str = "r", origin: NodeId = A, tokens: tuple[int, ...] = ()) -> BeginRequest:
+def begin(
+    order: int, name: str = "r", origin: NodeId = A, tokens: tuple[int, ...] = (), ended: int = 0
+) -> BeginRequest:  # fmt: skip
+    """`ended`: up to which order all requests have."""
     request = GenerationRequest(generation_id(name, order), 10, prompt="x")
-    return BeginRequest(A, order, origin, request, tokens)
+    return BeginRequest(A, order, origin, request, tokens, ended_order=ended)
 
 
 def submit(name: str, origin: NodeId = B, tokens: tuple[int, ...] = ()) -> SubmitRequest:
@@ -113,8 +116,11 @@ def status(
     begun: int = 0,
     finished: int = 0,
     seq: int = 1,
+    under_way: tuple[int, ...] | None = None,
     **fields: object,
 ) -> RankStatus:
+    """All up to `finished` has ended; `begun`, where it is above, is under way."""
+    going = ((begun,) if begun > finished else ()) if under_way is None else under_way
     return RankStatus(
         sender,
         1,
@@ -124,6 +130,7 @@ def status(
         attempt=attempt,
         begun_order=begun,
         finished_order=finished,
+        under_way=going,
         **fields,  # type: ignore[arg-type]
     )
 

@@ -385,7 +385,7 @@ class World:
         """Nothing is held for anybody."""
         return all(
             not host.core.rank.active
-            and host.core.scheduler.active is None
+            and not host.core.scheduler.active
             and not host.core.scheduler.waiting
             and not len(host.core.clients)
             for node in self.nodes
@@ -401,9 +401,9 @@ class World:
             core, worker = node.host.core, node.worker
             lines.append(
                 f"{node.name}: {core.rank.phase} plan {core.plan.hash if core.plan else None} "
-                f"active {list(core.rank.active)} begun {core.rank.begun_order} formation {core.formation.state} "
+                f"active {list(core.rank.active)} formation {core.formation.state} "
                 f"attempt {core.formation.attempt} queue {core.scheduler.waiting} "
-                f"scheduler {core.scheduler.active.order if core.scheduler.active else None} "
+                f"scheduler {[one.order for one in core.scheduler.active]} "
                 f"waiting in worker {list(worker.waiting) if worker and worker.alive else None}"
             )
         return "\n".join(lines)

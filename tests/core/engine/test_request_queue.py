@@ -1,6 +1,8 @@
-"""The coordinator's queue: one request at a time, in one order on all ranks."""
+"""The coordinator's queue: who is next, and what each rank is told of it."""
 
 from __future__ import annotations
+
+import msgspec
 
 from exod.core.engine.engine_messages import (
     BeginRequest,
@@ -37,11 +39,16 @@ def begun_on(commands: list[SchedulerCommand]) -> dict[NodeId, BeginRequest]:
 
 
 def a_busy_scheduler(now: float = 0.0) -> tuple[Scheduler, BeginRequest]:
-    scheduler = Scheduler(A, 1)
+    """With one place, which is taken."""
+    scheduler = Scheduler(A, 1, max_concurrent=1)
     scheduler.submit(submit("r1"), now)
     scheduler.advance(ranks(), True, now)
-    assert scheduler.active is not None
-    return scheduler, scheduler.active
+    return scheduler, the_one(scheduler)
+
+
+def the_one(scheduler: Scheduler) -> BeginRequest:
+    (active,) = scheduler.active
+    return active
 
 
 def test_a_request_begins_on_every_rank_under_one_order() -> None:
@@ -77,8 +84,7 @@ def test_orders_rise_over_lives_and_differ_between_coordinators() -> None:
         scheduler = Scheduler(me, incarnation)
         scheduler.submit(submit("r"), 0.0)
         scheduler.advance(ranks(), True, 0.0)
-        assert scheduler.active is not None
-        orders.append(scheduler.active.order)
+        orders.append(the_one(scheduler).order)
     assert orders == sorted(set(orders))
 
 
@@ -87,8 +93,7 @@ def test_an_order_is_above_all_that_any_rank_was_given() -> None:
     scheduler.submit(submit("r"), 0.0)
     high = 1 << 60
     scheduler.advance([status(A), status(B, begun=high, finished=high)], True, 0.0)
-    assert scheduler.active is not None
-    assert scheduler.active.order > high
+    assert the_one(scheduler).order > high
 
 
 def test_a_begin_that_was_lost_is_said_again_to_whom_it_concerns() -> None:
@@ -167,7 +172,7 @@ def test_the_cancel_of_the_active_request_is_told_to_all_ranks_until_it_has_ende
     assert scheduler.advance(ranks(first.order), True, 0.1) == cancels
     assert scheduler.advance(ranks(first.order), True, 0.1 + REPEAT_S) == cancels
     scheduler.advance(ranks(first.order, first.order), True, 1.0)
-    assert scheduler.active is None
+    assert scheduler.active == ()
 
 
 def test_a_rank_that_never_ends_what_others_ended_is_not_waited_for_for_ever() -> None:
@@ -175,9 +180,9 @@ def test_a_rank_that_never_ends_what_others_ended_is_not_waited_for_for_ever() -
     straggling = [status(A, begun=first.order, finished=first.order), status(B, begun=first.order)]
     scheduler.advance(straggling, True, 1.0)
     scheduler.advance(straggling, True, 0.9 + STRAGGLER_S)
-    assert scheduler.active is not None
+    assert the_one(scheduler) == first
     ended = scheduler.advance(straggling, True, 1.0 + STRAGGLER_S)
-    assert scheduler.active is None
+    assert scheduler.active == ()
     assert TellRank(B, RequestsEnded(A, first.order)) in ended
     assert TellRank(B, RequestsEnded(A, first.order)) in scheduler.advance(straggling, True, 10.0)
 
@@ -186,13 +191,13 @@ def test_the_next_coordinator_goes_on_with_what_its_own_rank_holds() -> None:
     scheduler = Scheduler(B, 1)
     held = begin(10, "r1")
     scheduler.take_over([held], 10, 0.0)
-    assert scheduler.active == held
+    assert the_one(scheduler) == held
     assert scheduler.submit(submit("r1"), 0.0) == [TellOrigin(B, Queued("r1"))]
     assert set(begun_on(scheduler.advance([status(B, begun=10), status(C)], False, 0.0))) == {C}
 
 
 def test_the_next_coordinator_asks_for_what_only_another_rank_holds_and_begins_nothing_meanwhile() -> None:
-    scheduler = Scheduler(B, 1)
+    scheduler = Scheduler(B, 1, max_concurrent=1)
     scheduler.take_over([], 0, 0.0)
     scheduler.submit(submit("r2"), 0.0)
     scheduler.submit(submit("r1"), 0.0)
@@ -201,7 +206,7 @@ def test_the_next_coordinator_asks_for_what_only_another_rank_holds_and_begins_n
     assert scheduler.advance(statuses, True, 0.0) == [TellRank(C, TellBegun(B))]
     assert scheduler.advance(statuses, True, REPEAT_S) == [TellRank(C, TellBegun(B))]
     scheduler.adopt(held, 0.0)
-    assert scheduler.active == held
+    assert the_one(scheduler) == held
     assert scheduler.waiting == 1  # r1 waits no more: it is under way
     assert set(begun_on(scheduler.advance(statuses, True, 2 * REPEAT_S))) == {B}
 
@@ -210,14 +215,109 @@ def test_a_late_word_of_an_ended_request_changes_nothing() -> None:
     scheduler, first = a_busy_scheduler()
     scheduler.advance(ranks(first.order, first.order), True, 1.0)
     scheduler.adopt(first, 0.0)
-    assert scheduler.active is None
+    assert scheduler.active == ()
 
 
 def test_who_coordinates_no_more_holds_nothing() -> None:
     scheduler, _ = a_busy_scheduler()
     scheduler.submit(submit("r2"), 0.0)
     scheduler.give_up()
-    assert (scheduler.active, scheduler.waiting) == (None, 0)
+    assert (scheduler.active, scheduler.waiting) == ((), 0)
+
+
+# --- many at once -------------------------------------------------------------------------------------------
+
+
+def ask(scheduler: Scheduler, name: str, client: str) -> None:
+    scheduler.submit(msgspec.structs.replace(submit(name), client=client), 0.0)
+
+
+def names(commands: list[SchedulerCommand]) -> list[str]:
+    """Of the requests that are begun on one rank."""
+    tells = [command for command in commands if isinstance(command, TellRank) and command.to == A]
+    return [client_id(one.message.request.request_id) for one in tells if isinstance(one.message, BeginRequest)]
+
+
+def ending(scheduler: Scheduler, *ended: str) -> list[RankStatus]:
+    """The ranks are at all that is under way but for these, which they have ended."""
+    orders = {client_id(one.request.request_id): one.order for one in scheduler.active}
+    gone = tuple(orders[name] for name in ended)
+    going = tuple(order for order in orders.values() if order not in gone)
+    return [status(node, under_way=going, ended=gone) for node in (A, B)]
+
+
+def test_as_many_begin_as_there_are_places_and_each_end_gives_one_on() -> None:
+    scheduler = Scheduler(A, 1, max_concurrent=2)
+    for name in ("r1", "r2", "r3"):
+        scheduler.submit(submit(name), 0.0)
+    assert names(scheduler.advance(ranks(), True, 0.0)) == ["r1", "r2"]
+    first, second = scheduler.active
+    assert names(scheduler.advance(ending(scheduler), True, 0.1)) == []
+    commands = scheduler.advance(ending(scheduler, "r2"), True, 0.2)
+    assert names(commands) == ["r3"]
+    assert scheduler.active[0] == first
+    ended = RequestsEnded(A, first.order - 1, (second.order,))  # the one before it is under way
+    assert TellRank(B, ended) in commands
+
+
+def test_what_all_requests_up_to_an_order_have_ended_is_told_with_the_next() -> None:
+    scheduler = Scheduler(A, 1, max_concurrent=2)
+    for name in ("r1", "r2", "r3", "r4"):
+        scheduler.submit(submit(name), 0.0)
+    scheduler.advance(ranks(), True, 0.0)
+    second = scheduler.active[1]
+    statuses = ending(scheduler, "r1", "r2")
+    third = begun_on(scheduler.advance(statuses, True, 0.1))[A]
+    assert third.ended_order == second.order
+
+
+def test_clients_take_turns_and_each_is_served_in_its_order() -> None:
+    scheduler = Scheduler(A, 1, max_concurrent=2)
+    for name in ("x1", "x2", "x3", "x4"):
+        ask(scheduler, name, "x")
+    ask(scheduler, "y1", "y")
+    ask(scheduler, "y2", "y")
+    order = names(scheduler.advance(ranks(), True, 0.0))
+    assert order == ["x1", "y1"]
+    order += names(scheduler.advance(ending(scheduler, "x1"), True, 0.1))
+    order += names(scheduler.advance(ending(scheduler, "y1"), True, 0.2))
+    order += names(scheduler.advance(ending(scheduler, "y2"), True, 0.3))
+    assert order == ["x1", "y1", "x2", "y2", "x3"]
+
+
+def test_a_begin_that_was_lost_is_said_again_though_a_later_request_has_ended() -> None:
+    scheduler = Scheduler(A, 1, max_concurrent=2)
+    for name in ("r1", "r2"):
+        scheduler.submit(submit(name), 0.0)
+    scheduler.advance(ranks(), True, 0.0)
+    first, second = scheduler.active
+    knowing = status(A, under_way=(first.order,), ended=(second.order,))
+    lacking = status(B, begun=second.order, under_way=(), ended=(second.order,))
+    assert begun_on(scheduler.advance([knowing, lacking], True, REPEAT_S))[B].order == first.order
+    assert [one.order for one in scheduler.active] == [first.order]
+
+
+def test_the_next_coordinator_adopts_all_that_is_under_way_wherever_it_is_known() -> None:
+    scheduler = Scheduler(B, 1)
+    own, others = begin(20, "r2"), begin(10, "r1")
+    scheduler.take_over([own], 20, 0.0)
+    statuses = [status(B, under_way=(20,)), status(C, under_way=(10, 20))]
+    assert TellRank(C, TellBegun(B)) in scheduler.advance(statuses, True, 0.0)
+    scheduler.adopt(others, 0.1)
+    assert scheduler.active == (others, own)
+    assert set(begun_on(scheduler.advance(statuses, True, REPEAT_S))) == {B}
+
+
+def test_who_is_refused_is_told_to_come_when_a_place_is_free_as_long_as_answers_take() -> None:
+    scheduler = Scheduler(A, 1, max_concurrent=2)
+    scheduler.submit(submit("r0"), 0.0)
+    scheduler.advance(ranks(), True, 0.0)
+    scheduler.advance(ending(scheduler, "r0"), True, 40.0)
+    for number in range(MAX_WAITING):
+        scheduler.submit(submit(f"w{number}"), 40.0)
+    (refusal,) = scheduler.submit(submit("late"), 40.0)
+    assert isinstance(refusal.message, SubmitRefused)
+    assert refusal.message.retry_after_s == 20.0  # of two at a time that take 40 s each, one ends every 20 s
 
 
 # --- whose answer it is -------------------------------------------------------------------------------------
@@ -240,7 +340,7 @@ def test_an_answer_that_nobody_claims_is_cancelled_and_may_be_begun_again() -> N
     assert len(cancels(scheduler.advance(at_work(found.order), True, CLAIM_S + REPEAT_S))) == 2
     assert scheduler.submit(submit("r1"), CLAIM_S + 1.0) == [], "too late for this generation"
     scheduler.advance(ranks(found.order, found.order), True, CLAIM_S + 2.0)
-    assert scheduler.active is None
+    assert scheduler.active == ()
     assert scheduler.submit(submit("r1"), CLAIM_S + 2.1) == [TellOrigin(B, Queued("r1"))]
 
 
@@ -252,8 +352,7 @@ def test_an_answer_that_is_claimed_goes_on_whether_the_claim_comes_before_or_aft
     before.submit(submit("r1"), 0.0)
     before.adopt(found, 0.1)
     for scheduler in (after, before):
-        assert scheduler.active is not None
-        assert scheduler.active.origin == B
+        assert the_one(scheduler).origin == B
         assert cancels(scheduler.advance(at_work(found.order), True, CLAIM_S * 2)) == []
 
 

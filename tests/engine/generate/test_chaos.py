@@ -27,6 +27,7 @@ from exoengine.protocol import (
     GenerationRequest,
     Loaded,
     Prepared,
+    Serving,
     SyncSettings,
 )
 from tests.engine.architectures import EXPERTS, HYBRID, SLIDING
@@ -59,6 +60,7 @@ def failing(original):
     return call
 TokenRing.send, TokenRing.receive = failing(TokenRing.send), failing(TokenRing.receive)
 TokenRing.receive_or_wake = failing(TokenRing.receive_or_wake)
+TokenRing.arrived = failing(TokenRing.arrived)
 Pipeline.run, Pipeline.send_again = failing(Pipeline.run), failing(Pipeline.send_again)
 """
 
@@ -197,34 +199,78 @@ def test_faults_at_any_moment_change_nothing(ranks: Cluster, tmp_path: Path, kin
     for fault in chance.sample(["abort", "abort twice", "kill", "stop", "move", "abort and begin"], 6):
         keeper.come_to(keeper.begun[0], chance.randrange(-1, STEPS))
         victim = chance.randrange(size)
-        match fault:
-            case "abort":
-                ranks.ranks[victim].send(Abort("the test cuts a link"))
-            case "abort twice":
-                ranks.ranks[victim].send(Abort("the test cuts a link"))
-                keeper.form()
-                ranks.ranks[victim - 1].send(Abort("the test cuts another link"))
-            case "kill":
-                keeper.replace(victim, known=chance.randrange(STEPS))
-            case "stop":
-                ranks.ranks[victim].kill(signal.SIGSTOP)
-                time.sleep(chance.choice([0.3, 1.5]))  # shorter and longer than a step's deadline
-                ranks.ranks[victim].kill(signal.SIGCONT)
-            case "move":
-                keeper.form()
-            case "abort and begin":
-                ranks.ranks[victim].send(Abort("the test cuts a link"))
-                keeper.begin(second)
-                keeper.begin(third)
-                keeper.cancel(keeper.begun[-1], victim)
+        if fault == "abort and begin":
+            ranks.ranks[victim].send(Abort("the test cuts a link"))
+            keeper.begin(second)
+            keeper.begin(third)
+            keeper.cancel(keeper.begun[-1], victim)
+        else:
+            strike(keeper, chance, fault, victim)
+    check(keeper, folder, kv_bits)
+
+
+def strike(keeper: Keeper, chance: random.Random, fault: str, victim: int) -> None:
+    ranks = keeper.cluster
+    match fault:
+        case "abort":
+            ranks.ranks[victim].send(Abort("the test cuts a link"))
+        case "abort twice":
+            ranks.ranks[victim].send(Abort("the test cuts a link"))
+            keeper.form()
+            ranks.ranks[victim - 1].send(Abort("the test cuts another link"))
+        case "kill":
+            keeper.replace(victim, known=chance.randrange(STEPS))
+        case "stop":
+            ranks.ranks[victim].kill(signal.SIGSTOP)
+            time.sleep(chance.choice([0.3, 1.5]))  # shorter and longer than a step's deadline
+            ranks.ranks[victim].kill(signal.SIGCONT)
+        case "move":
+            keeper.form()
+
+
+def check(keeper: Keeper, folder: Path, kv_bits: int) -> None:
+    """Every rank told every answer as a single undisturbed process gives it, whole or as far as it was let."""
     answers = keeper.finish()
     assert keeper.losses > 0
     for begin, told in zip(keeper.begun, answers, strict=True):
-        expected = undisturbed(folder, PROMPT, STEPS, begin.request.sampling, chunk=CHUNK, kv_bits=kv_bits)
+        asked = begin.request
+        assert isinstance(asked.prompt, tuple)
+        expected = undisturbed(folder, asked.prompt, asked.max_tokens, asked.sampling, chunk=CHUNK, kv_bits=kv_bits)
         ends = {answer.finished.reason for answer in told if answer.finished is not None}
-        assert ends == ({"cancelled"} if begin.request.request_id in keeper.cancelled else {"length"})
+        assert ends == ({"cancelled"} if asked.request_id in keeper.cancelled else {"length"})
         tokens = max((answer.tokens for answer in told), key=len)
         assert tokens == expected[: len(tokens)]
+        assert asked.request_id in keeper.cancelled or len(tokens) == asked.max_tokens
         for answer in told:
             assert answer.tokens == tokens[len(tokens) - len(answer.tokens) :]
             assert all(out.logprob is not None for out in answer.outs)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("dense", 3), ("dense", 2), ("sliding", 3), ("recurrent", 2)])
+def test_faults_at_any_moment_change_none_of_many_answers(
+    ranks: Cluster, tmp_path: Path, kind: str, size: int
+) -> None:  # fmt: skip
+    """Six to eight at once: some decode while others are prefilled, some begin alike, some are cancelled."""
+    config, bits, kv_bits = KINDS[kind]
+    folder = write_model(tmp_path / "model", config, bits=bits)
+    split = [1, config["num_hidden_layers"] - 1] if size == 2 else [1, 2, config["num_hidden_layers"] - 3]
+    loads = ranks.load(folder, split, SyncSettings(step_deadline_s=1.0), kv_bits=kv_bits, serving=Serving(6))
+    assert all(isinstance(said, Loaded) for said in loads)
+    chance, keeper = random.Random(f"many {kind} {size}"), Keeper(ranks)
+    asked = [
+        request(
+            PROMPT[: 40 + 7 * seed] + [seed] * (3 * seed), STEPS - 5 * seed, temperature=1.0, seed=seed, logprobs=0
+        )
+        for seed in range(8)
+    ]
+    keeper.form()
+    for one in asked[:6]:
+        keeper.begin(one)
+    for fault in ["abort", "kill", "stop", "move", "abort twice"]:
+        keeper.come_to(keeper.begun[0], chance.randrange(-1, STEPS))
+        if fault == "move":
+            keeper.begin(asked[6])
+            keeper.begin(asked[7])
+            keeper.cancel(keeper.begun[-1], chance.randrange(size))
+        strike(keeper, chance, fault, chance.randrange(size))
+    check(keeper, folder, kv_bits)

@@ -10,7 +10,7 @@ import pytest
 
 from exoengine.generate.prompt_cache import Holding
 from exoengine.model.cache_rollback import StageCaches
-from exoengine.protocol import Abort, Aborted, Cancel, Sampling, SyncSettings, TokenOut
+from exoengine.protocol import Abort, Aborted, Cancel, Sampling, Serving, SyncSettings, TokenOut
 from exoengine.ring.pass_log import Course
 from tests.engine.architectures import HYBRID
 from tests.engine.driver import Answer, Cluster, cluster, request
@@ -59,11 +59,12 @@ def test_a_beginning_in_common_is_used_up_to_a_whole_chunk(ranks: Cluster, llama
     assert cached(ranks.generate(request([1, *PROMPT], 5))) == 0
 
 
-def test_a_fault_in_a_follow_up_turn_changes_nothing(ranks: Cluster) -> None:
+def test_a_fault_in_a_follow_up_turn_changes_nothing(ranks: Cluster, llama: Path) -> None:
     first = ranks.generate(request(PROMPT, 20))
     turn = [*PROMPT, *first.tokens, *MORE]
     expected = ranks.generate(request(turn, 300, temperature=1.0, seed=4))
-    ranks.generate(request(MORE, 1))
+    ranks.load(llama, [2, 2, 1])  # forgets all
+    ranks.form()
     ranks.generate(request(PROMPT, 20))
     asked = request(turn, 300, temperature=1.0, seed=4)
     ranks.begin(asked)
@@ -124,7 +125,9 @@ def test_a_token_that_nobody_wants_any_more_is_taken_off_the_ring(tmp_path: Path
         assert ranks.generate(request(turn, 20)).tokens == undisturbed(llama, turn, 20)
 
 
-def test_a_request_that_never_began_leaves_the_caches_alone(ranks: Cluster) -> None:
+def test_a_request_that_never_began_leaves_the_caches_alone(ranks: Cluster, llama: Path) -> None:
+    ranks.load(llama, [2, 2, 1], serving=Serving(1))
+    ranks.form()
     ranks.generate(request(PROMPT, 5))
     busy, waiting = request(PROMPT, 30), request(MORE, 5)
     ranks.begin(busy)

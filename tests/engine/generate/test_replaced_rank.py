@@ -167,7 +167,8 @@ def test_a_follow_up_turn_is_run_again_as_it_was_run(ranks: Cluster, folders: di
     assert expected.finished.cached_tokens == 1000 // CHUNK * CHUNK
     turn = [*follow_up.prompt, *expected.tokens, 5, 6, 7]  # type: ignore[misc]
     undisturbed_turn = ranks.generate(request(turn, STEPS, temperature=1.0, seed=3))
-    ranks.generate(request(PROMPT[5:], 1))  # now nothing is left of it, and it is made again
+    ranks.load(folders["llama"], [2, 2, 1])  # now nothing is left of it, and it is made again
+    ranks.form()
     ranks.generate(request([*PROMPT[:1000], 1], 1))
     ranks.generate(request(list(follow_up.prompt or ()), STEPS, temperature=1.0, seed=2))  # type: ignore[arg-type]
     begin = ranks.begin(request(turn, STEPS, temperature=1.0, seed=3))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from exoengine.generate.resume import resume
 from exoengine.ring.pass_log import SINGLY, Course, pass_end
-from exoengine.ring.step_messages import Standing
+from exoengine.ring.step_messages import Source, Standing
 
 NOTHING = Course()
 PROMPT_END = 2000
@@ -25,6 +25,11 @@ def standing(position: int, **known: Any) -> Standing:
         "course": LONG, "can_trim": True, "marks": (), "sent_tokens": position,
     }  # fmt: skip
     return Standing(position=position, **(said | known))
+
+
+def fresh(*sources: Source) -> Standing:
+    """Of a rank that opens the request for the first time."""
+    return standing(0, started=False, course=NOTHING, sources=sources)
 
 
 def passes(course: Course, end: int) -> list[tuple[int, int]]:
@@ -77,12 +82,22 @@ def test_ranks_that_are_all_ahead_go_back_together() -> None:
 
 def test_the_first_opening_uses_what_every_rank_has_of_an_earlier_turn() -> None:
     earlier = Course(((700, 512), (800, SINGLY)))
-    offers = [standing(760, started=False, course=earlier), standing(740, started=False, course=earlier)]
+    offers = [fresh(Source(0, 760, earlier)), fresh(Source(0, 740, earlier))]
     found = resume(offers, PROMPT_END, PROMPT_END)
     assert (found.starts, found.cached_tokens) == ((740, 740), 740)
     assert found.course == Course(((700, 512), (740, SINGLY)))
-    alone = resume([offers[0], standing(0, started=False)], PROMPT_END, PROMPT_END)
+    alone = resume([offers[0], fresh()], PROMPT_END, PROMPT_END)
     assert (alone.starts, alone.course, alone.cached_tokens) == ((0, 0), Course(), 0)
+
+
+def test_of_many_earlier_sequences_the_one_that_all_ranks_have_most_of_is_used() -> None:
+    course = Course(((1024, 512),))
+    short, long, lost = Source(3, 512, course), Source(4, 1024, course), Source(5, 1024, course)
+    found = resume([fresh(short, long, lost), fresh(short, long)], PROMPT_END, PROMPT_END)
+    assert (found.starts, found.source) == ((1024, 1024), 4)
+    cut_otherwise = Source(4, 1024, Course(((1024, 256),)))
+    found = resume([fresh(short, long), fresh(short, cut_otherwise)], PROMPT_END, PROMPT_END)
+    assert (found.starts, found.source) == ((512, 512), 3)
 
 
 def test_caches_that_came_about_in_another_way_are_not_used() -> None:

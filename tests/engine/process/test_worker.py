@@ -35,6 +35,7 @@ from exoengine.protocol import (
     Prepare,
     Prepared,
     RequestFailed,
+    Serving,
     SyncSettings,
     TokenOut,
 )  # fmt: skip
@@ -65,7 +66,9 @@ def test_cancelling_on_one_rank_ends_the_request_on_all_after_the_same_step(pair
         assert first.tokens == second.tokens
 
 
-def test_a_request_that_waits_can_be_cancelled(pair: Cluster) -> None:
+def test_a_request_that_waits_can_be_cancelled(pair: Cluster, llama: Path) -> None:
+    pair.load(llama, [2, 3], serving=Serving(max_concurrent=1))
+    pair.form()
     long, waiting = request(PROMPT, 60), request(PROMPT, 5)
     pair.begin(long)
     pair.begin(waiting)

@@ -50,8 +50,8 @@ ClientCommand = DeliverToken | DeliverKeepAlive | DeliverEnd | DeliverError | Su
 class ClientRequest:
     """One request that a client waits for."""
 
-    def __init__(self, request: GenerationRequest, now: float, silence_s: float) -> None:
-        self.request = request
+    def __init__(self, request: GenerationRequest, client: str, now: float, silence_s: float) -> None:
+        self.request, self.client = request, client
         self.tokens: list[int] = []
         self.confirmed = False
         self.submit_at = now
@@ -99,13 +99,14 @@ class ClientRequests:
 
     # --- clients --------------------------------------------------------------------------------------------
 
-    def ask(self, request: GenerationRequest, now: float) -> list[ClientCommand]:
+    def ask(self, request: GenerationRequest, now: float, client: str = "") -> list[ClientCommand]:
+        """`client` names who asks: the requests of one take turns with those of others."""
         if self.waits_for(request.request_id):
             raise IllegalMoveError("a request id is given once", request_id=request.request_id)
         if len(self._pending) >= MAX_PENDING:
             text = f"{MAX_PENDING} requests wait on this node already; try again later"
             return [DeliverError(request.request_id, "queue_full", text, RETRY_AFTER_S)]
-        self._pending[request.request_id] = ClientRequest(request, now, self._silence_s)
+        self._pending[request.request_id] = ClientRequest(request, client, now, self._silence_s)
         return self._submit_due(now)
 
     def leave(self, request_id: str) -> list[ClientCommand]:
@@ -191,7 +192,8 @@ class ClientRequests:
         for pending in self._pending.values():
             if now >= pending.submit_at:
                 pending.submitted(now)
-                commands.append(SubmitRequest(self._me, pending.request, tuple(pending.tokens[:-1])))
+                tokens = tuple(pending.tokens[:-1])
+                commands.append(SubmitRequest(self._me, pending.request, tokens, pending.client))
         return commands
 
     def _judge_silence(self, request_id: str, trouble: str, now: float) -> list[ClientCommand]:

@@ -113,6 +113,8 @@ class ClientAsked(msgspec.Struct, frozen=True):
     """
 
     request: GenerationRequest
+    client: str = ""
+    """Names who asks (a key, else an address), so that clients take turns; unlike others' on every node."""
 
 
 class ClientLeft(msgspec.Struct, frozen=True):

@@ -61,7 +61,11 @@ class RankStatus(msgspec.Struct, frozen=True, tag="rank"):
     begun_order: int = 0
     """The highest order of a request that this rank has been given."""
     finished_order: int = 0
-    """All requests up to this order have ended on this rank. Below `begun_order`: that one is under way."""
+    """All requests up to this order have ended in the cluster, as far as this rank was told."""
+    under_way: tuple[int, ...] = ()
+    """The orders of the requests that this rank has been given and has not ended."""
+    ended: tuple[int, ...] = ()
+    """Those above `finished_order` that have ended on this rank."""
     generating: bool = False
     sync_mode: Literal["fast", "safe"] = "safe"
     sync_reason: str = ""
@@ -78,6 +82,10 @@ class RankStatus(msgspec.Struct, frozen=True, tag="rank"):
     download_done: int = 0
     download_total: int = 0
     """Bytes of the model's files that are here, and of all of them, while they are downloaded; else 0."""
+
+    def has_ended(self, order: int) -> bool:
+        """Has this rank been given the request, and ended it?"""
+        return order <= self.finished_order or order in self.ended
 
 
 class FormOrder(msgspec.Struct, frozen=True, tag="form_order"):
@@ -99,6 +107,8 @@ class SubmitRequest(msgspec.Struct, frozen=True, tag="submit"):
     tokens: tuple[int, ...] = ()
     """What the origin has of the answer already, less its last token: a rank that is given a whole answer would
     find nothing left to do, and never say that it is finished."""
+    client: str = ""
+    """Who asked, by a name that the origin makes up: clients take turns."""
 
 
 class Queued(msgspec.Struct, frozen=True, tag="queued"):
@@ -113,7 +123,7 @@ class SubmitRefused(msgspec.Struct, frozen=True, tag="refused"):
 
 
 class BeginRequest(msgspec.Struct, frozen=True, tag="begin_request"):
-    """The coordinator's order to every rank: generate this next. The same `order` on all ranks."""
+    """The coordinator's order to every rank: generate this, too. The same `order` on all ranks."""
 
     sender: NodeId
     order: int
@@ -122,10 +132,13 @@ class BeginRequest(msgspec.Struct, frozen=True, tag="begin_request"):
     request: GenerationRequest
     """Its id is that of one generation (`generation_id`), not the client's."""
     tokens: tuple[int, ...] = ()
+    client: str = ""
+    ended_order: int = 0
+    """Every request up to this order has ended in the cluster."""
 
 
 class TellBegun(msgspec.Struct, frozen=True, tag="tell_begun"):
-    """The coordinator asks a rank for the request under way that only the rank knows. Answered with Begun."""
+    """The coordinator asks a rank for the requests that the rank is at. Answered with a Begun for each."""
 
     sender: NodeId
 
@@ -135,10 +148,11 @@ class Begun(msgspec.Struct, frozen=True, tag="begun"):
 
 
 class RequestsEnded(msgspec.Struct, frozen=True, tag="requests_ended"):
-    """The coordinator tells a rank that was away: everything up to this order has ended."""
+    """The coordinator tells a rank, which may have been away: everything up to `order` has ended, and `orders`."""
 
     sender: NodeId
     order: int
+    orders: tuple[int, ...] = ()
 
 
 class CancelRequest(msgspec.Struct, frozen=True, tag="cancel_request"):

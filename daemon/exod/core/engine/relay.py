@@ -14,8 +14,8 @@ from exoengine.protocol import Finished, RequestFailed, TokenOut
 
 Output = TokenOut | Finished | RequestFailed
 
-REQUESTS_KEPT: Final = 2
-"""The one under way and the one before it, whose end may be lost."""
+REQUESTS_KEPT: Final = 64
+"""Those under way and as many before them, whose ends may be lost."""
 
 BATCH: Final = 1024
 """Outputs in one message: some hundred kilobytes, far below the longest frame."""
@@ -39,7 +39,9 @@ class Relay:
 
     def note(self, output: Output, token_count: int, origin: NodeId) -> RelayedOutput:
         """`token_count`: how many tokens of the answer come before an end."""
-        answer = self._answers.setdefault(client_id(output.request_id), SentAnswer(origin))
+        request_id = client_id(output.request_id)
+        answer = self._answers.pop(request_id, SentAnswer(origin))
+        self._answers[request_id] = answer  # the newest are kept
         answer.origin = origin or answer.origin
         if isinstance(output, TokenOut):
             answer.tokens[output.index], answer.end = output, None

@@ -341,7 +341,7 @@ def test_an_adopted_worker_with_another_span_loads() -> None:
 
 def test_an_adopted_worker_that_holds_what_has_ended_meanwhile_loads_again() -> None:
     rank = a_resolved_rank()
-    rank.begin(begin(20, "newer"), 0.5)
+    rank.begin(begin(20, "newer", ended=19), 0.5)
     held = ActiveRequest(10, begin(10).request, ())
     assert told(rank.worker_said(hello([held], layers=(6, 12)), 1.0)) == [Load(FOLDER, 6, 12)]
     assert list(rank.active) == [begin(20, "newer").request.request_id]
@@ -358,10 +358,8 @@ def test_the_coordinator_learns_of_a_request_with_what_is_known_of_its_answer() 
     rank = a_resolved_rank()
     first = begin(10)
     rank.worker_said(hello([ActiveRequest(10, first.request, (100, 101))], layers=(6, 12)), 1.0)
-    told_on = rank.requests.begun()
-    assert told_on is not None
+    (told_on,) = rank.requests.begun()
     assert (told_on.order, told_on.request, told_on.tokens, told_on.origin) == (10, first.request, (100,), "")
     rank.begin(begin(10, origin=C), 2.0)
-    known = rank.requests.begun()
-    assert known is not None
+    (known,) = rank.requests.begun()
     assert known.origin == C

@@ -263,5 +263,5 @@ def test_news_is_said_twice_because_a_status_may_be_lost() -> None:
     ended = only(rank.worker_said(finished(begin(1).request.request_id), 11.0), ReportStatus)
     assert rank.next_deadline() == 11.0 + NEWS_AGAIN_S
     again = only(rank.handle_timer(11.0 + NEWS_AGAIN_S), ReportStatus)
-    assert again[0].status.finished_order == ended[0].status.finished_order == 1
+    assert again[0].status.ended == ended[0].status.ended == (1,)
     assert rank.next_deadline() > 12.0 + NEWS_AGAIN_S

@@ -6,48 +6,86 @@ decides when a request begins or ends.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Final
+
 import msgspec
 
 from exod.core.engine.engine_messages import UNKNOWN_ORIGIN, BeginRequest, client_id
 from exod.model import NodeId
 from exoengine.protocol import ActiveRequest, Begin, Cancel, Finished, RequestFailed, TokenOut, ToWorker
 
+ENDED_KEPT: Final = 64
+"""Ended requests that are remembered above the order up to which all have ended: more than can be under way."""
+
+DEATHS_LIMIT: Final = 2
+"""A request of which no token ever came, and over which this rank's process died so often, is not tried again: it
+may be what the process dies of."""
+
+LATER_DEATHS_LIMIT: Final = 3
+"""The same for one that had tokens, with none between: it ran before, so something else is the likelier cause."""
+
 
 class HeldRequest(msgspec.Struct):
     begin: BeginRequest
     tokens: list[int]
     cancelled: bool = False
+    deaths: int = 0
+    """How often the process died over it since its last token."""
+
+
+class RequestGivenUp(msgspec.Struct, frozen=True):
+    """Command: this rank's process died over the request too often; its client is told, and it ends everywhere."""
+
+    begin: BeginRequest
+    text: str
 
 
 class HeldRequests:
-    """By generation id. Orders only grow."""
+    """By generation id."""
 
     def __init__(self) -> None:
         self.active: dict[str, HeldRequest] = {}
         self.begun_order = 0
+        """The highest order that this rank was given."""
         self.finished_order = 0
-        self._last_finished: HeldRequest | None = None
+        """Up to here every request has ended in the cluster."""
+        self._ended: dict[int, HeldRequest | None] = {}
+        """Above `finished_order`, what has ended here: with its answer where others may need it."""
+
+    @property
+    def under_way(self) -> tuple[int, ...]:
+        return tuple(sorted(held.begin.order for held in self.active.values()))
+
+    @property
+    def ended_orders(self) -> tuple[int, ...]:
+        return tuple(sorted(self._ended))
 
     def of_client(self, request_id: str) -> HeldRequest | None:
-        """The generation under way of a client's request."""
-        found = (held for key, held in self.active.items() if client_id(key) == request_id)
-        return next(found, None)
+        """The newest generation under way of a client's request."""
+        found = [held for key, held in self.active.items() if client_id(key) == request_id]
+        return max(found, key=lambda held: held.begin.order, default=None)
 
-    def begun(self) -> BeginRequest | None:
-        """The newest one under way, with what is known of its answer: for a coordinator that lacks it."""
-        held = max(self.active.values(), key=lambda held: held.begin.order, default=None)
-        return msgspec.structs.replace(held.begin, tokens=tuple(held.tokens[:-1])) if held is not None else None
+    def begun(self) -> list[BeginRequest]:
+        """All that is under way, with what is known of each answer: for a coordinator that lacks it."""
+        held = sorted(self.active.values(), key=lambda held: held.begin.order)
+        return [msgspec.structs.replace(one.begin, tokens=tuple(one.tokens[:-1])) for one in held]
 
     def begin(self, begin: BeginRequest) -> bool:
         """True where it is new. One that is known may at last say who its origin is."""
-        if begin.order > self.begun_order:
-            self.begun_order = begin.order
-            self.active[begin.request.request_id] = HeldRequest(begin, list(begin.tokens))
-            return True
+        self.begun_order = max(self.begun_order, begin.order)
         known = self.active.get(begin.request.request_id)
-        if known is not None and known.begin.origin == UNKNOWN_ORIGIN:
-            known.begin = begin
-        return False
+        if known is not None:
+            if known.begin.origin == UNKNOWN_ORIGIN:
+                known.begin = begin
+            return False
+        if self._has_ended(begin.order):
+            return False
+        self.active[begin.request.request_id] = HeldRequest(begin, list(begin.tokens))
+        return True
+
+    def _has_ended(self, order: int) -> bool:
+        return order <= self.finished_order or order in self._ended
 
     def claim(self, request_id: str, origin: NodeId) -> None:
         """The origin of a generation that outlived its daemon has made itself known."""
@@ -57,14 +95,14 @@ class HeldRequests:
 
     def adopt(self, me: NodeId, request: ActiveRequest) -> bool:
         """What a process holds that outlived its daemon: it may know of more than this daemon. False where that
-        has ended in the cluster meanwhile: at most one is under way, the newest.
+        has ended meanwhile.
         """
         generation = request.request.request_id
         known = self.active.get(generation)
         if known is not None:
             if len(request.tokens) > len(known.tokens):
                 known.tokens[:] = request.tokens
-        elif request.order < self.begun_order or request.order <= self.finished_order:
+        elif self._has_ended(request.order):
             return False
         else:
             begin = BeginRequest(me, request.order, UNKNOWN_ORIGIN, request.request)
@@ -76,26 +114,31 @@ class HeldRequests:
         held = self.active.get(token.request_id)
         if held is not None and token.index == len(held.tokens):
             held.tokens.append(token.token)
+            held.deaths = 0
 
     def ended(self, end: Finished | RequestFailed) -> bool:
         """True where this rank did not know yet."""
         held = self.active.pop(end.request_id, None)
         if held is None:
             return False
-        self.finished_order = max(self.finished_order, held.begin.order)
-        if isinstance(end, Finished) and end.reason != "cancelled":
-            self._last_finished = held
+        whole = isinstance(end, Finished) and end.reason != "cancelled"
+        self._ended[held.begin.order] = held if whole else None
+        while len(self._ended) > ENDED_KEPT:
+            del self._ended[next(iter(self._ended))]
         return True
 
-    def void(self, order: int) -> list[str]:
-        """Everything up to `order` has ended in the cluster. Returns the generations that this rank still had."""
-        stale = [key for key, held in self.active.items() if held.begin.order <= order]
+    def void(self, order: int, orders: Collection[int] = ()) -> list[str]:
+        """Everything up to `order` has ended in the cluster, and `orders`. Returns the generations that this rank
+        still had.
+        """
+        going = {key: held.begin.order for key, held in self.active.items()}
+        stale = [key for key, at in going.items() if at <= order or at in orders]
         for key in stale:
-            del self.active[key]
-        self.begun_order = max(self.begun_order, order)
+            self._ended[self.active.pop(key).begin.order] = None
+        self._ended |= dict.fromkeys(orders)  # no rank needs their answers any more
         self.finished_order = max(self.finished_order, order)
-        if self._last_finished is not None and self._last_finished.begin.order <= order:
-            self._last_finished = None
+        self.begun_order = max(self.begun_order, order, *orders)
+        self._ended = {one: held for one, held in self._ended.items() if one > self.finished_order}
         return stale
 
     def cancel(self, request_id: str) -> Cancel | None:
@@ -106,17 +149,32 @@ class HeldRequests:
         held.cancelled = True
         return Cancel(held.begin.request.request_id)
 
+    def process_died(self, text: str) -> list[RequestGivenUp]:
+        """While it had all of these; `text` says how. Gives those that are not tried again."""
+        given_up = []
+        for held in self.active.values():
+            held.deaths += not held.cancelled
+            if held.deaths >= (LATER_DEATHS_LIMIT if held.tokens else DEATHS_LIMIT):
+                why = f"the engine's process ended {held.deaths} times over this request ({text})"
+                given_up.append(RequestGivenUp(held.begin, f"{why}; it is not tried again"))
+        return given_up
+
     def for_a_new_process(self) -> list[ToWorker]:
-        """What a process must be told that may know nothing of it. The last finished request is among it: a rank
-        that had a fault in the last step of it needs the others to end it, too.
+        """What a process must be told that may know nothing of it. Finished requests are among it: a rank that had
+        a fault in the last step of one needs the others to end it, too.
         """
         messages: list[ToWorker] = []
-        if self._last_finished is not None:
-            begin = self._last_finished.begin
-            messages.append(Begin(begin.order, begin.request, tuple(self._last_finished.tokens)))
-        for held in sorted(self.active.values(), key=lambda held: held.begin.order):
+        finished = {order: held for order, held in self._ended.items() if held is not None}
+        unfinished = {held.begin.order: held for held in self.active.values()}
+        for order, held in sorted((finished | unfinished).items()):
             # Less the last token: with the whole answer a process finds nothing left to do and reports no end.
-            messages.append(Begin(held.begin.order, held.begin.request, tuple(held.tokens[:-1])))
-            if held.cancelled:
-                messages.append(Cancel(held.begin.request.request_id))
+            tokens = held.tokens if order in finished else held.tokens[:-1]
+            begin = Begin(order, held.begin.request, tuple(tokens))
+            messages += [_unread(begin), Cancel(held.begin.request.request_id)] if held.cancelled else [begin]
         return messages
+
+
+def _unread(begin: Begin) -> Begin:
+    """For a process that has to end it with the others: without its prompt, over which one may have died."""
+    request = msgspec.structs.replace(begin.request, messages=None, prompt=(0,))
+    return msgspec.structs.replace(begin, request=request)

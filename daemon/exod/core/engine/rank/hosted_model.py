@@ -13,16 +13,16 @@ from exod.core.engine.layer_split import DoesNotFitError, layer_spans, shortage
 from exod.core.engine.parallel_mode import tensor_parts
 from exod.core.engine.rank.model_download import ModelDownload
 from exod.model import MeshPlan, NodeId
-from exoengine.protocol import Load, SyncSettings
+from exoengine.protocol import Load, Serving, SyncSettings
 
 FAILED_RETRY_S: Final = 60.0
 """A folder that cannot be loaded is looked at again once a minute: people mend it while we run."""
 
 
 class HostedModel:
-    def __init__(self, me: NodeId, sync: SyncSettings) -> None:
+    def __init__(self, me: NodeId, sync: SyncSettings, serving: Serving) -> None:
         self._me = me
-        self._sync = sync
+        self._sync, self._serving = sync, serving
         self.facts: ModelFacts | None = None
         self._resolving = ""
         self.download = ModelDownload()
@@ -125,4 +125,5 @@ class HostedModel:
             context.kv_group_size,
             part=plan.ring.index(self._me) if parts > 1 else 0,
             parts=parts,
+            serving=self._serving,
         )

@@ -10,6 +10,7 @@ Never sends anything: commands say what is to be done.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final, assert_never
 
 from exod.core.engine.engine_events import (
@@ -25,7 +26,7 @@ from exod.core.engine.engine_events import (
 from exod.core.engine.engine_messages import BeginRequest, FormOrder, RankPhase
 from exod.core.engine.layer_split import DoesNotFitError
 from exod.core.engine.rank.group_history import GroupHistory, aborted_event
-from exod.core.engine.rank.held_requests import HeldRequest, HeldRequests
+from exod.core.engine.rank.held_requests import HeldRequest, HeldRequests, RequestGivenUp
 from exod.core.engine.rank.hosted_model import HostedModel
 from exod.core.engine.rank.prepare_order import prepare_order
 from exod.core.engine.rank.rank_phase import PhaseMachine, RankEvent
@@ -52,7 +53,7 @@ then, and lives."""
 LAG_S: Final = 0.5
 """A timer that comes later than this was held up by our own process: the worker's messages wait unread."""
 
-RankCommand = EngineCommand | ReportStatus | RingPortTaken
+RankCommand = EngineCommand | ReportStatus | RingPortTaken | RequestGivenUp
 
 
 class Rank:
@@ -61,7 +62,10 @@ class Rank:
     `ring_key` is what the ranks of the cluster prove themselves to each other with when they connect.
     """
 
-    def __init__(self, me: NodeId, incarnation: int, sync: protocol.SyncSettings, ring_key: bytes = b"") -> None:
+    def __init__(
+        self, me: NodeId, incarnation: int, sync: protocol.SyncSettings, ring_key: bytes = b"",
+        serving: protocol.Serving = protocol.DEFAULT_SERVING,
+    ) -> None:  # fmt: skip
         self._me = me
         self._ring_key = ring_key
         self._plan: MeshPlan | None = None
@@ -69,7 +73,7 @@ class Rank:
         """Why the present plan came."""
         self._suspended = ""
         self._link_health: protocol.LinkHealth | None = None
-        self.model = HostedModel(me, sync)
+        self.model = HostedModel(me, sync, serving)
         self.worker = WorkerLife()
         self.load = WorkerLoad()
         self._phases = PhaseMachine()
@@ -108,10 +112,6 @@ class Rank:
     def active(self) -> dict[str, HeldRequest]:
         """By generation id (see `engine_messages.generation_id`)."""
         return self.requests.active
-
-    @property
-    def begun_order(self) -> int:
-        return self.requests.begun_order
 
     def span(self) -> tuple[int, int] | None:
         """The layers that the plan gives this rank; None while unknown. ValueError where they cannot be divided."""
@@ -212,18 +212,17 @@ class Rank:
     # --- requests -------------------------------------------------------------------------------------------
 
     def begin(self, begin: BeginRequest, now: float) -> list[RankCommand]:
-        """The next request of all ranks. A coordinator begins one only when all before it have ended."""
-        commands = self.ended(begin.order - 1, now) if begin.order > self.requests.begun_order else []
+        """One more request of all ranks."""
+        commands = self.ended(begin.ended_order, (), now)
         if self.requests.begin(begin) and self.load.held is not None and self.worker.is_connected:
             commands.append(TellWorker(protocol.Begin(begin.order, begin.request, begin.tokens)))
         return commands + self._report(now, changed=True)
 
-    def ended(self, order: int, now: float) -> list[RankCommand]:
-        """Every request up to `order` has ended. A worker that still has one would wait for the others with it,
-        for ever: it loads again, which makes it forget.
-        """
-        if not self.requests.void(order) or self.load.held is None:
-            return []
+    def ended(self, order: int, orders: Collection[int], now: float) -> list[RankCommand]:
+        """All up to `order` and all `orders` have. A worker that still has one would wait for ever: it loads."""
+        stale = self.requests.void(order, orders)
+        if not stale or self.load.held is None:
+            return self._report(now)
         self.load.forget()
         self._leave_attempt(now)
         return self._advance(now)
@@ -341,13 +340,14 @@ class Rank:
         """The worker's process ended, or it could not be started."""
         text = self.worker.killed_for or text
         asked = self.worker.ended(now)
+        given_up = self.requests.process_died(text) if self.load.held is not None and not asked else []
         self._group.lost("fault", text, now)
         self.load.forget()
         self.sync_watch.gone()
         self.stuck.process_ended()
         self._must_catch_up = False
         self._leave_attempt(now)
-        commands: list[RankCommand] = []
+        commands: list[RankCommand] = [*given_up]
         if not asked:
             self._trouble = text
             commands.append(EmitEvent("engine.restarted", {"text": text, "restarts": self.worker.restarts}))

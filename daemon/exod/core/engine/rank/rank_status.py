@@ -105,6 +105,8 @@ class StatusReports:
             restarts=parts.worker.restarts,
             begun_order=parts.requests.begun_order,
             finished_order=parts.requests.finished_order,
+            under_way=parts.requests.under_way,
+            ended=parts.requests.ended_orders,
             generating=bool(parts.requests.active),
             sync_mode=heartbeat.sync_mode if heartbeat is not None else "safe",
             sync_reason=heartbeat.sync_reason if heartbeat is not None else "",
