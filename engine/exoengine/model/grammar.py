@@ -117,7 +117,11 @@ class AnswerMask:
         assert matcher is not None
         if matcher.is_stopped() or matcher.is_error():
             return self._vocabulary.eos
-        bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+        try:
+            mask = matcher.compute_bitmask()
+        except (RuntimeError, ValueError):  # beyond llguidance's own bounds: the answer ends here, on every replay
+            return self._vocabulary.eos
+        bits = np.frombuffer(mask, dtype=np.uint8)
         found = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
         return found.tolist() or self._vocabulary.eos
 

@@ -41,7 +41,7 @@ class Pieces:
         )
         """Tokens that say something about the text and belong to none."""
         detokenizer = wrapped.detokenizer
-        self._byte_level = isinstance(detokenizer, BPEStreamingDetokenizer)
+        self._byte_level = isinstance(detokenizer, BPEStreamingDetokenizer) or _decodes_bytes(wrapped)
         self._sentencepiece = isinstance(detokenizer, SPMStreamingDetokenizer)
         self.drops_first_space = self._sentencepiece and bool(detokenizer.trim_space)
         """Does the tokenizer put a space before every text, and its decoder take it away again?"""
@@ -78,6 +78,12 @@ class Pieces:
                 return bytes([int(text[3:5], 16)])
             return text.replace(SPACE, " ").encode()
         return str(self._wrapped.decode([token])).encode()
+
+
+def _decodes_bytes(wrapped: Any) -> bool:
+    """Is a byte-level decoder one of several? mlx-lm looks for it alone."""
+    backend = getattr(wrapped, "backend_tokenizer", None)
+    return "ByteLevel(" in str(getattr(backend, "decoder", ""))
 
 
 def _byte_of(char: str) -> bytes:

@@ -41,7 +41,7 @@ NO_SYSTEM = (
 WEATHER = json.dumps([{"type": "function", "function": {"name": "get_weather", "parameters": {}}}])
 
 
-def byte_level(folder: Path, template: str, markers: Sequence[str] = ()) -> Tokenizer:
+def byte_level(folder: Path, template: str, markers: Sequence[str] = (), *, in_sequence: bool = False) -> Tokenizer:
     """A vocabulary of bytes, where every character but ASCII's has several tokens."""
     import tokenizers
     from tokenizers import AddedToken, decoders, models, pre_tokenizers
@@ -49,7 +49,7 @@ def byte_level(folder: Path, template: str, markers: Sequence[str] = ()) -> Toke
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = tokenizers.Tokenizer(models.BPE({symbol: index for index, symbol in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel()]) if in_sequence else decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
     tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in markers])
     return saved(folder, tokenizer, template)
@@ -142,8 +142,9 @@ def test_control_tokens_never_reach_the_text(tmp_path: Path) -> None:
     assert tokenizer.pieces.piece(tokenizer.encode("<|im_start|>")[0]) == b"<|im_start|>"
 
 
-def test_pieces_are_the_bytes_of_tokens(tmp_path: Path) -> None:
-    tokenizer = byte_level(tmp_path, PLAIN)
+@pytest.mark.parametrize("in_sequence", [False, True])
+def test_pieces_are_the_bytes_of_tokens(tmp_path: Path, in_sequence: bool) -> None:
+    tokenizer = byte_level(tmp_path, PLAIN, in_sequence=in_sequence)
     tokens = tokenizer.encode("é \x00🙂")
     assert b"".join(tokenizer.pieces.piece(token) for token in tokens) == "é \x00🙂".encode()
 
