@@ -23,7 +23,7 @@ from tests.lab.topology import Lab
 MINUTES = 5.0
 READY_WITHIN_S = 120.0
 MODEL = "embedded:count"
-SETTLED_S = 15.0  # after the model is loaded: first figures are published, standbys are at their slow pace
+SETTLED_S = 45.0  # after the model is loaded: first figures are published, links are probed as where nobody asks
 EMPTY_LOOP = """
 import asyncio, socket, uvloop
 
