@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -86,6 +87,27 @@ async def test_no_body_holds_the_loop(name: str) -> None:
 async def test_a_body_in_a_million_pieces_is_refused() -> None:
     pieces = b"1\r\n \r\n" * 1_000_000
     assert b" 400 " in await assert_loop_free(CHAT, pieces, b"transfer-encoding: chunked")
+
+
+def with_schema(schema: object) -> bytes:
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    return json.dumps({"messages": [{"role": "user", "content": "x"}], "response_format": form}).encode()
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {
+            "type": "object",
+            "properties": {f"p{n}": {"type": "string", "pattern": "[a-z]{1,50}"} for n in range(900)},
+        },
+        {"allOf": [{"type": "object", "properties": {f"p{n}": {"type": "string"}}} for n in range(600)]},
+        {"enum": [f"x{n}" for n in range(3000)]},
+    ],
+    ids=["a thousand fields", "many parts", "many values"],
+)
+async def test_no_schema_holds_the_loop(schema: object) -> None:
+    assert b" 500 " not in await assert_loop_free(CHAT, with_schema(schema))
 
 
 async def test_there_are_twenty() -> None:
