@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -59,6 +60,9 @@ def answers_of(status: StatusBuilder, core: StillCore, engine: StillEngine) -> A
     async def preflight() -> PreflightReport:
         raise AssertionError("a snapshot ran the preflight")
 
+    async def asked(what: object) -> Any:
+        raise AssertionError(f"a snapshot asked for {what}")
+
     def fed(event: object) -> None:
         raise AssertionError(f"a snapshot fed {event}")
 
@@ -73,7 +77,15 @@ def answers_of(status: StatusBuilder, core: StillCore, engine: StillEngine) -> A
         NoEvents(),
         DaemonCounters,
         Network(current(), tuple, None, tuple),
-        Requests(fed, fed, engine.drain, preflight, generate, preflight),  # type: ignore[arg-type]
+        Requests(
+            feed=fed,
+            feed_engine=fed,
+            drain=engine.drain,
+            check_model=asked,
+            preflight=preflight,
+            generate=generate,  # type: ignore[arg-type]
+            text=asked,
+        ),
     )
 
 
