@@ -16,6 +16,8 @@ from typing import Any, Final
 
 from mlx_lm.generate import TextStateMachine, make_text_state_machine
 
+from exoengine.model import harmony
+from exoengine.model.harmony import is_harmony
 from exoengine.model.pieces import Pieces
 from exoengine.model.tool_calls import LONGEST_HEAD_CHARS, CallReader
 from exoengine.protocol import CallDelta
@@ -94,10 +96,18 @@ def no_markers(pieces: Pieces) -> Markers:
     return Markers(TextStateMachine(), pieces.control, SAID)
 
 
+def _harmony(pieces: Pieces) -> Markers:
+    joined = "\n".join([*harmony.TOKENS, *(text for edges in harmony.TRANSITIONS.values() for text, _ in edges)])
+    control = frozenset(token for token in pieces.control if pieces.name(token) not in joined)
+    return Markers(TextStateMachine(harmony.TRANSITIONS), control, harmony.HEADER)
+
+
 def markers_of(wrapped: Any, pieces: Pieces, *, thinks: bool, calls: bool) -> Markers:
     """`wrapped` is mlx-lm's tokenizer. `thinks`: the prompt has opened the model's reasoning. `calls`: it was told
     of tools.
     """
+    if is_harmony(wrapped):
+        return _harmony(pieces)
     initial = wrapped.response_initial_state or (THOUGHT if thinks else SAID)
     if wrapped.response_transitions or (calls and wrapped.has_tool_calling):
         machine = make_text_state_machine(wrapped)

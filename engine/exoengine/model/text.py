@@ -13,11 +13,12 @@ from typing import Any
 
 from mlx_lm.utils import load_tokenizer
 
-from exoengine.model import deadlines
+from exoengine.model import deadlines, harmony
 from exoengine.model.answer_text import FOLDED_END, FOLDED_START, AnswerText, Markers, markers_of, no_markers
 from exoengine.model.chat_prompt import PromptError, chat_prompt, takes_tools
 from exoengine.model.deadlines import Abandoning, TooSlowError
 from exoengine.model.grammar import JSON_TOOLS, AnswerMask, Vocabulary, forced_prefix, lark_of, marker
+from exoengine.model.harmony import is_harmony
 from exoengine.model.pieces import Pieces
 from exoengine.model.tool_calls import CallReader
 from exoengine.model_files.model_folder import ModelFolderError
@@ -83,7 +84,8 @@ class Tokenizer:
             markers = self._markers[key] = self._find_markers(chat, thinks, tools is not None)
         reader = None
         if tools is not None:
-            reader = CallReader(request.request_id, tools.specs, self._wrapped.tool_parser)
+            parser = harmony.parse_call if is_harmony(self._wrapped) else self._wrapped.tool_parser
+            reader = CallReader(request.request_id, tools.specs, parser)
         goes_on = not chat or request.continues
         parallel = tools is None or tools.parallel
         return AnswerText(self.pieces, markers, request.stop, reader, goes_on=goes_on, parallel=parallel)
@@ -95,6 +97,10 @@ class Tokenizer:
         if request.grammar is None and not forced:
             return None
         wrapped = self._wrapped
+        if self._vocabulary is None:
+            self._vocabulary = Vocabulary(wrapped, self.eos, vocab_size)
+        if is_harmony(wrapped):
+            return self._harmony_mask(request, forced, self._vocabulary)
         parser = wrapped.tool_parser.__module__.rpartition(".")[2] if wrapped.tool_parser is not None else ""
         in_json = parser in ("", JSON_TOOLS)
         tagged = parser == JSON_TOOLS or not takes_tools(wrapped)
@@ -105,9 +111,16 @@ class Tokenizer:
         if tools is not None and forced and not in_json:
             lark, prefix = "", self.encode(forced_prefix(parser, wrapped.tool_call_start, tools), control=False)
         after = wrapped.think_end_tokens if thinks else None
-        if self._vocabulary is None:
-            self._vocabulary = Vocabulary(wrapped, self.eos, vocab_size)
         return AnswerMask(self._vocabulary, lark, prefix, after)
+
+    def _harmony_mask(self, request: GenerationRequest, forced: bool, vocabulary: Vocabulary) -> AnswerMask:
+        """What is said follows the grammar, behind the header that says so; a call is begun that must be made."""
+        if forced:
+            assert request.tools is not None
+            prefix = self.encode(harmony.forced_call(request.tools.name), control=False)
+            return AnswerMask(vocabulary, "", prefix, None)
+        lark = lark_of(request.grammar, None, None)
+        return AnswerMask(vocabulary, lark, [], self.encode(harmony.FINAL, control=False))
 
     def _find_markers(self, chat: bool, thinks: bool, calls: bool) -> Markers:
         """A completion is one text, whatever markers are in it."""

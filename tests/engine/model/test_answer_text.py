@@ -212,6 +212,24 @@ def test_a_bare_call_is_a_call_where_the_model_was_told_of_tools(tmp_path: Path,
         assert told(tokenizer, text, asked(tools=tools)).text == text
 
 
+HARMONY = ("<|channel|>", "<|message|>", "<|constrain|>", "<|start|>", "<|end|>", "<|call|>", "<|return|>")
+
+
+def test_the_channels_of_gpt_oss_are_told_apart(tmp_path: Path, tools: Tools) -> None:
+    tokenizer = byte_level(tmp_path, PLAIN, HARMONY)
+    thought = "<|channel|>analysis<|message|>Hm.<|end|>"
+    said = "<|start|>assistant<|channel|>final<|message|>No.<|return|>"
+    answer = told(tokenizer, thought + said)
+    assert (answer.reasoning, answer.text) == ("Hm.", "No.")
+    for header in (
+        "<|start|>assistant<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>",
+        "<|start|>assistant to=functions.get_weather<|channel|>commentary json<|message|>",
+    ):
+        answer = told(tokenizer, f'{thought}{header}{{"city": "Oslo"}}', asked(tools=tools))
+        assert (answer.text, answer.calls) == ("", {0: ["get_weather", '{"city": "Oslo"}']})
+        assert answer.reasoning == "Hm."
+
+
 def test_tools_are_folded_into_text_where_the_template_knows_none(tmp_path: Path, tools: Tools) -> None:
     tokenizer = byte_level(tmp_path, PLAIN)
     turns = (

@@ -24,7 +24,7 @@ from exoengine.protocol import (
     TokenOut,
     Tools,
 )
-from tests.engine.model.test_answer_text import MARKERS, PLAIN, WITH_TOOLS, byte_level
+from tests.engine.model.test_answer_text import HARMONY, MARKERS, PLAIN, WITH_TOOLS, byte_level
 
 SCHEMA = {
     "type": "object",
@@ -120,6 +120,18 @@ def test_what_a_model_thinks_follows_no_grammar(tmp_path: Path) -> None:
     assert mask.at(thought, width(tokenizer)) is None
     after = mask.at([*thought, *tokenizer.encode("</think>")], width(tokenizer))
     allowed = [token for token, bias in enumerate(after.tolist()) if bias == 0]
+    assert {tokenizer.decode([token]) for token in allowed} == {"{"}
+
+
+def test_a_grammar_begins_behind_the_header_that_says_so(tmp_path: Path) -> None:
+    tokenizer = byte_level(tmp_path, PLAIN, HARMONY)
+    mask = tokenizer.answer_mask(asked(grammar=Grammar("json_object")), False, width(tokenizer))
+    assert mask is not None
+    header = tokenizer.encode(
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>"
+    )
+    assert mask.at(header[:-1], width(tokenizer)) is None
+    allowed = [token for token, bias in enumerate(mask.at(header, width(tokenizer)).tolist()) if bias == 0]
     assert {tokenizer.decode([token]) for token in allowed} == {"{"}
 
 
