@@ -118,6 +118,29 @@ def test_the_demo_model_counts(node: tuple[Path, subprocess.Popen[str]]) -> None
     assert [int(number) for number in re.findall(r"\d+", done.stdout)] == list(range(3, 61))
 
 
+def test_several_clients_are_answered_at_once_though_the_worker_is_killed(
+    node: tuple[Path, subprocess.Popen[str]],
+) -> None:
+    """Each gets its own numbers, none lost or doubled, and they were under way together."""
+    config = node[0]
+    command = [BIN / "exoctl", "--config", config, "chat"]
+    asked = [(start, start + 60) for start in (1, 101, 301, 501)]
+    clients = [
+        subprocess.Popen([*command, f"count from {a} to {b}"], stdout=subprocess.PIPE, text=True) for a, b in asked
+    ]
+    together, killed = 0, False
+    while any(client.poll() is None for client in clients):
+        engine = json.loads(exoctl(config, "status", "--json").stdout)["engine"]
+        together = max(together, engine["requests_active"])
+        if together > 1 and not killed:
+            killed = True
+            os.kill(engine["ranks"][0]["pid"], signal.SIGKILL)
+    for (a, b), client in zip(asked, clients, strict=True):
+        said, _ = client.communicate(timeout=60)
+        assert re.findall(r"\d+", said.splitlines()[0]) == [str(number) for number in range(a, b + 1)], said
+    assert together > 1
+
+
 def test_a_subscriber_finds_the_topics(node: tuple[Path, subprocess.Popen[str]], broker: int) -> None:
     command = ["mosquitto_sub", "-p", str(broker), "-t", "exo/#", "-v", "-C", "4", "-W", "30"]
     heard = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout

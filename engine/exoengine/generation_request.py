@@ -89,6 +89,8 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     grammar: Grammar | None = None
     prepared: PromptTokens | None = None
     """The prompt in tokens; `messages` is then empty for a chat, and None for a completion."""
+    client: str = ""
+    """Names who asks (a key, else an address): clients take turns. The engine makes nothing of it."""
     scores_prompt: bool = False
     """The answer begins with the prompt's own tokens from the second on, each with its log probability; they are
     put through the model one by one, and `max_tokens` does not count them."""

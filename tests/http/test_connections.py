@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from exod.http import body, connection
+from exod.http.exchange import client_of
 from tests import fake_daemon
 from tests.http.raw_http import DEADLINE_S
 from tests.http.served import CHAT, Place, count, served
@@ -129,3 +130,11 @@ async def test_large_bodies_have_one_budget_and_small_ones_pass(monkeypatch: pyt
         assert (await place.http.ask("POST", CHAT, count(1, 2))).status == 200
         first[1].close()
         second[1].close()
+
+
+def test_clients_are_told_apart_by_their_key_else_by_their_address() -> None:
+    scope = {"client": ("10.0.0.7", 40123)}
+    assert client_of(scope, {}) == "10.0.0.7"
+    first, second = (client_of(scope, {"authorization": f"Bearer {key}"}) for key in ("one", "two"))
+    assert len({first, second, "10.0.0.7"}) == 3
+    assert "one" not in first

@@ -76,7 +76,7 @@ class ClientStreams:
         request_id = request.request_id
         stream = self._streams[request_id] = _Stream()
         try:
-            if not self._feed(ClientAsked(request)):
+            if not self._feed(ClientAsked(request, request.client)):
                 raise RequestError("internal_error", "an internal error of exod; its log has it", ExitCode.INTERNAL)
             while True:
                 delivery = await stream.waiting.get()

@@ -7,6 +7,7 @@ status and OpenAI's error object; a last event that holds the same object).
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
@@ -54,6 +55,14 @@ def error_response(error: RequestError, shape: Callable[[RequestError], dict[str
 def headers_of(scope: Scope) -> dict[str, str]:
     """Header names in lower case, as ASGI has them; of a repeated header the last counts."""
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def client_of(scope: Scope, headers: dict[str, str]) -> str:
+    """Who asks, for taking turns: one name for each key, which does not tell the key, else for each address."""
+    key = headers.get("authorization", "")
+    if key:
+        return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return str((scope.get("client") or ("",))[0])
 
 
 def check_framing(scope: Scope) -> None:

@@ -25,7 +25,7 @@ from exod.http.body import BodyReader
 from exod.http.dialects.ask import Ask
 from exod.http.dialects.choices import together
 from exod.http.dialects.openai_answers import Answer, error_object
-from exod.http.exchange import ClientGoneError, Reply, StoppedError, headers_of, unless_over
+from exod.http.exchange import ClientGoneError, Reply, StoppedError, client_of, headers_of, unless_over
 from exod.http.metrics import HttpMetrics
 
 MAX_GENERATIONS: Final = 64
@@ -147,7 +147,8 @@ class GenerationEndpoint:
             ask = await self._bodies.read(headers, receive, self._dialect.read)
             model = check_model(ask.model, self._commands)
             with self._slots.take():  # not before: a slow body holds no slot
-                last = await unless_over(self._answer(ask, model, reply, client_id), receive, self._stop)
+                answer = self._answer(ask, model, reply, client_id, client_of(scope, headers))
+                last = await unless_over(answer, receive, self._stop)
             # Only now that the slot is free: a client which asks again at once must find it.
             await reply.finish(last)
         except ClientGoneError:
@@ -161,15 +162,16 @@ class GenerationEndpoint:
             text = f"an internal error of exod ({type(error).__name__}); its log has the details"
             await reply.fail(RequestError("internal_error", text, ExitCode.INTERNAL))
 
-    async def _answer(self, ask: Ask, model: str, reply: Reply, client_id: str) -> bytes:
+    async def _answer(self, ask: Ask, model: str, reply: Reply, client_id: str, client: str) -> bytes:
         """Sends what comes before the end, and returns what the answer ends with."""
         with self._running.hold(ask.request_id, client_id):
-            return await self._generate(ask, model, reply)
+            return await self._generate(ask, model, reply, client)
 
-    async def _generate(self, ask: Ask, model: str, reply: Reply) -> bytes:
+    async def _generate(self, ask: Ask, model: str, reply: Reply, client: str) -> bytes:
         answer = self._dialect.answer(ask, model, int(time.time()))
         reply.last_event = answer.failed
-        sources = [self._metrics.timed(self._commands.generate(request)) for request in ask.generations]
+        requests = [msgspec.structs.replace(request, client=client) for request in ask.generations]
+        sources = [self._metrics.timed(self._commands.generate(request)) for request in requests]
         async with aclosing(together(sources)) as deltas:
             if ask.stream:
                 return await _stream(deltas, answer, reply)

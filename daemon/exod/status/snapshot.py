@@ -297,7 +297,7 @@ class StatusBuilder:
             last_gap_ms=positive(figures.last_gap_ms) if figures else None,
             text=self.named(text),
             parallel="tensor" if any(one is not None and one.parts > 1 for one in statuses) else "pipeline",
-            requests_active=sum(status is not None and status.generating for status in statuses[:1]),
+            requests_active=sum(len(status.under_way) for status in statuses[:1] if status is not None),
             requests_waiting=host.scheduler.waiting,
             downloads=tuple(DownloadLine(one.node, one.done_bytes, one.total_bytes) for one in downloads),
         )

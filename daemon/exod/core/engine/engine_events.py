@@ -114,7 +114,7 @@ class ClientAsked(msgspec.Struct, frozen=True):
 
     request: GenerationRequest
     client: str = ""
-    """Names who asks (a key, else an address), so that clients take turns; unlike others' on every node."""
+    """Names who asks, so that clients take turns."""
 
 
 class ClientLeft(msgspec.Struct, frozen=True):

@@ -13,7 +13,16 @@ import msgspec
 
 from exod.core.engine.engine_messages import UNKNOWN_ORIGIN, BeginRequest, client_id
 from exod.model import NodeId
-from exoengine.protocol import ActiveRequest, Begin, Cancel, Finished, RequestFailed, TokenOut, ToWorker
+from exoengine.protocol import (
+    ActiveRequest,
+    Begin,
+    Cancel,
+    Finished,
+    GenerationRequest,
+    RequestFailed,
+    TokenOut,
+    ToWorker,
+)
 
 ENDED_KEPT: Final = 64
 """Ended requests that are remembered above the order up to which all have ended: more than can be under way."""
@@ -176,5 +185,6 @@ class HeldRequests:
 
 def _unread(begin: Begin) -> Begin:
     """For a process that has to end it with the others: without its prompt, over which one may have died."""
-    request = msgspec.structs.replace(begin.request, messages=None, prompt=(0,))
+    asked = begin.request
+    request = GenerationRequest(asked.request_id, asked.max_tokens, prompt=(0,), sampling=asked.sampling)
     return msgspec.structs.replace(begin, request=request)
