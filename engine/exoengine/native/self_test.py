@@ -135,7 +135,7 @@ def _compare(stages: _Stages, pair: list[tuple[Any, Any]], alone: Any) -> None:
     sent, result = stages.fast(pair)
     # One after the other, as two processes would: MLX's CUDA build waits for a receive before it lets the device
     # begin with what comes later in the same evaluation, the half that is to be sent included.
-    mx.async_eval(sent)
+    mx.async_eval(sent)  # type: ignore[no-untyped-call]
     mx.eval(result)
     mx.eval(sent)
     if any(control.failed for _, control in pair):
