@@ -172,6 +172,8 @@ def accept(
         return RequestFailed(request.request_id, error.code, str(error))
     except GrammarError as error:
         return RequestFailed(request.request_id, "bad_grammar", str(error))
+    except RecursionError:
+        return RequestFailed(request.request_id, "bad_request", "a schema or an option is nested too deeply")
     if not prompt:
         return RequestFailed(request.request_id, "empty_prompt", "the prompt has no tokens")
     strange = next((token for token in prompt if not 0 <= token < (vocab_size or token + 1)), None)

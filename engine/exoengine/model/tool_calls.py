@@ -119,9 +119,9 @@ class CallReader:
                 continue
             try:
                 found = parser(text, self._specs)
-            except Exception:  # mlx-lm's parsers raise anything for what a model made up
+                calls = [_call(entry) for entry in (found if isinstance(found, list) else [found])]
+            except Exception:  # mlx-lm's parsers raise anything, and give what is no JSON, for what a model made up
                 continue
-            calls = [_call(entry) for entry in (found if isinstance(found, list) else [found])]
             if calls and all(call is not None for call in calls):
                 return [call for call in calls if call is not None]
         return None
@@ -152,9 +152,12 @@ def _call(entry: Any) -> tuple[str, str] | None:
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         return None
     arguments = entry.get("arguments", entry.get("parameters", {}))
-    if isinstance(arguments, str):
-        return entry["name"], arguments
-    return entry["name"], json.dumps(arguments, ensure_ascii=False)
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    try:
+        (entry["name"] + text).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which no message can carry
+        return None
+    return entry["name"], text
 
 
 def _json_text(text: str) -> str:

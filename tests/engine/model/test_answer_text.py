@@ -204,6 +204,15 @@ def test_what_is_no_call_is_shown_as_it_was_written(tmp_path: Path, tools: Tools
     assert told(tokenizer, "<tool_call>x</tool_call>").text == "<tool_call>x</tool_call>", "nobody spoke of tools"
 
 
+def test_what_a_parser_makes_of_a_models_nonsense_ends_nothing(tools: Tools) -> None:
+    from exoengine.model.tool_calls import CallReader
+
+    for found in ({1, 2}, b"x", {"name": "f", "arguments": {1j: b""}}, {"name": "f", "arguments": {"a": "\ud800"}}):
+        reader = CallReader("q", tools.specs, lambda text, tools, found=found: found)  # type: ignore[misc]
+        reader.feed("x")
+        assert reader.close() is None
+
+
 def test_a_bare_call_is_a_call_where_the_model_was_told_of_tools(tmp_path: Path, tools: Tools) -> None:
     tokenizer = byte_level(tmp_path, PLAIN)
     answer = told(tokenizer, '{"name": "get_weather", "parameters": {"city": "Oslo"}}', asked(tools=tools))

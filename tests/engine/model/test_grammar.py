@@ -150,6 +150,19 @@ def test_a_grammar_that_cannot_be_followed_is_refused(tmp_path: Path, grammar: G
     assert words in refused.text
 
 
+@pytest.mark.parametrize("field", ["specs", "template", "schema"])
+def test_what_is_nested_too_deeply_is_refused_and_ends_nothing(tmp_path: Path, field: str) -> None:
+    tokenizer = byte_level(tmp_path, PLAIN)
+    deep = '{"a":' * 5000 + "1" + "}" * 5000
+    request = {
+        "specs": asked(tools=Tools(f'[{{"function": {{"name": "f", "parameters": {deep}}}}}]', "required")),
+        "template": asked(template=deep),
+        "schema": asked(grammar=Grammar("json_schema", deep)),
+    }[field]
+    refused = accept(1, request, (), tokenizer, width(tokenizer), 4096, lambda _: None)
+    assert isinstance(refused, RequestFailed)
+
+
 def test_a_vocabulary_that_cannot_write_json_is_told() -> None:
     tokenizer = Tokenizer(model_folder("embedded:count"), None)
     refused = accept(1, asked(grammar=Grammar("json_object")), (), tokenizer, 1010, 4096, lambda _: None)
