@@ -89,8 +89,12 @@ class RequestLog:
 
     @property
     def active(self) -> ActiveRequest:
-        tokens = tuple(message.token for message in self.messages if isinstance(message, TokenOut))
-        return ActiveRequest(self.begin.order, self.begin.request, tokens)
+        """With the tokens that it was begun with: a process that was given a half answer told only the rest."""
+        tokens = list(self.begin.tokens)
+        for message in self.messages:
+            if isinstance(message, TokenOut) and message.index == len(tokens):
+                tokens.append(message.token)
+        return ActiveRequest(self.begin.order, self.begin.request, tuple(tokens))
 
     @property
     def is_finished(self) -> bool:

@@ -17,9 +17,10 @@ from exod.core.engine import engine_events as events
 from exod.core.engine.client_requests import MAX_PENDING
 from exod.core.engine.engine_events import EngineCommand, EngineInput
 from exod.core.engine.engine_messages import BeginRequest, RankPhase, RankStatus, client_id
+from exod.core.engine.rank.held_requests import DEATHS_LIMIT
 from exod.core.engine.request_queue import MAX_WAITING
 from exod.model import NodeId
-from exoengine.protocol import Begin, GenerationRequest, Prepare
+from exoengine.protocol import DEFAULT_SERVING, Begin, GenerationRequest, Prepare
 from tests.sim.engine.groups import BAD_PROMPT, GroupKey, token_at
 from tests.sim.engine.worker import TOTAL_LAYERS
 
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 MAX_DUE = 50
 """So many turns of the timer without a pause are a loop."""
-MAX_UNDER_WAY = 2
-"""Requests that a rank holds at a time: the one under way, and one before it whose end was lost."""
+MAX_UNDER_WAY = 2 * DEFAULT_SERVING.max_concurrent
+"""Requests that a rank holds at a time: those under way, and those of another coordinator whose ends were lost."""
 
 
 class EngineChecker:
@@ -47,6 +48,8 @@ class EngineChecker:
         self.models: set[str] = set()
         """Of all plans that were committed."""
         self.was_drained = False
+        self.deaths = 0
+        """Of workers."""
         self._names: dict[int, str] = {}
         """Order -> generation."""
         self._given: dict[NodeId, int] = {}
@@ -163,6 +166,8 @@ class EngineChecker:
                 return self.was_drained
             case "recovery_failed":
                 return self.world.now - client.asked_at >= self.world.recovery_deadline_s
+            case "request_given_up":
+                return self.deaths >= DEATHS_LIMIT
             case "queue_full":
                 return len(self.world.clients) > MAX_WAITING
             case _:
@@ -170,11 +175,11 @@ class EngineChecker:
 
     # --- orders: E3 ---------------------------------------------------------------------------------------------
 
-    def begun(self, host: Host, begin: Begin, newest: int) -> None:
-        """A worker is given a request that it does not know."""
+    def begun(self, host: Host, begin: Begin, is_known: bool) -> None:
+        """A worker is given a request that it does not know. `is_known`: does it know the order?"""
         name = begin.request.request_id
-        if begin.order <= newest:
-            self._broken(host, f"E3: the worker is given order {begin.order} after {newest}")
+        if is_known:
+            self._broken(host, f"E3: the worker is given order {begin.order} by another name")
         self._named(host, begin.order, name)
         self._is_right(host, name, begin.tokens)
 

@@ -129,7 +129,7 @@ class JointWorld(World):
     def is_quiet(self) -> bool:
         """Nothing is held for anybody."""
         return all(
-            core.is_drained and core.scheduler.active is None and not len(core.clients)
+            core.is_drained and not core.scheduler.active and not len(core.clients)
             for engine_host in self.engine_hosts
             if (core := engine_host.core) is not None
         )
@@ -141,13 +141,14 @@ class JointWorld(World):
             if core is None:
                 lines.append(f"\n  {name}: no daemon")
                 continue
-            active = core.scheduler.active
+            active = [begin.order for begin in core.scheduler.active]
             waiting = list(worker.waiting) if worker is not None and worker.alive else None
             lines.append(
                 f"\n  {name}: {core.rank.phase} plan {core.plan.hash[:6] if core.plan else None} {core.suspended} "
                 f"trouble {core.trouble()!r} failure {core.rank.failure} active {list(core.rank.active)} "
-                f"begun {core.rank.begun_order} formation {core.formation.state} attempt {core.formation.attempt} "
-                f"queue {core.scheduler.waiting} active {active.order if active is not None else None} "
+                f"begun {core.rank.requests.begun_order} "
+                f"formation {core.formation.state} attempt {core.formation.attempt} "
+                f"queue {core.scheduler.waiting} active {active} "
                 f"clients {len(core.clients)}; its worker has {waiting}"
             )
         open_ones = [client.name for client in self.clients if not client.outcome]

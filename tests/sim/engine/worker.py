@@ -49,7 +49,7 @@ SOCKET_S = 0.001
 ORPHAN_S = 60.0
 ORPHAN_FACTOR = 5.0
 """How long a worker waits for the next daemon, and longer while it generates."""
-FINISHED_KEPT = 8
+FINISHED_KEPT = 64
 TOTAL_LAYERS = 12
 LEAST_LOAD_S = 0.02
 
@@ -67,7 +67,6 @@ class Worker:
         self.waiting: dict[int, Generation] = {}
         self.finished: dict[int, Generation] = {}
         self._orders: dict[str, int] = {}
-        self._newest = 0
         self.model: Load | None = None
         self._loading: Load | None = None
         self._layer_s = 0.0
@@ -104,10 +103,7 @@ class Worker:
     def _hello(self) -> Hello:
         plan = self._plan or (None, 0)
         requests = (
-            ActiveRequest(
-                begin.order, begin.request, tuple(one.token for one in self._logs[key] if isinstance(one, TokenOut))
-            )
-            for key, begin in self._begins.items()
+            ActiveRequest(begin.order, begin.request, self._told_tokens(key)) for key, begin in self._begins.items()
         )
         return Hello(
             protocol=1,
@@ -123,6 +119,14 @@ class Worker:
             layer_s=self._layer_s,
         )
 
+    def _told_tokens(self, key: str) -> tuple[int, ...]:
+        """Those that it was begun with are not told again."""
+        tokens = list(self._begins[key].tokens)
+        for message in self._logs[key]:
+            if isinstance(message, TokenOut) and message.index == len(tokens):
+                tokens.append(message.token)
+        return tuple(tokens)
+
     def disconnect(self) -> None:
         self._daemon = self._gone = None
         self._alone_since = self.world.now
@@ -136,6 +140,7 @@ class Worker:
         if not self.alive:
             return
         self.alive = False
+        self.world.engine_checker.deaths += 1
         self.stopped_by.clear()
         self.world.tell(self.host, f"worker {self.pid} ends: {text}")
         self.world.rendezvous.depart(self)
@@ -261,7 +266,7 @@ class Worker:
         self._part("replaced", "another model is loaded")
         held = self.model if self.model is not None and self.model.folder == load.folder else None
         self.model, self._loading = None, load
-        self.waiting, self.finished, self._orders, self._newest = {}, {}, {}, 0
+        self.waiting, self.finished, self._orders = {}, {}, {}
         self._logs, self._begins = {}, {}
         self.loads += 1
         kept = range(max(held.first_layer, load.first_layer), min(held.last_layer, load.last_layer)) if held else ()
@@ -336,8 +341,8 @@ class Worker:
             if known is not None:
                 self._tell_end(known)
             return
-        self.world.engine_checker.begun(self.host, begin, self._newest)
-        self._newest = self._orders[key] = begin.order
+        self.world.engine_checker.begun(self.host, begin, self.knows(begin.order))
+        self._orders[key] = begin.order
         generation = Generation(begin.order, begin.request, list(begin.tokens))
         if len(generation.tokens) >= begin.request.max_tokens:
             self.waiting[begin.order] = generation
