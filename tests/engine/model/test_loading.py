@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import mlx.core as mx
 import pytest
 
-from exoengine.model.loading import check_fit
+from exoengine.model.loading import check_fit, load
 from exoengine.model_files.memory_fit import kv_bytes, span_bytes
 from exoengine.model_files.model_folder import ModelFolderError, inspect
 from exoengine.protocol import Load, LoadFailed, SyncSettings
@@ -96,3 +99,24 @@ def test_the_switch_of_a_patched_mlx_is_turned_with_the_mode(tmp_path: Path, lla
             lines = log.read_text().splitlines()
             assert set(lines) == turned
             assert lines[-1] == ("the host waits" if sync == "safe" else "the GPU may wait")
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_part_of_a_model_is_read_without_holding_much_more_than_it(
+    tmp_path: Path, native: Any, parts: int
+) -> None:
+    """One whole tensor at a time: of a sixteenth of a model, that is little."""
+    config = {
+        **LLAMA, "hidden_size": 256, "num_hidden_layers": 16, "intermediate_size": 512,
+        "num_key_value_heads": 4,
+    }  # fmt: skip
+    folder = write_model(tmp_path / "deep", config)
+    gc.collect()
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    asked = Load(str(folder), 0, 16, part=0, parts=parts)
+    held = load(asked, lambda *_: None, None, native).weight_bytes
+    whole = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    assert held < 1.3 * whole / parts
+    assert mx.get_peak_memory() - before < 1.1 * held

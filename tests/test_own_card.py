@@ -1,0 +1,34 @@
+"""What a node tells of itself once it knows its model."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from exod.model import ContextSettings, NodeCard
+from exod.own_card import with_sizes
+from exoengine.model_files.memory_fit import WHOLE_CONTEXT, ModelSizes
+from tests.core.pair.cards import card
+
+SIZES = ModelSizes(
+    layer_bytes=(10 << 20,) * 4,
+    other_bytes=2 << 20,
+    kv_bytes_per_token=1024,
+    kv_windows=(WHOLE_CONTEXT,) * 4,
+    max_context_tokens=4096,
+)
+
+
+def a_card(nodes: str, context: int = 0) -> NodeCard:
+    return msgspec.structs.replace(card(1), model="m", nodes=nodes, context=ContextSettings(context))
+
+
+def test_only_where_fewest_nodes_are_wanted_the_card_says_what_the_model_needs() -> None:
+    assert with_sizes(a_card("all"), "m", SIZES) == a_card("all")
+    assert with_sizes(a_card("fewest"), "another", SIZES) == a_card("fewest")
+    assert with_sizes(a_card("fewest"), "m", SIZES).model_mib == 43
+
+
+@pytest.mark.parametrize(("context", "needs"), [(1024, 47), (4096, 59), (1_000_000, 59)])
+def test_the_context_that_is_set_is_part_of_it(context: int, needs: int) -> None:
+    assert with_sizes(a_card("fewest", context), "m", SIZES).model_mib == needs
