@@ -19,10 +19,10 @@ import time
 from exoengine.generate.pipeline import Pipeline
 send, draw = Pipeline._send, Pipeline._draw
 def slow_send(self, hidden, *args):
-    time.sleep(0.05 if hidden.shape[1] > 1 else 0.01)
+    time.sleep(0.05 if hidden.shape[1] > 1 else 0.03)
     return send(self, hidden, *args)
 def slow_draw(self, passing, step, *args):
-    time.sleep(0.05 if step.count > 1 else 0.01)
+    time.sleep(0.05 if step.count > 1 else 0.03)
     return draw(self, passing, step, *args)
 Pipeline._send, Pipeline._draw = slow_send, slow_draw
 """
@@ -102,15 +102,15 @@ def test_two_answers_keep_both_stages_at_work(slow: Cluster, llama: Path) -> Non
     slow.load(llama, [2, 3], SAFE)
     slow.form()
     took(slow, [request([9, 9], 10)])  # what is compiled once is compiled
-    alone = took(slow, [request([1, 2, 3], 100)])
-    together = took(slow, [request([number, 4, 5], 100) for number in range(2)])
+    alone = took(slow, [request([1, 2, 3], 50)])
+    together = took(slow, [request([number, 4, 5], 50) for number in range(2)])
     assert together < 1.6 * alone  # twice, one after the other
 
 
 def test_a_long_prompt_holds_up_an_answer_by_two_chunks_at_most(slow: Cluster, llama: Path) -> None:
     slow.load(llama, [2, 3], SAFE)
     slow.form()
-    running = slow.begin(request([1, 2, 3], 150))
+    running = slow.begin(request([1, 2, 3], 80))
     slow.ranks[0].expect(
         TokenOut, where=lambda said: (said.request_id, said.index) == (running.request.request_id, 20)
     )
