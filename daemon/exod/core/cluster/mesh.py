@@ -44,7 +44,7 @@ from exod.core.cluster.plan_diff import as_seen_here, describe_change
 from exod.core.cluster.plan_repeats import PlanRepeats
 from exod.core.cluster.renegotiation import FIRST_WAIT_S, Wishes
 from exod.core.cluster.ring_order import content, hash_prefix, is_sound, plan_hash
-from exod.core.cluster.unanimous_ack import RETRY_S, Ballot, Delivery
+from exod.core.cluster.unanimous_ack import RETRY_S, Ballot, Delivery, is_answer
 from exod.core.pair import change_events
 from exod.model import Epoch, MeshPlan, MeshState, NodeCard, NodeId
 
@@ -266,7 +266,7 @@ class Mesh:
 
     def _take_ack(self, peer: NodeId, message: Ack, now: float) -> None:
         ballot = self._ballot
-        if ballot is None or not self._answers(peer, message, ballot.plan):
+        if ballot is None or not is_answer(peer, message, ballot.plan):
             return
         ballot.ack(peer)
         if ballot.unanimous:
@@ -275,22 +275,18 @@ class Mesh:
     def _take_nack(self, peer: NodeId, message: Nack, now: float) -> None:
         self.saw_epoch(message.epoch_seen)
         ballot, plan = self._ballot, self.committed
-        if ballot is not None and self._answers(peer, message, ballot.plan):
+        if ballot is not None and is_answer(peer, message, ballot.plan):
             ballot.refusals[peer] = message.text
             self._journal.decide(now, message.plan_hash, "a member refused", member=peer, text=message.text)
             if message.epoch_seen > ballot.plan.epoch.number:
                 self._ballot = None  # numbered too low: propose again above it
-        elif plan is not None and self._delivery is not None and self._answers(peer, message, plan):
+        elif plan is not None and self._delivery is not None and is_answer(peer, message, plan):
             self._delivery.missing.discard(peer)
             self._want(f"{self._name(peer)} refused the commit: {message.text}", by_hand=False, now=now)
 
     def _take_receipt(self, peer: NodeId, message: Committed) -> None:
-        if self._delivery is not None and self._answers(peer, message, self._delivery.plan):
+        if self._delivery is not None and is_answer(peer, message, self._delivery.plan):
             self._delivery.missing.discard(peer)
-
-    def _answers(self, peer: NodeId, message: Ack | Nack | Committed, plan: MeshPlan) -> bool:
-        asked = any(one.id == peer and one.incarnation == message.incarnation for one in plan.members)
-        return asked and message.sender == peer and (message.epoch, message.plan_hash) == (plan.epoch, plan.hash)
 
     def _coordinate(self, now: float) -> None:
         waiting = self._members.assess(self._peers.pairs, now)
@@ -381,10 +377,7 @@ class Mesh:
         delivery = self._delivery
         if delivery is None:
             return
-        for member in delivery.plan.members:
-            pair = self._peers.living.get(member.id)
-            if pair is None or pair.incarnation != member.incarnation:
-                delivery.missing.discard(member.id)
+        delivery.forget_absent({peer: pair.incarnation for peer, pair in self._peers.living.items()})
         for peer in delivery.due(now):
             self._send(peer, Commit(delivery.plan, delivery.reason))
         if not delivery.missing:

@@ -6,6 +6,9 @@ their connection, so both repeat until answered.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from exod.core.base.mesh_messages import Ack, Committed, Nack
 from exod.model import MeshPlan, NodeId
 
 RETRY_S = 0.1
@@ -48,8 +51,18 @@ class Delivery:
         self.missing = missing
         self.retry_at = now
 
+    def forget_absent(self, living: Mapping[NodeId, int]) -> None:
+        """`living` has the incarnation of each peer that is not down: an earlier life needs no commit any more."""
+        self.missing -= {one.id for one in self.plan.members if living.get(one.id) != one.incarnation}
+
     def due(self, now: float) -> list[NodeId]:
         if now < self.retry_at:
             return []
         self.retry_at = now + RETRY_S
         return sorted(self.missing)
+
+
+def is_answer(peer: NodeId, message: Ack | Nack | Committed, plan: MeshPlan) -> bool:
+    """Does this message answer this plan, from the life of the member that was asked?"""
+    asked = any(one.id == peer and one.incarnation == message.incarnation for one in plan.members)
+    return asked and message.sender == peer and (message.epoch, message.plan_hash) == (plan.epoch, plan.hash)
