@@ -384,16 +384,30 @@ class Disk:
     """Folders of this process, with a model that is whole."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="exod-fuzz-"))
-        self.model = self.folder / "model"
+        self._base, self._owner = Path(tempfile.mkdtemp(prefix="exod-fuzz-")), os.getpid()
         self.made = False
 
+    @property
+    def folder(self) -> Path:
+        """Of this process: others were forked from the one that made the base."""
+        folder = self._base / str(os.getpid())
+        if not folder.exists():
+            folder.mkdir()
+            self.made = False
+        return folder
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
     def close(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if os.getpid() == self._owner:
+            shutil.rmtree(self._base, ignore_errors=True)
 
     def a_model(self) -> Path:
+        folder = self.folder
         if not self.made:
-            self.model.mkdir()
+            (folder / "model").mkdir()
             source = embedded_folder("embedded:count")
             for path in source.iterdir():
                 if path.is_file():

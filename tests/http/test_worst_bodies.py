@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from exod.errors import RequestError
 from exod.http import body
+from exod.http.dialects.openai_requests import read_completion
 from tests.http.served import CHAT, served
 from tests.http.worst_bodies import ROOM, WORST_BODIES
 
@@ -135,3 +137,9 @@ async def test_a_long_conversation_and_a_long_context_are_not_too_heavy() -> Non
     body.check_weight(b'{"messages":[' + turns + b"]}")
     body.check_weight(b'{"prompt":[' + b",".join([b"50000"] * 1_000_000) + b"]}")
     body.check_weight(b'{"prompt":"' + b'\\"[,{,' * (ROOM // 7) + b'"}')
+
+
+async def test_what_is_said_of_a_field_is_one_line() -> None:
+    with pytest.raises(RequestError) as caught:
+        read_completion(b'{"prompt":"a","temperatu\\n_re":1}')
+    assert "\n" not in caught.value.text

@@ -17,6 +17,7 @@ import msgspec
 
 from exod.daemon_api.field_errors import field_problem
 from exod.errors import RequestError
+from exod.plain_text import printable
 from exoengine.decoding import DecodingError, WrongShapeError, from_json
 
 TYPO_CUTOFF: Final = 0.8
@@ -135,7 +136,7 @@ def _refuse_typos(unknown: set[str], known: list[str]) -> None:
             continue
         close = difflib.get_close_matches(name, known, n=1, cutoff=TYPO_CUTOFF)
         if close:
-            raise FieldError(name, f"there is no such field; did you mean {close[0]}?", "unknown_field")
+            raise FieldError(printable(name), f"there is no such field; did you mean {close[0]}?", "unknown_field")
 
 
 def _plain(name: str, raw: msgspec.Raw, kind: Any) -> msgspec.Raw:
