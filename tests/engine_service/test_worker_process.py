@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import sys
@@ -343,3 +344,16 @@ async def test_a_worker_that_is_swept_may_free_its_memory_first(tmp_path: Path) 
         await until(
             lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, "it ends"
         )
+
+
+async def test_a_full_disk_keeps_no_rank_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The note of its pid, which only the next daemon needs, cannot be written."""
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    async with a_daemon(tmp_path) as daemon:
+        pid = await daemon.start()
+        assert psutil.pid_exists(pid)
+        await daemon.worker.leave(deadline_s=5.0)

@@ -221,8 +221,8 @@ class EngineCore:
         if before is None and (self._me not in plan.ring or not plan.model):
             self._commands.append(events.SweepWorkers())
         self.plan, self.suspended = plan, ""
-        # What the last plan's rank 0 sent may still be on its way.
-        self._relays = {known.ring[0] for known in (before, plan) if known is not None and known.ring}
+        # What the last plan's relay sent may still be on its way.
+        self._relays = {_relaying(known) for known in (before, plan) if known is not None and known.ring}
         self._from_rank(self.rank.commit(plan, event.reason, now), now)
         if coordinates and not coordinated:
             self.scheduler.take_over(self.rank.requests.begun(), self.rank.requests.begun_order, now)
@@ -359,7 +359,7 @@ class EngineCore:
             self.cached_tokens += output.cached_tokens
             self.completion_tokens += output.completion_tokens
         held, plan = self.rank.active.get(output.request_id), self.plan
-        if held is None or plan is None or not plan.ring or plan.ring[0] != self._me:
+        if held is None or plan is None or not plan.ring or _relaying(plan) != self._me:
             return
         if held.begin.origin in plan.ring:
             self._relay.forget(request_id)
@@ -442,12 +442,12 @@ class EngineCore:
             self._send(order.to, order.order)
 
     def _submit(self, submit: SubmitRequest) -> None:
-        """To the present coordinator, which may be this node. Without a rank here, rank 0 relays the answer."""
+        """To the present coordinator, which may be this node. Without a rank here, another relays the answer."""
         plan = self.plan
         if plan is None:
             return
         if plan.ring and self._me not in plan.ring:
-            self._send(plan.ring[0], RelayAgain(submit.request.request_id, len(submit.tokens)))
+            self._send(_relaying(plan), RelayAgain(submit.request.request_id, len(submit.tokens)))
         self._send(plan.coordinator, submit)
 
     def _cancel(self, request_id: str, now: float) -> None:
@@ -487,3 +487,8 @@ def _is_only_output(event: EngineInput) -> bool:
             return True
         case _:
             return False
+
+
+def _relaying(plan: MeshPlan) -> NodeId:
+    """Whose rank sends its outputs on to nodes without one: the coordinator hears every member, others need not."""
+    return plan.coordinator if plan.coordinator in plan.ring else plan.ring[0]

@@ -197,9 +197,16 @@ class WorkerProcess:
             )
         with contextlib.suppress(psutil.NoSuchProcess):
             self._process = psutil.Process(child.pid)
-            (self._folder / RECORD_FILE).write_bytes(msgspec.json.encode(Record(child.pid)))
+            self._record(child.pid)
         log.info("worker_started", pid=child.pid)
         return child
+
+    def _record(self, pid: int) -> None:
+        """For the next daemon. A full disk must not cost the rank: that daemon then starts another."""
+        try:
+            (self._folder / RECORD_FILE).write_bytes(msgspec.json.encode(Record(pid)))
+        except OSError as error:
+            log.warning("worker_not_recorded", pid=pid, error=error.strerror)
 
     async def _connect(self, path: str, child: asyncio.subprocess.Process) -> asyncio.StreamReader | None:
         """Connects as soon as the worker listens; None when it ended before. The rank's deadline bounds this."""

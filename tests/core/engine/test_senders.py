@@ -41,7 +41,7 @@ def says(core: EngineCore, sender: NodeId, message: EngineMessage) -> list[Engin
     return core.handle(EngineMessageReceived(sender, message), 1.0)
 
 
-def test_only_rank_0_relays_an_answer() -> None:
+def test_only_the_coordinators_rank_relays_an_answer() -> None:
     core = origin_without_a_rank()
     output = RelayedOutput((token("r", 0),), 0)
     assert only(says(core, B, output), DeliverToken) == []
@@ -49,11 +49,11 @@ def test_only_rank_0_relays_an_answer() -> None:
     assert len(only(says(core, A, output), DeliverToken)) == 1
 
 
-def test_what_the_last_plans_rank_0_had_on_its_way_is_taken() -> None:
+def test_what_the_last_plans_relay_had_on_its_way_is_taken() -> None:
     core = origin_without_a_rank()
-    core.handle(PlanCommitted(a_plan(B, A, number=2), "moved"), 0.5)
+    core.handle(PlanCommitted(a_plan(B, number=2), "A has no rank any more"), 0.5)
     assert len(only(says(core, A, RelayedOutput((token("r", 0),), 0)), DeliverToken)) == 1
-    core.handle(PlanCommitted(a_plan(B, A, number=3), "again"), 0.6)
+    core.handle(PlanCommitted(a_plan(B, number=3), "again"), 0.6)
     assert only(says(core, A, RelayedOutput((token("r", 1),), 1)), DeliverToken) == []
 
 
@@ -95,3 +95,13 @@ def test_nobody_is_sent_what_another_member_asked_for() -> None:
     assert only(says(core, B, RelayAgain("r", 0)), LogIgnored) == [LogIgnored(B, "RelayAgain")]
     sent = [one for one in only(says(core, B, RelayAgain("r", 0)), SendTo) if one.node == B]
     assert not [one for one in sent if isinstance(one.message, RelayedOutput)]
+
+
+def test_the_coordinator_relays_whatever_its_place_in_the_ring() -> None:
+    core = EngineCore(C, 1, SyncSettings(), 60.0, 52420)
+    core.handle(PlanCommitted(a_plan(B, A), "A coordinates; B is rank 0"), 0.0)
+    commands = core.handle(ClientAsked(GenerationRequest("r", 10, prompt="x")), 0.1)
+    assert {sent.node for sent in only(commands, SendTo)} == {A}
+    output = RelayedOutput((token("r", 0),), 0)
+    assert only(says(core, B, output), DeliverToken) == []
+    assert len(only(says(core, A, output), DeliverToken)) == 1
