@@ -4,9 +4,9 @@ The theory. A ring needs an agreed path between neighbours only, so two nodes th
 just kept apart. Where no order does that, as few ranks as possible are left out: of equally few the ones whose
 absence changes least, that is, those that have no rank now, then those with the least memory.
 
-With `engine.nodes = "fewest"` as few nodes as can hold the model host it. Of equally few those in `running` are kept,
-so that nothing is loaded again without need; then those with the most memory. The others stand by: the next plan
-takes one in where a rank is gone.
+With `engine.nodes = "fewest"` as few nodes as can hold the model host it. Of equally few those in `running` are
+kept, so that nothing is loaded again without need; then those with the most memory. The others stand by: the next
+plan takes one in where a rank is gone.
 
 Decides who is left out, and who stands by; never the order of the others (ring_order.py). Pure functions.
 """
