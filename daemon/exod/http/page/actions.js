@@ -50,15 +50,25 @@ export class Actions {
 }
 
 // The model's name ("" where none is asked for), or null where it was called off.
-async function ask(action) {
+function ask(action) {
   const dialog = document.getElementById("ask-dialog");
   const model = document.getElementById("ask-model-text");
   document.getElementById("ask-title").textContent = action.title;
   document.getElementById("ask-text").textContent = action.text;
   document.getElementById("ask-model").hidden = !action.asksModel;
   model.required = Boolean(action.asksModel);
-  dialog.returnValue = "no";
   dialog.showModal();
-  await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
-  return dialog.returnValue === "yes" ? model.value.trim() : null;
+  // By the form's own event, which comes with the click: a dialog tells of its close later, when the next may be open.
+  return new Promise((resolve) => {
+    const form = document.getElementById("ask-form");
+    const done = (answer) => {
+      form.removeEventListener("submit", submitted);
+      dialog.removeEventListener("cancel", cancelled);
+      resolve(answer);
+    };
+    const submitted = (event) => done(event.submitter?.value === "yes" ? model.value.trim() : null);
+    const cancelled = () => done(null);
+    form.addEventListener("submit", submitted);
+    dialog.addEventListener("cancel", cancelled);
+  });
 }
