@@ -223,21 +223,25 @@ def _lock(cache: Path) -> Iterator[None]:
 
 
 def _run(command: list[str], deadline_s: float) -> str | None:
-    """None where it went well; else what the child said, in one line. It and its children are gone afterwards."""
+    """None where it went well; else what the child said, in one line. It and its children are gone afterwards, also
+    where this process is killed meanwhile (leash.py).
+    """
     begun = time.monotonic()
+    theirs, ours = os.pipe()
     try:
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            start_new_session=True,
+            [sys.executable, "-P", "-m", "exoengine.native.leash", *command], stdin=theirs,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
-    except OSError as error:
-        return f"{command[0]}: {error.strerror}"
-    try:
-        _, said = child.communicate(timeout=deadline_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.communicate()
-        return f"it did not end within {time.monotonic() - begun:.0f} s"
+        try:
+            _, said = child.communicate(timeout=deadline_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.communicate()
+            return f"it did not end within {time.monotonic() - begun:.0f} s"
+    finally:
+        os.close(theirs)
+        os.close(ours)
     if child.returncode == 0:
         return None
     lines = [line for line in said.splitlines() if line.strip()]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from exoengine.native import build as building
@@ -89,6 +92,28 @@ def test_a_compiler_that_hangs_is_ended_at_its_deadline(monkeypatch: pytest.Monk
     monkeypatch.setenv("CXX", str(compiler))
     monkeypatch.setattr(building, "BUILD_DEADLINE_S", 0.2)
     assert "did not end within" in build(tmp_path / "cache").reason
+
+
+def test_a_compiler_does_not_outlive_the_process_that_wanted_it(tmp_path: Path) -> None:
+    compiler, started = tmp_path / "slow", tmp_path / "pid"
+    compiler.write_text(f"#!/bin/sh\necho $$ >{started}.new; mv {started}.new {started}; sleep 600\n")
+    compiler.chmod(0o755)
+    program = f"""
+from pathlib import Path
+from exoengine.native import build as building
+building.PREBUILT = Path({str(tmp_path / "none")!r})
+building.build(Path({str(tmp_path / "cache")!r}))
+"""
+    wanting = subprocess.Popen([sys.executable, "-P", "-c", program], env={**os.environ, "CXX": str(compiler)})
+    end = time.monotonic() + 30
+    while not started.exists():
+        assert time.monotonic() < end, "the compiler never began"
+        time.sleep(0.05)
+    running = psutil.Process(int(started.read_text()))
+    wanting.kill()
+    wanting.wait()
+    gone, _ = psutil.wait_procs([running], timeout=30)
+    assert gone == [running]
 
 
 def test_a_damaged_module_is_found_out_and_built_again(cache: Path) -> None:
