@@ -60,14 +60,14 @@ class Worker:
 
     def __init__(self, socket_path: Path, orphan_deadline_s: float, native: NativeModule) -> None:
         from exoengine.model.text_thread import TextThread
-        from exoengine.process.control_thread import Control, Mailbox
+        from exoengine.process.control_thread import ControlThread, Mailbox
         from exoengine.ring.group import RingGroup
 
         self.board = Board()
         self._native = native
         self._group = RingGroup(native)
         self._mailbox = Mailbox(self._group.wake_up)
-        self._control = Control(
+        self._control = ControlThread(
             socket_path,
             self.board,
             self._mailbox,

@@ -13,7 +13,7 @@ from typing import Any
 
 import aiomqtt
 
-from exod.daemon_api.mqtt_view import AlertView, EngineView, LinkView, MeshView, MqttView, NodeMemory, NodeView
+from exod.daemon_api.mqtt_view import MqttAlert, MqttEngine, MqttLink, MqttMesh, MqttNode, MqttView, NodeMemory
 from exod.model import EngineState, Health, Kind, MeshState, NodeId, NodeState, PathId, Reason
 from exod.mqtt.broker_probe import Listener, who_listens
 from exod.mqtt.publisher import MqttService
@@ -32,7 +32,7 @@ def cluster_view(
     *,
     down: tuple[NodeId, ...] = (),
     nodes: tuple[NodeId, ...] = (A, B),
-    alerts: tuple[AlertView, ...] = (),
+    alerts: tuple[MqttAlert, ...] = (),
     rtt_ms: float = 0.31,
     uptime_s: float = 10.0,
     reasons: tuple[Reason, ...] = (),
@@ -40,7 +40,7 @@ def cluster_view(
     """Nodes A and B (and C) on a Thunderbolt link, as one of them knows them."""
     return MqttView(
         nodes=tuple(
-            NodeView(
+            MqttNode(
                 id=node,
                 name=f"studio-{node[0]}",
                 state=NodeState.DOWN if node in down else NodeState.UP,
@@ -52,18 +52,18 @@ def cluster_view(
             )
             for node in nodes
         ),
-        links=(LinkView(A, B, True, PathId("10.0.0.1-10.0.0.2"), Kind.THUNDERBOLT, "bridge0", rtt_ms, 0.0, 1.0),),
-        mesh=MeshView(MeshState.AGREED, 4, A, nodes, nodes, "all acked"),
+        links=(MqttLink(A, B, True, PathId("10.0.0.1-10.0.0.2"), Kind.THUNDERBOLT, "bridge0", rtt_ms, 0.0, 1.0),),
+        mesh=MqttMesh(MeshState.AGREED, 4, A, nodes, nodes, "all acked"),
         engines=tuple(
-            EngineView(node, EngineState.READY, "embedded:count", (rank, rank + 1), 24.0, "fast", "short context")
+            MqttEngine(node, EngineState.READY, "embedded:count", (rank, rank + 1), 24.0, "fast", "short context")
             for rank, node in enumerate(nodes)
         ),
         alerts=alerts,
     )
 
 
-def alert(code: str = "no-path", subject: str = B, node: NodeId = A) -> AlertView:
-    return AlertView(code, subject, "error", f"{code} for {subject}", 5.0, node)
+def alert(code: str = "no-path", subject: str = B, node: NodeId = A) -> MqttAlert:
+    return MqttAlert(code, subject, "error", f"{code} for {subject}", 5.0, node)
 
 
 def free_port() -> int:

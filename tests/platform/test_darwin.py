@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from exod.model import Kind
-from exod.platform.commands import Commands
+from exod.platform.commands import CommandOutputs
 from exod.platform.darwin import Darwin
 from tests.platform.test_darwin_text import IFCONFIG, SERVICE_ORDER, STUDIO_PORTS
 
@@ -30,7 +30,7 @@ class Tools:
         return self.answers.get(argv)
 
     def platform(self) -> Darwin:
-        return Darwin(Commands(self, lambda: self.now), timebase=(125, 3))
+        return Darwin(CommandOutputs(self, lambda: self.now), timebase=(125, 3))
 
 
 @pytest.mark.anyio

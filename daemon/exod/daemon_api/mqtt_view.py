@@ -21,7 +21,7 @@ class NodeMemory(msgspec.Struct, frozen=True):
     used_mib: int | None = None
 
 
-class NodeView(msgspec.Struct, frozen=True):
+class MqttNode(msgspec.Struct, frozen=True):
     id: NodeId
     name: str
     state: NodeState
@@ -33,7 +33,7 @@ class NodeView(msgspec.Struct, frozen=True):
     memory: NodeMemory = NodeMemory()
 
 
-class LinkView(msgspec.Struct, frozen=True):
+class MqttLink(msgspec.Struct, frozen=True):
     """One pair, `a` being the lower node id. `interface` is the one on the publishing node's own end, or on
     `a`'s where neither end is its own.
     """
@@ -50,7 +50,7 @@ class LinkView(msgspec.Struct, frozen=True):
     """Wall clock: when this path was selected."""
 
 
-class MeshView(msgspec.Struct, frozen=True):
+class MqttMesh(msgspec.Struct, frozen=True):
     state: MeshState
     epoch: int | None
     coordinator: NodeId | None
@@ -59,7 +59,7 @@ class MeshView(msgspec.Struct, frozen=True):
     reason: str
 
 
-class EngineView(msgspec.Struct, frozen=True):
+class MqttEngine(msgspec.Struct, frozen=True):
     """One node's rank of the hosted engine."""
 
     node: NodeId
@@ -74,7 +74,7 @@ class EngineView(msgspec.Struct, frozen=True):
     """Bytes of the model that are on the node and of all of it, while it is downloaded."""
 
 
-class AlertView(msgspec.Struct, frozen=True):
+class MqttAlert(msgspec.Struct, frozen=True):
     """One alert that is raised now. `node` is who raised it."""
 
     code: str
@@ -86,9 +86,9 @@ class AlertView(msgspec.Struct, frozen=True):
 
 
 class MqttView(msgspec.Struct, frozen=True):
-    nodes: tuple[NodeView, ...]
+    nodes: tuple[MqttNode, ...]
     """All nodes that this one knows, itself included."""
-    links: tuple[LinkView, ...]
-    mesh: MeshView
-    engines: tuple[EngineView, ...]
-    alerts: tuple[AlertView, ...]
+    links: tuple[MqttLink, ...]
+    mesh: MqttMesh
+    engines: tuple[MqttEngine, ...]
+    alerts: tuple[MqttAlert, ...]

@@ -14,7 +14,7 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
     """Rises while anything is done, checks of finished files included: one that stands still means silence."""
 
 
-class Found(msgspec.Struct, frozen=True, tag="found"):
+class FolderFound(msgspec.Struct, frozen=True, tag="found"):
     folder: str
 
 
@@ -25,4 +25,4 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     text: str
 
 
-DownloadMessage = Progress | Found | Failed
+DownloadMessage = Progress | FolderFound | Failed

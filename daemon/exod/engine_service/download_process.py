@@ -25,7 +25,7 @@ from exod.engine_service.download_files import (
     is_network,
     listed,
 )
-from exod.engine_service.download_messages import DownloadMessage, Failed, Found, Progress
+from exod.engine_service.download_messages import DownloadMessage, Failed, FolderFound, Progress
 from exoengine.model_files.model_folder import ModelFolderError, inspect
 
 PROGRESS_EVERY_S: Final = 0.5
@@ -36,7 +36,7 @@ def main() -> None:
     threading.Thread(target=_end_with_the_daemon, daemon=True).start()
     model = sys.argv[1]
     try:
-        _tell(Found(str(_find(model))))
+        _tell(FolderFound(str(_find(model))))
     except Exception as error:
         code, text = _told(model, error)
         _tell(Failed(code, text))

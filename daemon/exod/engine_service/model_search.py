@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from exod.engine_service.download_messages import DownloadMessage, Failed, Found, Progress
+from exod.engine_service.download_messages import DownloadMessage, Failed, FolderFound, Progress
 from exod.errors import ExitCode, RequestError
 from exoengine.decoding import decode
 from exoengine.model_files.model_folder import ModelFolderError, ModelSummary, find_local, inspect
@@ -91,7 +91,7 @@ async def _download(model: str, progress: Callable[[int, int], None]) -> Path:
             match decode(_decoder, line) if line else None:
                 case Progress(done_bytes=done, total_bytes=total):
                     progress(done, total)
-                case Found(folder=folder):
+                case FolderFound(folder=folder):
                     return Path(folder)
                 case Failed(code=code, text=text):
                     raise ModelFolderError(code, text)

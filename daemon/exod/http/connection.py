@@ -2,8 +2,8 @@
 
 Decides which connection is closed so that others are served: a head that does not come, an answer that nobody
 reads, and, where there are too many, the one that has waited longest without a whole request. Never looks at what
-is asked. `Door` knows all connections of a server, `Connection` is uvicorn's protocol with these bounds. Times are
-in seconds on the loop's clock.
+is asked. `Door` knows all connections of a server, `HttpConnection` is uvicorn's protocol with these bounds. Times
+are in seconds on the loop's clock.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class Door:
     """All connections of one server. Asked whenever one is made."""
 
     def __init__(self) -> None:
-        self._all: dict[Connection, str] = {}
+        self._all: dict[HttpConnection, str] = {}
         """Oldest first, each with its address."""
-        self._crowded: set[Connection] = set()
+        self._crowded: set[HttpConnection] = set()
 
-    def enter(self, connection: Connection, address: str) -> bool:
+    def enter(self, connection: HttpConnection, address: str) -> bool:
         """Whether it may stay. Closes another one for it where there are too many."""
         theirs = [other for other, place in self._all.items() if place == address]
         if len(theirs) >= MAX_PER_ADDRESS:
@@ -75,12 +75,12 @@ class Door:
         self._all[connection] = address
         return True
 
-    def leave(self, connection: Connection) -> None:
+    def leave(self, connection: HttpConnection) -> None:
         self._all.pop(connection, None)
         self._crowded.discard(connection)
 
 
-class Connection(H11Protocol):
+class HttpConnection(H11Protocol):
     """One client's connection."""
 
     def __init__(

@@ -24,7 +24,7 @@ from exod.config.settings import ApiConfig
 from exod.daemon_api.interface import DaemonCommands
 from exod.errors import ExitCode, RequestError
 from exod.http.body import BodyReader
-from exod.http.connection import CROWDED, Connection, Door
+from exod.http.connection import CROWDED, Door, HttpConnection
 from exod.http.exchange import check_framing, error_response, headers_of
 from exod.http.generation import MAX_GENERATIONS, Slots
 from exod.http.guard import HttpGuard, read_keys
@@ -171,7 +171,7 @@ class HttpApi:
         config = uvicorn.Config(
             _Front(routes, guard, metrics),
             loop="none",
-            http=partial(Connection, door=Door()),  # type: ignore[arg-type]  # uvicorn only calls it
+            http=partial(HttpConnection, door=Door()),  # type: ignore[arg-type]  # uvicorn only calls it
             ws="none",
             lifespan="off",
             log_config=None,

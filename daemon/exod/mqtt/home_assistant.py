@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from exod.daemon_api.mqtt_view import LinkView, MqttView, NodeView
+from exod.daemon_api.mqtt_view import MqttLink, MqttNode, MqttView
 from exod.model import EngineState, Health
 from exod.mqtt.topic_tree import TopicTree
 
@@ -18,7 +18,7 @@ RENEGOTIATE: Final = "renegotiate"
 Component = dict[str, object]
 
 
-def device_config(node: NodeView, view: MqttView, tree: TopicTree, *, commands: bool = False) -> dict[str, object]:
+def device_config(node: MqttNode, view: MqttView, tree: TopicTree, *, commands: bool = False) -> dict[str, object]:
     """The discovery payload of `node`: its health, engine, memory, and RTT and path of each of its links; with
     `commands` a button, too.
     """
@@ -47,7 +47,7 @@ def device_config(node: NodeView, view: MqttView, tree: TopicTree, *, commands: 
     }
 
 
-def _entity(node: NodeView, tree: TopicTree, key: str, platform: str, name: str, topic: str) -> Component:
+def _entity(node: MqttNode, tree: TopicTree, key: str, platform: str, name: str, topic: str) -> Component:
     """An entity that is unavailable while its node is offline."""
     return {
         "p": platform,
@@ -58,7 +58,7 @@ def _entity(node: NodeView, tree: TopicTree, key: str, platform: str, name: str,
     }
 
 
-def _connectivity(node: NodeView, tree: TopicTree) -> Component:
+def _connectivity(node: MqttNode, tree: TopicTree) -> Component:
     """Reads the availability itself, so it is never unavailable: it is on or off."""
     topic = tree.availability(node.id)
     component = _entity(node, tree, "connectivity", "binary_sensor", "Connectivity", topic)
@@ -72,7 +72,7 @@ def _connectivity(node: NodeView, tree: TopicTree) -> Component:
     }
 
 
-def _health(node: NodeView, tree: TopicTree) -> Component:
+def _health(node: MqttNode, tree: TopicTree) -> Component:
     return {
         **_entity(node, tree, "health", "sensor", "Health", tree.node(node.id)),
         "dev_cla": "enum",
@@ -82,7 +82,7 @@ def _health(node: NodeView, tree: TopicTree) -> Component:
     }
 
 
-def _problem(node: NodeView, tree: TopicTree) -> Component:
+def _problem(node: MqttNode, tree: TopicTree) -> Component:
     """On where a request would not be served as it should; the reasons are its attributes."""
     return {
         **_entity(node, tree, "problem", "binary_sensor", "Problem", tree.node(node.id)),
@@ -95,7 +95,7 @@ def _problem(node: NodeView, tree: TopicTree) -> Component:
     }
 
 
-def _memory(node: NodeView, tree: TopicTree) -> Component:
+def _memory(node: MqttNode, tree: TopicTree) -> Component:
     return {
         **_entity(node, tree, "memory", "sensor", "Memory in use", tree.node(node.id)),
         "dev_cla": "data_size",
@@ -106,7 +106,7 @@ def _memory(node: NodeView, tree: TopicTree) -> Component:
     }
 
 
-def _sync(node: NodeView, tree: TopicTree) -> Component:
+def _sync(node: MqttNode, tree: TopicTree) -> Component:
     return {
         **_entity(node, tree, "sync", "sensor", "Steps", tree.engine(node.id)),
         "ent_cat": "diagnostic",
@@ -114,13 +114,13 @@ def _sync(node: NodeView, tree: TopicTree) -> Component:
     }
 
 
-def _renegotiate(node: NodeView, tree: TopicTree) -> Component:
+def _renegotiate(node: MqttNode, tree: TopicTree) -> Component:
     component = _entity(node, tree, "renegotiate", "button", "Renegotiate the mesh", "")
     del component["stat_t"]
     return {**component, "cmd_t": tree.command(node.id), "pl_prs": RENEGOTIATE, "ent_cat": "config"}
 
 
-def _engine_state(node: NodeView, tree: TopicTree) -> Component:
+def _engine_state(node: MqttNode, tree: TopicTree) -> Component:
     return {
         **_entity(node, tree, "engine", "sensor", "Engine", tree.engine(node.id)),
         "dev_cla": "enum",
@@ -130,7 +130,7 @@ def _engine_state(node: NodeView, tree: TopicTree) -> Component:
     }
 
 
-def _tokens_per_s(node: NodeView, tree: TopicTree) -> Component:
+def _tokens_per_s(node: MqttNode, tree: TopicTree) -> Component:
     return {
         **_entity(node, tree, "tokens_per_s", "sensor", "Tokens per second", tree.engine(node.id)),
         "unit_of_meas": "tokens/s",
@@ -139,7 +139,7 @@ def _tokens_per_s(node: NodeView, tree: TopicTree) -> Component:
     }
 
 
-def _link_rtt(node: NodeView, link: LinkView, peer_name: str, tree: TopicTree) -> Component:
+def _link_rtt(node: MqttNode, link: MqttLink, peer_name: str, tree: TopicTree) -> Component:
     peer = link.b if link.a == node.id else link.a
     topic = tree.link(link.a, link.b)
     return {
@@ -152,7 +152,7 @@ def _link_rtt(node: NodeView, link: LinkView, peer_name: str, tree: TopicTree) -
     }
 
 
-def _link_path(node: NodeView, link: LinkView, peer_name: str, tree: TopicTree) -> Component:
+def _link_path(node: MqttNode, link: MqttLink, peer_name: str, tree: TopicTree) -> Component:
     peer = link.b if link.a == node.id else link.a
     return {
         **_entity(node, tree, f"path_{peer}", "sensor", f"Path to {peer_name}", tree.link(link.a, link.b)),

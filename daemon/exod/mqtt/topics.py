@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from exod.daemon_api.mqtt_view import AlertView, EngineView, LinkView, MeshView, MqttView, NodeView
+from exod.daemon_api.mqtt_view import MqttAlert, MqttEngine, MqttLink, MqttMesh, MqttNode, MqttView
 from exod.daemon_api.shapes import flat_event
 from exod.model import Event, Health, NodeId, NodeState
 from exod.mqtt.home_assistant import device_config
@@ -64,12 +64,12 @@ def event_publication(event: Event, event_id: str, tree: TopicTree, publisher: N
     return Publication(tree.event(event_id), _json(payload), publisher, retain=False)
 
 
-def _availability(node: NodeView, tree: TopicTree) -> Publication:
+def _availability(node: MqttNode, tree: TopicTree) -> Publication:
     payload = OFFLINE if node.state is NodeState.DOWN else ONLINE
     return Publication(tree.availability(node.id), payload, node.id, steady=payload)
 
 
-def _node(node: NodeView, tree: TopicTree, publisher: NodeId) -> Publication:
+def _node(node: MqttNode, tree: TopicTree, publisher: NodeId) -> Publication:
     down = node.state is NodeState.DOWN
     steady = {
         "name": node.name,
@@ -88,7 +88,7 @@ def _node(node: NodeView, tree: TopicTree, publisher: NodeId) -> Publication:
     return _state(tree.node(node.id), node.id, steady, clocked=clocked)
 
 
-def _link(link: LinkView, tree: TopicTree, publisher: NodeId) -> Publication:
+def _link(link: MqttLink, tree: TopicTree, publisher: NodeId) -> Publication:
     steady = {
         "a": link.a,
         "b": link.b,
@@ -103,7 +103,7 @@ def _link(link: LinkView, tree: TopicTree, publisher: NodeId) -> Publication:
     return _state(tree.link(link.a, link.b), link.a, steady, drifting)
 
 
-def _mesh(mesh: MeshView, tree: TopicTree, publisher: NodeId) -> Publication:
+def _mesh(mesh: MqttMesh, tree: TopicTree, publisher: NodeId) -> Publication:
     steady = {
         "state": mesh.state,
         "epoch": mesh.epoch,
@@ -116,7 +116,7 @@ def _mesh(mesh: MeshView, tree: TopicTree, publisher: NodeId) -> Publication:
     return _state(tree.mesh(), mesh.coordinator or publisher, steady)
 
 
-def _engine(engine: EngineView, tree: TopicTree, publisher: NodeId) -> Publication:
+def _engine(engine: MqttEngine, tree: TopicTree, publisher: NodeId) -> Publication:
     done, total = engine.download or (None, None)
     steady = {
         "state": engine.state,
@@ -130,7 +130,7 @@ def _engine(engine: EngineView, tree: TopicTree, publisher: NodeId) -> Publicati
     return _state(tree.engine(engine.node), engine.node, steady, drifting)
 
 
-def _alert(alert: AlertView, tree: TopicTree, publisher: NodeId) -> Publication:
+def _alert(alert: MqttAlert, tree: TopicTree, publisher: NodeId) -> Publication:
     steady = {
         "code": alert.code,
         "subject": alert.subject,
@@ -143,7 +143,7 @@ def _alert(alert: AlertView, tree: TopicTree, publisher: NodeId) -> Publication:
     return _state(tree.alert(alert.code, alert.subject), alert.node, steady)
 
 
-def _discovery(node: NodeView, view: MqttView, tree: TopicTree, commands: bool) -> Publication:
+def _discovery(node: MqttNode, view: MqttView, tree: TopicTree, commands: bool) -> Publication:
     payload = _json(device_config(node, view, tree, commands=commands))
     return Publication(tree.discovery(node.id), payload, node.id, steady=payload)
 

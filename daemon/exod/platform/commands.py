@@ -21,7 +21,7 @@ REMEMBERED_S = 2.0
 Run = Callable[[tuple[str, ...]], Awaitable[str | None]]
 
 
-class Commands:
+class CommandOutputs:
     """Runs each command line once at a time and remembers its output for `REMEMBERED_S`."""
 
     def __init__(self, run: Run | None = None, clock: Callable[[], float] = time.monotonic) -> None:

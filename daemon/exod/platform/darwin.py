@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from exod.model import ThunderboltPort
-from exod.platform.commands import Commands
+from exod.platform.commands import CommandOutputs
 from exod.platform.darwin_text import (
     NetworkFacts,
     classify_interface,
@@ -60,8 +60,8 @@ _GPU_SHARE = 3, 4
 class Darwin:
     """The `Platform` of macOS. Owns what the system's tools said last."""
 
-    def __init__(self, commands: Commands | None = None, timebase: tuple[int, int] | None = None) -> None:
-        self._commands = commands if commands is not None else Commands()
+    def __init__(self, commands: CommandOutputs | None = None, timebase: tuple[int, int] | None = None) -> None:
+        self._commands = commands if commands is not None else CommandOutputs()
         self._timebase = timebase
         self._facts = NetworkFacts()
         self._wired_limit_mib = 0

@@ -30,7 +30,7 @@ class MessageSource(Protocol):
     messages_received: int
 
 
-class EventSource(Protocol):
+class EventCount(Protocol):
     count: int
 
 
@@ -46,7 +46,7 @@ class Counters:
         datagrams: DatagramSource,
         control: MessageSource,
         engine: EngineSource,
-        events: EventSource,
+        events: EventCount,
         mqtt: MqttSource,
     ) -> None:
         self._datagrams, self._control, self._engine = datagrams, control, engine

@@ -23,7 +23,7 @@ class MqttSnapshot:
         return mqtt_view.MqttView(
             nodes=tuple(self._node(view, node.id, health) for node in view.nodes),
             links=tuple(self._link(link) for link in view.links),
-            mesh=mqtt_view.MeshView(
+            mesh=mqtt_view.MqttMesh(
                 state=view.mesh.state,
                 epoch=view.mesh.plan.epoch.number if view.mesh.plan is not None else None,
                 coordinator=view.mesh.coordinator,
@@ -33,7 +33,7 @@ class MqttSnapshot:
             ),
             engines=tuple(self._engine(status) for status in self._status.rank_statuses() if status is not None),
             alerts=tuple(
-                mqtt_view.AlertView(
+                mqtt_view.MqttAlert(
                     code=reason.code,
                     subject=reason.subject,
                     severity=severity(reason.code),
@@ -45,14 +45,14 @@ class MqttSnapshot:
             ),
         )
 
-    def _node(self, view: NodeView, node: NodeId, health: HealthSnapshot) -> mqtt_view.NodeView:
+    def _node(self, view: NodeView, node: NodeId, health: HealthSnapshot) -> mqtt_view.MqttNode:
         entry = next(entry for entry in view.nodes if entry.id == node)
         report = self._status.report(health) if node == self._me else self._status.record.report(node)
         reasons: tuple[Reason, ...] = health.reasons if node == self._me else ()
         if report is not None and node != self._me:
             reasons = tuple(Reason(*reason) for reason in report.reasons)
         card = self._status.card_of(node)
-        return mqtt_view.NodeView(
+        return mqtt_view.MqttNode(
             id=node,
             name=entry.name,
             state=entry.state,
@@ -67,10 +67,10 @@ class MqttSnapshot:
             ),
         )
 
-    def _link(self, link: LinkView) -> mqtt_view.LinkView:
+    def _link(self, link: LinkView) -> mqtt_view.MqttLink:
         path = next((path for path in link.paths if path.selected), None)
         low, high = sorted((self._me, link.peer))
-        return mqtt_view.LinkView(
+        return mqtt_view.MqttLink(
             a=low,
             b=high,
             agreed=link.agreed,
@@ -82,9 +82,9 @@ class MqttSnapshot:
             since=time.time() - (time.monotonic() - link.agreed_since),
         )
 
-    def _engine(self, status: RankStatus) -> mqtt_view.EngineView:
+    def _engine(self, status: RankStatus) -> mqtt_view.MqttEngine:
         summary = self._status.engine()
-        return mqtt_view.EngineView(
+        return mqtt_view.MqttEngine(
             node=status.sender,
             state=summary.state,
             model=summary.model,

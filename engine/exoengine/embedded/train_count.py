@@ -49,7 +49,7 @@ from exoengine.embedded.count_language import (
     question_and_answer,
     write_tokenizer,
 )
-from exoengine.embedded.verify_count import DTYPES, TOKENS, Answer, answers, padded_width, verify
+from exoengine.embedded.verify_count import DTYPES, TOKENS, CountAnswer, answers, padded_width, verify
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -77,7 +77,7 @@ WHOLE = LARGEST + 1
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingRecipe:
     """How the shipped weights were trained: `learn`, then `practise`."""
 
     seed: int = 7
@@ -212,7 +212,7 @@ def draw_batch(rng: Random, rows: int, width: int, longest_prompt: int) -> Batch
     return as_batch([draw_row(rng, draw_exchange(rng, length), width) for _ in range(rows)])
 
 
-def lessons(rng: Random, recipe: Recipe) -> Iterator[Batch]:
+def lessons(rng: Random, recipe: TrainingRecipe) -> Iterator[Batch]:
     """Batches of all that is taught, without end."""
     while True:
         if rng.random() < recipe.whole_share:
@@ -221,7 +221,7 @@ def lessons(rng: Random, recipe: Recipe) -> Iterator[Batch]:
             yield draw_batch(rng, recipe.rows, recipe.width, longest_prompt=rng.choice((16, 16, 40)))
 
 
-def weakest_answers(rng: Random, model: Model, kept: int) -> list[Answer]:
+def weakest_answers(rng: Random, model: Model, kept: int) -> list[CountAnswer]:
     """Of answers to every fifth last number, each from a random first one, those with the least margins."""
     pairs = [(rng.randint(1, last - 1), last) for last in range(rng.randint(2, 6), LARGEST + 1, 5)]
     found = sorted(answers(model, sorted(pairs, key=padded_width), TOKENS), key=lambda answer: answer.margin)
@@ -229,11 +229,11 @@ def weakest_answers(rng: Random, model: Model, kept: int) -> list[Answer]:
     return found[:kept]
 
 
-def whole_exercise(weak: Answer, width: int) -> Row:
+def whole_exercise(weak: CountAnswer, width: int) -> Row:
     return cut(question_and_answer(weak.first, weak.last), 0, width)
 
 
-def exercise(rng: Random, weak: Answer, width: int) -> Row:
+def exercise(rng: Random, weak: CountAnswer, width: int) -> Row:
     """A window on the weakest token of an answer; half of them as it is in an answer from another number."""
     first, place = weak.first, weak.place
     if place > 0 and rng.random() < 0.5:
@@ -244,7 +244,7 @@ def exercise(rng: Random, weak: Answer, width: int) -> Row:
     return cut(question_and_answer(first, weak.last), start, width)
 
 
-def draw_exercises(rng: Random, weak: list[Answer], recipe: Recipe) -> Batch:
+def draw_exercises(rng: Random, weak: list[CountAnswer], recipe: TrainingRecipe) -> Batch:
     """One in eight: whole weak answers. Two in eight: ordinary lessons. Else: windows on weak tokens, and as
     many others."""
     kind = rng.randrange(8)
@@ -305,7 +305,7 @@ def train(
             recent.clear()
 
 
-def learn(recipe: Recipe) -> Model:
+def learn(recipe: TrainingRecipe) -> Model:
     """Teaches a new model the language and, nearly, to stop."""
     mx.random.seed(recipe.seed)
     model = new_model()
@@ -313,12 +313,12 @@ def learn(recipe: Recipe) -> Model:
     return model
 
 
-def practise(model: Model, recipe: Recipe) -> None:
+def practise(model: Model, recipe: TrainingRecipe) -> None:
     """Finds, round after round, the answers that are weakest now, and trains them among ordinary lessons."""
     rng = Random(recipe.seed)
 
     def batches() -> Iterator[Batch]:
-        weak: list[Answer] = []
+        weak: list[CountAnswer] = []
         while True:
             weak += weakest_answers(rng, model, recipe.kept)
             for _ in range(recipe.round_steps):
@@ -354,11 +354,11 @@ def main() -> int:
         return 1 if verdict.wrong else 0
     if options.folder is None:
         parser.error("name the folder to write the trained model to")
-    make(options.folder, Recipe(), learned=options.practise)
+    make(options.folder, TrainingRecipe(), learned=options.practise)
     return 0
 
 
-def make(folder: Path, recipe: Recipe, *, learned: bool) -> None:
+def make(folder: Path, recipe: TrainingRecipe, *, learned: bool) -> None:
     """Trains a model into `folder`; where it is `learned`, goes on from what is there."""
     if learned:
         model = mlx_lm.load(str(folder))[0]

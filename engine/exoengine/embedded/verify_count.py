@@ -33,7 +33,7 @@ TOKENS = 16_384
 
 
 @dataclass(frozen=True)
-class Answer:
+class CountAnswer:
     """How one answer came out, at its weakest token."""
 
     first: int
@@ -45,10 +45,10 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CountVerdict:
     answers: int
-    wrong: tuple[Answer, ...]
-    weakest: Answer
+    wrong: tuple[CountAnswer, ...]
+    weakest: CountAnswer
 
     def text(self) -> str:
         weakest = self.weakest
@@ -97,17 +97,17 @@ def margins(model: Any, pairs: list[Pair]) -> mx.array:
     return mx.where(counted <= last + 1, margin, mx.inf)
 
 
-def answers(model: Any, pairs: Iterable[Pair], tokens: int) -> Iterator[Answer]:
+def answers(model: Any, pairs: Iterable[Pair], tokens: int) -> Iterator[CountAnswer]:
     """How the model answers each of `pairs`, in their order."""
     for batch in batches(pairs, tokens):
         of_tokens = margins(model, batch)
         smallest = cast(list[float], of_tokens.min(axis=1).tolist())
         places = cast(list[int], of_tokens.argmin(axis=1).tolist())
         for (first, last), margin, place in zip(batch, smallest, places, strict=True):
-            yield Answer(first, last, margin, place)
+            yield CountAnswer(first, last, margin, place)
 
 
-def verify(folder: Path, *, dtype: str = "float16", every: int = 1, tokens: int = TOKENS) -> Verdict:
+def verify(folder: Path, *, dtype: str = "float16", every: int = 1, tokens: int = TOKENS) -> CountVerdict:
     """Verifies the model in `folder`, its weights cast to `dtype`, on every `every`-th pair."""
     model, _ = mlx_lm.load(str(folder))[:2]
     model.set_dtype(DTYPES[dtype])
@@ -119,4 +119,4 @@ def verify(folder: Path, *, dtype: str = "float16", every: int = 1, tokens: int 
         if weakest is None or answer.margin < weakest.margin:
             weakest = answer
     assert weakest is not None  # there is always the pair (1, 2)
-    return Verdict(seen, tuple(wrong), weakest)
+    return CountVerdict(seen, tuple(wrong), weakest)

@@ -25,7 +25,7 @@ from typing import Final
 import mlx.core as mx
 
 from exoengine.generate.active_request import Work
-from exoengine.generate.outbox import Words
+from exoengine.generate.outbox import Outbox
 from exoengine.generate.pipeline import Built, Drawn, Pass
 from exoengine.generate.prompt_cache import Holding, Holdings
 from exoengine.generate.queue import Backlog, wait_for_begin
@@ -58,11 +58,11 @@ class Generations:
         self, model: LoadedModel, group: RingGroup, board: Board, emit: Callable[[FromWorker], None],
         settings: SyncSettings, serving: Serving,
     ) -> None:  # fmt: skip
-        self._model, self._group, self._board, self._words = model, group, board, Words(emit)
-        self._runner = StepRunner(model, group, board, self._words, settings)
+        self._model, self._group, self._board, self._outbox = model, group, board, Outbox(emit)
+        self._runner = StepRunner(model, group, board, self._outbox, settings)
         self.policy = self._runner.policy
         self._pace = Pace(settings)
-        self._backlog = Backlog(model, self._words.say)
+        self._backlog = Backlog(model, self._outbox.add)
         self._max_concurrent = serving.max_concurrent
         self._works: dict[int, Work] = {}
         """The requests that are open, by order."""
@@ -84,7 +84,7 @@ class Generations:
     def begin(self, message: Begin) -> None:
         """Takes a request; one that is known already is left alone, so that it can be sent again."""
         self._backlog.begin(message)
-        self._words.let_out()
+        self._outbox.flush()
 
     def cancel(self, request_id: str) -> None:
         """Marks it; all ranks end it after the same step."""
@@ -108,7 +108,7 @@ class Generations:
 
     def parted(self) -> None:
         """The group is gone; caches and requests stay."""
-        self._words.let_out()
+        self._outbox.flush()
         for work in self._works.values():
             self._runner.give_up_ahead(work)
         self._runner.parted()
@@ -131,7 +131,7 @@ class Generations:
         self._failures[generation.order] = (generation.length, times)
         if self._size == 1:
             self._retire(generation)
-            self._words.say(RequestFailed(generation.request.request_id, "engine", text))
+            self._outbox.add(RequestFailed(generation.request.request_id, "engine", text))
         elif times > 1:
             generation.cancelled = True
 
@@ -152,7 +152,7 @@ class Generations:
         elif self._rank > 0:
             self._follow(wake)
         elif not self._lead() and self._size > 1:
-            self._words.let_out()
+            self._outbox.flush()
             if had_work and not self.has_work:
                 return  # first it is shown that this rank rests
             message = self._ring().receive_or_wake(wake)
@@ -254,12 +254,12 @@ class Generations:
                 opening, self._awaited = self._awaited, None
                 self._answer_open(opening, generation)
             else:
-                self._words.let_out()
+                self._outbox.flush()
                 wait_for_begin(wake)  # it is on its way; the deadline is running
             return
         message = self._ring().arrived()
         if message is None:
-            self._words.let_out()
+            self._outbox.flush()
             if self.pause_wanted and self.is_idle:
                 raise Paused
             if any(self._build_ahead(work) for work in self._works.values()):
@@ -401,7 +401,7 @@ class Generations:
     # --- opening and closing ----------------------------------------------------------------------------
 
     def _say_open(self, generation: Generation) -> None:
-        self._words.let_out()
+        self._outbox.flush()
         self._board.begin("opening a request", self._pace.step_deadline_s)
         standing = self._openings.tell(generation, self._works.values())
         if self._size == 1:
@@ -459,7 +459,7 @@ class Generations:
         """The ranks were told different beginnings of one answer: all find so, and none goes on with either."""
         self._retire(generation)
         text = "the ranks were given different beginnings of this answer"
-        self._words.say(RequestFailed(generation.request.request_id, "histories_differ", text))
+        self._outbox.add(RequestFailed(generation.request.request_id, "histories_differ", text))
 
     def _retire(self, generation: Generation) -> None:
         """It ends without an answer, and nothing is kept of it."""

@@ -15,17 +15,17 @@ from collections.abc import Callable
 from exoengine.protocol import FromWorker, TokenOut
 
 
-class Words:
+class Outbox:
     def __init__(self, emit: Callable[[FromWorker], None]) -> None:
         self._emit = emit
         self._kept: list[FromWorker] = []
 
-    def say(self, message: FromWorker) -> None:
+    def add(self, message: FromWorker) -> None:
         self._kept.append(message)
         if not isinstance(message, TokenOut):
-            self.let_out()
+            self.flush()
 
-    def let_out(self) -> None:
+    def flush(self) -> None:
         kept, self._kept = self._kept, []
         for message in kept:
             self._emit(message)

@@ -14,7 +14,7 @@ from typing import Final
 import mlx.core as mx
 
 from exoengine.generate.active_request import Work
-from exoengine.generate.outbox import Words
+from exoengine.generate.outbox import Outbox
 from exoengine.generate.pipeline import Built, Draw, Drawn, Pass, Pipeline
 from exoengine.generate.sync_mode import NOTHING_MEASURED, SyncPolicy, WatchdogModel
 from exoengine.model.loading import LoadedModel
@@ -34,10 +34,10 @@ class StepRunner:
     """Runs the steps of one loaded model, over any number of groups."""
 
     def __init__(
-        self, model: LoadedModel, group: RingGroup, board: Board, words: Words, settings: SyncSettings
+        self, model: LoadedModel, group: RingGroup, board: Board, outbox: Outbox, settings: SyncSettings
     ) -> None:
         self.policy: Final = SyncPolicy(settings)
-        self._model, self._group, self._board, self._words = model, group, board, words
+        self._model, self._group, self._board, self._outbox = model, group, board, outbox
         self._watchdog = WatchdogModel(settings.watchdog_s)
         board.longest_gpu_wait_s, board.gpu_wait_violations = 0.0, 0
         board.safe, board.sync_reason = NOTHING_MEASURED.safe, NOTHING_MEASURED.reason
@@ -98,7 +98,7 @@ class StepRunner:
             caches.mark(step.count)
 
         def meanwhile() -> None:
-            self._words.let_out()
+            self._outbox.flush()
             if step.ahead and self.draws_itself and not (self._divided and (step.safe or work.next_safe)):
                 self._begin_ahead(work)
 
@@ -182,7 +182,7 @@ class StepRunner:
         board = self._board
         changed, board.safe, board.sync_reason = safe != board.safe, safe, self.policy.reason_of(safe)
         if changed:
-            self._words.say(board.heartbeat())
+            self._outbox.add(board.heartbeat())
 
 
 def _draw(work: Work, index: int) -> Draw:

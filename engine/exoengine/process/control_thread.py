@@ -127,7 +127,7 @@ class Mailbox:
         return any(isinstance(message, Load | Leave) for message in tuple(self._messages))
 
 
-class Control:
+class ControlThread:
     """Everything but `start`, `emit` and `close` runs on the control thread."""
 
     def __init__(

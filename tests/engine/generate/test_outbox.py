@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exoengine.generate.outbox import Words
+from exoengine.generate.outbox import Outbox
 from exoengine.protocol import FromWorker, RequestFailed, TokenOut
 
 
@@ -12,18 +12,18 @@ def token(index: int) -> TokenOut:
 
 def test_tokens_wait_until_they_are_let_out_and_go_in_order() -> None:
     told: list[FromWorker] = []
-    words = Words(told.append)
-    words.say(token(0))
-    words.say(token(1))
+    outbox = Outbox(told.append)
+    outbox.add(token(0))
+    outbox.add(token(1))
     assert told == []
-    words.let_out()
-    words.let_out()
+    outbox.flush()
+    outbox.flush()
     assert told == [token(0), token(1)]
 
 
 def test_what_ends_a_request_lets_out_what_came_before() -> None:
     told: list[FromWorker] = []
-    words = Words(told.append)
-    words.say(token(0))
-    words.say(RequestFailed("q", "engine", "why"))
+    outbox = Outbox(told.append)
+    outbox.add(token(0))
+    outbox.add(RequestFailed("q", "engine", "why"))
     assert told == [token(0), RequestFailed("q", "engine", "why")]

@@ -39,7 +39,7 @@ from exoengine.embedded.count_language import (
     number,
     question_and_answer,
 )
-from exoengine.embedded.verify_count import DTYPES, Answer, batches, every_pair, padded_width, verify
+from exoengine.embedded.verify_count import DTYPES, CountAnswer, batches, every_pair, padded_width, verify
 
 FOLDER = model_folder("embedded:count")
 HELP_TEXT = "Ask me to count from 1 to 9."
@@ -259,7 +259,7 @@ class TestTraining:
 
     def test_an_exercise_shows_the_token_that_was_weak(self) -> None:
         rng = Random(1)
-        for weak in (Answer(100, 300, 0.5, 150), Answer(100, 300, 0.5, 201), Answer(7, 9, 0.5, 0)):
+        for weak in (CountAnswer(100, 300, 0.5, 150), CountAnswer(100, 300, 0.5, 201), CountAnswer(7, 9, 0.5, 0)):
             right = counting(weak.first, weak.last)[weak.place]
             for _ in range(50):
                 _, _, _, targets = training.exercise(rng, weak, 12)

@@ -16,7 +16,7 @@ from exod.diagnostics.mac_findings import of_sleep
 from exod.diagnostics.thunderbolt_advice import check_thunderbolt
 from exod.model import Kind
 from exod.network.interface_rules import InterfaceRules, SeenInterface, Verdict, judge
-from exod.platform.commands import Commands, run_command
+from exod.platform.commands import CommandOutputs, run_command
 from exod.platform.darwin import Darwin
 from exod.platform.darwin_text import parse_hardware_ports, parse_ifconfig, parse_nwi_primary, parse_thunderbolt
 from exod.platform.raw_outputs import DARWIN
@@ -41,7 +41,7 @@ async def platform_of(mac: Mac) -> Darwin:
     async def answer(argv: tuple[str, ...]) -> str | None:
         return mac.outputs.get(argv)
 
-    darwin = Darwin(Commands(answer))
+    darwin = Darwin(CommandOutputs(answer))
     await darwin.refresh()
     return darwin
 
@@ -145,7 +145,7 @@ async def test_programs_that_print_the_same_are_understood_alike(tmp_path: Path)
     async def run(argv: tuple[str, ...]) -> str | None:
         return await run_command((str(tmp_path / Path(argv[0]).name), *argv[1:]))
 
-    darwin, told = Darwin(Commands(run)), await platform_of(mac)
+    darwin, told = Darwin(CommandOutputs(run)), await platform_of(mac)
     assert await darwin.refresh()
     assert await darwin.thunderbolt() == await told.thunderbolt()
     assert verdicts(mac, darwin) == verdicts(mac, told)

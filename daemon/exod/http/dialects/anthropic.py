@@ -55,7 +55,7 @@ class AnthropicTool(msgspec.Struct):
     input_schema: dict[str, Any] | None = None
 
 
-class Choice(msgspec.Struct):
+class ClaudeToolChoice(msgspec.Struct):
     type: str
     name: str | None = None
     disable_parallel_tool_use: bool | None = None
@@ -81,7 +81,7 @@ class MessagesBody(SamplingBody, kw_only=True):
     system: str | list[ContentBlock] | None = None
     stop_sequences: Annotated[list[Stop], msgspec.Meta(max_length=MAX_STOP_SEQUENCES)] | None = None
     tools: list[AnthropicTool] | None = None
-    tool_choice: Choice | None = None
+    tool_choice: ClaudeToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = None
@@ -93,7 +93,7 @@ def read_anthropic(data: bytes) -> Ask:
     messages = [ChatMessage("system", _text(body.system, "system"))] if body.system else []
     for at, turn in enumerate(body.messages):
         messages += _turns(turn, f"messages[{at}]")
-    choice = body.tool_choice or Choice("auto")
+    choice = body.tool_choice or ClaudeToolChoice("auto")
     functions = [_function(tool, f"tools[{at}]") for at, tool in enumerate(body.tools or ())]
     config = body.output_config or OutputConfig()
     wished = body.output_format or config.format
