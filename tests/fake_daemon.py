@@ -409,6 +409,10 @@ class FakeDaemon:
         self.asked.append(("renegotiate", reason))
         return Done("a new plan was asked for")
 
+    async def cluster_forget(self, peer: NodeId) -> Done:
+        self.asked.append(("cluster_forget", peer))
+        return Done("forgotten")
+
     async def engine_load(self, model: str) -> Done:
         self.asked.append(("engine_load", model))
         return Done(f"loading {model}")

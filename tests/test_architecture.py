@@ -267,6 +267,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exod.daemon_api",
         "exod.diagnostics",
         "exod.engine_service",
+        "exod.identity",
         "exod.peers",
         "exod.platform",
         "exoengine.embedded",

@@ -256,7 +256,11 @@ class Daemon:
         answers = self._create_answers(key)
         self.socket = LocalApi(answers, config.control_socket, debug_enabled=config.debug.enabled)
         self.http = HttpApi.from_config(answers, config.api)
-        self.events.on_event += [self.counters.event_written, self.mqtt.emit]
+        self.events.on_event += [self.counters.event_written, self.mqtt.emit, self._event_forgets]
+
+    def _event_forgets(self, event: Event) -> None:
+        if event.type == "node.forgotten":
+            self.peer_book.forget(NodeId(event.subject))
 
     def _create_answers(self, key: bytes) -> Answers:
         config = self._config

@@ -12,7 +12,9 @@ import pytest
 from exod.cli.commands import cluster_commands
 from exod.daemon_api.shapes import Finding
 from exod.errors import ExitCode
+from exod.identity import claim
 from tests.cli.running import Exoctl, served
+from tests.fake_daemon import PEER
 
 pytestmark = pytest.mark.anyio
 
@@ -180,3 +182,27 @@ async def test_an_invitation_is_read_where_nobody_can_be_asked(exoctl: Exoctl) -
     ended = await exoctl.run("cluster", "join", stdin="nonsense\n", bare=True)
     assert ended.code == ExitCode.USAGE
     assert "nonsense" not in ended.out + ended.err
+
+
+async def test_a_node_is_forgotten_by_its_name(exoctl: Exoctl) -> None:
+    async with served(exoctl) as daemon:
+        ended = await exoctl.run("cluster", "forget", "studio2")
+        unknown = await exoctl.run("cluster", "forget", "studio9")
+    assert (ended.code, "run this there, too" in ended.out) == (0, True)
+    assert daemon.asked == [("cluster_forget", PEER)]
+    assert unknown.code != 0
+    assert "studio2" in unknown.err
+
+
+async def test_a_copied_folder_gets_an_identity_of_its_own(exoctl: Exoctl) -> None:
+    folder = exoctl.folder / "node"
+    config = exoctl.folder / "exod.toml"
+    config.write_text(f'[node]\ndata_dir = "{folder}"\n')
+    first = claim(folder)
+    first.release()
+    ended = await exoctl.run("cluster", "renew-identity", "--config", str(config), "--json", bare=True)
+    assert ended.code == 0
+    assert json.loads(ended.out)["moved_aside"].startswith(str(folder / "identity.json."))
+    second = claim(folder)
+    second.release()
+    assert second.id != first.id

@@ -22,9 +22,21 @@ from exod.core.base.mesh_messages import (
     RenegotiateWish,
 )
 from exod.core.cluster.ring_order import build_plan, plan_hash
-from exod.core.node import MAX_PEERS, NodeCore
+from exod.core.node import LOOK_FOR_LOST_S, LOST_S, MAX_PEERS, NodeCore
 from exod.core.probe.datagram import Datagram, encode
-from exod.model import MAX_COUNTER, Epoch, Kind, Member, MeshPlan, MeshState, NodeId, NodeState, PathId, Selection
+from exod.model import (
+    MAX_COUNTER,
+    Epoch,
+    Kind,
+    LocalAddress,
+    Member,
+    MeshPlan,
+    MeshState,
+    NodeId,
+    NodeState,
+    PathId,
+    Selection,
+)
 from tests.core.pair.cards import KEY, card
 
 ME, PEER = card(1, "bridge0=10.0.0.1/24", "en0=10.0.1.1/24"), card(2, "bridge0=10.0.0.2/24", "en0=10.0.1.2/24")
@@ -176,6 +188,52 @@ def test_the_number_of_nodes_is_bounded_and_the_longest_down_is_forgotten() -> N
     assert card(200).id in core.links
     assert card(7).id not in core.links
     assert core.next_deadline() is not None
+
+
+def forgotten(commands: list[events.Command]) -> list[str]:
+    """Why each node was forgotten."""
+    found = [one.event for one in commands if isinstance(one, events.Emit)]
+    return [str(event.data["reason"]) for event in found if event.type == "node.forgotten"]
+
+
+def test_a_node_that_is_down_is_forgotten_when_a_person_asks_and_one_that_lives_is_not() -> None:
+    core = node()
+    core.handle(events.PeerCardReceived(card(7)), 0.0)
+    assert forgotten(core.handle(events.ForgetPeer(card(7).id), 1.0)) == []
+    assert card(7).id in core.links
+    core.handle(events.PeerLeft(card(7).id, card(7).incarnation), 2.0)
+    assert forgotten(core.handle(events.ForgetPeer(card(7).id), 3.0)) == ["a person asked for it"]
+    assert core.links == {}
+    assert core.handle(events.ForgetPeer(card(7).id), 4.0) == []
+    core.handle(events.PeerCardReceived(card(7)), 5.0)
+    assert card(7).id in core.links, "whoever comes back is welcome"
+
+
+def test_a_node_that_came_back_under_another_identity_leaves_no_ghost() -> None:
+    core = node()
+    address = LocalAddress("en0", Kind.ETHERNET, "10.0.0.7", 24)
+    old = msgspec.structs.replace(card(7), addresses=(address,))
+    core.handle(events.PeerCardReceived(old), 0.0)
+    renewed = msgspec.structs.replace(card(8), name=old.name, addresses=old.addresses)
+    assert forgotten(core.handle(events.PeerCardReceived(renewed), 1.0)) == []
+    assert set(core.links) == {old.id, renewed.id}, "two that live are two nodes, whatever they are called"
+    core = node()
+    core.handle(events.PeerCardReceived(old), 0.0)
+    core.handle(events.PeerLeft(old.id, old.incarnation), 1.0)
+    elsewhere = msgspec.structs.replace(card(9), name=old.name)
+    assert forgotten(core.handle(events.PeerCardReceived(elsewhere), 2.0)) == []
+    told = forgotten(core.handle(events.PeerCardReceived(renewed), 3.0))
+    assert told == [f"{old.name} is there again with another identity"]
+    assert set(core.links) == {elsewhere.id, renewed.id}
+
+
+def test_a_node_that_was_down_for_a_week_is_forgotten() -> None:
+    core = node()
+    core.handle(events.PeerCardReceived(card(7)), 0.0)
+    core.handle(events.PeerLeft(card(7).id, card(7).incarnation), 1.0)
+    assert forgotten(core.handle_timer(LOST_S - 10)) == []
+    assert forgotten(core.handle_timer(LOST_S + LOOK_FOR_LOST_S)) == ["it was down for 7 days"]
+    assert core.links == {}
 
 
 def test_nonsense_for_a_card_is_not_a_node() -> None:

@@ -26,6 +26,14 @@ from exod.model import MAX_COUNTER, MeshPlan, NodeCard, NodeId, NodeState
 
 MAX_PEERS = 64
 """Beyond this the peer that has been down for longest is forgotten: a bound on memory and on probing."""
+LOST_S = 7 * 86_400.0
+"""A node that was down for a week is not waited for: longer than a holiday's power cut would be told, and whoever
+comes back after it is simply new here.
+"""
+
+LOOK_FOR_LOST_S = 3_600.0
+"""An hour more or less means nothing after a week."""
+
 SMALL_CLUSTER = 8
 """Up to this many nodes the coordinator's pairs are watched as closely as the ring's."""
 
@@ -62,6 +70,7 @@ class NodeCore:
         self._touched: set[NodeId] = set()
         """Peers whose link's deadline must be asked for again."""
         self._quiet = False
+        self._look_for_lost_at = now + LOOK_FOR_LOST_S
         self._handlers: dict[type[Any], Callable[[Any, float], None]] = {
             events.DatagramReceived: self._datagram_received,
             events.DatagramSent: self._datagram_sent,
@@ -75,6 +84,7 @@ class NodeCore:
             events.RouteChecked: self._route_checked,
             events.RingEvidence: self._ring_evidence,
             events.RenegotiateRequested: self._renegotiate_requested,
+            events.ForgetPeer: self._forget_peer,
             events.DebugFault: self._debug_fault,
             events.DebugPin: self._debug_pin,
             events.ActivityChanged: self._activity_changed,
@@ -95,6 +105,8 @@ class NodeCore:
 
     def handle_timer(self, now: float) -> list[Command]:
         """Do what is due. Sockets are drained first (the late-loop rule), and a lag is told with LoopLagged."""
+        if now >= self._look_for_lost_at:
+            self._look_for_lost(now)
         self._ask_deadlines()
         for peer, deadline in self._deadlines.items():
             if deadline <= now:
@@ -213,6 +225,7 @@ class NodeCore:
             )
             self.links[card.id].probes.quiet = self._quiet
             self._announced = None
+            self._forget_renewed(card, now)
 
     def _has_room(self, now: float) -> bool:
         if len(self.links) < MAX_PEERS:
@@ -222,11 +235,37 @@ class NodeCore:
             self._journal.decide(now, self.card.id, "no room for another node", peers=len(self.links))
             return False
         oldest = min(down, key=lambda link: link.liveness.since).peer.id
-        self._touched.add(oldest)
-        del self.links[oldest]
-        self.mesh.forget(oldest)
-        self._journal.decide(now, oldest, "forgot a node that is down", peers=len(self.links))
+        self._forget(oldest, "there is no room for another node", now)
         return True
+
+    def _forget_peer(self, event: events.ForgetPeer, now: float) -> None:
+        link = self.links.get(event.peer)
+        if link is not None and link.liveness.state is NodeState.DOWN:
+            self._forget(event.peer, "a person asked for it", now)
+
+    def _forget_renewed(self, card: NodeCard, now: float) -> None:
+        """A node with this one's name and an address of it, which is down, was this one: it has a new identity."""
+        addresses = {one.address for one in card.addresses}
+        for link in list(self.links.values()):
+            old = link.peer
+            is_there = any(one.address in addresses for one in old.addresses)
+            gone = old.id != card.id and link.liveness.state is NodeState.DOWN
+            if gone and is_there and old.name == card.name:
+                self._forget(old.id, f"{card.name} is there again with another identity", now)
+
+    def _look_for_lost(self, now: float) -> None:
+        self._look_for_lost_at = now + LOOK_FOR_LOST_S
+        for link in list(self.links.values()):
+            if link.liveness.state is NodeState.DOWN and now - link.liveness.since >= LOST_S:
+                self._forget(link.peer.id, f"it was down for {LOST_S / 86_400:.0f} days", now)
+
+    def _forget(self, peer: NodeId, reason: str, now: float) -> None:
+        link = self.links.pop(peer)
+        self._touched.add(peer)
+        self._announced = None
+        self.mesh.forget(peer)
+        self._journal.decide(now, peer, "forgot a node that is down", peers=len(self.links), reason=reason)
+        self._journal.emit("node.forgotten", peer, name=link.peer.name, reason=reason)
 
     def _peer_left(self, event: events.PeerLeft, now: float) -> None:
         link = self._touch(event.peer)

@@ -159,6 +159,10 @@ class DaemonCommands(Protocol):
         """Asks the coordinator for a new plan; returns when the wish is on its way."""
         ...
 
+    async def cluster_forget(self, peer: NodeId) -> Done:
+        """This node forgets another that is down. RequestError `node_up` where it is not."""
+        ...
+
     async def engine_load(self, model: str) -> Done:
         """A folder, a Hugging Face repo id, or the embedded model. Returns when loading has begun."""
         ...

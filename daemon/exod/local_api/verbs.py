@@ -43,6 +43,10 @@ class PeerArgs(msgspec.Struct, forbid_unknown_fields=True):
     peer: str | None = None
 
 
+class NodeArgs(msgspec.Struct, forbid_unknown_fields=True):
+    peer: str
+
+
 class HistoryArgs(msgspec.Struct, forbid_unknown_fields=True):
     peer: str | None = None
     limit: Limit = 100
@@ -111,6 +115,7 @@ class Verbs:
             "preflight": self._command(commands.preflight),
             "doctor": self._command(commands.doctor),
             "renegotiate": self._renegotiate,
+            "cluster_forget": self._cluster_forget,
             "engine_load": self._engine_load,
             "engine_unload": self._command(commands.engine_unload),
             "engine_drain": self._command(commands.engine_drain),
@@ -163,6 +168,10 @@ class Verbs:
     async def _links_history(self, request: LocalRequest) -> Any:
         args = _args(request, HistoryArgs)
         return self._commands.links_history(self._peer(args.peer), args.limit)
+
+    async def _cluster_forget(self, request: LocalRequest) -> Any:
+        args = _args(request, NodeArgs)
+        return await self._commands.cluster_forget(find_peer(args.peer, self._commands.status()))
 
     async def _renegotiate(self, request: LocalRequest) -> Any:
         return await self._commands.renegotiate(_args(request, RenegotiateArgs).reason)

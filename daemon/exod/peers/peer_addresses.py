@@ -70,6 +70,14 @@ class PeerBook:
         self._peers[card.id] = entry
         while len(self._peers) > MAX_PEERS:
             del self._peers[min(self._peers, key=lambda peer: self._peers[peer].seen)]
+        self._save()
+
+    def forget(self, peer: NodeId) -> None:
+        """It is not dialled any more after the next start."""
+        if self._peers.pop(peer, None) is not None:
+            self._save()
+
+    def _save(self) -> None:
         temporary = self._file.with_suffix(".tmp")
         try:
             temporary.write_bytes(msgspec.json.encode(self._peers))

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from exod.core.base.events import DebugFault, DebugPin, Input, RenegotiateRequested
+from exod.core.base.events import DebugFault, DebugPin, ForgetPeer, Input, RenegotiateRequested
 from exod.core.cluster.jaccl import JacclHostfile, NotCabledError, hostfile
 from exod.core.engine.engine_events import EngineInput, ModelWanted
 from exod.core.node import NodeCore
@@ -353,6 +353,14 @@ class Answers:
     async def renegotiate(self, reason: str) -> Done:
         self._requests.feed(RenegotiateRequested(reason))
         return Done("a new plan was asked for")
+
+    async def cluster_forget(self, peer: NodeId) -> Done:
+        node = next((one for one in self._status.view().nodes if one.id == peer), None)
+        if node is None or node.state is not NodeState.DOWN:
+            name = peer if node is None else node.name
+            raise RequestError("node_up", f"{name} is not down: stop exod there first (exoctl service uninstall)")
+        self._requests.feed(ForgetPeer(peer))
+        return Done(f"{node.name} is forgotten here; if it comes back, it is welcome")
 
     async def engine_load(self, model: str) -> Done:
         if not self._settings.engine_enabled and len(self._status.view().nodes) == 1:

@@ -35,6 +35,40 @@ def register(commands: Commands) -> None:
     for parser in (made, joined):
         parser.add_argument("--replace", action="store_true", help="move a key that is there already aside")
     cluster.add("show", show)
+    forgotten = cluster.add("forget", forget)
+    forgotten.add_argument("node", metavar="NODE", help="a node that is down, by its name or id")
+    cluster.add("renew-identity", renew_identity)
+
+
+def forget(shell: Shell, node: str) -> ExitCode:
+    """Forgets a node that will not come back, on this host. One that comes back is a member as before."""
+    from exod.daemon_api.shapes import Done
+
+    with shell.daemon() as daemon:
+        done = daemon.ask("cluster_forget", Done, peer=node)
+    if shell.as_json:
+        shell.show_value(done)
+    else:
+        shell.show([done.text, "other nodes that still show it: run this there, too"])
+    return ExitCode.OK
+
+
+def renew_identity(shell: Shell) -> ExitCode:
+    """Makes this host another node from its next start on: for a data folder that was copied from another host."""
+    from exod.identity import IDENTITY_FILE
+
+    config = _config(shell)
+    file = config.node.data_dir / IDENTITY_FILE
+    aside = _move_aside(file)
+    if aside is None:
+        text = "there was no identity yet; the first start makes one"
+    else:
+        text = f"the identity before is in {aside}; the next start of exod makes a new one"
+    if shell.as_json:
+        shell.show_value({"text": text, "moved_aside": str(aside) if aside else None})
+    else:
+        shell.show([text])
+    return ExitCode.OK
 
 
 def _config(shell: Shell) -> Config:
@@ -143,14 +177,14 @@ def join(shell: Shell, token: str | None, replace: bool) -> ExitCode:
 
 
 def _move_aside(file: Path) -> Path | None:
-    """Renames a key file, so that nothing is lost; None where there is none."""
+    """Renames a file, so that nothing is lost; None where there is none."""
     aside = file.with_name(f"{file.name}.{time.strftime('%Y%m%d-%H%M%S')}")
     try:
         os.rename(file, aside)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise TrustError(f"{file}: the present key cannot be moved aside: {error.strerror}") from None
+        raise TrustError(f"{file}: cannot be moved aside: {error.strerror}") from None
     return aside
 
 

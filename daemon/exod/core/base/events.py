@@ -117,6 +117,12 @@ class RenegotiateRequested(msgspec.Struct, frozen=True):
     reason: str
 
 
+class ForgetPeer(msgspec.Struct, frozen=True):
+    """A person says that this node will not come back. One that is not down stays."""
+
+    peer: NodeId
+
+
 class DebugFault(msgspec.Struct, frozen=True):
     """A person makes this node treat a path as lossy or slow for a while (config switch only)."""
 
@@ -161,6 +167,7 @@ Input = (
     | RouteChecked
     | RingEvidence
     | RenegotiateRequested
+    | ForgetPeer
     | DebugFault
     | DebugPin
     | ActivityChanged
