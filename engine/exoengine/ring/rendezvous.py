@@ -174,6 +174,8 @@ class _Meeting:
         self._keys: dict[socket.socket, bytes] = {}
         """Of each connection that was answered: no other has the same, whatever of it is repeated."""
         self._taken = False
+        self._told_at: dict[int, float] = {}
+        """When a failure of each peer's edge was told last."""
 
     def run(self, deadline: float, called_off: Callable[[], str | None], wake: socket.socket) -> Edges:
         self._selector.register(wake, selectors.EVENT_READ, None)
@@ -268,21 +270,21 @@ class _Meeting:
 
     def _tell(self, now: float) -> None:
         """What the connections that this rank makes meet: of each peer once, and at most once a second."""
-        told: set[int] = set()
         for departure in self._departures.values():
             if departure.key in self._made:
                 continue
             if departure.connection is not None and not departure.hello and now - departure.begun_at >= TELL_S:
                 self._failed(departure, "did not answer the connection's first packet")
-                self._report(departure, "unanswered", told)
+                self._report(departure, "unanswered", now)
             elif departure.refused_since is not None and now - departure.refused_since >= TELL_S:
                 departure.refused_since = now
-                self._report(departure, "refused", told)
+                self._report(departure, "refused", now)
 
-    def _report(self, departure: _Departure, fault: str, told: set[int]) -> None:
+    def _report(self, departure: _Departure, fault: str, now: float) -> None:
+        """The connections to one peer fail within milliseconds of each other: that is one failure of its edge."""
         peer = departure.key[0]
-        if peer not in told:
-            told.add(peer)
+        if now - self._told_at.get(peer, -TELL_S) >= TELL_S:
+            self._told_at[peer] = now
             self._seen(peer, fault, 0, TELL_S)
 
     def _refused(self, departure: _Departure, error: OSError) -> None:
