@@ -115,6 +115,7 @@ def a_status(me: str, peer: str, kind: str, *, agreed: bool = True, plan: str = 
         "mesh": {"state": "agreed", "epoch": [7, 1], "plan": plan, "edges": [{"kind": kind}]},
         "engine": {
             "state": "ready",
+            "parallel": "pipeline",
             "ranks": [
                 {"node": "a", "rank": 0, "layers": [0, 5]},
                 {"node": "b", "rank": 1, "layers": [5, 8]},
