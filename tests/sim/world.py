@@ -134,7 +134,11 @@ class Host:
     # --- life ---------------------------------------------------------------------------------------------------
 
     def start(self, *, file: str = "kept") -> None:
-        """`file`: "kept", "lost", or "old" (restored from a backup)."""
+        """`file`: "kept", "lost", or "old" (restored from a backup). Where one runs, a second refuses:
+        the folder is taken.
+        """
+        if self.core is not None:
+            return
         world = self.world
         if file == "lost":
             self.saved_incarnation = self.saved_epoch = 0
