@@ -46,8 +46,15 @@ async def keep_awake(
 
 
 async def _start(command: tuple[str, ...], pid: int) -> asyncio.subprocess.Process | None:
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(*command, str(pid), stdin=asyncio.subprocess.DEVNULL)
+    )
     try:
-        return await asyncio.create_subprocess_exec(*command, str(pid), stdin=asyncio.subprocess.DEVNULL)
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:  # it is on its way, and nobody would end it
+        with contextlib.suppress(OSError):
+            await _end(await starting)
+        raise
     except OSError as error:
         log.warning("cannot_keep_awake", command=command[0], error=error.strerror)
         return None
