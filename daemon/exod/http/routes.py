@@ -9,52 +9,39 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
 from typing import Final
 
-import msgspec
 import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
-from exod.daemon_api import stream_keepalive
 from exod.daemon_api.interface import DaemonCommands
 from exod.daemon_api.resolve_names import check_model
-from exod.daemon_api.shapes import flat_event
-from exod.daemon_api.stream_keepalive import paced
 from exod.errors import ExitCode, RequestError
 from exod.http.body import BodyReader
 from exod.http.dialects.anthropic import AnthropicAnswer, anthropic_error, read_anthropic
-from exod.http.dialects.fields import FieldError
 from exod.http.dialects.openai_answers import (
     ChatAnswer,
     CompletionAnswer,
     error_object,
     models_object,
-    sse_comment,
 )
 from exod.http.dialects.openai_requests import read_chat, read_completion
 from exod.http.dialects.responses import Responses
+from exod.http.event_streams import LiveStream, LogStream
 from exod.http.exchange import (
-    ClientGoneError,
     JsonResponse,
-    Reply,
-    StoppedError,
     error_response,
-    unless_over,
 )
-from exod.http.generation import Dialect, GenerationEndpoint, Running, Slots, shutting_down
-from exod.http.live_view import LiveView
+from exod.http.generation import Dialect, GenerationEndpoint, Running, Slots
 from exod.http.metrics import CONTENT_TYPE, HttpMetrics
 from exod.http.openapi import description
 from exod.http.page_actions import ACTIONS, Actions
 from exod.http.page_files import PageFiles
 from exod.http.text_routes import text_endpoints
-from exod.model import Event
 
 _log = structlog.get_logger("http_api")
 
@@ -117,8 +104,8 @@ def application(
         Route("/ready", asks.ready),
         Route("/metrics", asks.metrics_text),
         Route("/api/status", asks.status),
-        Route("/api/events", _Events(commands, followers, leaving), methods=["GET"]),
-        Route("/api/live", LiveView(commands, followers, leaving, actions=actions), methods=["GET"]),
+        Route("/api/events", LogStream(commands, followers, leaving), methods=["GET"]),
+        Route("/api/live", LiveStream(commands, followers, leaving, actions=actions), methods=["GET"]),
         *Actions(commands, bodies, allowed=actions).routes(),
         *PageFiles().routes(),
     ]
@@ -182,57 +169,6 @@ class _Asks:
 
     async def status(self, request: Request) -> Response:
         return JsonResponse(self._commands.status())
-
-
-class _Events:
-    """`GET /api/events`: the bounded log, then what happens, as server-sent events until the client leaves.
-
-    `?since=T` (Unix seconds) or the header `Last-Event-ID`, which browsers send by themselves, leaves out what
-    is older; each event's id is its time.
-    """
-
-    def __init__(self, commands: DaemonCommands, followers: Slots, leaving: asyncio.Event) -> None:
-        self._commands = commands
-        self._followers = followers
-        self._leaving = leaving
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope)
-        reply = Reply(send)
-        try:
-            since = _since(request)
-            with self._followers.take():
-                await reply.begin()
-                await unless_over(self._follow(since, reply), receive, self._leaving)
-        except ClientGoneError:
-            return
-        except StoppedError:
-            await reply.fail(shutting_down())
-        except RequestError as error:
-            await reply.fail(error)
-
-    async def _follow(self, since: float | None, reply: Reply) -> None:
-        async with aclosing(paced(self._commands.events(since, True), stream_keepalive.KEEP_ALIVE_S)) as events:
-            async for event in events:
-                await reply.event(sse_comment("keep-alive") if event is None else _event(event))
-        await reply.finish(b"")
-
-
-def _event(event: Event) -> bytes:
-    return b"id: %s\ndata: %s\n\n" % (repr(event.ts).encode(), msgspec.json.encode(flat_event(event)))
-
-
-def _since(request: Request) -> float | None:
-    for name, text in (
-        ("since", request.query_params.get("since")),
-        ("Last-Event-ID", request.headers.get("last-event-id")),
-    ):
-        if text:
-            try:
-                return float(text)
-            except ValueError:
-                raise FieldError(name, "expected Unix seconds, such as 1750000000.5") from None
-    return None
 
 
 # --- errors, in OpenAI's shape whatever went wrong ----------------------------------------------------------

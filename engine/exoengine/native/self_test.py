@@ -133,8 +133,8 @@ def _fast_steps(module: Any) -> None:
 
 def _compare(stages: _Stages, pair: list[tuple[Any, Any]], alone: Any) -> None:
     sent, result = stages.fast(pair)
-    # One after the other, as two processes would: MLX's CUDA build waits for a receive before it lets the device
-    # begin with what comes later in the same evaluation, the half that is to be sent included.
+    # One after the other, as two processes would: evaluated together they waited for each other until the deadline
+    # with MLX's CUDA build. Why was not looked into.
     mx.async_eval(sent)  # type: ignore[no-untyped-call]
     mx.eval(result)
     mx.eval(sent)

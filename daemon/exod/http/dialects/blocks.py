@@ -6,6 +6,7 @@ Two dialects have such answers; this decides where a block begins and ends, and 
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from typing import Any, Literal
 
 import msgspec
@@ -41,18 +42,18 @@ class BlockAnswer(Answer):
         self.blocks: list[Block] = []
         self._open: Block | None = None
 
-    def opened(self, block: Block) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def opened(self, block: Block) -> bytes: ...
 
-    def more(self, block: Block, text: str) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def more(self, block: Block, text: str) -> bytes: ...
 
-    def closed(self, block: Block) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def closed(self, block: Block) -> bytes: ...
 
+    @abstractmethod
     def finished(self, end: GenerationEnd) -> bytes:
         """After the last block."""
-        raise NotImplementedError
 
     def added(self, at: int, delta: TextDelta) -> bytes:
         return self._blocks_of(delta)

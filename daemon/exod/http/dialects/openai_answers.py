@@ -5,6 +5,7 @@ Decides only shapes: which field holds what, and which stable `code` means which
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -83,7 +84,7 @@ def models_object(names: list[str], created: int) -> dict[str, Any]:
     return {"object": "list", "data": data}
 
 
-class Answer:
+class Answer(ABC):
     """One request's answer in the making, with all its choices. Dialects differ in what it looks like."""
 
     def __init__(self, ask: Ask, model: str, created: int) -> None:
@@ -106,31 +107,31 @@ class Answer:
         """The first choice that has not ended."""
         return next((at for at, choice in enumerate(self.choices) if choice.end is None), 0)
 
+    @abstractmethod
     def begin(self) -> bytes:
         """First in a stream."""
-        raise NotImplementedError
 
-    def added(self, at: int, delta: TextDelta) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def added(self, at: int, delta: TextDelta) -> bytes: ...
 
-    def ended(self, at: int, end: GenerationEnd) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def ended(self, at: int, end: GenerationEnd) -> bytes: ...
 
+    @abstractmethod
     def close(self) -> bytes:
         """Last in a stream."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pause(self) -> bytes:
         """While nothing comes: something that every client understands and shows to nobody."""
-        raise NotImplementedError
 
     def failed(self, error: RequestError) -> bytes:
         """Last in a stream that breaks off."""
         return sse(error_object(error))
 
+    @abstractmethod
     def whole(self) -> dict[str, Any]:
         """All of it at once."""
-        raise NotImplementedError
 
 
 class OpenAiAnswer(Answer):
@@ -160,8 +161,8 @@ class OpenAiAnswer(Answer):
         choices = [self._whole_choice(at, choice) for at, choice in enumerate(self.choices)]
         return {**self._head(self.whole_kind), "choices": choices, "usage": usage_object(self.usage)}
 
-    def _whole_choice(self, at: int, choice: Choice) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _whole_choice(self, at: int, choice: Choice) -> dict[str, Any]: ...
 
 
 class ChatAnswer(OpenAiAnswer):
