@@ -255,7 +255,7 @@ class Daemon:
         )
         answers = self._create_answers(key)
         self.socket = LocalApi(answers, config.control_socket, debug_enabled=config.debug.enabled)
-        self.http = HttpApi.from_config(answers, config.api)
+        self.http = HttpApi.from_config(answers, config)
         self.events.on_event += [self.counters.event_written, self.mqtt.emit, self._event_forgets]
 
     def _event_forgets(self, event: Event) -> None:

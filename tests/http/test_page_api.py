@@ -79,12 +79,13 @@ async def test_files_need_no_key_and_everything_they_show_does(tmp_path: Path) -
 
 
 async def test_live_tells_the_state_and_then_each_change_at_once() -> None:
-    async with served() as place:
+    async with served(degraded_ms=2.5) as place:
         stream = await place.http.open("GET", f"/api/live?since={STARTED_AT}")
         first = await _next(stream, "state")
         assert first["status"]["health"] == "healthy"
         assert first["engine"]["ranks"][0]["memory_bytes"] == 9_000_000
         assert first["actions"] is True
+        assert first["degraded_ms"] == 2.5
         assert (await _next(stream, "log"))["type"] == "link.selected"
         place.daemon.status_now = vpn_only_status()
         await place.daemon.add_event(Event(STARTED_AT + 9, "path.dead", "bridge0", {"loss": 1.0}))

@@ -247,7 +247,7 @@ async def test_a_day_of_states_does_not_grow(browser: Any) -> None:
               for (let at = 0; at < 86400; at += 1) {
                 const id = at % 600 < 300 ? "one" : `path ${at}`;
                 const links = [{ peer: "p", peer_name: "studio2", selected: id, paths: [path(id)] }];
-                history.add({ at, status: { links } });
+                history.add({ at, status: { links }, degraded_ms: 5 });
               }
               const list = document.createElement("ol");
               const events = new EventList(list, document.createElement("select"));

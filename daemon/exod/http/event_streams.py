@@ -47,6 +47,8 @@ class LiveState(msgspec.Struct, frozen=True):
     status: StatusReport
     engine: EngineReport
     actions: bool
+    degraded_ms: float
+    """The configured limit of a path's RTT."""
 
 
 class EventStream(ABC):
@@ -85,13 +87,20 @@ class LogStream(EventStream):
 
 
 class LiveStream(EventStream):
-    """`actions` says whether the page may act."""
+    """`actions` says whether the page may act; `degraded_ms` is `mesh.degraded_ms`."""
 
     def __init__(
-        self, commands: DaemonCommands, followers: Slots, leaving: asyncio.Event, *, actions: bool
+        self,
+        commands: DaemonCommands,
+        followers: Slots,
+        leaving: asyncio.Event,
+        *,
+        actions: bool,
+        degraded_ms: float,
     ) -> None:
         super().__init__(commands, followers, leaving)
         self._actions = actions
+        self._degraded_ms = degraded_ms
         self._taken_at = float("-inf")
         self._state_frame = b""
 
@@ -113,7 +122,9 @@ class LiveStream(EventStream):
         """The newest snapshot, the same bytes for every viewer."""
         now = time.monotonic()
         if now - self._taken_at >= FRESH_S:
-            state = LiveState(time.time(), self._commands.status(), self._commands.engine(), self._actions)
+            state = LiveState(
+                time.time(), self._commands.status(), self._commands.engine(), self._actions, self._degraded_ms
+            )
             self._state_frame = b"event: state\ndata: %s\n\n" % msgspec.json.encode(state)
             self._taken_at = now
         return self._state_frame

@@ -77,6 +77,7 @@ def application(
     last_call: asyncio.Event,
     *,
     actions: bool,
+    degraded_ms: float,
 ) -> Starlette:
     """All routes. `leaving` ends event streams, `last_call` ends generations; `actions` lets the page act."""
     running = Running()
@@ -105,7 +106,11 @@ def application(
         Route("/metrics", asks.metrics_text),
         Route("/api/status", asks.status),
         Route("/api/events", LogStream(commands, followers, leaving), methods=["GET"]),
-        Route("/api/live", LiveStream(commands, followers, leaving, actions=actions), methods=["GET"]),
+        Route(
+            "/api/live",
+            LiveStream(commands, followers, leaving, actions=actions, degraded_ms=degraded_ms),
+            methods=["GET"],
+        ),
         *Actions(commands, bodies, allowed=actions).routes(),
         *PageFiles().routes(),
     ]

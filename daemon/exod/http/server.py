@@ -20,7 +20,7 @@ import uvicorn
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from exod.config.settings import ApiConfig
+from exod.config.settings import Config
 from exod.daemon_api.interface import DaemonCommands
 from exod.errors import ExitCode, RequestError
 from exod.http.body import BodyReader
@@ -105,6 +105,7 @@ class HttpApi:
         origins: tuple[str, ...] = (),
         tls: tuple[Path, Path] | None = None,
         actions: bool = True,
+        degraded_ms: float = 5.0,
         max_generations: int = MAX_GENERATIONS,
     ) -> None:
         self._commands = commands
@@ -115,6 +116,7 @@ class HttpApi:
         self._tls = tls
         self._bodies = BodyReader()
         self._actions = actions
+        self._degraded_ms = degraded_ms
         self._generations = Slots(max_generations)
         self._followers = Slots(MAX_FOLLOWERS)
         self._leaving = asyncio.Event()
@@ -123,7 +125,8 @@ class HttpApi:
         self._server: _Server | None = None
 
     @classmethod
-    def from_config(cls, commands: DaemonCommands, config: ApiConfig) -> HttpApi:
+    def from_config(cls, commands: DaemonCommands, settings: Config) -> HttpApi:
+        config = settings.api
         return cls(
             commands,
             config.host,
@@ -133,6 +136,7 @@ class HttpApi:
             origins=config.origins,
             tls=(config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else None,
             actions=config.commands,
+            degraded_ms=settings.mesh.degraded_ms,
         )
 
     @property
@@ -167,6 +171,7 @@ class HttpApi:
             self._leaving,
             self._last_call,
             actions=self._actions,
+            degraded_ms=self._degraded_ms,
         )
         config = uvicorn.Config(
             _Front(routes, guard, metrics),

@@ -1,4 +1,4 @@
-"""What `exoctl mesh`, `engine`, `preflight`, `cluster show` and `doctor` print. Pure. Called by their commands."""
+"""What `exoctl mesh`, `engine`, `preflight`, `cluster show` and `doctor` print. Pure."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def _path_row(link: LinkLine, path: PathSnapshot, memory: RttMemory, spark: int)
     ]
 
 
-def engine(report: EngineReport, status: StatusReport) -> Text:
+def engine(report: EngineReport) -> Text:
     """The model, its ranks and how fast it is."""
     summary = report.engine
     text = Text()

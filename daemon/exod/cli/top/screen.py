@@ -123,7 +123,7 @@ class Top(App[None]):
         width = self.size.width - 4
         self.query_one("#head", Static).update(panels.head(look.status))
         self.query_one("#paths", Static).update(panels.mesh(look.status, self._memory, width))
-        self.query_one("#ranks", Static).update(panels.engine(look.engine, look.status))
+        self.query_one("#ranks", Static).update(panels.engine(look.engine))
         log = self.query_one("#events", RichLog)
         for event in look.events:
             log.write(panels.event(event, self._names))

@@ -9,16 +9,17 @@ const MOST_SWITCHES = 50;
 const WIDE = { width: 820, height: 240, left: 58, right: 160, top: 10, bottom: 22 };
 const NARROW = { width: 400, height: 260, left: 52, right: 120, top: 10, bottom: 22 };
 const NARROW_PX = 560; // below it the figures of the wide one could not be read
-const LIMIT_MS = 5; // mesh.degraded_ms by default: a path above it is left
 
 export class RttHistory {
   constructor() {
     this.series = new Map(); // peer and path -> {name, kind, samples: [[at, ms]]}
     this.switches = []; // [at, text]
     this.selected = new Map();
+    this.limitMs = null; // mesh.degraded_ms: a path above it is left
   }
 
   add(live) {
+    this.limitMs = live.degraded_ms;
     for (const link of live.status.links) {
       const before = this.selected.get(link.peer);
       if (before !== undefined && before !== link.selected) {
@@ -75,11 +76,12 @@ export function drawChart(place, history, now) {
 function scales(values, history, now, view) {
   const first = Math.min(...[...history.series.values()].map(({ samples }) => samples[0][0]));
   const spanS = Math.max(30, now - first);
-  const low = Math.log10(Math.max(0.01, Math.min(...values, LIMIT_MS) / 1.5));
-  const high = Math.log10(Math.max(...values, LIMIT_MS) * 1.5);
+  const { limitMs } = history;
+  const low = Math.log10(Math.max(0.01, Math.min(...values, limitMs) / 1.5));
+  const high = Math.log10(Math.max(...values, limitMs) * 1.5);
   const inner = { width: view.width - view.left - view.right, height: view.height - view.top - view.bottom };
   return {
-    view, spanS, low, high,
+    view, spanS, low, high, limitMs,
     x: (at) => view.left + inner.width * (1 - (now - at) / spanS),
     y: (ms) => view.top + inner.height * (1 - (Math.log10(Math.max(ms, 0.001)) - low) / (high - low)),
   };
@@ -95,10 +97,10 @@ function drawGrid(chart, scale) {
       svg("text", { class: "small", x: view.left - 6, y: y + 4, "text-anchor": "end" }, `${10 ** power} ms`),
     );
   }
-  const limit = scale.y(LIMIT_MS);
+  const limit = scale.y(scale.limitMs);
   chart.append(
     svg("line", { class: "limit", x1: view.left, x2: right, y1: limit, y2: limit }),
-    svg("text", { class: "small", x: view.left - 6, y: limit + 4, "text-anchor": "end" }, `${LIMIT_MS} ms`),
+    svg("text", { class: "small", x: view.left - 6, y: limit + 4, "text-anchor": "end" }, `${scale.limitMs} ms`),
     svg("text", { class: "small", x: view.left, y: view.height - 6 }, `${Math.round(scale.spanS)} s ago`),
     svg("text", { class: "small", x: right, y: view.height - 6, "text-anchor": "end" }, "now"),
   );
