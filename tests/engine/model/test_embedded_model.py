@@ -268,6 +268,6 @@ class TestTraining:
     def test_jitter_leaves_the_weights_where_they_were(self) -> None:
         model = training.new_model()
         before = dict(tree_flatten(model.parameters()))
-        lessons = training.lessons(Random(1), training.Recipe(rows=2, whole_share=0))
+        lessons = training.lessons(Random(1), training.TrainingRecipe(rows=2, whole_share=0))
         training.train(model, lessons, steps=2, rate=0.0, temperature=2.0, jitter=0.1)
         assert all(mx.array_equal(before[name], now) for name, now in tree_flatten(model.parameters()))
