@@ -1,9 +1,9 @@
-"""What a client sends after the head of its request: how large and how heavy it may be, and how long it may take.
+"""Reads request bodies: how large they may be, how many values they may hold, and how long they may take.
 
-Decides which bodies are read at all (JSON by their type), how many bytes of them this node keeps at once, and
-where they are decoded: a large one beside the event loop, after a look at how many values it holds, because
-msgspec keeps the interpreter's lock until it is done. It knows nothing of what a body means. Sizes are in bytes,
-times in seconds. Raises RequestError for what is refused, ClientGoneError where the client left.
+Decides which bodies are read at all (JSON by their type), how many bytes of them this node holds at once, and where
+they are decoded. A large one is decoded in a thread, after its values were counted, because msgspec holds the
+interpreter lock until it is done. It never looks at the meaning of a body. Sizes are in bytes, times in seconds.
+Raises RequestError for what is refused, ClientGoneError where the client left.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ MAX_BODY_BYTES: Final = 8 * 1024 * 1024
 """A context of 1,000,000 tokens in plain text is about 4 MiB."""
 
 MAX_ARRIVING_BYTES: Final = 128 * 1024 * 1024
-"""Of all large bodies that arrive or wait to be decoded: sixteen of the largest."""
+"""All large bodies together that arrive or wait to be decoded: sixteen of the largest."""
 
 BODY_DEADLINE_S: Final = 30.0
-"""The largest body passes in this time at 0.3 MB/s; a slower client holds a connection for nothing."""
+"""At 0.3 MB/s the largest body arrives within this time; a slower client only occupies a connection."""
 
 LIGHT_BYTES: Final = 64 * 1024
-"""Decoded at once, in the loop: whatever is in so few bytes takes a few milliseconds."""
+"""Bodies up to this size are decoded at once, in the loop: whatever they hold takes a few milliseconds."""
 
 COMPILED: Final = (b"schema", b"guided_", b"grammar", b"tools")
-"""Words of bodies that hold something which is compiled: 60 kB of JSON schema take 50 to 90 ms."""
+"""Names of fields that are compiled when a body is read: 60 kB of JSON schema take 50 to 90 ms."""
 
 MAX_TEXTS: Final = 100_000
 MAX_CONTAINERS: Final = 50_000
 MAX_VALUES: Final = 1_000_000
 """In one body: texts and names of fields, lists and objects, and values of any kind. A conversation of 10,000 turns
 has 40,000 texts and 10,000 objects; a prompt of token ids has as many values as the longest context has tokens.
-The decoder then holds the interpreter's lock for 30 ms at most, where 8 MiB of empty lists took 500 ms."""
+With these bounds the decoder holds the interpreter lock for 30 ms at most; 8 MiB of empty lists took 500 ms."""
 
 JSON_TYPE: Final = re.compile(r"application/([a-z0-9.+-]+\+)?json")
 
@@ -52,16 +52,16 @@ Value = TypeVar("Value")
 
 
 class BodyReader:
-    """Reads and decodes the bodies of one server, and counts what is held of them."""
+    """Reads and decodes the bodies of one server, and counts the bytes that are held of them."""
 
     def __init__(self) -> None:
         self._held = 0
         self._decoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="http body")
-        """One body at a time: two would take the lock, and the memory, from each other and from the loop."""
+        """One body at a time: two would compete for the interpreter lock and for memory."""
 
     async def read(self, headers: dict[str, str], receive: Receive, decode: Callable[[bytes], Value]) -> Value:
-        """The body as `decode` understands it. Raises RequestError where the body is of another type, too large,
-        too heavy, too slow, or where `decode` does; ClientGoneError where it is cut.
+        """The body as `decode` reads it. Raises RequestError where the body has another type, is too large, has too
+        many values, is too slow, or where `decode` raises it; ClientGoneError where the connection ends early.
         """
         check_body_type(headers)
         with self._room() as grow:
@@ -76,7 +76,7 @@ class BodyReader:
 
     @contextmanager
     def _room(self) -> Iterator[Callable[[int], None]]:
-        """Yields what is to be told the body's size as it grows. A light body needs no room."""
+        """Yields a function that takes the body's size as it grows. A small body is not counted."""
         mine = 0
 
         def grow(size: int) -> None:
@@ -95,8 +95,9 @@ class BodyReader:
 
 
 def check_body_type(headers: dict[str, str]) -> None:
-    """Raises RequestError for a body that is not plain JSON. A form's or a text's type is what a page of any site
-    may send without asking; a client that names none is no browser, which always names one or its origin.
+    """Raises RequestError for a body that is not plain JSON. A page of any site may send a form or plain text
+    without a preflight, so these types are refused. A request without a type does not come from a browser, which
+    always sends a type or its origin.
     """
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
@@ -112,8 +113,8 @@ def check_body_type(headers: dict[str, str]) -> None:
 
 
 def check_weight(data: bytes) -> None:
-    """Raises RequestError where `data` holds more values than a request has. Takes a few passes at the speed of
-    memory, and tells nothing about whether it is JSON.
+    """Raises RequestError where `data` holds more values than a request may have. Takes a few passes at the speed
+    of memory, and does not check that it is JSON.
     """
     unescaped = data.replace(b"\\\\", b"").replace(b'\\"', b"")
     marks = unescaped.translate(None, _NO_STRUCTURE)

@@ -1,9 +1,9 @@
 """Connections to the HTTP API: how many there may be, from whom, and how long each may keep us waiting.
 
-Decides which connection is closed so that others are served: a head that does not come, an answer that nobody
-reads, and, where there are too many, the one that has waited longest without a whole request. Never looks at what
-is asked. `Door` knows all connections of a server, `HttpConnection` is uvicorn's protocol with these bounds. Times
-are in seconds on the loop's clock.
+Decides which connections are closed so that others are served: those whose head does not come, those whose client
+does not read the answer and, where there are too many, the one that has waited longest without a whole request.
+Never looks at what is requested. `Door` knows all connections of a server; `HttpConnection` is uvicorn's protocol
+with these bounds. Times are in seconds on the loop's clock.
 """
 
 from __future__ import annotations
@@ -22,34 +22,36 @@ from exod.errors import RequestError
 from exod.http.dialects.openai_answers import error_object
 
 HEAD_DEADLINE_S: Final = 10.0
-"""For the first byte, for a whole head, and for the rest of a body that was refused. A browser that opens a
-connection before it needs one opens another."""
+"""For the first byte, for a whole head, and for the rest of a body that was refused. A browser that opened a
+connection in advance opens another one after that."""
 
 WRITE_DEADLINE_S: Final = 30.0
-"""For a client that has stopped reading: longer than a laptop's lid stays closed by accident, shorter than a slot
-may be missing."""
+"""For a client that has stopped reading: longer than a laptop's lid is closed by accident, shorter than a slot may
+be occupied for nothing."""
 
 MAX_CONNECTIONS: Final = 512
 MAX_PER_ADDRESS: Final = 128
-"""More than every generation, event stream and idle client of one host; one address never fills the whole."""
+"""More than all generations, event streams and idle clients of one host. One address can never use all
+connections."""
 
 RESERVED_CONNECTIONS: Final = 32
-"""Beyond these bounds, where every connection is busy: only `/health`, `/ready` and `/metrics` are answered."""
+"""Beyond these bounds, where all connections are busy: they get answers of `/health`, `/ready` and `/metrics`
+only."""
 
 CROWDED: Final = "crowded"
 """In the ASGI scope's state of such a connection."""
 
 MAX_HEAD_BYTES: Final = 64 * 1024
-"""A browser's cookies for localhost, of every program that was ever served there, are some 10 KiB."""
+"""A browser's cookies for localhost, of all programs that were ever served there, take some 10 KiB."""
 
 FREE_PIECES: Final = 256
 MEAN_PIECE_BYTES: Final = 256
-"""Of a chunked body. Each chunk costs 10 µs, whatever is in it: without a bound, 256 KiB of one byte each hold the
-loop for half a second."""
+"""Of a chunked body. Each chunk costs 10 µs, whatever its size: without a bound, 256 KiB in chunks of one byte
+block the loop for half a second."""
 
 
 class Door:
-    """All connections of one server. Asked whenever one is made."""
+    """All connections of one server. `enter` decides about each new one."""
 
     def __init__(self) -> None:
         self._all: dict[HttpConnection, str] = {}
@@ -57,7 +59,7 @@ class Door:
         self._crowded: set[HttpConnection] = set()
 
     def enter(self, connection: HttpConnection, address: str) -> bool:
-        """Whether it may stay. Closes another one for it where there are too many."""
+        """May the connection stay? Closes another one for it where there are too many."""
         theirs = [other for other, place in self._all.items() if place == address]
         if len(theirs) >= MAX_PER_ADDRESS:
             full, choice = True, theirs
@@ -100,7 +102,7 @@ class HttpConnection(H11Protocol):
 
     @property
     def waits(self) -> bool:
-        """Whether nothing is computed for it: no request has come in whole, or the last one is answered."""
+        """Is nothing computed for it? Either no whole request has come, or the last one is answered."""
         cycle = self.cycle
         return cycle is None or cycle.response_complete or (cycle.more_body and not cycle.response_started)
 
@@ -131,7 +133,7 @@ class HttpConnection(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         begun = self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]
-        if begun or self.conn.their_state is h11.SEND_BODY:  # the latter: of a refused body, which is thrown away
+        if begun or self.conn.their_state is h11.SEND_BODY:  # the rest of a refused body
             self._expect_head()
         if self.transport.get_write_buffer_size():
             self._expect_reader()
@@ -152,9 +154,9 @@ class HttpConnection(H11Protocol):
         self._refuse(400, RequestError("invalid_request", "this is not a valid HTTP/1.1 request"))
 
     def _refuse(self, status: int, error: RequestError) -> None:
-        """Answers what is no request, where an answer can still be given, and closes."""
+        """Answers an invalid request, where an answer can still be sent, and closes."""
         if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True  # what was begun for it ends without an answer of its own
+            self.cycle.disconnected = True  # work that was started for it ends without an answer
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = msgspec.json.encode(error_object(error))
@@ -173,7 +175,7 @@ class HttpConnection(H11Protocol):
         self._expect_reader()
 
     def _expect_head(self) -> None:
-        """Begins the deadline; what comes in small pieces does not move it."""
+        """Starts the deadline. Bytes that come in small pieces do not move it."""
         if not self.transport.is_closing():
             self._head.begin(HEAD_DEADLINE_S)
 
@@ -193,7 +195,7 @@ class HttpConnection(H11Protocol):
 
 
 class FramingConnection(h11.Connection):
-    """Refuses a body that is cut into more pieces than anybody would send."""
+    """Refuses a body in more pieces than any real client sends."""
 
     def __init__(self, role: type[h11.SERVER], max_head_bytes: int) -> None:
         super().__init__(role, max_head_bytes)
@@ -213,7 +215,7 @@ class FramingConnection(h11.Connection):
 
 
 class _Deadline:
-    """A timer that runs once it was begun; to begin it again does not move it."""
+    """A timer that is started once; to start it again does not move it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, passed: Callable[[], None]) -> None:
         self._loop = loop

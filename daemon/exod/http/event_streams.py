@@ -3,8 +3,8 @@
 `/api/events` is the event log, then what happens. `/api/live` is what the page shows, in two kinds of events:
 `state` (status, engine and what may be done, at most one a second, and at once after an event of the daemon) and
 `log` (one event of the daemon's log). An event's id is its time; `?since=T` (Unix seconds) or the header
-`Last-Event-ID`, which browsers send by themselves, leaves out what is older. Decides how often a viewer is told,
-and that a snapshot is made once for all viewers. Reads snapshots; never changes anything. Times in seconds.
+`Last-Event-ID`, which browsers send by themselves, leaves out older events. Decides how often a viewer gets a
+state, and that one snapshot serves all viewers. Reads snapshots; never changes anything. Times in seconds.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FRESH_S: Final = 0.2
 """A snapshot serves all viewers for this long: in a burst of events a viewer gets five states a second."""
 
 FIRST_LOG_S: Final = 3600.0
-"""How far back the log goes for a viewer that asks for nothing: what led to what is on the screen."""
+"""How far back the log goes for a viewer that names no time: it shows what led to the present state."""
 
 
 class LiveState(msgspec.Struct, frozen=True):
@@ -75,7 +75,7 @@ class EventStream(ABC):
 
     @abstractmethod
     async def _follow(self, since: float | None, reply: Reply) -> None:
-        """Sends what is to be sent, until it is cancelled."""
+        """Sends events until it is cancelled."""
 
 
 class LogStream(EventStream):

@@ -1,7 +1,7 @@
 """One HTTP exchange below the routes: send an answer or a stream, notice a client that left.
 
-Decides which heads can be read in one way only, and how an error looks before and after an answer has begun (a
-status and OpenAI's error object; a last event that holds the same object).
+Decides which heads are unambiguous, and how an error looks: a status and OpenAI's error object before an answer has
+begun, a last event with the same object after that.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from exod.errors import RequestError
 from exod.http.dialects.openai_answers import error_object, sse, status_of
 
 RETRY_AFTER_S: Final = 2
-"""Most of what answers 503 (a mesh that forms) is over after a second or two; what takes longer says so itself."""
+"""Most causes of a 503, such as a mesh that forms, last a second or two; the others name a time of their own."""
 
 ONCE: Final = (b"host", b"origin", b"authorization", b"content-type", b"content-encoding", b"sec-fetch-site")
-"""Headers that decide who may ask, or how a body is read: with two of them, the one that counts is a guess."""
+"""Headers that decide who may ask, or how a body is read: of two, it is not defined which one counts."""
 
 Result = TypeVar("Result")
 
 
 class ClientGoneError(Exception):
-    """The client closed the connection: nobody is left to answer."""
+    """The client closed the connection."""
 
 
 class StoppedError(Exception):
-    """The server's end came while work was under way."""
+    """The server is being stopped while work is under way."""
 
 
 class JsonResponse(Response):
@@ -58,7 +58,9 @@ def headers_of(scope: Scope) -> dict[str, str]:
 
 
 def client_of(scope: Scope, headers: dict[str, str]) -> str:
-    """Who asks, for taking turns: one name for each key, which does not tell the key, else for each address."""
+    """The client's name in the queue, for fair turns: one for each key (which cannot be found from it), or else for
+    each address.
+    """
     key = headers.get("authorization", "")
     if key:
         return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
@@ -66,8 +68,8 @@ def client_of(scope: Scope, headers: dict[str, str]) -> str:
 
 
 def check_framing(scope: Scope) -> None:
-    """Raises RequestError for a head that two readers could understand in two ways: what is between the client and
-    this server may have seen another request than this one (RFC 9112, 6.1).
+    """Raises RequestError for an ambiguous head: a proxy before this server may have read another request in it
+    (RFC 9112, 6.1).
     """
     names = [name for name, _ in scope["headers"]]
     if b"transfer-encoding" in names and b"content-length" in names:
@@ -80,7 +82,7 @@ def check_framing(scope: Scope) -> None:
 async def unless_over(work: Coroutine[Any, Any, Result], receive: Receive, stop: asyncio.Event) -> Result:
     """The result of `work`; cancels it and raises ClientGoneError or StoppedError where one of these comes first.
 
-    Only to be called once the body was read: the next thing to be received is then the client's end.
+    To be called only after the body was read: the next message that is received is then the client's disconnect.
     """
 
     async def gone() -> None:
@@ -103,7 +105,7 @@ async def unless_over(work: Coroutine[Any, Any, Result], receive: Receive, stop:
 
 
 class Reply:
-    """The sending half: an event stream that `begin` opens, or one error, in the shape that still fits."""
+    """The sending half: an event stream that `begin` opens, or one answer, or an error in the shape that fits."""
 
     def __init__(self, send: Send, error_shape: Callable[[RequestError], dict[str, Any]] = error_object) -> None:
         self._send = send
@@ -128,7 +130,7 @@ class Reply:
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def finish(self, last: bytes) -> None:
-        """The last events of a stream that has begun; else `last` is the whole answer, as JSON."""
+        """Sends `last`: the last events of a stream that has begun, or else the whole answer as JSON."""
         if not self.begun:
             fields = [(b"content-type", b"application/json"), (b"content-length", str(len(last)).encode())]
             await self._send({"type": "http.response.start", "status": 200, "headers": fields})

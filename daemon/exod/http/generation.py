@@ -1,8 +1,8 @@
 """The endpoints that generate: from a body to a stream of tokens, in any dialect.
 
 Decides how many requests this node takes at once, when a quiet stream is kept alive, and that a client which left
-ends its generations. What a body may say and how an answer looks is the dialect's, where it is computed the
-daemon's.
+ends its generations. The dialects decide what a body may hold and how an answer looks; the daemon decides where it
+is computed.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ from exod.http.exchange import ClientGoneError, Reply, StoppedError, client_of, 
 from exod.http.metrics import HttpMetrics
 
 MAX_GENERATIONS: Final = 64
-"""Requests that may be under way or queued through this node: far more than one pipeline serves well, few
-enough that their bodies and connections cost little."""
+"""Requests that may be under way or queued through this node: far more than one pipeline serves well, and so few
+that their bodies and connections cost little."""
 
 _log = structlog.get_logger("http_generation")
 
 
 class Slots:
-    """Counts what is under way; over the bound, a request is refused at once instead of waiting unseen."""
+    """Counts the requests under way. Over the bound a request is refused at once, instead of waiting without a
+    sign.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -45,7 +47,7 @@ class Slots:
         """Set while none is taken."""
         self.idle.set()
         self.closed = False
-        """True once the server is being stopped: no more are given out."""
+        """True once the server is being stopped: then no slot is given."""
 
     @contextmanager
     def take(self) -> Iterator[None]:
@@ -72,7 +74,7 @@ def shutting_down() -> RequestError:
 
 
 class Dialect(msgspec.Struct, frozen=True):
-    """How one endpoint's requests are read and its answers look."""
+    """How one endpoint reads requests and builds answers."""
 
     read: Callable[[bytes], Ask]
     answer: Callable[[Ask, str, int], Answer]
@@ -81,14 +83,14 @@ class Dialect(msgspec.Struct, frozen=True):
 
 
 class Running:
-    """The requests under way, by their ids: so that somebody else than their client can end them."""
+    """The requests under way, by their ids, so that they can be cancelled over another connection."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[Any]] = {}
         self._cancelled: set[str] = set()
 
     def cancel(self, request_id: str) -> bool:
-        """Ends it; False where it is not under way here."""
+        """Cancels it; False where it is not under way here."""
         task = self._tasks.get(request_id)
         if task is None:
             return False
@@ -146,10 +148,10 @@ class GenerationEndpoint:
         try:
             ask = await self._bodies.read(headers, receive, self._dialect.read)
             model = check_model(ask.model, self._commands)
-            with self._slots.take():  # not before: a slow body holds no slot
+            with self._slots.take():  # after the body, so that a slow one occupies no slot
                 answer = self._answer(ask, model, reply, client_id, client_of(scope, headers))
                 last = await unless_over(answer, receive, self._stop)
-            # Only now that the slot is free: a client which asks again at once must find it.
+            # Only now, when the slot is free: a client that asks again at once must get it.
             await reply.finish(last)
         except ClientGoneError:
             return
@@ -157,13 +159,13 @@ class GenerationEndpoint:
             await reply.fail(shutting_down())
         except RequestError as error:
             await reply.fail(error)
-        except Exception as error:  # a fault of this daemon: the client gets one line, the log the story
+        except Exception as error:  # a fault of this daemon: the client gets one line, the log the traceback
             _log.exception("generation_request_failed")
             text = f"an internal error of exod ({type(error).__name__}); its log has the details"
             await reply.fail(RequestError("internal_error", text, ExitCode.INTERNAL))
 
     async def _answer(self, ask: Ask, model: str, reply: Reply, client_id: str, client: str) -> bytes:
-        """Sends what comes before the end, and returns what the answer ends with."""
+        """Sends all but the end of the answer, and returns the end."""
         with self._running.hold(ask.request_id, client_id):
             return await self._generate(ask, model, reply, client)
 
@@ -182,7 +184,9 @@ Deltas = AsyncGenerator[tuple[int, GenerationDelta], None]
 
 
 async def _stream(deltas: Deltas, answer: Answer, reply: Reply) -> bytes:
-    """Events as the deltas come. Until the first text, or for a while, a refusal can still be a status."""
+    """Sends events as the deltas come. The head is sent with the first text or after a while: until then a
+    refusal can still be an HTTP status.
+    """
     begin_anyway_at = time.monotonic() + stream_keepalive.KEEP_ALIVE_S
     begun = False
     async for at, delta in deltas:
@@ -216,7 +220,7 @@ async def _collect(deltas: Deltas, answer: Answer) -> bytes:
 
 
 def _refuse_cancelled(end: GenerationEnd) -> None:
-    """An answer that somebody else cut short must not look like a finished one."""
+    """An answer that was cancelled elsewhere must not look like a finished one."""
     if end.finish_reason == "cancelled":
         raise RequestError("cancelled", "the generation was cancelled on the node that ran it", ExitCode.DEGRADED)
 

@@ -1,11 +1,11 @@
 """Who may use the HTTP API: bearer keys, and without keys only this host's own programs.
 
 Decides from a request's headers alone; never reads a body. With a key file, everything but `/health` and the page's
-own files needs one of its keys. Without one the API is on loopback, where the remaining strangers are web pages in
-a browser on this host. Three lists keep them out: the names that a Host header may hold (a page that rebinds its
-own name to 127.0.0.1 shows that name there), the origins that may send requests (a page of another site shows its
-own), and, where a browser sends no Origin, what it says about the page that asked (Sec-Fetch-Site). Pages of the
-allowed origins get CORS headers, others never do.
+own files needs one of its keys. Without one the API is on loopback, where web pages in a browser on this host are
+the remaining danger. Three checks keep them out: the names that a Host header may hold (a page that rebinds its own
+name to 127.0.0.1 sends that name), the origins that may send requests (a page of another site sends its own), and,
+where a browser sends no Origin, its Sec-Fetch-Site header. Pages of the allowed origins get CORS headers, others
+never do.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MIN_KEY_CHARS: Final = 16
 """Shorter keys can be guessed at the rate that an API answers."""
 
 OPEN_PATHS: Final = frozenset({"/health"})
-"""What a load balancer must reach without a key; it says nothing but that the process lives."""
+"""What a load balancer must reach without a key; it shows only that the process runs."""
 
 ANY_ORIGIN: Final = "*"
 """In `api.origins`: pages of every site. The configuration allows it only beside keys."""
@@ -48,7 +48,7 @@ EXPOSED_HEADERS: Final = b"retry-after"
 
 
 class HttpGuard:
-    """Made once at start; asked for each request. `hosts` and `origins` are allowed beside what is built in."""
+    """Made once at start, used for each request. `hosts` and `origins` are allowed beside the built-in ones."""
 
     def __init__(
         self, keys: tuple[str, ...] = (), hosts: tuple[str, ...] = (), origins: tuple[str, ...] = ()
@@ -68,9 +68,8 @@ class HttpGuard:
             self._check_page(path, headers)
 
     def preflight(self, headers: Mapping[str, str]) -> list[tuple[bytes, bytes]] | None:
-        """The headers that answer a browser which asks before it sends a request; None where this is no such
-        question. It needs no key: a browser sends none with it. Raises RequestError for an origin that is not
-        allowed.
+        """The headers that answer a CORS preflight; None where this is no preflight. It needs no key, because a
+        browser sends none with it. Raises RequestError for an origin that is not allowed.
         """
         if "origin" not in headers or "access-control-request-method" not in headers:
             return None
@@ -91,7 +90,7 @@ class HttpGuard:
         ]
 
     def cors(self, headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-        """What lets a page of an allowed origin read the answer; nothing for any other."""
+        """The headers that let a page of an allowed origin read the answer; none for any other origin."""
         origin = headers.get("origin", "")
         if not origin or not self._is_allowed(origin):
             return []
@@ -104,7 +103,7 @@ class HttpGuard:
     def _check_key(self, authorization: str) -> None:
         scheme, _, key = authorization.partition(" ")
         given = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
-        # Every key is compared, in constant time: how long it takes tells nothing about any of them.
+        # Every key is compared, in constant time, so that the time reveals nothing about any key.
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
         if scheme.lower() != "bearer" or not any(matches):
             raise RequestError("invalid_api_key", "this API needs a key: send 'Authorization: Bearer KEY'")
@@ -146,8 +145,8 @@ class HttpGuard:
 
 
 def own_names() -> frozenset[str]:
-    """What this host calls itself, in full, short, and as multicast DNS announces it. Asks no resolver: a hostile
-    one could answer with any name.
+    """The names of this host: in full, short, and as multicast DNS announces it. Uses no resolver: a hostile one
+    could answer with any name.
     """
     name = socket.gethostname().lower().removesuffix(".")
     short = name.partition(".")[0]
@@ -163,14 +162,14 @@ def _origin_refused(origin: str) -> RequestError:
 
 
 def _is_visit(path: str, headers: Mapping[str, str]) -> bool:
-    """A person followed a link of another site to the page of this one: that site reads nothing of it."""
+    """Did a person follow a link of another site to the page of this API? That site can read nothing of it."""
     return (
         path == "/" and headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
     )
 
 
 def _is_address(name: str) -> bool:
-    """No DNS stands behind an address: a page cannot make its own name resolve to this host with it."""
+    """An address needs no DNS, so no page can use it to make its own name resolve to this host."""
     try:
         ipaddress.ip_address(name)
     except ValueError:

@@ -1,7 +1,7 @@
 """The sockets that the HTTP API listens on.
 
-Decides which: the configured address, and [::1] beside 127.0.0.1, because `localhost` means both and some clients
-try only one. Never decides who may ask.
+Decides the addresses: the configured one, and [::1] beside 127.0.0.1, because `localhost` means both and some
+clients try only one. Never decides who may ask.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import structlog
 from exod.errors import StartError
 
 BACKLOG: Final = 512
-"""Connections that the kernel keeps until the loop takes them: a burst of clients, not a flood."""
+"""Connections that the kernel queues until the loop accepts them: enough for a burst of clients, not for a
+flood."""
 
 BOTH_LOOPBACKS: Final = ("127.0.0.1", "localhost")
 

@@ -1,7 +1,7 @@
 """`GET /metrics`: what the daemon and the HTTP API measure, as Prometheus text.
 
-Decides names, units and labels; every figure of the daemon is taken from one snapshot at the moment of the
-question, so nothing is kept twice. Only what HTTP itself counts lives here.
+Decides names, units and labels. Every figure of the daemon is read from one snapshot when a scrape comes, so
+nothing is kept twice. Only the counts of HTTP itself are kept here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ USABLE: Final = (PathState.UP, PathState.DEGRADED)
 
 
 class HttpMetrics:
-    """One registry of its own: nothing that another library registers globally is shown."""
+    """Has a registry of its own, so that nothing which another library registers globally is shown."""
 
     def __init__(self, snapshot: Callable[[], MetricsSnapshot]) -> None:
         self._registry = CollectorRegistry()
@@ -89,7 +89,7 @@ class _Snapshot(Collector):
         yield from _counters(snapshot.counters)
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing is asked of the daemon before the first scrape."""
+        """Does not read the daemon before the first scrape."""
         return ()
 
 

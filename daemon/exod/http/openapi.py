@@ -1,6 +1,6 @@
-"""`GET /openapi.json`: the API described for programs, made from the very shapes that bodies are read with.
+"""`GET /openapi.json`: the API described for programs, built from the types that read the bodies.
 
-Decides nothing: what a body may hold is the dialects'. Pure.
+Decides nothing: the dialects decide what a body may hold. Pure.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`POST /api/actions/…`: what the page can do to the cluster: load, unload, drain, renegotiate.
 
-Decides what a body may say; the daemon does the rest, and its answer is one line for people. Where
+Decides what a body may hold; the daemon does the rest, and answers with one line for people. Where
 `api.commands = false`, every action is refused with the command that does the same from a terminal.
 """
 

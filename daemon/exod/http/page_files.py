@@ -1,7 +1,7 @@
 """The page's own files: `GET /` and `GET /page/NAME`, read once, small, and the same for everybody.
 
-They hold no secret, so they need no key: what they show comes from `/api/live`, which does. The headers keep a
-browser from loading or running anything that does not lie here, and the page from being put in a frame.
+They hold no secret, so they need no key; the data that they show comes from `/api/live`, which needs one. The
+headers keep a browser from loading or running files from elsewhere, and the page from being put in a frame.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SECURITY_HEADERS: Final = {
     ),
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
-    "cache-control": "no-cache",  # asked for again each time, answered with 304: an upgrade shows at once
+    "cache-control": "no-cache",  # a browser asks each time and mostly gets 304, so an upgrade shows at once
 }
 
 

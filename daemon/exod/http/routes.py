@@ -1,7 +1,7 @@
-"""The routes of the HTTP API that ask and do not generate: models, health, metrics, status, events.
+"""The routes of the HTTP API that do not generate: models, health, metrics, status, events.
 
-Decides what each answers and when it is an error; the daemon knows the rest. `application` is the ASGI application
-of all routes, with errors in OpenAI's shape whatever went wrong.
+Decides what each answers and when that is an error. `application` is the ASGI application of all routes; every
+error has OpenAI's shape.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def application(
         Exception: _broken,
     }
     served = Starlette(routes=routes, exception_handlers=handlers)
-    served.router.redirect_slashes = False  # a path with a slash at its end was understood before it came here
+    served.router.redirect_slashes = False  # a slash at the end of a path was removed before it came here
     return served
 
 
@@ -156,7 +156,7 @@ class _Asks:
         return JsonResponse(description())
 
     async def health(self, request: Request) -> Response:
-        """Alive: this process answers. `/ready` says whether it can serve."""
+        """This process runs and answers. `/ready` says whether it can serve."""
         return JsonResponse({"status": "ok"})
 
     async def ready(self, request: Request) -> Response:
@@ -200,6 +200,6 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _broken(request: Request, error: Exception) -> Response:
-    """A fault of this daemon: the client gets one line, the log (Starlette raises it on) the traceback."""
+    """A fault of this daemon. The client gets one line; Starlette raises it on, so the log has the traceback."""
     text = f"an internal error of exod ({type(error).__name__}); its log has the details"
     return error_response(RequestError("internal_error", text, ExitCode.INTERNAL))

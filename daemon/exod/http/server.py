@@ -1,9 +1,9 @@
-"""The HTTP API as a server: it takes its port, serves inside the daemon's loop, and leaves in order.
+"""The HTTP API as a server: it takes its port, serves inside the daemon's loop, and ends in order.
 
-Decides the order of the start (`start` takes the port before anything is announced, and may raise StartError or
-ConfigError) and of the end (`stop`: event streams end at once, nothing new is begun, what is generated gets the
-grace, and what is left then is told so). uvicorn installs no signal handler here. The routes are in `routes.py`
-and `generation.py`.
+Decides the order of the start and of the end. `start` takes the port before anything is announced, and may raise
+StartError or ConfigError. `stop` ends event streams at once and refuses new requests; generations get a grace time,
+and those that are left after it end with an error. uvicorn installs no signal handler here. The routes are in
+`routes.py` and `generation.py`.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from exod.http.routes import ENDPOINTS, application
 from exod.http.tls import Certificate
 
 MAX_FOLLOWERS: Final = 64
-"""Dashboards and pages that follow this node at once."""
+"""Dashboards and pages that may follow this node at once."""
 
 IDLE_CONNECTION_S: Final = 30
-"""How long a client that asks again and again may pause before its connection is closed."""
+"""How long a kept-alive connection may be idle before it is closed."""
 
 LAST_WORDS_S: Final = 2
 """After the grace: time to send each client its last event and close."""
@@ -50,22 +50,23 @@ RENEWS_DATE: Final = 0
 
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-"""As metrics know them. Anybody may send any method: as a label, each would stay in memory for ever."""
+"""The methods that metrics count by name. A client may send any method; as a label each would stay in memory for
+ever."""
 
 SAFE_HEADERS: Final = ((b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", b"same-origin"))
-"""A browser takes no answer for a script or a style, and hands none to a page of another site, whatever that page
-embeds it as. CORS requests of allowed origins are not concerned."""
+"""With these a browser never uses an answer as a script or a style, and gives none to a page of another site that
+embeds it. They do not affect CORS requests of allowed origins."""
 
 
 CLOSE: Final = (b"connection", b"close")
 
 WATCHED: Final = frozenset({"/health", "/ready", "/metrics"})
-"""Answered even where too many clients are connected: whoever watches this node must see that it lives."""
+"""Answered even where too many clients are connected, so that monitoring still sees this node."""
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers, because the daemon's own decide when it ends, and without its look at
-    its flags ten times a second, which was a tenth of an idle daemon's cost.
+    """uvicorn without its signal handlers, because the daemon handles signals, and without its polling of flags ten
+    times a second, which was a tenth of an idle daemon's CPU time.
     """
 
     def __init__(self, config: uvicorn.Config, each_second: Callable[[], None]) -> None:
@@ -141,7 +142,7 @@ class HttpApi:
 
     @property
     def port(self) -> int:
-        """The port that it listens on, known after `start`."""
+        """The port that it listens on; known after `start`."""
         return self._port
 
     @property
@@ -192,7 +193,7 @@ class HttpApi:
         self._server = _Server(config, certificate.renew if certificate else lambda: None)
 
     async def run(self) -> None:
-        """Serves until `stop`, or until cancelled, which gives no grace."""
+        """Serves until `stop`, or until it is cancelled, which gives no grace time."""
         if self._server is None:
             raise RuntimeError("HttpApi.run before start")
         serving = asyncio.create_task(self._server.serve(self._listeners), name="uvicorn")
@@ -207,7 +208,7 @@ class HttpApi:
             self.close()
 
     async def stop(self, grace_s: float) -> None:
-        """Lets `run` end: as soon as nothing is generated any more, after `grace_s` at the latest."""
+        """Makes `run` end: as soon as no generation is under way, after `grace_s` at the latest."""
         self._refuse_new_work()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
@@ -217,7 +218,7 @@ class HttpApi:
             self._server.leave()
 
     def close(self) -> None:
-        """Gives the port back: for a start that no run followed. Safe to call twice."""
+        """Frees the port, for a `start` without a `run`. Safe to call twice."""
         self._bodies.close()
         for listener in self._listeners:
             listener.close()
@@ -230,7 +231,7 @@ class HttpApi:
 
 
 class _Front:
-    """Before and after every request: who may ask, who may read the answer, and how it was answered."""
+    """Runs around every request: the guard before it, safe headers and CORS on its answer, metrics after it."""
 
     def __init__(self, inner: ASGIApp, guard: HttpGuard, metrics: HttpMetrics) -> None:
         self._inner = inner
@@ -274,7 +275,7 @@ class _Front:
 
 
 async def _refuse(error: RequestError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Closes the connection, too: what follows on it may be the rest of what was refused."""
+    """Also closes the connection: what follows on it may be the rest of the refused body."""
     response = error_response(error)
     if CROWDED not in scope.get("state", {}):
         response.headers["connection"] = "close"
@@ -287,7 +288,7 @@ def _too_many() -> RequestError:
 
 
 def _route(path: str) -> str:
-    """The endpoint's name for metrics: few values, whatever a stranger asks for."""
+    """The endpoint's name for metrics: one of few values, whatever path a client asks for."""
     if path.startswith("/v1/models/"):
         return "/v1/models"
     if path.startswith("/v1/cancel/"):

@@ -1,7 +1,7 @@
-"""`/tokenize`, `/detokenize` and `/v1/messages/count_tokens`: what the loaded model's tokenizer makes of a text.
+"""`/tokenize`, `/detokenize` and `/v1/messages/count_tokens`: a text by the loaded model's tokenizer.
 
-Decides only shapes: those of llama.cpp's and vLLM's servers, which clients know, in one. Nothing is generated, and
-nothing waits behind an answer.
+Decides only shapes: those of llama.cpp's and of vLLM's server together, because clients know one or the other.
+Nothing is generated, and no generation waits for it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class DetokenizeBody(msgspec.Struct, kw_only=True):
 
 
 Ask = Callable[[bytes], tuple[str, TextAsked]]
-"""From a body to the model's name and the question."""
+"""Reads a body into the model's name and what is asked of its tokenizer."""
 
 
 def tokenize_asked(data: bytes) -> tuple[str, TextAsked]:
@@ -60,7 +60,7 @@ def tokenize_asked(data: bytes) -> tuple[str, TextAsked]:
     if text is None:
         raise FieldError("prompt", "expected a text in prompt or content, or messages")
     wish = body.add_special if body.add_special is not None else body.add_special_tokens
-    # Each of the two servers has its own default, and its own name for the text.
+    # Each of the two servers has its own default, and its own field for the text.
     control = wish if wish is not None else body.content is None
     wants_pieces = bool(body.with_pieces or body.return_token_strs)
     return model, TextAsked("", text=text, control=control, wants_pieces=wants_pieces)
@@ -77,7 +77,7 @@ def count_asked(data: bytes) -> tuple[str, TextAsked]:
 
 
 class TextEndpoint:
-    """One of the three."""
+    """One of the three endpoints."""
 
     def __init__(
         self,
@@ -100,9 +100,9 @@ class TextEndpoint:
             return
         except RequestError as error:
             await reply.fail(error)
-        except Exception as error:  # a fault of this daemon: the client gets one line, the log the story
+        except Exception as error:  # a fault of this daemon: the client gets one line, the log the traceback
             _log.exception("text_request_failed")
-            text = f"an internal error of exod ({type(error).__name__}); its log has the story"
+            text = f"an internal error of exod ({type(error).__name__}); its log has the details"
             await reply.fail(RequestError("internal_error", text, ExitCode.INTERNAL))
 
 

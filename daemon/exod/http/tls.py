@@ -1,7 +1,7 @@
 """TLS for the HTTP API by a certificate and a key of the user's, read again when either file changes.
 
-Decides nothing about who may ask: that is the guard's, TLS or not. A file that cannot be used keeps a start from
-happening; once the API serves, it keeps the certificate that worked. Raises ConfigError.
+Never decides who may ask: the guard does, with and without TLS. A file that cannot be used prevents the start; once
+the API serves, it keeps the last certificate that worked. Raises ConfigError.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Stamp = tuple[tuple[int, int, int], ...]
 
 
 class Certificate:
-    """`context` is for every new connection, whatever was read when."""
+    """`context` serves every new connection; it is changed in place when the files change."""
 
     def __init__(self, certificate: Path, key: Path) -> None:
         self._files = (certificate, key)
@@ -40,7 +40,7 @@ class Certificate:
             if stamp == self._stamp:
                 return
             self._stamp = stamp
-            self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))  # half of a pair would spoil the one in use
+            self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))  # half a pair would spoil the other
             self._load(self.context)
         except ConfigError as error:
             _log.warning("http_certificate_kept", text=str(error))
@@ -72,5 +72,5 @@ class Certificate:
 
 
 def _no_password() -> str:
-    """Nobody is there to be asked."""
+    """A daemon has nobody to ask for a password."""
     raise ValueError("the key has a password")

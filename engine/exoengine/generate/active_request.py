@@ -1,8 +1,8 @@
 """A request that is open on a rank: what it needs to run its steps, and how far it is.
 
-Decides: which tokens its next pass runs, as they were run before or, where they are new, as prefill_chunks.py says,
-and whether it can have a pass at all before an outcome is here; only rank 0 asks. Whose pass comes first is
-schedule.py's decision.
+Decides: which tokens its next pass runs, and whether rank 0 may start a pass before the next outcome has arrived.
+Tokens that were run before are cut as they were then; new ones are cut by prefill_chunks.py. Which request comes
+first is decided in schedule.py.
 """
 
 from __future__ import annotations
@@ -35,20 +35,21 @@ class Work:
     done: int
     """Up to which position all ranks have run it."""
     outstanding: int = 0
-    """Rank 0: steps whose outcome is not here yet."""
+    """Rank 0: steps whose outcome has not arrived yet."""
     chunk_tokens: int = LARGEST_TOKENS
-    """Rank 0: of new chunks; they only become smaller, so that a prompt is cut in few ways."""
+    """Rank 0: the size of new chunks. It only becomes smaller, so that a prompt is cut in few ways."""
     next_safe: bool = True
-    """The mode of a step that is begun now."""
+    """The mode of the next step that starts."""
     coming_safe: bool = True
-    """Of the step that rank 0 began ahead: before the votes of the step that came last were counted."""
+    """The mode of the step that rank 0 starts ahead: from the votes before the newest step's were counted."""
     ahead: Pass | Built | None = None
-    """What there is of the next step before it is said: rank 0 has begun its pass, the others have built theirs."""
+    """The part of the next step that exists before its `Step` message: rank 0 has started its pass, the other ranks
+    have built theirs."""
     stop: Vote = Vote.NONE
     said_at: int = 0
-    """Rank 0: when a step of it was said last, counted in steps."""
+    """Rank 0: when a step of it was sent last, counted in steps."""
     overtaken: int = 0
-    """Rank 0: how many chunks of other sequences were said since."""
+    """Rank 0: how many chunks of other sequences were sent since."""
 
     @property
     def has_begun_ahead(self) -> bool:
@@ -57,12 +58,12 @@ class Work:
 
     @property
     def is_decoding(self) -> bool:
-        """Rank 0: is nothing left to run but tokens that are drawn?"""
+        """Rank 0: is the whole prompt run, so that only drawn tokens remain?"""
         return self.issued >= self.generation.length - 1
 
     @property
     def can_go_on(self) -> bool:
-        """Rank 0: can a step be said before the next outcome is here?"""
+        """Rank 0: can a step be sent before the next outcome arrives?"""
         if self.stop:
             return False
         return self.outstanding == 0 if self.is_decoding else self.outstanding < CHUNKS_AHEAD
@@ -77,7 +78,9 @@ class Work:
         self.generation.course = self.course.ran(step.start, step.start + step.count, step.grain)
 
     def next_pass(self, stages: int, token_s: float, budget_s: float, beside: bool) -> tuple[int, int]:
-        """How many tokens from `issued` on go together, and the grain; the others are chunk_tokens's."""
+        """How many tokens from `issued` on form the next pass, and its grain; the other arguments are those of
+        `chunk_tokens`.
+        """
         start, end = self.issued, self.generation.length - 1
         course, prompt_end = self.course, len(self.generation.prompt) - 1
         if start < course.end:

@@ -4,16 +4,16 @@ Rank 0 leads (see step_messages.py): it opens each request with all ranks, prefi
 one step per token. Several requests are open at once, and steps of several are under way at once (schedule.py);
 messages and hidden states come in one order on every rank, so all ranks see the same. A step either counts on every
 rank or on none: after a fault each rank's caches go back to before the steps that failed, and when the next group
-has been formed each request is opened again: the ranks take the longest history that any of them has, and whoever
-is behind catches up alone (see resume.py). Steps that are run again give the same tokens to the last bit: they are
-cut alike (pass_log.py), and draws are keyed by (seed, step).
+has been formed each request is opened again: the ranks take the longest history that any of them has, and a rank
+that is behind catches up by itself (see resume.py). Steps that are run again give the same tokens to the last bit:
+they are cut alike (pass_log.py), and draws are keyed by (seed, step).
 
-Where one request is open alone, rank 0 does not wait for a step's outcome before it begins the next: it runs ahead
-into its own layers (see step_runner.py), and when the outcome is here it says the step to the others, who never
-know, or gives it up. The others build theirs meanwhile.
+Where one request is open alone, rank 0 does not wait for a step's outcome before it starts the next one: it runs
+its own layers ahead (see step_runner.py). When the outcome arrives, rank 0 either sends the step to the others or
+drops it, which they do not notice. The others build their part of the step meanwhile.
 
-Decides: what is run next. On the MLX thread: `turn` does one piece of work and returns, so that commands are seen
-between steps.
+Decides: what is run next. Runs on the MLX thread: `turn` does one piece of work and returns, so that commands are
+seen between steps.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ class Generations:
         self._works: dict[int, Work] = {}
         """The requests that are open, by order."""
         self._awaited: Open | None = None
-        """An opening of a request that this rank's daemon has not brought yet."""
+        """An `Open` message for a request that this rank has not got from its daemon yet."""
         self._holdings = Holdings(serving.prompt_cache, model.stage.new_caches)
         self._openings = Openings(self._holdings)
         self._running: Generation | None = None
-        """Whose step was run last: what fails by itself fails in it."""
+        """The request whose step was run last: an error that is not the ring's is counted against it."""
         self._failures: dict[int, tuple[int, int]] = {}
         """By order, where a step failed by itself, and how often there."""
         self._rank, self._size = 0, 1
@@ -122,7 +122,7 @@ class Generations:
         self._pausing = False
 
     def failed(self, text: str) -> None:
-        """A step failed by itself, not by the ring. Twice at the same place: the request is at fault."""
+        """A step failed, and not because of the ring. If it fails twice at the same place, the request is ended."""
         generation = self._running
         if generation is None:
             return
@@ -137,13 +137,13 @@ class Generations:
 
     @property
     def is_idle(self) -> bool:
-        """Is no request open, so that the group can be left without agreement?"""
+        """Is no request open? Then the group can be left without agreement."""
         return not self._works and not self._openings.orders and self._awaited is None
 
     # --- turns ------------------------------------------------------------------------------------------
 
     def turn(self, wake: socket.socket) -> None:
-        """One piece of work; sleeps where there is none until `wake` or a neighbour has something. Raises
+        """Does one piece of work. Without any it sleeps until `wake` or a neighbour has something. Raises
         RingLostError or RuntimeError at a fault, Paused where all ranks agreed to leave.
         """
         had_work = self.has_work
@@ -154,14 +154,14 @@ class Generations:
         elif not self._lead() and self._size > 1:
             self._outbox.flush()
             if had_work and not self.has_work:
-                return  # first it is shown that this rank rests
+                return  # so that the daemon first sees that this rank is idle
             message = self._ring().receive_or_wake(wake)
             if message is not None:
                 self._hear(message)
 
     def _call_roll(self) -> None:
-        """First in each group: which requests has any rank not finished? A fault in the last step leaves them to
-        some ranks only, and rank 0, which opens requests, may have finished them.
+        """The first exchange in each group: which requests are unfinished on any rank? After a fault in a last
+        step only some ranks have finished the request, and rank 0, which opens requests, may be one of them.
         """
         self._board.begin("the roll call of a new group", self._pace.step_deadline_s)
         self._backlog.recall(unfinished_anywhere(self._ring(), self._backlog.waiting))
@@ -170,7 +170,7 @@ class Generations:
 
     @property
     def has_work(self) -> bool:
-        """Will a turn do something without waiting? Only rank 0 knows by itself."""
+        """Will a turn do something without waiting? Only rank 0 can know."""
         return self._rank == 0 and (not self.is_idle or self._backlog.first is not None)
 
     def _ring(self) -> TokenRing:
@@ -179,7 +179,7 @@ class Generations:
         return self._group.tokens
 
     def _lead(self) -> bool:
-        """Rank 0: says and runs what comes next. False where it must hear something first."""
+        """Rank 0: sends and runs what comes next. False where it must receive something first."""
         while self._size > 1 and (message := self._ring().arrived()) is not None:
             self._hear(message)
         self._stop_cancelled()
@@ -208,7 +208,7 @@ class Generations:
                 self._stop(work)
 
     def _pause_when_settled(self) -> None:
-        """Raises Paused where no step is under way and no request is being opened."""
+        """Raises Paused once no step is under way and no request is being opened."""
         if self._openings.orders or any(work.outstanding for work in self._works.values()):
             return
         for work in self._works.values():
@@ -269,7 +269,7 @@ class Generations:
             self._hear(message)
 
     def _build_ahead(self, work: Work) -> bool:
-        """Whether there was something of it to build: its next step, before it is said."""
+        """Builds the next step before its message comes. False where there was nothing to build."""
         before, self._running = work.ahead, work.generation
         self._runner.build_ahead(work)
         return work.ahead is not before
@@ -277,7 +277,7 @@ class Generations:
     def _hear(self, message: bytes) -> None:
         said: Message = decode(message, Message)
         if self._rank == 0 and not isinstance(said, Outcome | Opened):
-            raise RingLostError("the last rank said what only rank 0 says")
+            raise RingLostError("the last rank sent a message that only rank 0 sends")
         match said:
             case Open(order):
                 self._board.begin("opening a request", self._pace.step_deadline_s)
@@ -302,7 +302,7 @@ class Generations:
 
     def _work(self, order: int) -> Work:
         if order not in self._works:
-            raise RingLostError("a neighbour speaks of a request that is not open")
+            raise RingLostError("a neighbour sent a message about a request that is not open")
         return self._works[order]
 
     def _follow_step(self, step: Step) -> None:
@@ -338,7 +338,7 @@ class Generations:
         return Outcome(step.order, step.start + step.count, drawn.token, step.votes, drawn.likelihood)
 
     def _take(self, outcome: Outcome) -> None:
-        """An outcome is here: its token counts from now on."""
+        """An outcome has arrived: its token counts from now on."""
         work = self._work(outcome.order)
         work.outstanding -= 1
         work.done = outcome.position
@@ -372,7 +372,7 @@ class Generations:
             mx.clear_cache()
 
     def _watch(self) -> None:
-        """Something is done: as long as a request is open, the next thing has a deadline."""
+        """A piece of work is done. As long as a request is open, the next one has a deadline."""
         self._board.kv_tokens = sum(work.holding.caches.position for work in self._works.values())
         if self.is_idle:
             self._board.end()
@@ -382,7 +382,7 @@ class Generations:
         self._board.begin("the wait for the next step", deadline)
 
     def _stop(self, work: Work) -> None:
-        """All ranks end it here: somebody cancelled it."""
+        """All ranks end the request here because it was cancelled."""
         self._runner.give_up_ahead(work)
         work.generation.cancel()
         self._close(work.generation)
@@ -421,7 +421,7 @@ class Generations:
             self._open(opened)
 
     def _open(self, message: Opened) -> None:
-        """All ranks agree on the history and on where each goes on from."""
+        """All ranks agree on the history and on the position from which each continues."""
         generation, told = self._backlog.get(message.order), self._openings.close(message.order)
         if generation is None or len(message.standings) != self._size:
             raise RingLostError("the ranks opened a request that this one does not know")
@@ -440,7 +440,7 @@ class Generations:
         self._watch()
 
     def _start(self, generation: Generation, standings: tuple[Standing, ...], told: dict[int, Holding]) -> None:
-        """This rank's caches go to where the ranks agreed to go on."""
+        """Brings this rank's caches to the position that the ranks agreed on."""
         for work in self._works.values():
             if isinstance(work.ahead, Built):
                 self._runner.give_up_ahead(
@@ -456,20 +456,20 @@ class Generations:
         self._pace.opened(len(generation.tokens), generation.order)
 
     def _disagree(self, generation: Generation) -> None:
-        """The ranks were told different beginnings of one answer: all find so, and none goes on with either."""
+        """The ranks were given different beginnings of one answer. All ranks find this, and the request fails."""
         self._retire(generation)
         text = "the ranks were given different beginnings of this answer"
         self._outbox.add(RequestFailed(generation.request.request_id, "histories_differ", text))
 
     def _retire(self, generation: Generation) -> None:
-        """It ends without an answer, and nothing is kept of it."""
+        """Ends the request without an answer; nothing of it is kept."""
         self._backlog.drop(generation)
         self._holdings.forget(generation.order)
         self._failures.pop(generation.order, None)
         self._pace.closed(generation.order)
 
     def _close(self, generation: Generation) -> None:
-        """It is finished on every rank, or will be found so when it is opened again."""
+        """The request is finished on every rank, or the next opening will show that it is."""
         order = generation.order
         self._works.pop(order, None)
         self._holdings.finish(generation)

@@ -1,11 +1,11 @@
 """What a rank tells the daemon of its requests, and when.
 
-Telling wakes the control thread, which then wants the interpreter that the next step is being made with. So tokens
-are kept back until that step is under way, which is a millisecond later; whatever is not a token sends them with
-it, and loop.py does before it waits for anything else. Nothing is lost with them: after a fault a step that is run
-again gives the same token.
+A message wakes the control thread, which then competes for the interpreter lock with the next step. So tokens are
+kept until that step has started, about a millisecond later. Any other message sends the kept tokens along, and
+loop.py sends them before it waits. A token that is lost here is not lost to the client: after a fault the step is
+run again and gives the same token.
 
-Decides nothing but the moment.
+Decides only when messages are sent.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
 """One step of one rank: receive, run the stage, send or draw.
 
-No stage waits for the word to build a step of decode. The first one begins it before the token that it runs is
-known: the last rank sends the token round the ring as soon as it is drawn, and it goes into a graph that was built
-meanwhile. The others build theirs while they have nothing else to do, and evaluate nothing of it. What that step
-becomes, the outcome of the one before decides (loop.py); nothing of it leaves this rank before.
+No stage waits for the `Step` message before it builds a decode step. The first stage starts it before its token is
+known: the last rank sends the token round the ring as soon as it is drawn, into a graph that was built meanwhile.
+The other stages build theirs while they are idle, and evaluate nothing of it. The outcome of the step before
+decides whether the new one is run (loop.py); until then nothing of it leaves this rank.
 
 On a rank that has all layers, alone or with its part of each (tensor parallelism), the token is drawn here: the
 next step is built upon it while it is computed, on every rank of a tensor group alike. A safe step of such a group
 is evaluated layer by layer, so that no graph has more than one layer's collectives to wait in.
 
-Decides nothing but the order of evaluation that a safe or a fast step means. The only module that sends and
-receives hidden states and drawn tokens (hidden_states.py has the means). After each evaluation it asks the group
-whether an operation inside a graph failed: what was drawn or computed then is of zeros, and goes no further. Raises
+Decides only the order of evaluation of a safe or a fast step. No other module sends or receives hidden states and
+drawn tokens (by hidden_states.py). After each evaluation it asks the group whether an operation inside a graph
+failed: the result was then computed from zeros, and is dropped. Raises
 RingLostError where the group was aborted or lost a neighbour, RuntimeError where MLX fails.
 """
 
@@ -49,11 +49,11 @@ class Result:
     sent: Any
     """The hidden state for the next stage; None on the last one."""
     waited_s: float | None
-    """How long this rank waited for its input: measured by the native group where that was in a graph. None where
-    it had to wait for nobody: that says nothing about the next step, which may.
+    """How long this rank waited for its input, in seconds; measured by the native group where the wait was in a
+    graph. None where it did not wait: that says nothing about the next step.
     """
     gpu_waited_s: float
-    """How long of that a graph existed that needed the input."""
+    """The part of it during which a graph existed that needed the input."""
 
 
 Draws = tuple[Any, Any]
@@ -65,7 +65,9 @@ Draw = Callable[[Any], Draws]
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """The stage's graph of some tokens: built, and its input on its way in a fast step, here in a safe one."""
+    """The stage's graph of some tokens. It is built; its input is on its way in a fast step, and here in a safe
+    one.
+    """
 
     start: int
     """The position of its first token."""
@@ -75,15 +77,15 @@ class Pass:
     """On the last stage, where what is drawn was known as it was built."""
     begun: float
     received: float
-    """When its input was here, where that came outside of the graph; monotonic, as `begun`."""
+    """When its input arrived, where that was outside of the graph; monotonic, as `begun`."""
     waited_before_s: float
-    """What graphs of this group had waited before this one was let wait."""
+    """How long graphs of this group had waited before this one started."""
     arrival: Arrival | None
-    """What came from another rank, if anything had to."""
+    """What was received from another rank, if anything was needed."""
 
 
 class Built:
-    """The graph of tokens whose input was not let come: nothing of it is evaluated, the caches can forget it."""
+    """A stage's graph whose input was not taken yet: nothing of it is evaluated, and the caches can drop it."""
 
     def __init__(
         self, start: int, safe: bool, graph: StageGraph, draws: Draws | None, arrival: Arrival,
@@ -98,7 +100,7 @@ class Built:
         self._caches.put_back(self._before, self.start)
 
     def take_up(self, begun: float) -> Pass:
-        """Lets its input come: it will be evaluated, and in a safe step its first layer is at work already."""
+        """Takes its input. From now on it will be evaluated; in a safe step its first layer runs already."""
         waited_before_s = self._group.waited_s
         self._group.allow_wait()
         try:
@@ -122,14 +124,14 @@ class Pipeline:
     def __init__(
         self, stage: Stage, group: RingGroup, rank: int, size: int, switch: Switch | None
     ) -> None:  # fmt: skip
-        """`switch` is that of a patched MLX: with it no wait of a safe step can reach the GPU by any way."""
+        """`switch` is that of a patched MLX: with it no wait of a safe step can reach the GPU."""
         self._stage = stage
         self._group = group
         self._rank, self._size = rank, size
         self._draws_itself = stage.is_whole
-        """Has this rank all layers, and so the token by itself? Alone, or in a tensor group."""
+        """Does this rank hold all layers, alone or in a tensor group, so that it draws the token itself?"""
         self._waited_s = 0.0
-        """What graphs had waited when the last step of a tensor group was done."""
+        """How long graphs had waited when the last step of a tensor group was done."""
         self._switch = switch
         self._token: Any = None
         """What the step under way draws, where this rank draws it itself."""
@@ -140,9 +142,9 @@ class Pipeline:
         self, step: Step, tokens: Sequence[int], caches: StageCaches, draw: Draw | None, top_logprobs: int,
         sends: bool, ahead: Pass | Built | None, meanwhile: Callable[[], None],
     ) -> Result:  # fmt: skip
-        """Runs `step`, whose tokens are `tokens`, and evaluates all of it; `ahead` is what there is of it already.
+        """Runs `step`, whose tokens are `tokens`, and evaluates all of it; `ahead` is the part that exists already.
         The last stage draws with `draw`; without `sends` the next rank has the tokens already. `meanwhile` is
-        called once: before this rank waits for anything, or when the token is being drawn here.
+        called once: before this rank waits for anything, or while the token is drawn here.
         """
         told = time.monotonic()
         begun = ahead
@@ -182,8 +184,8 @@ class Pipeline:
         return Result(drawn, out, waited_s, 0.0 if passing.safe else waited_s)
 
     def run_ahead(self, safe: bool, caches: StageCaches) -> Pass:
-        """Begins the first stage's pass of the token that the step under way draws. The step must have said so
-        (`Step.ahead`), and this rank must have no further part in it.
+        """Starts the first stage's pass of the token that the step under way draws. That step must allow it
+        (`Step.ahead`), and this rank must have finished its part of it.
         """
         self._turn_switch(safe)
         arrival = None
@@ -211,7 +213,7 @@ class Pipeline:
         return self._stage.takes is not None and not self._stage.looks_at_values
 
     def send_again(self, hidden: Any) -> None:
-        """What this stage has sent before, to a rank that needs it again."""
+        """Sends again what this stage has sent before, to a rank that needs it."""
         self._data.send(hidden)
 
     @property
@@ -273,14 +275,14 @@ class Pipeline:
         return StageGraph(mx.concatenate(outs, axis=1) if outs else graph.out, first)
 
     def _finish_piece(self, hidden: Any) -> None:
-        """A layer's graph ends here: what the next one's waits is counted anew."""
+        """Ends a layer's graph: the wait of the next layer's graph is measured separately."""
         mx.eval(hidden)
         self._group.check()
         self._group.allow_wait()
 
     def _send(self, hidden: Any, safe: bool, caches: StageCaches) -> None:
-        """To the next rank. A fast step evaluates all in one graph with it; a safe one evaluates what `hidden` did
-        not need of the caches while the next rank is at work.
+        """Sends it to the next rank. A fast step evaluates all in one graph with it. A safe step evaluates the rest
+        of the caches while the next rank works.
         """
         if safe:
             self._data.send(hidden)
@@ -304,7 +306,7 @@ class Pipeline:
         token = token.astype(TOKEN_DTYPE)
         wanted = [token] if top_logprobs < 0 else [token, logprobs]
         if here:
-            # The caches are not waited for: by then they may be those of the next step.
+            # It does not wait for the caches: by then they may be those of the next step.
             self._token = token
             begin_evaluation([*wanted, *caches.arrays()])
             meanwhile()

@@ -1,11 +1,11 @@
 """What a rank holds of each sequence (its caches, and what it sent downstream), and which finished ones it keeps.
 
-A holding outlives groups: after a fault its request goes on from here. It outlives its request too where the caches
-can be trimmed and memory allows: a prompt that begins alike goes on from it (the prompt cache). A prompt can begin
-like a sequence that still runs, too; then it gets a copy.
+A holding outlives groups: after a fault its request continues from it. It also outlives its request where the
+caches can be trimmed and memory allows: a prompt with the same beginning continues from it (the prompt cache).
+Where that sequence still runs, the prompt gets a copy.
 
-Decides: which finished sequences stay in memory, and how much of one a new prompt can use. Which one it uses all
-ranks decide alike, in resume.py. On the MLX thread.
+Decides: which finished sequences stay in memory, and how much of one a new prompt can use. Which one is used is
+decided in resume.py, alike on all ranks. Runs on the MLX thread.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from exoengine.ring.pass_log import Course
 from exoengine.ring.step_messages import Source
 
 MIN_FREE_SHARE: Final = 0.1
-"""With less of the machine's memory available nothing stays for a turn that may never come."""
+"""With less of the machine's memory available no finished sequence is kept: its next turn may never come."""
 
 MOST_IDLE: Final = 64
-"""Finished sequences that are kept: each is told of whenever a request is opened."""
+"""Finished sequences that are kept at most: each one is listed in a message whenever a request is opened."""
 
 CUT_LOSS_TOKENS: Final = 128
-"""A beginning in common ends at the end of a pass, unless this many tokens, or half of it, would be lost for that.
-A chunk that is cut in two rounds in its own way, should a replaced rank have to run it again."""
+"""A common beginning is cut at the end of a pass, unless that would lose this many tokens, or half of it. A chunk
+that is cut in two rounds differently, if a replaced rank has to run it again."""
 
 FEW_TOKENS: Final = 16
-"""A finished sequence that holds no more than this beside what a newer one holds is not kept: to prefill so few is
-one short pass."""
+"""A finished sequence is not kept if it has at most this many tokens that a newer one lacks: to prefill so few
+takes one short pass."""
 
 
 class Holding:
@@ -47,11 +47,11 @@ class Holding:
 
     @property
     def is_usable(self) -> bool:
-        """Are the arrays those of `caches.position` tokens? A fault may have left what never was computed."""
+        """Do the arrays hold `caches.position` tokens? After a fault they may lack some that were never computed."""
         return not self._lost and self.caches.can_roll_back(self.caches.position)
 
     def undo(self, position: int) -> None:
-        """Before a step that began at `position`; caches that cannot go back there are lost."""
+        """Goes back to before a step that began at `position`; caches that cannot do that are lost."""
         if self.caches.can_roll_back(position):
             self.caches.roll_back(position)
         else:
@@ -68,7 +68,7 @@ class Holding:
         self.sent.cut(position)
 
     def keep(self, sequence: Sequence[int], course: Course) -> bool:
-        """Its request is finished: is the holding worth its memory?"""
+        """Its request is finished: should the holding be kept?"""
         memory = psutil.virtual_memory()
         self._sequence, self._course = list(sequence[: self.caches.position]), course
         return not self._lost and self.caches.can_trim and memory.available >= MIN_FREE_SHARE * memory.total
@@ -78,7 +78,7 @@ class Holding:
         return _source(self.order, self._sequence, self._course, prompt)
 
     def adds_little_to(self, other: Holding) -> bool:
-        """Do both begin alike but for a few tokens of this one?"""
+        """Are all but a few tokens of this one a beginning of the other?"""
         return len(self._sequence) - _beginning(self._sequence, other._sequence) < FEW_TOKENS
 
     def branch(self, order: int, position: int, caches: StageCaches) -> Holding:
@@ -89,8 +89,8 @@ class Holding:
 
 
 def offer_of_running(generation: Generation, prompt: Sequence[int]) -> Source:
-    """What all ranks have completed of a sequence that has steps yet: they learn of each at the same place among
-    their messages.
+    """The part of a running sequence that all ranks have completed. They learn of each step at the same place in
+    the order of messages, so all ranks offer the same.
     """
     course = generation.course or Course()
     return _source(generation.order, generation.sequence(0, course.end), course, prompt)
@@ -106,7 +106,7 @@ def _source(order: int, sequence: Sequence[int], course: Course, prompt: Sequenc
 
 
 def _beginning(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with. Compared by halves, so that the interpreter does little of it."""
+    """How many tokens both begin with. Compares halves, which is faster than token by token in Python."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2
@@ -144,7 +144,7 @@ class Holdings:
         return sum(holding.nbytes for holding in self._idle.values())
 
     def finish(self, generation: Generation) -> None:
-        """Keeps what a finished request leaves. Whatever is too much goes, the one used longest ago first."""
+        """Keeps what a finished request leaves. Over the limit, the ones used longest ago are dropped."""
         holding = self._unfinished.pop(generation.order, None)
         if holding is None or generation.course is None or self._limit == 0:
             return
@@ -179,7 +179,7 @@ class Holdings:
         return own
 
     def begin_from(self, source: Holding, order: int, position: int) -> Holding:
-        """For request `order`: `source` itself where it is finished and all of it is gone on from, else a copy."""
+        """For request `order`: `source` itself where it is finished and used whole, else a copy."""
         finished = self._idle.pop(source.order, None)
         if finished is source and source.caches.position == position:
             source.go_back(order, position)
@@ -193,7 +193,7 @@ class Holdings:
         return found
 
     def _make_room(self) -> None:
-        """Before caches are made: with little memory left what is finished goes, oldest first."""
+        """Before caches are made: with little memory left, finished sequences are dropped, oldest first."""
         while self._idle:
             memory = psutil.virtual_memory()
             if memory.available >= MIN_FREE_SHARE * memory.total:

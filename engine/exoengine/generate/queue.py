@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from exoengine.model.loading import LoadedModel
 
 FINISHED_KEPT: Final = 64
-"""A rank that finished a request keeps it for those that had a fault in its last step: twice as many as can be open
-at once (`engine.max_concurrent`). At least as many as the control thread tells again (TOLD_KEPT), so that a request
-told again is never generated again."""
+"""A rank keeps its finished requests for ranks that had a fault in their last step: twice as many as can be open at
+once (`engine.max_concurrent`). At least as many as the control thread reports again (TOLD_KEPT), so that a request
+that is sent again is never generated again."""
 
 WAIT_S: Final = 0.05
 """How soon a lost neighbour is noticed while this rank waits for its daemon's Begin."""
@@ -49,7 +49,7 @@ class Backlog:
         return tuple(self._waiting)
 
     def recall(self, orders: Iterable[int]) -> None:
-        """These are unfinished on other ranks: they wait here again, so that they are opened for those."""
+        """These are unfinished on other ranks: they are queued here again, so that they are opened for those."""
         for order in orders:
             if order in self._finished:
                 self._waiting[order] = self._finished.pop(order)
@@ -97,7 +97,7 @@ class Backlog:
 
 
 def wait_for_begin(wake: socket.socket) -> None:
-    """Sleeps until the other thread has something, or a little: the caller looks again either way."""
+    """Sleeps until the other thread has something, or for a short time: the caller checks again either way."""
     wake.setblocking(True)
     wake.settimeout(WAIT_S)
     try:

@@ -1,8 +1,8 @@
-"""How far the ranks are: what each tells the others of it, and what all of them make of it.
+"""How far the ranks are: what each sends to the others about it, and what all conclude from it.
 
-In a new group each rank first tells which requests it has not finished. Before a request goes on, each tells its
-`Standing`, and all take the longest history that any of them has. Decides: which history is taken. Where each rank
-then goes on from, resume.py decides; `Openings` brings this rank's caches there.
+In a new group each rank first sends which requests it has not finished. Before a request continues, each sends its
+`Standing`, and all take the longest history that any of them has. Decides: which history is taken. The position
+from which each rank continues is decided in resume.py; `Openings` brings this rank's caches there.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def check_alike(standings: Sequence[Standing]) -> None:
 
 
 def history(standings: Sequence[Standing]) -> tuple[tuple[int, ...], tuple[Likelihood, ...]] | None:
-    """The longest answer that any rank has, and what the ranks together know of its tokens' likelihoods. None where
-    the ranks know different answers.
+    """The longest answer that any rank has, with the likelihoods of its tokens as far as any rank knows them. None
+    where the ranks have different answers.
     """
     longest = max((standing.tokens for standing in standings), key=len)
     if any(longest[: len(standing.tokens)] != standing.tokens for standing in standings):
@@ -45,12 +45,12 @@ def history(standings: Sequence[Standing]) -> tuple[tuple[int, ...], tuple[Likel
 
 
 class Openings:
-    """Of requests that this rank has told its standing of, until all ranks' standings are here."""
+    """Requests for which this rank has sent its standing and not all others have arrived."""
 
     def __init__(self, holdings: Holdings) -> None:
         self._holdings = holdings
         self._told: dict[int, dict[int, Holding]] = {}
-        """By order, the caches that were offered to the request: they stay as long as somebody may choose them."""
+        """By order, the caches that were offered to the request: they are kept as long as they may be chosen."""
 
     @property
     def orders(self) -> Collection[int]:
@@ -60,7 +60,7 @@ class Openings:
         self._told = {}
 
     def tell(self, generation: Generation, works: Iterable[Work]) -> Standing:
-        """This rank's. To a new request it offers what its caches hold of others; `works` are open."""
+        """This rank's standing. To a new request it offers what its caches hold of others; `works` are open."""
         told = self._told[generation.order] = {}
         offers = []
         if generation.course is None:
@@ -73,7 +73,7 @@ class Openings:
         return _standing(generation, self._holdings.usable(generation.order), offers)
 
     def close(self, order: int) -> dict[int, Holding]:
-        """All standings are here; what this rank had offered. Raises RingLostError where it had told none."""
+        """What this rank had offered, now that all standings are here. Raises RingLostError where it had sent none."""
         if order not in self._told:
             raise RingLostError("the ranks opened a request that was not asked for")
         return self._told.pop(order)
@@ -82,7 +82,7 @@ class Openings:
         self, generation: Generation, standings: Sequence[Standing], rank: int, told: dict[int, Holding],
         together: bool,
     ) -> tuple[Resumption, Holding]:  # fmt: skip
-        """Where the request goes on, and this rank's caches brought there. `together`: in a tensor group."""
+        """Where the request continues; this rank's caches are brought there. `together`: in a tensor group."""
         order = generation.order
         resumption = resume(standings, len(generation.prompt) - 1, generation.length - 1, together)
         generation.course, generation.cached_tokens = resumption.course, resumption.cached_tokens
@@ -95,7 +95,7 @@ class Openings:
 
 
 def _standing(generation: Generation, holding: Holding | None, sources: Sequence[Source]) -> Standing:
-    """This rank's. `holding` is of this request; `sources` is what the caches of others offer to a new one."""
+    """This rank's standing. `holding` is this request's; `sources` is what others' caches offer to a new one."""
     return Standing(
         order=generation.order,
         request_id=generation.request.request_id,

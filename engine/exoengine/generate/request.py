@@ -1,8 +1,8 @@
-"""One request as a rank knows it: its tokens, its text so far, and what the daemon is told of it.
+"""One request as a rank knows it: its tokens, its text so far, and what the daemon is sent about it.
 
 Decides: when an answer is finished, from its tokens alone, so that every rank finds the same. Where the prompt is
-to be scored, its tokens from the second on are the answer's first, and only what comes after them is a real answer.
-No MLX.
+to be scored, its tokens from the second on count as the answer's first tokens; the real answer follows them. No
+MLX.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Generation:
         self.likelihoods: list[Likelihood] = []
         """Of each token, where the request asks for them."""
         self.cancelled = False
-        """Somebody asked for its end; it takes effect on all ranks at the same step."""
+        """It was cancelled; this takes effect on all ranks at the same step."""
         self.finished: FinishReason | None = None
         self.course: Course | None = None
-        """How its tokens were cut into passes so far; None until it is opened."""
+        """How its tokens were cut into passes so far. None until it is opened."""
         self.cached_tokens = 0
         self.prefill_s = 0.0
         self.decode_s = 0.0
@@ -59,7 +59,7 @@ class Generation:
 
     @property
     def mask(self) -> Callable[[int, int], Any] | None:
-        """As the sampler asks for it: of the answer's token of an index, for so many logits."""
+        """In the form that the sampler needs: for the answer's token of an index, over so many logits."""
         mask = self._mask
         if mask is None:
             return None
@@ -80,7 +80,7 @@ class Generation:
         return self.sequence(start, self.length - start)
 
     def adopt(self, tokens: Sequence[int], likelihoods: Sequence[Likelihood] = ()) -> None:
-        """Takes what the daemon or another rank has beyond this rank's tokens. `likelihoods` may end earlier."""
+        """Adds the tokens that the daemon or another rank has beyond this rank's. `likelihoods` may be shorter."""
         for index in range(len(self.tokens), len(tokens)):
             self.add(tokens[index], likelihoods[index] if index < len(likelihoods) else NO_LIKELIHOOD)
 
@@ -160,7 +160,7 @@ def accept(
     order: int, request: GenerationRequest, tokens: Sequence[int], tokenizer: Tokenizer, vocab_size: int,
     max_context_tokens: int, emit: Callable[[FromWorker], None],
 ) -> Generation | RequestFailed:  # fmt: skip
-    """Every rank comes to the same verdict, before anything is computed."""
+    """Why a request is refused. Every rank finds the same, before anything is computed."""
     if (request.messages is None) == (request.prompt is None):
         return RequestFailed(request.request_id, "bad_request", "exactly one of messages and prompt must be set")
     if request.max_tokens < (0 if request.scores_prompt else 1):

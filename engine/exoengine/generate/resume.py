@@ -1,14 +1,14 @@
 """Where a request goes on when it is opened: at its first opening, and again after each fault.
 
-Every rank has told how far its caches are, to which positions they can go back, and how much of what it sent
-downstream it has kept. The ranks then go on from the furthest position that can be reached without computing
-anything twice that is known: whoever is behind (a replaced rank from the very beginning) catches up by itself, fed
-by what the rank before it kept or computes just then; the others wait.
+Every rank has sent how far its caches are, to which positions they can go back, and how much of what it sent
+downstream it has kept. The ranks then continue from the furthest position that needs no second computation of what
+is known. A rank that is behind (a replaced rank, from the very beginning) catches up by itself; its input is what
+the rank before it has kept, or computes then. The others wait.
 
-In a tensor group every rank has its part of every layer and is needed in every step: all go on from the same
-position, the furthest that all can be at. A replaced rank so costs all of them the sequence again.
+In a tensor group every rank has its part of every layer and is needed in every step: all continue from the same
+position, the furthest that all can reach. After a rank was replaced, all of them run the whole sequence again.
 
-Decides that, alike on every rank, from the same standings. Pure: no MLX.
+Decides that position, alike on every rank, from the same standings. Pure: no MLX.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Resumption:
     starts: tuple[int, ...]
     """For each rank the position that its caches go back to, and from which it takes part in steps."""
     course: Course
-    """Of what is known; where it is run again, it is followed."""
+    """How the known tokens were cut; where they are run again, they are cut alike."""
     cached_tokens: int
     """Of the prompt, that no rank had to run for this request."""
     furthest: int
-    """Up to here some rank had run the sequence before: what is run again below it, is run because of a fault."""
+    """Up to here some rank had run the sequence before: what runs again below it runs because of a fault."""
     source: int | None = None
-    """The request whose sequence this one goes on from; None: from its own caches, or from nothing."""
+    """The request whose sequence this one continues; None: its own caches, or none."""
 
     @property
     def reached(self) -> int:
@@ -67,8 +67,8 @@ def resume(standings: Sequence[Standing], prompt_end: int, end: int, together: b
 
 
 def _first_opening(standings: Sequence[Standing], prompt_end: int) -> Resumption:
-    """From the sequence that has the most in common with the prompt among those that every rank holds: to run it
-    again for one rank, token by token as it came, would take longer than a new prefill.
+    """From the sequence that shares the longest beginning with the prompt, among those that every rank holds. One
+    that some rank lacks is not used: to run it again token by token would take longer than a new prefill.
     """
     told = [{source.order: source for source in one.sources} for one in standings]
     best: tuple[int, int, Course] = (0, 0, Course())
@@ -84,7 +84,7 @@ def _first_opening(standings: Sequence[Standing], prompt_end: int) -> Resumption
 
 
 def _place(standing: Standing, course: Course, target: int) -> int:
-    """The furthest position up to `target` that this rank's caches can be at."""
+    """The furthest position up to `target` that this rank's caches can reach."""
     reachable = {standing.position, *standing.marks}
     if standing.can_trim and standing.position > target:
         reachable.add(target)

@@ -1,11 +1,11 @@
-"""Which sequence's step rank 0 says next, so that every stage works and nobody waits long.
+"""Which sequence's step rank 0 sends next, so that every stage is busy and no request waits long.
 
 Steps of several sequences are under way at once: while one stage runs a step of one, the next stage runs a step of
 another. Decode steps and chunks of prefills alternate: between two chunks each answer that decodes gets its step,
-so its longest gap is that of two chunks. With more than two stages as many chunks more may be under way as there
-are stages more, or the stages would wait for each other.
+so its longest gap is that of two chunks. With each stage beyond the second, one more chunk may be under way, or the
+stages would wait for each other.
 
-Decides that, from what each `Work` says of itself. Pure: no MLX, no clock.
+Decides only the next sequence, from the fields of each `Work`. Pure: no MLX, no clock.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from exoengine.generate.active_request import CHUNKS_AHEAD, Work
 
 
 def next_work(works: Collection[Work], stages: int) -> Work | None:
-    """Whose step is said next; None where an outcome must come first."""
+    """The request whose step is sent next; None where an outcome must come first."""
     free = [work for work in works if work.can_go_on]
     begun = next((work for work in works if work.has_begun_ahead), None)
     if begun is not None:
@@ -35,7 +35,7 @@ def next_work(works: Collection[Work], stages: int) -> Work | None:
 
 
 def note_said(work: Work, works: Collection[Work]) -> None:
-    """A step of `work` is said now."""
+    """Counts a step of `work` that is sent now."""
     if not work.is_decoding:
         for other in works:
             other.overtaken += other is not work

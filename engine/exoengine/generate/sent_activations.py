@@ -1,9 +1,9 @@
-"""What a stage sent downstream of one sequence, kept so that a stage that lost its caches can have it again.
+"""The hidden states of one sequence that a stage sent downstream, kept for a stage that lost its caches.
 
 A rank whose process died runs its layers again from these, while the ranks before it compute nothing. The states
-are kept as they were sent, in the dtype of the wire, from the sequence's beginning on, until they reach the limit.
+are kept in the dtype in which they were sent, from the sequence's beginning up to a limit.
 
-Decides: what is kept. Evaluates only what it joins.
+Decides: what is kept. Evaluates only the pieces that it joins.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ MAX_SENT_BYTES: Final = 1024 * 1024 * 1024
 ten times as large, so this is never what fills a machine; a longer sequence is prefilled again from here on."""
 
 JOINED_TOKENS: Final = 64
-"""Single tokens are joined by so many: a GPU's driver limits the number of buffers, not only their size."""
+"""So many single tokens are joined into one array: a GPU's driver limits the number of buffers, not only their
+size."""
 
 
 class SentStates:
@@ -74,7 +75,7 @@ class SentStates:
 
 
 def _evaluated(view: Any) -> Any:
-    """An array of its own: what it was cut from can go."""
+    """A copy, so that the array that it was cut from can be freed."""
     own = mx.contiguous(view)
     mx.eval(own)
     return own

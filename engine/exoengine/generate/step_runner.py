@@ -1,10 +1,10 @@
-"""A rank's part in one step: begun, run, measured, and undone where it fails or is not wanted.
+"""A rank's part in one step: started, run, measured, and undone where it fails or is not needed.
 
-What a step leaves in the caches either counts or is taken back: every step is marked before it is built, and when
-anything in it raises, the caches are as they were. Rank 0 begins a step ahead of its turn here, and the others
-build theirs; nobody else knows of it until the step is said, and until then it can be given up.
+What a step leaves in the caches either counts or is undone: the position is marked before a step is built, and if
+anything in it raises, the caches go back there. Rank 0 starts a step ahead of its turn here, and the others build
+theirs. Until its `Step` message is sent no other rank knows of it, and it can be dropped.
 
-Decides: when a step's caches go back. Which step is run, in which mode, and what its outcome means is loop.py's.
+Decides: when caches go back. Which step is run, in which mode, and what its outcome means is decided in loop.py.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from exoengine.ring.step_messages import Step
 from mlx_patches.switch import find_switch
 
 CUDA_GRAPHS_DIFFER: Final = "with MLX's CUDA build, steps that wait for the network in a graph gave other tokens"
-"""Seen with MLX's ring, and not looked for yet with the native group."""
+"""Seen over MLX's ring, and over the native group on one GPU (MLX 0.32.4); the cause is not known. See
+docs/engine.md."""
 
 
 class StepRunner:
@@ -63,13 +64,13 @@ class StepRunner:
 
     @property
     def draws_itself(self) -> bool:
-        """Does this rank have all layers, alone or with its part of each?"""
+        """Does this rank hold all layers, whole or its part of each?"""
         return self._model.stage.is_whole
 
     @property
     def _divided(self) -> bool:
-        """In a tensor group all ranks begin the next step or none, and only where it is one graph: all know the
-        same of the modes, but a layer-by-layer step would be waited for here.
+        """In a tensor group either all ranks start the next step ahead or none, and only where it is one graph: a
+        step that is evaluated layer by layer would block here. All ranks know the same modes.
         """
         return self._size > 1 and self.draws_itself
 
@@ -131,8 +132,8 @@ class StepRunner:
         self._joined.send_again(work.holding.sent.part(step.start, step.count))
 
     def run_ahead(self, work: Work) -> None:
-        """Begins the next step in the first rank's layers: the token that it runs is being drawn by another rank.
-        Where this rank draws it, `run` has done so.
+        """Starts the next step in the first rank's layers while another rank draws its token. Where this rank draws
+        it, `run` has done so.
         """
         if not self.draws_itself:
             self._begin_ahead(work)
@@ -148,8 +149,8 @@ class StepRunner:
             raise
 
     def build_ahead(self, work: Work) -> None:
-        """Builds the next step of an answer, if all of it is known but that it will be run: the rank has nothing
-        else to do until it is told.
+        """Builds the next step of an answer, if all its inputs are known, while this rank waits for the `Step`
+        message.
         """
         generation, caches = work.generation, work.holding.caches
         last = generation.length - 1
@@ -160,7 +161,7 @@ class StepRunner:
 
     @staticmethod
     def give_up_ahead(work: Work) -> None:
-        """The step that was begun or built will not be, or not now; no other rank has heard of it."""
+        """Drops the step that was started or built ahead; no other rank knows of it."""
         ahead, work.ahead = work.ahead, None
         if isinstance(ahead, Built):
             ahead.undo()
@@ -168,7 +169,7 @@ class StepRunner:
             work.holding.undo(ahead.start)
 
     def sit_out_ahead(self, work: Work) -> None:
-        """As `give_up_ahead`, where the token that was to be run has been drawn, and so was sent."""
+        """As `give_up_ahead`, where the token of that step was drawn already, and so was sent."""
         if isinstance(work.ahead, Pass) and work.ahead.arrival is not None:
             work.ahead.arrival.sit_out()
         self.give_up_ahead(work)
@@ -176,7 +177,7 @@ class StepRunner:
     # --- the mode ---------------------------------------------------------------------------------------
 
     def show_mode(self, safe: bool) -> None:
-        """A change is told at once, with the step that it comes after: the next heartbeat may miss it."""
+        """Reports a change at once, with the step that it follows: the next heartbeat may come too late."""
         if not self.policy.has_measured:
             return
         board = self._board

@@ -1,4 +1,4 @@
-"""What every dialect of the API makes of a body: one or more generations, and how their answers are wanted.
+"""What every dialect of the API reads a body into: one or more generations, and the form of their answers.
 
 Decides the defaults where a client says nothing: temperature 0, as mlx_lm's server has it (the same prompt
 gives the same answer); as many tokens as the model's context allows; a seed drawn afresh for each request. Pure
@@ -23,8 +23,8 @@ MAX_STOP_CHARS: Final = 256
 MAX_LOGIT_BIASES: Final = 1024
 
 MAX_CHOICES: Final = 128
-"""Answers that one request may ask for: OpenAI's limit for `n`. They come one after another where the queue is
-full, so a request for many costs others nothing but their turn."""
+"""Answers that one request may ask for: OpenAI's limit for `n`. Where the queue is full they are generated one
+after another, so other requests still get their turns."""
 
 Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -43,7 +43,7 @@ DEFAULT_WINDOW_TOKENS: Final = 20
 """How far back the repetition penalty looks: mlx-lm's default."""
 
 MAX_WINDOW_TOKENS: Final = 4096
-"""And the farthest: the penalty is computed anew with each token."""
+"""The most that it may look back: the penalty is computed again for each token."""
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -57,11 +57,11 @@ class Ask(msgspec.Struct, frozen=True):
     echoes: tuple[str, ...] = ()
     """What each choice's text begins with."""
     extra: Any = None
-    """What a dialect's answer repeats of its request."""
+    """The fields of the request that the dialect's answer repeats."""
 
 
 class SamplingBody(msgspec.Struct, kw_only=True):
-    """What all endpoints understand. null means the same as leaving a field away."""
+    """The fields that all endpoints accept. null means the same as leaving a field out."""
 
     model: str | None = None
     stream: bool | None = None
@@ -110,14 +110,14 @@ def read_sampling(body: SamplingBody, logprobs: int = -1) -> Sampling:
 
 
 def _window(size: int | None) -> int:
-    """0 and -1 are other servers' words for no penalty and for the whole context."""
+    """Other servers use 0 for no penalty and -1 for the whole context."""
     if size is None or size == 0:
         return DEFAULT_WINDOW_TOKENS
     return MAX_WINDOW_TOKENS if size < 0 else min(size, MAX_WINDOW_TOKENS)
 
 
 def several(request: GenerationRequest, prompts: tuple[Any, ...], n: int) -> tuple[GenerationRequest, ...]:
-    """`n` choices for each of `prompts` (for a chat: one that is not looked at), each drawn with its own seed."""
+    """`n` choices for each of `prompts`, each drawn with its own seed. A chat has one prompt, which is not read."""
     count = len(prompts) * n
     if count > MAX_CHOICES:
         raise FieldError("n", f"{len(prompts)} prompts with {n} choices each are more than {MAX_CHOICES}")

@@ -1,6 +1,6 @@
-"""Answers that are a list of blocks: what was thought, what was said, and each call, in the order of their coming.
+"""Answers that are a list of blocks: reasoning, text, and each call, in the order in which they come.
 
-Two dialects have such answers; this decides where a block begins and ends, and they decide how that looks.
+Decides where a block begins and ends. The two dialects that have such answers decide how it is written.
 """
 
 from __future__ import annotations

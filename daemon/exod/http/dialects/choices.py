@@ -1,7 +1,7 @@
 """The answers of one request while they come: what each has so far, and several of them at once.
 
-Decides how many generations of one request are under way together, and keeps what a dialect's answer is made of. It
-knows no dialect.
+Decides how many generations of one request are under way at once, and keeps the data that a dialect builds its
+answer from. It knows no dialect.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from exod.daemon_api.interface import GenerationEnd, TextDelta, Usage
 from exoengine.protocol import CallDelta, ToolCall
 
 AT_ONCE: Final = 4
-"""Of one request: half of the default for all, so that nobody else waits for a request with many choices."""
+"""Generations of one request at once: half of the default for all requests, so that a request with many choices
+leaves room for others."""
 
 Item = TypeVar("Item")
 
 
 async def together(sources: Sequence[AsyncGenerator[Item, None]]) -> AsyncGenerator[tuple[int, Item], None]:
-    """The items of all `sources`, each with its source's index, `AT_ONCE` sources at a time. What one raises is
-    raised here, and ends all. Closing this generator closes them.
+    """The items of all `sources`, each with its source's index, `AT_ONCE` sources at a time. An exception of one
+    source is raised here and ends all. Closing this generator closes them.
     """
     if len(sources) == 1:
         async with aclosing(sources[0]) as only:
@@ -67,7 +68,7 @@ class Choice:
         self.reasoning_pieces: list[str] = []
         self.calls: list[ToolCall] = []
         self.tokens: list[TextDelta] = []
-        """Those that belong to the text."""
+        """The tokens of the text, without those of reasoning and calls."""
         self.end: GenerationEnd | None = None
 
     def take(self, delta: TextDelta | GenerationEnd) -> None:

@@ -1,9 +1,9 @@
-"""Reads the fields of a request's body: tolerant where clients differ, strict where a wish would be lost.
+"""Reads the fields of a request's body: tolerant where clients differ, strict where a value would be ignored.
 
 Decides what a field may be called and how a value may be written. Fields that other servers know are ignored, or
-taken under the name that they have here; an unknown one that nearly is a field of ours is a typo, and named. A
-whole number may be written as a fraction, and -1 where it means no limit. Pure. Raises FieldError, which names
-the field.
+read under the name that they have here. An unknown field with nearly the name of a known one is a typo, and
+refused. A whole number may be written as a fraction, and as -1 where that means no limit. Pure. Raises FieldError,
+which names the field.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ TYPO_CUTOFF: Final = 0.8
 """difflib's ratio: `temprature` and `max_token` are caught, `num_ctx` and `keep_alive` pass."""
 
 LONGEST_TYPO: Final = 40
-"""Longer names are no slip of a finger: the longest field has 21 characters, and difflib's cost grows with both."""
+"""Longer names are not typos: the longest field has 21 characters, and difflib's cost grows with both lengths."""
 
 MAX_FIELDS: Final = 64
-"""Of the body itself: about twice as many as the most talkative client sends."""
+"""Fields of the body itself: about twice as many as any known client sends."""
 
 ALIASES: Final[Mapping[str, str]] = {
     "repeat_penalty": "repetition_penalty",
@@ -120,7 +120,7 @@ def read_fields(data: bytes, shape: type[Body]) -> Body:
 
 
 def _named_as_here(given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, str]:
-    """Our name of each field that there is here, and the name under which it was given."""
+    """For each known field that was given, our name of it and the name that the client used."""
     renamed = {name: name for name in given if name in known}
     for alias, name in ALIASES.items():
         if alias in given and name in known and name not in renamed:
@@ -129,7 +129,7 @@ def _named_as_here(given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[s
 
 
 def _refuse_typos(unknown: set[str], known: list[str]) -> None:
-    """An unknown field is another server's, and ignored; one that nearly is a known name must be a typo."""
+    """Ignores an unknown field, which belongs to another server; refuses one that is nearly a known name, a typo."""
     suspects = (name for name in unknown if name not in IGNORED and name not in ALIASES)
     for name in sorted(name for name in suspects if len(name) <= LONGEST_TYPO):
         if name.startswith(IGNORED_FAMILIES):
@@ -151,7 +151,7 @@ def _plain(name: str, raw: msgspec.Raw, kind: Any) -> msgspec.Raw:
 
 
 def _is_whole(kind: Any) -> bool:
-    """Is it a field for whole numbers, and nothing else but null?"""
+    """Does the field take whole numbers or null, and nothing else?"""
     inner = msgspec.inspect.type_info(kind)
     kinds = inner.types if isinstance(inner, msgspec.inspect.UnionType) else (inner,)
     return any(isinstance(one, msgspec.inspect.IntType) for one in kinds)

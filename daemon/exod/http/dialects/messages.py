@@ -129,7 +129,7 @@ def read_content(content: str | list[Part] | None, place: str) -> str:
 
 
 def read_tools(tools: list[Tool] | None, choice: str | ToolChoice | None, parallel: bool | None) -> Tools | None:
-    """What the model is told of; None where it shall call nothing."""
+    """The tools as the model gets them; None where it must not call any."""
     functions = [_function(tool, f"tools[{at}]") for at, tool in enumerate(tools or ())]
     if len(functions) > MAX_TOOLS:
         raise FieldError("tools", f"expected at most {MAX_TOOLS}")
@@ -195,7 +195,7 @@ def _choice(choice: str | ToolChoice | None) -> tuple[Any, str]:
 
 
 def read_format(wished: ResponseFormat | None, place: str = "response_format") -> Grammar | None:
-    """The grammar that an answer must follow. Raises FieldError with the place in a schema that cannot be met."""
+    """The grammar that an answer must follow. Raises FieldError that names the part of a schema that cannot be met."""
     if wished is None or wished.type == "text":
         return None
     if wished.type == "json_object":

@@ -49,7 +49,8 @@ STATUS_OF_EXIT: Final[dict[ExitCode, int]] = {
     ExitCode.NO_PATH: 503,
     ExitCode.TIMED_OUT: 503,
 }
-"""For codes that the table above does not name: what a command would end with says whose fault it is."""
+"""For codes that the table above does not name: the exit code tells whether the client or the cluster is at
+fault."""
 
 
 def status_of(error: RequestError) -> int:
@@ -85,7 +86,7 @@ def models_object(names: list[str], created: int) -> dict[str, Any]:
 
 
 class Answer(ABC):
-    """One request's answer in the making, with all its choices. Dialects differ in what it looks like."""
+    """The answer of one request while it is generated, with all its choices. Each dialect gives it its own form."""
 
     def __init__(self, ask: Ask, model: str, created: int) -> None:
         self.ask, self.model, self.created = ask, model, created
@@ -93,7 +94,7 @@ class Answer(ABC):
         self.choices = [Choice(echo) for echo in echoes]
 
     def take(self, at: int, delta: TextDelta | GenerationEnd) -> bytes:
-        """What a stream shows of one more token, or of the end, of choice `at`."""
+        """The bytes of a stream for one more token, or the end, of choice `at`."""
         self.choices[at].take(delta)
         return self.ended(at, delta) if isinstance(delta, GenerationEnd) else self.added(at, delta)
 
@@ -109,7 +110,7 @@ class Answer(ABC):
 
     @abstractmethod
     def begin(self) -> bytes:
-        """First in a stream."""
+        """The beginning of a stream."""
 
     @abstractmethod
     def added(self, at: int, delta: TextDelta) -> bytes: ...
@@ -119,19 +120,19 @@ class Answer(ABC):
 
     @abstractmethod
     def close(self) -> bytes:
-        """Last in a stream."""
+        """The end of a stream."""
 
     @abstractmethod
     def pause(self) -> bytes:
-        """While nothing comes: something that every client understands and shows to nobody."""
+        """While nothing comes: something that every client accepts and does not show."""
 
     def failed(self, error: RequestError) -> bytes:
-        """Last in a stream that breaks off."""
+        """The end of a stream that fails."""
         return sse(error_object(error))
 
     @abstractmethod
     def whole(self) -> dict[str, Any]:
-        """All of it at once."""
+        """The complete answer, for a request that is not streamed."""
 
 
 class OpenAiAnswer(Answer):
@@ -236,7 +237,7 @@ class CompletionAnswer(OpenAiAnswer):
     def __init__(self, ask: Ask, model: str, created: int) -> None:
         super().__init__(ask, model, created)
         self._shown = [0] * len(self.choices)
-        """How many characters of each choice's text came already."""
+        """How many characters of each choice's text were sent."""
 
     def begin(self) -> bytes:
         return b"".join(self._text(at, choice.text) for at, choice in enumerate(self.choices) if choice.text)
@@ -309,7 +310,7 @@ def completion_logprobs(tokens: Sequence[TextDelta], offset: int) -> dict[str, A
 
 
 def _top_names(delta: TextDelta) -> dict[str, float]:
-    """The likeliest tokens and the drawn one by their names; of two with one name the second by its number."""
+    """The likeliest tokens and the drawn one by their texts; of two with the same text, the second by its id."""
     drawn = (delta.token, delta.logprob if delta.logprob is not None else 0.0, delta.piece)
     named: dict[str, float] = {}
     for token, logprob, piece in dict.fromkeys([*delta.top_logprobs, drawn]):
@@ -327,5 +328,5 @@ SSE_DONE: Final = b"data: [DONE]\n\n"
 
 
 def sse_comment(text: str) -> bytes:
-    """A line that every client skips: it keeps the connection, and whatever is between, alive."""
+    """A comment line, which every client skips: it keeps the connection and all proxies between from timing out."""
     return b": " + " ".join(text.split()).encode() + b"\n\n"

@@ -1,8 +1,8 @@
 """Reads the bodies of `/v1/chat/completions` and `/v1/completions` into generations.
 
-Decides what is allowed: every wrong value is a FieldError that names the field, and so is a wish that cannot be
+Decides what is allowed: every wrong value is a FieldError that names the field, and so is a request that cannot be
 met (images, text before a suffix), because an answer that silently ignores it would be a wrong answer. Fields that
-only other servers know are `fields.py`'s. Pure.
+only other servers know are handled in `fields.py`. Pure.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def read_chat(data: bytes) -> Ask:
 
 
 def template_options(effort: str | None, thinks: bool | None, more: dict[str, Any] | None) -> str:
-    """What the model's template is given beside the messages, as JSON."""
+    """What the model's template gets beside the messages, as JSON."""
     options: dict[str, Any] = {}
     if effort is not None:
         options["reasoning_effort"] = effort
@@ -135,7 +135,7 @@ def read_completion(data: bytes) -> Ask:
     n = body.n or 1
     if body.best_of not in (None, n):
         raise FieldError("best_of", "only as many as n are made", "unsupported_value")
-    # Some clients write this older field as the chat's: true is the drawn tokens' alone.
+    # Some clients give this older field the chat's type: true means the drawn tokens only.
     logprobs = (
         -1 if body.logprobs is None or body.logprobs is False else int(body.logprobs is not True and body.logprobs)
     )

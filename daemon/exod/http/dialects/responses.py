@@ -1,8 +1,8 @@
 """OpenAI's Responses API: bodies of `/v1/responses` into generations, and answers as responses with output items.
 
-Decides how much of earlier responses is kept, so that `previous_response_id` finds them: in memory, the least
-recently used first out. A response that is not known any more is a refusal that names the field. What the model
-thought in earlier turns is dropped.
+Decides how much of earlier responses is kept, so that `previous_response_id` finds them: in memory; the least
+recently used is dropped first. An unknown response id is refused with the name of the field. The model's reasoning
+of earlier turns is dropped.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MAX_KEPT_CHARS: Final = 16 * 1024 * 1024
 
 
 class Item(msgspec.Struct):
-    """One of the input's items: a message, a call, a call's result, or what was thought."""
+    """One of the input's items: a message, a call, a call's result, or reasoning."""
 
     type: str = "message"
     role: str | None = None
@@ -87,7 +87,7 @@ class ResponsesBody(SamplingBody, kw_only=True):
 
 
 class Kept:
-    """The conversations behind the responses that were given, as this node knows them."""
+    """The conversations of earlier responses, as far as this node keeps them."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[str, tuple[ChatMessage, ...]] = OrderedDict()

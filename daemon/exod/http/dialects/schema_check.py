@@ -1,7 +1,7 @@
-"""Can a JSON schema be followed? Asked before anything is queued, so that a bad one is refused at once.
+"""Can a JSON schema be followed? Checked before anything is queued, so that a bad one is refused at once.
 
-llguidance compiles it, as the engine will, but without a vocabulary. Its errors tell what is wrong and not
-where, so the smallest part of the schema that it refuses is looked for. Decides nothing else. Raises FieldError.
+llguidance compiles it, as the engine will, but without a vocabulary. Its errors tell what is wrong but not where,
+so this module searches for the smallest part of the schema that it refuses. Raises FieldError.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def check_schema(schema: Any, text: str, place: str) -> None:
 
 def _problem(schema: Any) -> str:
     """What is wrong with it, in one line; empty where it compiles."""
-    from llguidance import LLMatcher  # it is needed by few requests, and loaded with the first of them
+    from llguidance import LLMatcher  # few requests need it, so it is loaded with the first of them
 
     try:
         grammar = LLMatcher.grammar_from_json_schema(msgspec.json.encode(schema).decode())
