@@ -41,6 +41,7 @@ PURE_STDLIB = {
 CORE_MAY = PURE_STDLIB | {"msgspec"}
 SHARED = (
     "exod.core",
+    "exod.alert_table",
     "exod.model",
     "exod.errors",
     "exod.plain_text",
@@ -131,6 +132,7 @@ def test_what_the_daemon_shares_with_the_engine_is_free_of_mlx() -> None:
 
 COMMON = (
     "exod",
+    "exod.alert_table",
     "exod.errors",
     "exod.log",
     "exod.model",
@@ -138,7 +140,8 @@ COMMON = (
     "exoengine.decoding",
     "exoengine.protocol",
 )
-"""The floor of the house: values, errors, the log, and the daemon's half of what is said to a worker."""
+"""The floor of the house: values, errors, the table of alerts, the log, and the daemon's half of what is said to a
+worker."""
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # the pure core

@@ -63,7 +63,7 @@ def cluster_view(
 
 
 def alert(code: str = "no-path", subject: str = B, node: NodeId = A) -> MqttAlert:
-    return MqttAlert(code, subject, "error", f"{code} for {subject}", 5.0, node)
+    return MqttAlert(code, subject, "error", f"{code} for {subject}", "mend it", 5.0, node)
 
 
 def free_port() -> int:

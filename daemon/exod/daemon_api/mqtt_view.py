@@ -81,6 +81,7 @@ class MqttAlert(msgspec.Struct, frozen=True):
     subject: str
     severity: Literal["warning", "error"]
     text: str
+    cure: str
     since: float
     node: NodeId
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from exod.core.status.health import severity
+from exod.alert_table import kind_of
 from exod.daemon_api.shapes import CrashLine, Finding, NetworkCheck
 from exod.model import Reason
 
@@ -21,22 +21,8 @@ STRANGER_CURE: Final = (
 
 
 def of_reason(reason: Reason, subject: str) -> Finding:
-    return Finding(reason.code, severity(reason.code), subject, reason.text, _cure(reason))
-
-
-def _cure(reason: Reason) -> str:
-    """What a person does first about a reason of the health."""
-    if reason.code == "gpu_wait":
-        return 'set engine.sync = "dynamic" in the configuration; exoctl links shows which path is slow'
-    if reason.code == "memory_wired":
-        return "restart this Mac; the memory is not freed otherwise where no program holds it"
-    if reason.code.startswith("engine_"):
-        return "exoctl engine status shows each rank; exoctl engine load MODEL tries another"
-    if reason.code.startswith("node_"):
-        return "look at that host: its power, its network, exoctl status there"
-    if reason.code.startswith("mqtt_"):
-        return "start the broker that mqtt.broker names, or set it to auto"
-    return "exoctl links shows every path, why it is not used, and the command that mends its route"
+    kind = kind_of(reason.code)
+    return Finding(reason.code, kind.severity, subject, reason.text, kind.cure)
 
 
 def of_crashes(crashes: Iterable[CrashLine]) -> list[Finding]:

@@ -19,6 +19,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from exod.alert_table import kind_of
 from exod.daemon_api import stream_keepalive
 from exod.daemon_api.interface import DaemonCommands
 from exod.daemon_api.shapes import EngineReport, StatusReport, flat_event
@@ -49,6 +50,8 @@ class LiveState(msgspec.Struct, frozen=True):
     actions: bool
     degraded_ms: float
     """The configured limit of a path's RTT."""
+    cures: dict[str, str]
+    """By code, for the reasons of the status."""
 
 
 class EventStream(ABC):
@@ -122,9 +125,9 @@ class LiveStream(EventStream):
         """The newest snapshot, the same bytes for every viewer."""
         now = time.monotonic()
         if now - self._taken_at >= FRESH_S:
-            state = LiveState(
-                time.time(), self._commands.status(), self._commands.engine(), self._actions, self._degraded_ms
-            )
+            status = self._commands.status()
+            cures = {reason.code: kind_of(reason.code).cure for reason in status.reasons}
+            state = LiveState(time.time(), status, self._commands.engine(), self._actions, self._degraded_ms, cures)
             self._state_frame = b"event: state\ndata: %s\n\n" % msgspec.json.encode(state)
             self._taken_at = now
         return self._state_frame

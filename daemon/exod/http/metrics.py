@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from exod.alert_table import severity
 from exod.daemon_api.interface import GenerationDelta, TextDelta
 from exod.daemon_api.shapes import DaemonCounters, MetricsSnapshot, StatusReport
 from exod.model import EngineState, Health, MeshState, NodeState, PathSnapshot, PathState
@@ -99,9 +100,11 @@ def _node_metrics(status: StatusReport) -> Iterator[Metric]:
     yield info
     yield _gauge("exod_uptime_seconds", "Since this daemon started", status.node.uptime_s)
     yield _states("exod_health", "1 for the present health", Health, status.health)
-    reasons = GaugeMetricFamily("exod_reason", "1 for each reason not to be healthy", labels=("code", "subject"))
+    reasons = GaugeMetricFamily(
+        "exod_reason", "1 for each reason not to be healthy", labels=("code", "subject", "severity")
+    )
     for code, subject in sorted({(reason.code, reason.subject) for reason in status.reasons}):
-        reasons.add_metric((code, subject), 1)
+        reasons.add_metric((code, subject, severity(code)), 1)
     yield reasons
     nodes = GaugeMetricFamily("exod_nodes", "Known nodes, this one included", labels=("state",))
     for state in NodeState:

@@ -136,6 +136,7 @@ def _alert(alert: MqttAlert, tree: TopicTree, publisher: NodeId) -> Publication:
         "subject": alert.subject,
         "severity": alert.severity,
         "text": alert.text,
+        "cure": alert.cure,
         "since": alert.since,
         "node": alert.node,
         "by": publisher,

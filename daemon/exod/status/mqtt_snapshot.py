@@ -6,8 +6,9 @@ import time
 
 import psutil
 
+from exod.alert_table import kind_of
 from exod.core.engine.engine_messages import RankStatus
-from exod.core.status.health import HealthSnapshot, severity
+from exod.core.status.health import HealthSnapshot
 from exod.core.status.view import LinkView, NodeView
 from exod.daemon_api import mqtt_view
 from exod.model import Health, NodeId, Reason
@@ -36,8 +37,9 @@ class MqttSnapshot:
                 mqtt_view.MqttAlert(
                     code=reason.code,
                     subject=reason.subject,
-                    severity=severity(reason.code),
+                    severity=kind_of(reason.code).severity,
                     text=reason.text,
+                    cure=kind_of(reason.code).cure,
                     since=reason.since,
                     node=self._me,
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from exod.alert_table import kind_of
 from exod.core.status.alerts import AlertFact, Alerts, alert_facts
 from exod.core.status.health import HealthSnapshot
 from exod.model import Event, Health, NodeId, Reason
@@ -23,7 +24,12 @@ def test_a_reason_is_raised_when_it_has_lasted_and_cleared_when_it_is_over() -> 
     alerts, slow = Alerts(), Reason("link_slow", "b", "44 ms", since=10.0)
     assert alerts.changes(because(slow, now=10.5)) == []
     (raised,) = alerts.changes(because(slow, now=11.0))
-    assert raised.data == {"code": "link_slow", "severity": "warning", "text": "44 ms"}
+    assert raised.data == {
+        "code": "link_slow",
+        "severity": "warning",
+        "text": "44 ms",
+        "cure": kind_of("link_slow").cure,
+    }
     assert alerts.changes(because(slow, now=12.0)) == [], "once"
     assert told(alerts.changes(because())) == [("alert.cleared", "b", "link_slow")]
     assert alerts.changes(because()) == []
@@ -44,7 +50,9 @@ def test_the_own_ranks_failure_is_told_by_its_cause_and_not_a_second_time_as_a_f
     alerts, failure = Alerts(), ("no_folder", "there is no such folder")
     (raised,) = alerts.changes(because(FAILED, now=4.0, failure=failure))
     assert (raised.type, raised.subject) == ("alert.raised", "a")
-    assert raised.data == {"code": "no_folder", "severity": "error", "text": "there is no such folder"}
+    cure = kind_of("no_folder").cure
+    text = "there is no such folder"
+    assert raised.data == {"code": "no_folder", "severity": "error", "text": text, "cure": cure}
     assert alerts.changes(because(FAILED, now=5.0, failure=failure)) == [], "once"
     assert told(alerts.changes(because())) == [("alert.cleared", "a", "no_folder")]
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
-from exod.core.status.health import ENGINE_FAILED, HealthSnapshot, severity
+from exod.alert_table import kind_of
+from exod.core.status.health import ENGINE_FAILED, HealthSnapshot
 from exod.model import Event, NodeId
 
 LASTING_S: Final = 1.0
@@ -24,7 +25,6 @@ LASTING_S: Final = 1.0
 class AlertFact(msgspec.Struct, frozen=True):
     code: str
     subject: str
-    severity: Literal["warning", "error"]
     text: str
     lasting_s: float
     """Infinite where whoever says it has waited long enough already."""
@@ -35,13 +35,13 @@ def alert_facts(me: NodeId, health: HealthSnapshot, own_failure: tuple[str, str]
     cause, and the failed engine that follows from it is not told beside it.
     """
     facts = [
-        AlertFact(reason.code, reason.subject, severity(reason.code), reason.text, lasting_s)
+        AlertFact(reason.code, reason.subject, reason.text, lasting_s)
         for reason, lasting_s in zip(health.reasons, health.lasting_s, strict=True)
         if own_failure is None or reason.code != ENGINE_FAILED
     ]
     if own_failure is not None:
         code, text = own_failure
-        facts.append(AlertFact(code, me, "error", text, math.inf))
+        facts.append(AlertFact(code, me, text, math.inf))
     return facts
 
 
@@ -61,6 +61,8 @@ class Alerts:
         for key, fact in present.items():
             if fact.lasting_s >= LASTING_S and key not in self._raised:
                 self._raised.add(key)
-                data: dict[str, object] = {"code": fact.code, "severity": fact.severity, "text": fact.text}
+                kind = kind_of(fact.code)
+                data: dict[str, object] = {"code": fact.code, "severity": kind.severity, "text": fact.text}
+                data["cure"] = kind.cure
                 events.append(Event(0.0, "alert.raised", fact.subject, data))
         return events

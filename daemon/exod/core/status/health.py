@@ -12,10 +12,10 @@ Decides what is said about health; never acts on it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal
 
 import msgspec
 
+from exod.alert_table import kind_of
 from exod.core.status.view import LinkView, NodeView, PathView
 from exod.model import (
     KIND_PREFERENCE,
@@ -39,23 +39,6 @@ KIND_WORDS = {
     Kind.OTHER: "an unknown medium,",
 }
 
-GRACE_S: dict[str, float] = {
-    "ends_disagree": 1.0,
-    "no_path": 1.0,
-    "mesh_not_agreed": 1.0,
-    "engine_recovering": 0.0,
-    "node_suspect": 1.0,
-    "link_slow": 0.5,
-    "link_lossy": 5.0,
-    "downloading": 2.0,
-    "node_left_out": 2.0,
-    "wishes_differ": 2.0,
-    "node_unheard": 1.0,
-}
-"""Seconds that a fact must last before it is a reason; 0 for those not named. An agreement may take 0.3 s, a switch
-away from a slow link about as long. A node that starts joins within two seconds. Loss that a switch is about to
-leave behind does not count. To find a model that is here takes a second."""
-
 LOSSY = 0.05
 """TCP keeps its pace up to about a percent. Beyond this, many a step waits for what is sent again; beyond 20% a
 path is called degraded, and left where there is a better one."""
@@ -65,11 +48,6 @@ LOSSY_NO_MORE = 0.025
 ENGINE_FAILED = "engine_failed"
 DOWN_CODES = frozenset({ENGINE_FAILED})
 """Nothing can be served."""
-
-
-def severity(code: str) -> Literal["warning", "error"]:
-    """Of a reason, as alerts and `exoctl doctor` tell it."""
-    return "error" if code in DOWN_CODES or code == LOCAL_NETWORK_DENIED else "warning"
 
 
 EDGE_FAILED = "preflight_failed"
@@ -159,7 +137,7 @@ class HealthJudge:
 def _judged(facts: Mapping[Key, _Fact], since: Mapping[Key, tuple[float, float]], now: float) -> HealthSnapshot:
     """`since`: of each fact, when it was first seen, on the monotonic clock and on the wall clock."""
     lasting = {key: now - first for key, (first, _) in since.items()}
-    held = {key: fact for key, fact in facts.items() if lasting[key] >= GRACE_S.get(fact.code, 0.0)}
+    held = {key: fact for key, fact in facts.items() if lasting[key] >= kind_of(fact.code).grace_s}
     reasons = tuple(Reason(fact.code, fact.subject, fact.text, since[key][1]) for key, fact in held.items())
     health = Health.DEGRADED if reasons else Health.HEALTHY
     if any(reason.code in DOWN_CODES for reason in reasons):

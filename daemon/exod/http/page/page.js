@@ -48,7 +48,7 @@ function show(live) {
   setText("cluster", `${status.cluster.name} · ${status.node.name}`);
   byId("health").className = status.health;
   setText("health-text", status.health);
-  showReasons(status);
+  showReasons(status, live.cures);
   drawMesh(byId("picture"), live);
   setText("mesh-text", meshText(status));
   showPaths(status);
@@ -65,11 +65,11 @@ function setText(id, text) {
 
 let reasonsShown = "";
 
-function showReasons(status) {
+function showReasons(status, cures) {
   const key = JSON.stringify([status.health, status.reasons, status.crashes]);
   if (key === reasonsShown) return;
   reasonsShown = key;
-  const rows = status.reasons.map((reason) => row(reason.text, reason.code));
+  const rows = status.reasons.map((reason) => row(reason.text, reason.code, cures[reason.code]));
   rows.push(...status.crashes.map((crash) => row(`${crash.text} ${crash.cure}`, "crash.seen")));
   byId("reasons").hidden = !rows.length;
   byId("reasons").className = status.health;
@@ -77,9 +77,10 @@ function showReasons(status) {
   byId("reason-list").replaceChildren(...rows);
 }
 
-function row(text, code) {
+function row(text, code, cure = "") {
   const entry = element("li", text);
   entry.append(element("code", code));
+  if (cure) entry.append(element("p", cure, { class: "cure" }));
   return entry;
 }
 
