@@ -47,7 +47,7 @@ class Holding:
 
     @property
     def is_usable(self) -> bool:
-        """Do the arrays hold `caches.position` tokens? After a fault they may lack some that were never computed."""
+        """Do the arrays hold `caches.position` tokens? After a fault some may never have been computed."""
         return not self._lost and self.caches.can_roll_back(self.caches.position)
 
     def undo(self, position: int) -> None:

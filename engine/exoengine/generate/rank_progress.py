@@ -73,7 +73,7 @@ class Openings:
         return _standing(generation, self._holdings.usable(generation.order), offers)
 
     def close(self, order: int) -> dict[int, Holding]:
-        """What this rank had offered, now that all standings are here. Raises RingLostError where it had sent none."""
+        """What this rank had offered, once all standings are here. Raises RingLostError where it sent none."""
         if order not in self._told:
             raise RingLostError("the ranks opened a request that was not asked for")
         return self._told.pop(order)

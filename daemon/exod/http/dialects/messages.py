@@ -195,7 +195,7 @@ def _choice(choice: str | ToolChoice | None) -> tuple[Any, str]:
 
 
 def read_format(wished: ResponseFormat | None, place: str = "response_format") -> Grammar | None:
-    """The grammar that an answer must follow. Raises FieldError that names the part of a schema that cannot be met."""
+    """The grammar that an answer must follow. Raises FieldError, which names the part that cannot be met."""
     if wished is None or wished.type == "text":
         return None
     if wished.type == "json_object":
