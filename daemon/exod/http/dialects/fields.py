@@ -129,7 +129,7 @@ def _named_as_here(given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[s
 
 
 def _refuse_typos(unknown: set[str], known: list[str]) -> None:
-    """Ignores an unknown field, which belongs to another server. A name close to a known one is refused as a typo."""
+    """Ignores an unknown field, which belongs to another server. A name close to a known one is refused: a typo."""
     suspects = (name for name in unknown if name not in IGNORED and name not in ALIASES)
     for name in sorted(name for name in suspects if len(name) <= LONGEST_TYPO):
         if name.startswith(IGNORED_FAMILIES):
