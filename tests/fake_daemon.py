@@ -42,6 +42,7 @@ from exod.daemon_api.shapes import (
     NetworkCheck,
     NodeLine,
     PathDetail,
+    PathTrace,
     PingReply,
     PreflightCheck,
     PreflightReport,
@@ -326,7 +327,10 @@ class FakeDaemon:
         self.asked.append(("links_history", peer, limit))
         figures = {"bridge0": "up 0.31 ms", "en0": "up 0.25 ms"}
         decision = LinkDecision(STARTED_AT, PEER, "studio2", CABLE, "selected, held for 3 s", figures)
-        return LinkHistoryReport((decision,)[:limit])
+        cable = PathTrace(
+            PEER, "studio2", CABLE, "bridge0", Kind.THUNDERBOLT, 5.0, (0.3, None, 0.4), (True, False, True)
+        )
+        return LinkHistoryReport((decision,)[:limit], (cable,))
 
     def mesh(self) -> MeshReport:
         history = MeshHistoryLine(

@@ -23,9 +23,10 @@ from exod.mqtt.publisher import MqttService
 from exod.peers.control_plane import ControlPlane
 from exod.peers.dial_targets import Target
 from exod.status.mqtt_snapshot import MqttSnapshot
+from exod.status.rtt_history import EVERY_S
 from exod.status.snapshot import StatusBuilder
 
-REFRESH_S: Final = 5.0
+REFRESH_S: Final = EVERY_S
 """How often figures (uptime, RTT, memory) are taken anew for MQTT and peers; changes are told at once."""
 
 WATCH_S: Final = 1.0
@@ -96,6 +97,7 @@ class Propagation:
         """Refreshes now and then, and reports this node to the others, until cancelled."""
         while True:
             self.refresh_soon()
+            self._status.record.rtt.observe(self._status.view().links)
             await asyncio.sleep(REFRESH_S)
             self._control.broadcast(self._status.node_report())
 

@@ -239,10 +239,26 @@ class LinkDecision(msgspec.Struct, frozen=True):
     """What the decision was made from, in words."""
 
 
+class PathTrace(msgspec.Struct, frozen=True):
+    """A path's round trips over the last hour, oldest first, one sample each `every_s`; the newest is of now."""
+
+    peer: NodeId
+    peer_name: str
+    path: PathId
+    interface: str
+    kind: Kind
+    every_s: float
+    rtt_ms: tuple[float | None, ...]
+    """None where it was dead or not measured."""
+    selected: tuple[bool, ...]
+    """Was it in use? As many as `rtt_ms`."""
+
+
 class LinkHistoryReport(msgspec.Struct, frozen=True):
     """Oldest first."""
 
     decisions: tuple[LinkDecision, ...]
+    traces: tuple[PathTrace, ...] = ()
 
 
 class PingReply(msgspec.Struct, frozen=True):

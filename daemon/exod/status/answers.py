@@ -154,7 +154,7 @@ class Answers:
         )
 
     def links_history(self, peer: NodeId | None, limit: int) -> LinkHistoryReport:
-        """Every decision of the core with its inputs; `at` is moved to the wall clock."""
+        """Every decision of the core with its inputs, and the last hour's RTTs; `at` is moved to the wall clock."""
         status = self._status
         offset = time.time() - time.monotonic()
         names = status.names()
@@ -177,7 +177,7 @@ class Answers:
                     },
                 )
             )
-        return LinkHistoryReport(tuple(decisions[-limit:]))
+        return LinkHistoryReport(tuple(decisions[-limit:]), status.record.rtt.traces(peer))
 
     def _peer_of(self, subject: str) -> NodeId | None:
         """The peer that a decision is about: named itself, or by one of its paths."""

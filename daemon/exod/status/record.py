@@ -13,6 +13,7 @@ import msgspec
 
 from exod.daemon_api.peer_reports import NodeReport
 from exod.model import MeshPlan, NodeId, ThunderboltPort
+from exod.status.rtt_history import RttHistory
 
 MAX_MESH_HISTORY: Final = 128
 """Plans that are remembered for `exoctl mesh`: a day of a cluster whose cable is played with."""
@@ -36,6 +37,7 @@ class ClusterRecord:
         """This host's receptacles."""
         self.served_model = ""
         """The model that was served last: what follows is a recovery, not a first load."""
+        self.rtt = RttHistory()
         self._reports: dict[NodeId, NodeReport] = {}
 
     def peer_report(self, peer: NodeId, report: NodeReport) -> None:

@@ -33,7 +33,9 @@ _MARKS: Final[dict[Level, tuple[str, str]]] = {
     "bad": ("✖", "x"),
     "idle": ("○", "-"),
 }
-_ASCII: Final = str.maketrans({"→": "->", "…": "...", "·": "-", "µ": "u", "●": "*", "▲": "!", "✖": "x", "○": "-"})
+_ASCII: Final = str.maketrans("▁▂▃▄▅▆▇█━", ".:-=+*#@=") | str.maketrans(
+    {"→": "->", "…": "...", "·": "-", "µ": "u", "●": "*", "▲": "!", "✖": "x", "○": "-"}
+)
 
 GAP: Final = "  "
 """Between two columns."""

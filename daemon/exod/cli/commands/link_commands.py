@@ -78,6 +78,7 @@ def _links_code(report: LinksReport) -> ExitCode:
 def _history(shell: Shell, peer: str | None) -> ExitCode:
     from exod.cli.base.client import understood
     from exod.cli.screens.links import history_screen
+    from exod.cli.screens.rtt_plot import rtt_plot
     from exod.daemon_api.shapes import LinkHistoryReport
 
     with shell.daemon() as daemon:
@@ -85,7 +86,9 @@ def _history(shell: Shell, peer: str | None) -> ExitCode:
     if shell.as_json:
         shell.show_json(data)
     else:
-        shell.show(history_screen(understood(data, LinkHistoryReport).decisions, shell.paint(), shell.width))
+        report, paint = understood(data, LinkHistoryReport), shell.paint()
+        plot = rtt_plot(report.traces, paint, shell.width)
+        shell.show([*plot, *history_screen(report.decisions, paint, shell.width)])
     return ExitCode.OK
 
 

@@ -13,7 +13,6 @@ Decides that alone, from samples once a second. Never asks why: `status/` names 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from statistics import median
 from typing import Final, Literal
 
 import msgspec
@@ -62,6 +61,13 @@ class Low(msgspec.Struct, frozen=True):
 def band_of(kv_tokens: int) -> int:
     """The band's upper end in tokens; 0 for what lies above all."""
     return next((end for end in BANDS if kv_tokens <= end), 0)
+
+
+def median(values: list[float]) -> float:
+    """The upper one of two in the middle. The library's own lies beside its random numbers, which the core may not
+    load.
+    """
+    return sorted(values)[len(values) // 2]
 
 
 class ThroughputWatch:
