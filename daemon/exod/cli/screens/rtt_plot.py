@@ -17,7 +17,7 @@ from exod.daemon_api.shapes import PathTrace
 BARS: Final = "▁▂▃▄▅▆▇█"
 FEWEST_COLUMNS: Final = 10
 FIGURES: Final = 26
-"""Columns right of the bars: `0.212 ms to 44.1 ms` and a gap."""
+"""Columns right of the bars: `0.212 ms to 44.1 ms` and a gap. A narrow terminal has the bars alone."""
 
 
 def rtt_plot(traces: Sequence[PathTrace], paint: Paint, width: int) -> list[str]:
@@ -32,7 +32,8 @@ def rtt_plot(traces: Sequence[PathTrace], paint: Paint, width: int) -> list[str]
 
 def _peer(name: str, paths: Sequence[PathTrace], paint: Paint, width: int) -> list[str]:
     label = max(len(trace.interface) for trace in paths) + 4
-    columns = max(FEWEST_COLUMNS, width - label - FIGURES)
+    figures_fit = width - label - FIGURES >= FEWEST_COLUMNS
+    columns = max(FEWEST_COLUMNS, width - label - FIGURES * figures_fit)
     longest = max(len(trace.rtt_ms) for trace in paths)
     share = max(1, math.ceil(longest / columns))
     every_s = paths[0].every_s
@@ -47,10 +48,11 @@ def _peer(name: str, paths: Sequence[PathTrace], paint: Paint, width: int) -> li
         bars = "".join(_bar(rtts[at : at + share], low, high) for at in range(0, longest, share))
         marks = "".join("━" if any(used[at : at + share]) else " " for at in range(0, longest, share))
         own = [rtt for rtt in trace.rtt_ms if rtt is not None]
-        figures = f"  {ms(min(own))} to {ms(max(own))}"
+        figures = f"  {ms(min(own))} to {ms(max(own))}" if figures_fit else ""
         lines.append(paint.line([Cell(f"  {trace.interface:<{label - 2}}"), Cell(bars), Cell(figures, "dim")]))
         if marks.strip():
-            lines.append(paint.line([Cell(" " * label), Cell(marks.rstrip(), "good"), Cell("  in use", "dim")]))
+            words = "  in use" if figures_fit else ""
+            lines.append(paint.line([Cell(" " * label), Cell(marks.rstrip(), "good"), Cell(words, "dim")]))
     return [*lines, ""]
 
 
