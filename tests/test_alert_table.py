@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from exod import alert_table
-from exod.alert_table import ALERTS, MODEL_FAILURES
+from exod.alert_table import ALERTS, MODEL_FAILURES, NOTES
+from exod.core.base import facts
 
 ROOT = Path(__file__).parents[1]
 NO_RANK_FAILS_WITH = {"busy", "incomplete", "unwritable"}
@@ -15,11 +16,12 @@ NO_RANK_FAILS_WITH = {"busy", "incomplete", "unwritable"}
 
 
 def first_arguments(*names: str) -> Iterator[str]:
-    """What calls of `names` say first, where that is a text or a module's constant."""
+    """What calls of `names` say first, where that is a text or a constant, of the module or of the facts."""
+    shared = {name: value for name, value in vars(facts).items() if isinstance(value, str) and name.isupper()}
     for folder in (ROOT / "daemon" / "exod", ROOT / "engine" / "exoengine"):
         for file in folder.rglob("*.py"):
             tree = ast.parse(file.read_text())
-            constants = {
+            constants = shared | {
                 target.id: node.value.value
                 for node in tree.body
                 if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, ast.Constant)
@@ -41,7 +43,7 @@ def first_arguments(*names: str) -> Iterator[str]:
 
 
 def test_every_reason_of_the_health_has_a_row_and_every_row_a_reason() -> None:
-    assert set(first_arguments("_Fact")) == set(ALERTS)
+    assert set(first_arguments("Fact")) == set(ALERTS) | set(NOTES)
 
 
 def test_every_failure_of_a_model_has_a_row() -> None:
@@ -52,7 +54,8 @@ def test_every_failure_of_a_model_has_a_row() -> None:
 
 def test_no_code_is_in_both_tables_and_each_says_what_to_do() -> None:
     assert not ALERTS.keys() & MODEL_FAILURES.keys()
-    for kind in (*ALERTS.values(), *MODEL_FAILURES.values()):
+    assert not NOTES.keys() & (ALERTS.keys() | MODEL_FAILURES.keys())
+    for kind in (*ALERTS.values(), *MODEL_FAILURES.values(), *NOTES.values()):
         assert kind.meaning.endswith(".")
         assert kind.cure
         assert not kind.cure.endswith(".")

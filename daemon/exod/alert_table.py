@@ -56,6 +56,25 @@ ALERTS: Final[dict[str, AlertKind]] = {
         "A node is up and not in the ring. The text says why.",
         "mend what the text names; exoctl links",
     ),
+    # A node whose identity was renewed may be known under the old one for a moment.
+    "name_twice": AlertKind(
+        "warning",
+        5.0,
+        "Two live nodes have one name. Screens show the beginning of the id beside it.",
+        "give each node a name of its own: node.name in its configuration",
+    ),
+    "address_twice": AlertKind(
+        "warning",
+        2.0,
+        "Two live hosts hold one address. On cables this counts where it does not work.",
+        "give one of the two another address; look for a second DHCP server",
+    ),
+    "version_skew": AlertKind(
+        "error",
+        1.0,
+        "A peer speaks another version of exod's protocols. The text has both versions.",
+        "upgrade exod on the host that the text names, and restart it",
+    ),
     "wishes_differ": AlertKind(
         "warning",
         2.0,
@@ -91,6 +110,15 @@ ALERTS: Final[dict[str, AlertKind]] = {
     ),
     "engine_failed": AlertKind("error", 0.0, "The model cannot be hosted: no request can be answered.", _ENGINE),
     "engine_recovering": AlertKind("warning", 0.0, "The ranks are forming their group again.", _ENGINE),
+    # A model of some gigabytes is read in that time. One that takes longer is no fault, but a request that begins
+    # now waits for it.
+    "engine_loading": AlertKind(
+        "warning", 20.0, "The model is not ready yet: a request that begins now waits.", "wait; " + _ENGINE
+    ),
+    # A step ends, and the next request begins, within a second or two.
+    "requests_wait": AlertKind(
+        "warning", 5.0, "Requests wait although the ranks are ready and generate nothing.", _ENGINE
+    ),
     # To find a model that is on the disk takes a second.
     "downloading": AlertKind(
         "warning",
@@ -101,8 +129,8 @@ ALERTS: Final[dict[str, AlertKind]] = {
     "gpu_wait": AlertKind(
         "warning",
         0.0,
-        "A fast step waited longer for another rank than a GPU's watchdog allows, in the last five minutes.",
-        'set engine.sync = "dynamic" in the configuration; exoctl links shows which path is slow',
+        "A fast step waited longer for another rank than a GPU's watchdog allows, in the last half minute.",
+        'exoctl links shows which path is slow; set engine.sync = "dynamic" where it is "fast"',
     ),
     "memory_wired": AlertKind(
         "warning",
@@ -110,11 +138,12 @@ ALERTS: Final[dict[str, AlertKind]] = {
         "A rank's process is gone and its wired memory is not free again; no rank is started meanwhile.",
         "restart this Mac; the memory is not freed otherwise where no program holds it",
     ),
+    # A hosted broker that died is replaced within a second or two.
     "mqtt_down": AlertKind(
         "warning",
-        0.0,
-        "The broker that the configuration names cannot be used.",
-        "start the broker that mqtt.broker names, or set it to auto",
+        3.0,
+        "The MQTT broker cannot be used, or something else holds its port. The text says why.",
+        "start the broker that mqtt.broker names, or set it to auto; end what holds port 1883",
     ),
     "local_network_denied": AlertKind(
         "error",
@@ -123,6 +152,17 @@ ALERTS: Final[dict[str, AlertKind]] = {
         "exoctl doctor prints the cures in the order in which to try them",
     ),
 }
+
+NOTES: Final[dict[str, AlertKind]] = {
+    # Two reports of each node, so that one that has just come is not taken for one that nobody hears.
+    "deaf_pair": AlertKind(
+        "warning",
+        10.0,
+        "Two live nodes never hear each other. The ring goes round them.",
+        "look for a cable or a firewall between the two hosts",
+    ),
+}
+"""What is shown as a note and makes nothing unhealthy: it may be just as it should be. Notes are no alerts."""
 
 _FOLDER: Final = "exoctl model info MODEL shows the folder; " + _ENGINE
 _OTHER_MODEL: Final = "load another model: exoctl engine load MODEL; exoctl model ls lists those that are here"
@@ -171,7 +211,11 @@ whose rank it is; the text names the file or the sum."""
 
 def kind_of(code: str) -> AlertKind:
     """Of a reason or a model's failure. A code of a newer peer is a warning that its own text explains."""
-    return ALERTS.get(code) or MODEL_FAILURES.get(code) or _UNKNOWN
+    return ALERTS.get(code) or MODEL_FAILURES.get(code) or NOTES.get(code) or _UNKNOWN
+
+
+def is_note(code: str) -> bool:
+    return code in NOTES
 
 
 _UNKNOWN: Final = AlertKind("warning", 0.0, "", "the text says what; exoctl doctor on the node that says it")
@@ -195,6 +239,11 @@ def document() -> str:
             "`exoctl doctor`. *After* is how long the cause must last before it is a reason.",
             "",
             *_rows(ALERTS),
+            "",
+            "## Notes",
+            "Shown on screens and as `notes` in `exoctl status --json`; they make nothing unhealthy.",
+            "",
+            *_rows(NOTES),
             "",
             "## Why a model cannot be hosted",
             "On the node whose rank has failed the alert's code is the cause; elsewhere it is `engine_failed`.",

@@ -23,7 +23,7 @@ from exod.core.base.mesh_messages import (
 )
 from exod.core.cluster.ring_order import build_plan, plan_hash
 from exod.core.node import LOOK_FOR_LOST_S, LOST_S, MAX_PEERS, NodeCore
-from exod.core.probe.datagram import Datagram, encode
+from exod.core.probe.datagram import MAC_BYTES, Datagram, authentication_code, encode
 from exod.model import (
     MAX_COUNTER,
     Epoch,
@@ -103,6 +103,21 @@ def test_what_is_not_accepted_is_named_and_changes_nothing(code: str, data: byte
     core = met()
     assert rejected(core.handle(arrival(data), 0.5)) == [code]
     assert core.view(0.5).nodes[1].state is NodeState.SUSPECT
+
+
+def test_a_peers_datagrams_of_another_version_are_said_until_they_are_understood_or_end() -> None:
+    core = met()
+    body = bytes([2]) + encode(datagram(), KEY)[1:-MAC_BYTES]
+    newer = body + authentication_code(body, KEY)
+    assert rejected(core.handle(arrival(newer), 0.5)) == ["version"]
+    assert core.view(0.5).nodes[1].skew.endswith("upgrade exod on studio1")
+    assert core.view(30.0).nodes[1].skew == "", "none came for long"
+    core.handle(arrival(newer), 31.0)
+    core.handle(arrival(encode(datagram(), KEY)), 32.0)
+    assert core.view(32.0).nodes[1].skew == ""
+    forged = bytes([2]) + encode(datagram(), bytes(32))[1:]
+    assert rejected(core.handle(arrival(forged), 33.0)) == ["malformed"]
+    assert core.view(33.0).nodes[1].skew == "", "anybody can send that"
 
 
 @pytest.mark.parametrize(

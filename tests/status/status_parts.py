@@ -154,7 +154,7 @@ def seen(*paths: PathView, agreed: bool = True) -> NodeView:
 def status_of(core: StillCore, engine: StillEngine | None = None) -> StatusBuilder:
     return StatusBuilder(
         lambda: ME,
-        StatusSettings("home", 5.0, True, 3.0, False, 0.0),
+        StatusSettings("home", 5.0, True, 3.0, "dynamic", 0.0),
         ClusterRecord(),
         core,  # type: ignore[arg-type]
         engine or StillEngine(),

@@ -20,7 +20,8 @@ from exod.core.cluster.mesh import Mesh
 from exod.core.cluster.pair_summary import summarize_pair
 from exod.core.cluster.plan_acceptance import shares_edge
 from exod.core.pair.link import Link
-from exod.core.probe.datagram import counters_sane, decode
+from exod.core.probe.datagram import VersionError, counters_sane, decode
+from exod.core.probe.version_skew import VersionSkews
 from exod.core.status.view import NodeView, link_view, mesh_view, node_entry, self_entry
 from exod.model import MAX_COUNTER, MeshPlan, NodeCard, NodeId, NodeState
 
@@ -70,6 +71,7 @@ class NodeCore:
         self._touched: set[NodeId] = set()
         """Peers whose link's deadline must be asked for again."""
         self._quiet = False
+        self._skews = VersionSkews()
         self._look_for_lost_at = now + LOOK_FOR_LOST_S
         self._handlers: dict[type[Any], Callable[[Any, float], None]] = {
             events.DatagramReceived: self._datagram_received,
@@ -147,10 +149,16 @@ class NodeCore:
         links = [self.links[peer] for peer in sorted(self.links)]
         return NodeView(
             me=self.card,
-            nodes=(self_entry(self.card, self._started_at), *(node_entry(link) for link in links)),
+            nodes=(
+                self_entry(self.card, self._started_at),
+                *(node_entry(link, self._skew_of(link.peer, now)) for link in links),
+            ),
             links=tuple(link_view(link, self._platform, now) for link in links),
             mesh=mesh_view(self.mesh),
         )
+
+    def _skew_of(self, peer: NodeCard, now: float) -> str:
+        return self._skews.text(peer.id, peer.name, self.card.name, now)
 
     def history(self) -> tuple[Decision, ...]:
         """The newest decisions with their inputs, oldest first."""
@@ -175,6 +183,8 @@ class NodeCore:
             datagram = decode(event.data, self._key)
         except WireError as error:
             self._journal.command(LogRejected(remote, error.code, error.text))
+            if isinstance(error, VersionError):
+                self._note_skew(remote, error.version, now)
             return
         if datagram.destination != self.card.id or datagram.sender == self.card.id:
             self._journal.command(LogRejected(remote, "not_for_me", f"it is for {datagram.destination}"))
@@ -189,8 +199,14 @@ class NodeCore:
         link = self._touch(datagram.sender)
         if link is None:
             return  # its card is on the way
+        self._skews.understood(datagram.sender)
         self.mesh.saw_epoch(datagram.epoch_number)
         link.receive(datagram, event.local_address, remote, event.received_at, now)
+
+    def _note_skew(self, remote: str, version: int, now: float) -> None:
+        for peer, link in self.links.items():
+            if any(one.address == remote for one in link.peer.addresses):
+                self._skews.note(peer, version, now)
 
     def _datagram_sent(self, event: events.DatagramSent, now: float) -> None:
         link = self.links.get(event.peer)

@@ -23,6 +23,8 @@ class NodeReport(msgspec.Struct, frozen=True, tag="node_report"):
     memory_mib: int
     thunderbolt: tuple[ThunderboltPort, ...] = ()
     """Its receptacles, and what each is cabled to."""
+    hears: tuple[tuple[NodeId, str], ...] = ()
+    """The other nodes that it hears: id and name."""
 
 
 class TransferProbe(msgspec.Struct, frozen=True, tag="transfer_probe"):

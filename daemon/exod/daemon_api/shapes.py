@@ -175,6 +175,8 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     mqtt: MqttSummary
     crashes: tuple[CrashLine, ...] = ()
     """Of the last hours, newest first."""
+    notes: tuple[Reason, ...] = ()
+    """What is good to know and makes nothing unhealthy, with codes as reasons have."""
     api: str = ""
     """The base URL of this node's HTTP API; empty where it does not listen."""
 

@@ -16,11 +16,12 @@ from typing import Final, Protocol
 
 import msgspec
 
+from exod.alert_table import kind_of
 from exod.core.base.events import DebugFault, DebugPin, ForgetPeer, Input, RenegotiateRequested
+from exod.core.base.facts import LOCAL_NETWORK_DENIED
 from exod.core.cluster.jaccl import JacclHostfile, NotCabledError, hostfile
 from exod.core.engine.engine_events import EngineInput, ModelWanted
 from exod.core.node import NodeCore
-from exod.core.status.health import DOWNLOADING, EDGE_FAILED, LOCAL_NETWORK_DENIED
 from exod.core.status.view import LinkView, NodeEntry, PathView
 from exod.daemon_api.discovery_state import DiscoveryState
 from exod.daemon_api.interface import GenerationDelta
@@ -41,6 +42,7 @@ from exod.daemon_api.shapes import (
     NetcheckReport,
     PathDetail,
     PingReply,
+    PreflightCheck,
     PreflightReport,
     RankDetail,
     Readiness,
@@ -51,7 +53,7 @@ from exod.diagnostics.mac_findings import of_denied
 from exod.diagnostics.netcheck import PeerPort, netcheck
 from exod.diagnostics.preflight import preflight_data
 from exod.errors import ExitCode, RequestError
-from exod.model import EngineState, Event, NodeId, NodeState, PathId
+from exod.model import Event, NodeId, NodeState, PathId
 from exod.platform.system import Platform
 from exod.status.engine_source import EngineSource
 from exod.status.snapshot import StatusBuilder, path_as
@@ -247,29 +249,14 @@ class Answers:
         )
 
     def ready(self) -> Readiness:
-        engine = self._status.engine()
-        if self._engine.scheduler.draining:
-            return Readiness(False, "draining", "the engine is being drained and admits no more requests")
-        denied = self._status.local_network()
-        match engine.state:
-            case EngineState.LOADING | EngineState.RECOVERING | EngineState.FAILED if denied:
-                return Readiness(False, LOCAL_NETWORK_DENIED, denied)
-            case EngineState.READY | EngineState.GENERATING:
-                trouble = self._status.failed_edge()
-                if denied and not trouble:
-                    return Readiness(True, LOCAL_NETWORK_DENIED, denied)  # this node alone still answers
-                return Readiness(not trouble, EDGE_FAILED if trouble else "", trouble)
-            case EngineState.OFF:
-                text = "no model is loaded: exoctl engine load MODEL"
-                return Readiness(False, "no_model", engine.text or text)
-            case EngineState.LOADING | EngineState.RECOVERING if engine.downloads:
-                return Readiness(False, DOWNLOADING, engine.text)
-            case state:
-                return Readiness(False, f"engine_{state}", engine.text or f"the engine is {state}")
+        verdict = self._status.serving()
+        return Readiness(verdict.serves, verdict.code, verdict.text)
 
     def models(self) -> list[str]:
+        """What a request may name: none where none would be taken."""
         model = self._status.engine().model
-        return [self._settings.model_name or short_name(model)] if model else []
+        admits = self._status.serving().admits
+        return [self._settings.model_name or short_name(model)] if model and admits else []
 
     def full_model(self) -> str:
         return self._status.engine().model or ""
@@ -305,10 +292,19 @@ class Answers:
             msgspec.structs.replace(check, subject=named(check.subject), text=named(check.text))
             for check in report.checks
         )
+        if report.checks and report.checks[0].name != "plan":
+            checks += (self._serving_check(),)
         for check in checks:
             if not check.ok:
                 self._events.write(Event(0.0, "preflight.failed", check.subject, preflight_data(check)))
-        return msgspec.structs.replace(report, checks=checks)
+        return msgspec.structs.replace(report, checks=checks, ok=all(check.ok for check in checks))
+
+    def _serving_check(self) -> PreflightCheck:
+        """What `/ready` says: all the rest may be well while the ranks stand in no group."""
+        ready, state = self.ready(), str(self._status.engine().state)
+        text = ready.text or "a request would be answered now"
+        mends = "" if ready.ready else kind_of(ready.code).cure
+        return PreflightCheck("serving", "engine", ready.ready, state, text, mends)
 
     async def doctor(self) -> DoctorReport:
         """Findings that only the daemon sees: what makes it less than healthy, and settings that do harm."""
@@ -333,11 +329,13 @@ class Answers:
             *findings.of_crashes(status.crashes()),
             *findings.of_environment(os.environ, "the running daemon's environment", environment_cure),
         ]
-        facts: list[str] = []
+        ready = self.ready()
+        facts = [] if ready.ready else [f"no request would be answered now: {ready.text}"]
+        facts += [f"{one.text}; {kind_of(one.code).cure}" for one in status.health().notes]
         hello = self._engine.rank.worker.hello
         if hello is not None:
-            wrong, facts = findings.of_worker(hello.versions, hello.native, hello.has_switch)
-            found += wrong
+            wrong, more = findings.of_worker(hello.versions, hello.native, hello.has_switch)
+            found, facts = [*found, *wrong], [*facts, *more]
         checked = (
             "health",
             "links",
@@ -431,10 +429,9 @@ class Answers:
         return await self._requests.text(asked)
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
-        state = self._status.engine()
-        if state.state in (EngineState.OFF, EngineState.FAILED):
-            readiness = self.ready()
-            raise RequestError("not_ready", readiness.text, ExitCode.INTERNAL)
+        verdict = self._status.serving()
+        if not verdict.admits:
+            raise RequestError("not_ready", verdict.text, ExitCode.INTERNAL)
         return self._requests.generate(request)
 
 

@@ -18,11 +18,13 @@ import psutil
 
 from exod import VERSION
 from exod.config.settings import Config
+from exod.core.base.facts import EDGE_FAILED, Fact
 from exod.core.cluster.jaccl import CabledNode, meeting_address
 from exod.core.engine.engine_messages import RankPhase, RankStatus
 from exod.core.engine.rank.sync_watch import wait_text
 from exod.core.node import NodeCore
-from exod.core.status.health import EDGE_FAILED, Downloading, HealthInput, HealthJudge, HealthSnapshot
+from exod.core.status.health import Downloading, HealthInput, HealthJudge, HealthSnapshot
+from exod.core.status.serving import EngineFacts, Serving, serving
 from exod.core.status.view import LinkView, NodeView, PathView
 from exod.daemon_api.peer_reports import NodeReport
 from exod.daemon_api.shapes import (
@@ -44,6 +46,7 @@ from exod.daemon_api.shapes import (
     ThisNode,
 )
 from exod.model import EngineState, Event, NodeCard, NodeId, NodeState, PathSnapshot
+from exod.plain_text import labels
 from exod.status.engine_source import EngineSource
 from exod.status.record import ClusterRecord
 
@@ -60,8 +63,8 @@ class StatusSettings(msgspec.Struct, frozen=True):
     degraded_ms: float
     engine_enabled: bool
     watchdog_s: float
-    has_named_broker: bool
-    """A person chose the MQTT broker: one that cannot be reached is a fault then."""
+    sync: str
+    """What `engine.sync` says."""
     started_at: float
     """Unix seconds."""
 
@@ -72,7 +75,7 @@ class StatusSettings(msgspec.Struct, frozen=True):
             config.mesh.degraded_ms,
             config.engine.enabled,
             config.engine.watchdog_s,
-            config.mqtt.broker not in ("auto", "embedded", "off"),
+            config.engine.sync,
             started_at,
         )
 
@@ -97,15 +100,16 @@ class StatusBuilder:
         api_url: Callable[[], str],
         local_network: Callable[[], str] = str,
         wired: Callable[[], str] = str,
+        found: Callable[[], tuple[Fact, ...]] = tuple,
     ) -> None:
         """`local_network`: why macOS keeps this node from the others; `wired`: why no rank is started again. Both
-        are empty where nothing is wrong.
+        are empty where nothing is wrong. `found`: what other parts of the daemon know to be wrong.
         """
         self._me = card().id
         self._card, self._settings, self.record = card, settings, record
         self._core, self._engine, self._events = core, engine, events
         self._mqtt, self._failed_edges, self._api_url = mqtt, failed_edges, api_url
-        self.local_network, self.wired = local_network, wired
+        self.local_network, self.wired, self.found = local_network, wired, found
         self._judge = HealthJudge()
 
     # --- this node, for the others --------------------------------------------------------------------------
@@ -122,6 +126,11 @@ class StatusBuilder:
             uptime_s=self._uptime_s(),
             memory_mib=psutil.virtual_memory().used >> 20,
             thunderbolt=self.record.thunderbolt,
+            hears=tuple(
+                (peer, link.peer.name)
+                for peer, link in self._core.links.items()
+                if link.liveness.state is not NodeState.DOWN
+            ),
         )
 
     def _uptime_s(self) -> float:
@@ -149,11 +158,15 @@ class StatusBuilder:
     # --- the parts of the status ----------------------------------------------------------------------------
 
     def view(self) -> NodeView:
-        return self._core.view(time.monotonic())
+        view = self._core.view(time.monotonic())
+        live = [node.id for node in view.nodes if node.state is not NodeState.DOWN and not node.is_self]
+        told = [(node, report.hears) for node in live if (report := self.record.report(node)) and report.hears]
+        return msgspec.structs.replace(view, hearings=tuple(told))
 
     def names(self) -> dict[NodeId, str]:
-        links = self._core.links
-        return {self._me: self._card().name, **{peer: link.peer.name for peer, link in links.items()}}
+        """What nodes are called in texts for people."""
+        known = [(self._me, self._card().name), *((peer, one.peer.name) for peer, one in self._core.links.items())]
+        return dict(labels(known))
 
     def named(self, text: str) -> str:
         """Node ids in a text for people become names."""
@@ -169,29 +182,47 @@ class StatusBuilder:
         return self._judge.observe(self._health_input(view), time.monotonic(), time.time())
 
     def _health_input(self, view: NodeView) -> HealthInput:
-        engine, settings, mqtt = self.engine(), self._settings, self._mqtt()
+        mqtt = self._mqtt()
         return HealthInput(
             view=view,
-            degraded_ms=settings.degraded_ms,
-            engine_enabled=settings.engine_enabled,
-            engine_state=engine.state,
-            engine_text=engine.text,
+            degraded_ms=self._settings.degraded_ms,
+            engine=self.engine_facts(),
             gpu_waits=self._gpu_waits(),
             downloads=self.downloads(),
-            edge_text="; ".join(f"{check.subject}: {check.text}" for check in self._failed_edges()),
-            mqtt_text=mqtt.text if settings.has_named_broker and mqtt.state != "connected" else "",
+            edge_of=self._failed_edge()[0],
+            mqtt_text=mqtt.text if mqtt.state == "connecting" else "",
             wired_text=self.wired(),
+            found=self.found(),
+        )
+
+    def engine_facts(self) -> EngineFacts:
+        """What says whether a request would be answered now, for everyone who is asked."""
+        engine, wish = self.engine(), self._card().wish
+        return EngineFacts(
+            state=engine.state,
+            text=engine.text,
+            downloading=bool(engine.downloads),
+            draining=self._engine.scheduler.draining or (wish is not None and wish.draining),
+            waiting=self._engine.scheduler.waiting,
+            edge_text=self._failed_edge()[1],
             local_network_text=self.local_network(),
         )
 
-    def failed_edge(self) -> str:
-        """What a node of the ring found wrong with an edge of the plan; empty where nothing is."""
-        plan, found = self._engine.plan, [(one.code, one.text) for one in self.health().reasons]
+    def serving(self) -> Serving:
+        return serving(self.engine_facts())
+
+    def _failed_edge(self) -> tuple[NodeId | None, str]:
+        """Which node of the ring found what wrong with an edge of its own; an empty text where nothing is."""
+        own = "; ".join(f"{check.subject}: {check.text}" for check in self._failed_edges())
+        if own:
+            return self._me, own
+        plan = self._engine.plan
         for node in plan.ring if plan is not None else ():
             report = self.record.report(node) if node != self._me else None
-            if report is not None:
-                found += [(code, text) for code, _, text, _ in report.reasons]
-        return next((text for code, text in found if code == EDGE_FAILED), "")
+            for code, subject, text, _ in report.reasons if report is not None else ():
+                if code == EDGE_FAILED and subject == node:
+                    return node, text
+        return None, ""
 
     def status(self) -> StatusReport:
         card, view = self._card(), self.view()
@@ -200,6 +231,7 @@ class StatusBuilder:
             node=ThisNode(self._me, card.name, card.incarnation, VERSION, self._uptime_s()),
             health=health.health,
             reasons=health.reasons,
+            notes=health.notes,
             cluster=ClusterSummary(
                 self._settings.cluster_name, sum(node.state is not NodeState.DOWN for node in view.nodes)
             ),
@@ -320,13 +352,14 @@ class StatusBuilder:
         own, limit_s = self._engine.statuses.get(self._me), self._settings.watchdog_s
         if own is None or not own.gpu_waited_s:
             return ()
-        return ((self._me, wait_text(own.gpu_waited_s, limit_s)),)
+        return ((self._me, wait_text(own.gpu_waited_s, limit_s, self._settings.sync)),)
 
     def _engine_state(self, statuses: list[RankStatus | None]) -> EngineState:
         host = self._engine
         plan = host.plan
         if plan is None:
-            return EngineState.LOADING if self._card().engine and self._card().model else EngineState.OFF
+            hosts = self._settings.engine_enabled and self._card().engine
+            return EngineState.LOADING if hosts and self._card().model else EngineState.OFF
         if not plan.model or not plan.ring:
             return EngineState.OFF
         current = [status for status in statuses if status is not None and status.plan_hash == plan.hash]

@@ -7,6 +7,7 @@ import pytest
 
 from exod.core.status.alerts import Alerts, alert_facts
 from exod.core.status.health import Downloading, HealthInput, HealthJudge, HealthSnapshot
+from exod.core.status.serving import EngineFacts
 from exod.core.status.view import LinkView, MeshView, NodeEntry, NodeView, PathView
 from exod.model import (
     ClusterWish,
@@ -198,10 +199,10 @@ def test_a_step_of_the_wall_clock_neither_raises_nor_clears_anything(step: float
 
 
 def test_a_failed_engine_is_down_and_a_missing_one_is_not() -> None:
-    failed = given(CABLE, engine_enabled=True, engine_state=EngineState.FAILED, engine_text="no such model")
+    failed = given(CABLE, engine=EngineFacts(EngineState.FAILED, "no such model"))
     assert lasting(failed).health is Health.DOWN
     assert texts(failed) == ["no such model"]
-    assert lasting(given(CABLE, engine_state=EngineState.OFF)).health is Health.HEALTHY
+    assert lasting(given(CABLE, engine=EngineFacts(EngineState.OFF))).health is Health.HEALTHY
 
 
 def test_a_configured_broker_counts_and_a_suspended_plan_is_explained() -> None:
@@ -279,7 +280,8 @@ def test_a_rank_that_is_not_heard_here_is_not_called_down_while_it_computes() ->
 def test_a_drain_is_a_reason_on_every_node_that_has_heard_of_it() -> None:
     what = given(CABLE)
     me = msgspec.structs.replace(ME, wish=ClusterWish(1.0, "studio2", "/models/real", draining=True))
-    drained = msgspec.structs.replace(what, view=msgspec.structs.replace(what.view, me=me))
+    view, engine = msgspec.structs.replace(what.view, me=me), EngineFacts(draining=True)
+    drained = msgspec.structs.replace(what, view=view, engine=engine)
     (reason,) = lasting(drained).reasons
     assert reason.code == "draining"
     assert "studio2 was told to drain" in reason.text

@@ -68,7 +68,7 @@ class Studio:
         host._send_datagram = refused  # type: ignore[method-assign]
         self._status = StatusBuilder(
             lambda: host.card,
-            StatusSettings("home", 5.0, False, 2.0, False, clock.time()),
+            StatusSettings("home", 5.0, False, 2.0, "dynamic", clock.time()),
             ClusterRecord(),
             self,  # type: ignore[arg-type]
             StillEngine(),

@@ -7,6 +7,7 @@ import pytest
 
 from exod.core.status.alerts import Alerts, alert_facts
 from exod.core.status.health import HealthJudge
+from exod.core.status.serving import EngineFacts
 from exod.daemon_api.shapes import InterfaceLine
 from exod.diagnostics.mac_findings import of_denied
 from exod.model import Event, Kind, LocalAddress
@@ -46,7 +47,7 @@ class Node:
                 errno = self.network.send(local.interface, local.address, f"peer of {local.interface}")
                 if errno:
                     self.check.refused(local.address, errno)
-            health = msgspec.structs.replace(given(), local_network_text=self.check.text)
+            health = msgspec.structs.replace(given(), engine=EngineFacts(local_network_text=self.check.text))
             seen = self._health.observe(health, self.network.now, 1e9 + self.network.now)
             self.told += self._alerts.changes(alert_facts(ME.id, seen, None))
             self.network.now += PROBES_EVERY_S

@@ -24,6 +24,7 @@ from exod.cli.base.paint import (
 )
 from exod.daemon_api.shapes import EngineSummary, LinkLine, MeshSummary, NodeLine, StatusReport
 from exod.model import EngineState, Health, MeshState, NodeId, NodeState, PathSnapshot, PathState
+from exod.plain_text import labels
 
 LABEL_COLUMNS: Final = 9
 """The left column: the longest of its words and two spaces."""
@@ -77,13 +78,15 @@ def engine_level(state: EngineState) -> Level:
 
 def status_screen(status: StatusReport, paint: Paint, width: int, now: float) -> list[str]:
     """The whole screen, each line at most `width` columns where its figures allow."""
-    names = {node.id: node.name for node in status.nodes}
+    names = dict(labels((node.id, node.name) for node in status.nodes))
     lines = _headline(status, names, paint, width, now)
     lines.append("")
-    lines += _labelled("nodes", _nodes(status.nodes, paint), paint, width)
+    lines += _labelled("nodes", _nodes(status.nodes, names, paint), paint, width)
     if status.links:
         nodes = {node.id: node for node in status.nodes}
-        links = [_link(link, nodes.get(link.peer), paint) for link in status.links]
+        links = [
+            _link(link, names.get(link.peer, link.peer_name), nodes.get(link.peer), paint) for link in status.links
+        ]
         lines += _labelled("links", links, paint, width)
     mesh, engine, mqtt = status.mesh, status.engine, status.mqtt
     lines += _statement("mesh", _MESH[mesh.state], mesh.state.value, _mesh_facts(mesh, names), paint, width)
@@ -96,6 +99,8 @@ def status_screen(status: StatusReport, paint: Paint, width: int, now: float) ->
     for crash in status.crashes:
         ago = f"{duration(now - crash.at)} ago"
         lines += _statement("crash", "warn", ago, crash.text, paint, width) + _words(crash.cure, paint, width)
+    for note in status.notes:
+        lines += _statement("note", "idle", "", note.text, paint, width)
     if status.api:
         lines.append(paint.line([Cell("api".ljust(LABEL_COLUMNS), "dim"), Cell(f"{status.api}/v1")]))
     return lines
@@ -146,7 +151,7 @@ def _headline(status: StatusReport, names: dict[NodeId, str], paint: Paint, widt
     return lines
 
 
-def _nodes(nodes: tuple[NodeLine, ...], paint: Paint) -> list[list[Cell]]:
+def _nodes(nodes: tuple[NodeLine, ...], names: dict[NodeId, str], paint: Paint) -> list[list[Cell]]:
     rows = []
     level: Level
     versions = {node.version for node in nodes}
@@ -158,13 +163,13 @@ def _nodes(nodes: tuple[NodeLine, ...], paint: Paint) -> list[list[Cell]]:
             notes.append("said goodbye")
         level = "idle" if node.left else _NODE[node.state]
         state = Cell(node.state.value, "" if level == "good" else level)
-        rows.append([paint.mark(level), Cell(node.name, "bold"), state, Cell(", ".join(notes), "dim")])
+        rows.append([paint.mark(level), Cell(names[node.id], "bold"), state, Cell(", ".join(notes), "dim")])
     return rows
 
 
-def _link(link: LinkLine, peer: NodeLine | None, paint: Paint) -> list[Cell]:
+def _link(link: LinkLine, called: str, peer: NodeLine | None, paint: Paint) -> list[Cell]:
     """One line: the link in use, its figures, and how many others stand by. A peer that is down has none."""
-    name = Cell(link.peer_name, "bold")
+    name = Cell(called, "bold")
     if peer is not None and peer.state is NodeState.DOWN:
         level: Level = "idle" if peer.left else "bad"
         return [paint.mark(level), name, Cell("none: it has left" if peer.left else "none: it is down", level)]

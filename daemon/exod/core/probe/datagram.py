@@ -63,6 +63,14 @@ class RouteVerdict(IntEnum):
     WRONG = 2
 
 
+class VersionError(WireError):
+    """A holder of the key sends datagrams of another version: the first byte and the MAC are where ours are."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__("version", f"protocol version {version}, this is {VERSION}")
+        self.version = version
+
+
 class PathReport(msgspec.Struct, frozen=True, gc=False):
     """One path as the sender alone sees it: its own state, never what it heard from the other end."""
 
@@ -226,11 +234,13 @@ def _authentic(data: bytes, key: bytes) -> bytes:
     """What the MAC is over."""
     if not _HEAD.size + MAC_BYTES <= len(data) <= MAX_DATAGRAM:
         raise WireError("malformed", f"{len(data)} bytes are no datagram of ours")
-    if data[0] != VERSION:
-        raise WireError("malformed", f"protocol version {data[0]}, this is {VERSION}")
     body = data[:-MAC_BYTES]
     if not hmac.compare_digest(authentication_code(body, key), data[-MAC_BYTES:]):
+        if data[0] != VERSION:  # a version with another MAC, or a stranger: no sender is known either way
+            raise WireError("malformed", f"protocol version {data[0]}, this is {VERSION}")
         raise WireError("bad_mac", "made with another cluster key, or changed on the way")
+    if data[0] != VERSION:
+        raise VersionError(data[0])
     return body
 
 
@@ -244,7 +254,7 @@ def counters_sane(datagram: Datagram) -> bool:
 
 
 def decode(data: bytes, key: bytes) -> Datagram:
-    """The datagram in these bytes. WireError (`malformed`, `bad_mac`), and nothing else, for any other bytes.
+    """The datagram in these bytes. WireError (`malformed`, `bad_mac`, `version`), and nothing else, for others.
 
     Nothing past the length and the version is looked at before the MAC is right.
     """

@@ -16,7 +16,8 @@ from typing import Final
 import msgspec
 
 from exod.alert_table import kind_of
-from exod.core.status.health import ENGINE_FAILED, HealthSnapshot
+from exod.core.base.facts import ENGINE_FAILED
+from exod.core.status.health import HealthSnapshot
 from exod.model import Event, NodeId
 
 LASTING_S: Final = 1.0

@@ -15,7 +15,21 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
-from exod.alert_table import kind_of
+from exod.alert_table import is_note, kind_of
+from exod.core.base.facts import (
+    DOWNLOADING,
+    DRAINING,
+    EDGE_FAILED,
+    ENGINE_FAILED,
+    ENGINE_LOADING,
+    ENGINE_RECOVERING,
+    LOCAL_NETWORK_DENIED,
+    REQUESTS_WAIT,
+    VERSION_SKEW,
+    Fact,
+)
+from exod.core.status.node_facts import node_facts
+from exod.core.status.serving import EngineFacts, serving
 from exod.core.status.view import LinkView, NodeView, PathView
 from exod.model import (
     KIND_PREFERENCE,
@@ -28,6 +42,7 @@ from exod.model import (
     PathState,
     Reason,
 )
+from exod.plain_text import and_join, labels
 from exoengine.model_files.memory_fit import gib
 
 KIND_WORDS = {
@@ -45,14 +60,8 @@ path is called degraded, and left where there is a better one."""
 LOSSY_NO_MORE = 0.025
 """Where it was said, it stays said until so little is lost: loss at random would come and go."""
 
-ENGINE_FAILED = "engine_failed"
 DOWN_CODES = frozenset({ENGINE_FAILED})
 """Nothing can be served."""
-
-
-EDGE_FAILED = "preflight_failed"
-LOCAL_NETWORK_DENIED = "local_network_denied"
-DOWNLOADING = "downloading"
 
 
 class Downloading(msgspec.Struct, frozen=True):
@@ -74,21 +83,19 @@ class Downloading(msgspec.Struct, frozen=True):
 class HealthInput(msgspec.Struct, frozen=True):
     view: NodeView
     degraded_ms: float
-    engine_enabled: bool = False
-    engine_state: EngineState = EngineState.OFF
-    engine_text: str = ""
+    engine: EngineFacts = EngineFacts()
     gpu_waits: tuple[tuple[NodeId, str], ...] = ()
     """Ranks whose fast steps waited too long of late, with the text."""
     downloads: tuple[Downloading, ...] = ()
     """Ranks of the plan whose model is looked for or downloaded."""
-    edge_text: str = ""
-    """What the check of this node's edges found; empty where nothing is wrong."""
+    edge_of: NodeId | None = None
+    """Whose edge `engine.edge_text` is about."""
     mqtt_text: str = ""
     """What is wrong with a broker that a person configured; empty where nothing is, or none was."""
     wired_text: str = ""
     """Why no rank is started after the last one's end; empty where nothing is in the way."""
-    local_network_text: str = ""
-    """Where macOS keeps this node from the local network; empty where it does not."""
+    found: tuple[Fact, ...] = ()
+    """What other parts of the daemon found, under codes of the table."""
 
 
 class HealthSnapshot(msgspec.Struct, frozen=True):
@@ -97,12 +104,8 @@ class HealthSnapshot(msgspec.Struct, frozen=True):
     """`since` is wall clock, for people."""
     lasting_s: tuple[float, ...] = ()
     """How long each reason has lasted, on the monotonic clock."""
-
-
-class _Fact(msgspec.Struct, frozen=True):
-    code: str
-    subject: str
-    text: str
+    notes: tuple[Reason, ...] = ()
+    """What is good to know and makes nothing unhealthy."""
 
 
 Key = tuple[str, str]
@@ -134,135 +137,128 @@ class HealthJudge:
         return {key: (first, min(wall, seen)) for key, (first, seen) in known.items()}
 
 
-def _judged(facts: Mapping[Key, _Fact], since: Mapping[Key, tuple[float, float]], now: float) -> HealthSnapshot:
+def _judged(facts: Mapping[Key, Fact], since: Mapping[Key, tuple[float, float]], now: float) -> HealthSnapshot:
     """`since`: of each fact, when it was first seen, on the monotonic clock and on the wall clock."""
     lasting = {key: now - first for key, (first, _) in since.items()}
-    held = {key: fact for key, fact in facts.items() if lasting[key] >= kind_of(fact.code).grace_s}
-    reasons = tuple(Reason(fact.code, fact.subject, fact.text, since[key][1]) for key, fact in held.items())
+    held = [key for key, fact in facts.items() if lasting[key] >= kind_of(fact.code).grace_s]
+    said = {key: Reason(*key, facts[key].text, since[key][1]) for key in held}
+    reasons = [key for key in held if not is_note(key[0])]
     health = Health.DEGRADED if reasons else Health.HEALTHY
-    if any(reason.code in DOWN_CODES for reason in reasons):
+    if any(code in DOWN_CODES for code, _ in reasons):
         health = Health.DOWN
-    return HealthSnapshot(health, reasons, tuple(lasting[key] for key in held))
+    notes = tuple(said[key] for key in held if is_note(key[0]))
+    return HealthSnapshot(
+        health, tuple(said[key] for key in reasons), tuple(lasting[key] for key in reasons), notes
+    )
 
 
-def _facts(given: HealthInput, known: frozenset[Key]) -> Iterator[_Fact]:
+def _facts(given: HealthInput, known: frozenset[Key]) -> Iterator[Fact]:
     """`known` are the codes and subjects of those that held when last asked."""
     view = given.view
-    yield from _node_facts(view)
-    yield from _left_out_facts(view)
+    skewed = {NodeId(fact.subject) for fact in given.found if fact.code == VERSION_SKEW}
+    yield from node_facts(view, skewed)
     yield from _wish_facts(view)
-    states = {node.id: node.state for node in view.nodes}
+    # Of a node that is down, or that speaks another version, its paths say nothing new.
+    mute = skewed | {node.id for node in view.nodes if node.state is NodeState.DOWN or node.skew}
     for link in view.links:
-        if states.get(link.peer) is not NodeState.DOWN:
+        if link.peer not in mute:
             lossy = LOSSY_NO_MORE if ("link_lossy", link.peer) in known else LOSSY
-            yield from _link_facts(link, view.me.name, given.degraded_ms, lossy)
+            yield from _link_facts(link, view, given.degraded_ms, lossy)
     yield from _mesh_facts(view)
-    if given.engine_enabled and given.engine_state is EngineState.FAILED:
-        yield _Fact(ENGINE_FAILED, view.me.id, given.engine_text or "the engine failed")
-    if given.engine_enabled and given.engine_state is EngineState.RECOVERING:
-        yield _Fact("engine_recovering", view.me.id, given.engine_text or "the engine is recovering")
-    for one in given.downloads:
-        yield _Fact(DOWNLOADING, one.node, f"{_name(view, one.node)} {one.text()}")
+    yield from _engine_facts(given)
     for node, text in given.gpu_waits:
-        yield _Fact("gpu_wait", node, f"{_name(view, node)}: {text}")
-    if given.edge_text:
-        yield _Fact(EDGE_FAILED, view.me.id, given.edge_text)
+        yield Fact("gpu_wait", node, f"{_name(view, node)}: {text}")
     if given.mqtt_text:
-        yield _Fact("mqtt_down", view.me.id, given.mqtt_text)
+        yield Fact("mqtt_down", view.me.id, given.mqtt_text)
     if given.wired_text:
-        yield _Fact("memory_wired", view.me.id, given.wired_text)
-    if given.local_network_text:
-        yield _Fact(LOCAL_NETWORK_DENIED, view.me.id, given.local_network_text)
+        yield Fact("memory_wired", view.me.id, given.wired_text)
+    if given.engine.local_network_text:
+        yield Fact(LOCAL_NETWORK_DENIED, view.me.id, given.engine.local_network_text)
+    yield from given.found
 
 
-def _node_facts(view: NodeView) -> Iterator[_Fact]:
-    plan = view.mesh.plan if view.mesh.suspended is None else None
-    ring = () if plan is None else plan.ring
-    for node in view.nodes:
-        if node.state is NodeState.DOWN and not node.left and node.id in ring:
-            text = f"{view.me.name} does not hear {node.name}, which computes in the plan all the same"
-            yield _Fact("node_unheard", node.id, f"{text}: look for a cable or a firewall between the two")
-        elif node.state is NodeState.DOWN and not node.left:
-            yield _Fact("node_down", node.id, f"{node.name} is down: {node.reason}")
-        elif node.state is NodeState.SUSPECT:
-            yield _Fact("node_suspect", node.id, f"{node.name} does not answer: {node.reason}")
+def _engine_facts(given: HealthInput) -> Iterator[Fact]:
+    """What a request would meet (`serving.py`), and what else is known of the ranks."""
+    view, engine = given.view, given.engine
+    verdict = serving(engine)
+    if engine.state is EngineState.FAILED:
+        yield Fact(ENGINE_FAILED, view.me.id, engine.text or "the engine failed")
+    elif engine.state is EngineState.RECOVERING:
+        yield Fact(ENGINE_RECOVERING, view.me.id, engine.text or "the engine is recovering")
+    elif verdict.code == ENGINE_LOADING:
+        yield Fact(ENGINE_LOADING, view.me.id, verdict.text)
+    elif verdict.code == REQUESTS_WAIT:
+        yield Fact(REQUESTS_WAIT, view.me.id, verdict.text)
+    for one in given.downloads:
+        yield Fact(DOWNLOADING, one.node, f"{_name(view, one.node)} {one.text()}")
+    if engine.edge_text:
+        yield Fact(EDGE_FAILED, given.edge_of or view.me.id, engine.edge_text)
+    if engine.draining:
+        by = view.me.wish.by if view.me.wish is not None and view.me.wish.draining else view.me.name
+        text = f"{by} was told to drain the cluster: no request is admitted until exoctl engine load MODEL"
+        yield Fact(DRAINING, view.me.id, text)
 
 
-def _left_out_facts(view: NodeView) -> Iterator[_Fact]:
-    """Nodes that live and would compute, and have no rank in the plan in force."""
-    plan = view.mesh.plan
-    if plan is None or view.mesh.state is not MeshState.AGREED:
-        return
-    told = {one.node: one for one in plan.left_out}
-    for one in told.values():
-        if one.stands_by:
-            continue
-        yield _Fact("node_left_out", one.node, f"{one.name} is left out of the ring: {one.reason}")
-    for node in view.nodes:
-        if node.state is NodeState.UP and node.engine and node.id not in (*plan.ring, *told) and not node.is_self:
-            yield _Fact("node_left_out", node.id, f"{node.name} is up, but has not joined the ring yet")
-
-
-def _wish_facts(view: NodeView) -> Iterator[_Fact]:
-    """A drain, and configurations that name different models where no command has decided."""
+def _wish_facts(view: NodeView) -> Iterator[Fact]:
+    """Configurations that name different models where no command has decided."""
     wish, plan = view.me.wish, view.mesh.plan
-    if wish is not None and wish.draining:
-        text = f"{wish.by} was told to drain the cluster: no request is admitted until exoctl engine load MODEL"
-        yield _Fact("draining", view.me.id, text)
     if plan is None or (wish is not None and wish.model is not None):
         return
     named = {node.name: node.model for node in view.nodes if node.model and node.state is NodeState.UP}
     if len(set(named.values())) > 1:
-        said = _and([f"{name} names {model}" for name, model in sorted(named.items())])
+        said = and_join([f"{name} names {model}" for name, model in sorted(named.items())])
         cure = "set one engine.model on all nodes, or run exoctl engine load MODEL"
-        yield _Fact("wishes_differ", plan.coordinator, f"{said}; {plan.model} is hosted: {cure}")
+        yield Fact("wishes_differ", plan.coordinator, f"{said}; {plan.model} is hosted: {cure}")
 
 
-def _link_facts(link: LinkView, my_name: str, degraded_ms: float, lossy: float) -> Iterator[_Fact]:
-    pair = f"{my_name}–{link.peer_name}"
+def _link_facts(link: LinkView, view: NodeView, degraded_ms: float, lossy: float) -> Iterator[Fact]:
+    me, peer = _name(view, view.me.id), _name(view, link.peer)
+    pair = f"{me}–{peer}"
     selected = next((path for path in link.paths if path.selected), None)
     if selected is None:
-        yield _Fact(
+        yield Fact(
             "no_path", link.peer, f"{pair} has no usable path: {_others(link.paths, None) or 'none is known'}"
         )
     elif not link.agreed:
-        yield _Fact("ends_disagree", link.peer, f"the ends of {pair} have not agreed on {selected.interface} yet")
+        yield Fact("ends_disagree", link.peer, f"the ends of {pair} have not agreed on {selected.interface} yet")
     elif selected.rtt_ms is not None and selected.rtt_ms > degraded_ms:
         text = f"{pair} runs over {KIND_WORDS[selected.kind]} {selected.interface} at {selected.rtt_ms:.1f} ms"
         others = _others(link.paths, selected)
-        yield _Fact("link_slow", link.peer, f"{text}: {others}" if others else text)
+        yield Fact("link_slow", link.peer, f"{text}: {others}" if others else text)
     elif selected.state is PathState.DEGRADED:
-        yield _Fact("link_degraded", link.peer, f"{pair} runs over {selected.interface}, which {selected.why}")
+        yield Fact("link_degraded", link.peer, f"{pair} runs over {selected.interface}, which {selected.why}")
     if selected is not None and selected.lasting_loss > lossy:
         # Whatever else is wrong: a path that a preflight refuses for its loss must say so.
-        lost = f"{selected.lasting_loss:.0%} of what {link.peer_name} sends over {selected.interface}"
-        yield _Fact("link_lossy", link.peer, f"{my_name} loses {lost}")
+        lost = f"{selected.lasting_loss:.0%} of what {peer} sends over {selected.interface}"
+        yield Fact("link_lossy", link.peer, f"{me} loses {lost}")
     for path in link.paths:
         better = selected is None or KIND_PREFERENCE[path.kind] < KIND_PREFERENCE[selected.kind]
         working = path.state in (PathState.UP, PathState.DEGRADED)
         if not path.eligible and working and better and not path.routed:
-            yield _Fact("path_ineligible", path.id, f"{path.interface} to {link.peer_name} is not used: {path.why}")
+            yield Fact("path_ineligible", path.id, f"{path.interface} to {peer} is not used: {path.why}")
 
 
 def _others(paths: Iterable[PathView], selected: PathView | None) -> str:
-    """`bridge0 and en0 are dead, en1 is degraded`."""
-    groups: dict[str, list[str]] = {}
+    """`bridge0 and en0 are dead, en1 is degraded`. An interface with paths of several states is named with the
+    other end's address.
+    """
+    found: list[tuple[str, PathView]] = []
     for path in paths:
-        if path is selected or path.routed:
-            continue
-        word = "ineligible" if not path.eligible else {PathState.INIT: "silent"}.get(path.state, str(path.state))
-        groups.setdefault(word, []).append(path.interface)
+        if path is not selected and not path.routed:
+            word = "silent" if path.state is PathState.INIT else str(path.state)
+            found.append((word if path.eligible else "ineligible", path))
+    words = {path.interface: {word for word, one in found if one.interface == path.interface} for _, path in found}
+    groups: dict[str, set[str]] = {}
+    for word, path in found:
+        several = len(words[path.interface]) > 1
+        groups.setdefault(word, set()).add(f"{path.interface} to {path.remote}" if several else path.interface)
     return ", ".join(
-        f"{_and(sorted(set(names)))} {'are' if len(set(names)) > 1 else 'is'} {word}"
+        f"{and_join(sorted(names))} {'are' if len(names) > 1 else 'is'} {word}"
         for word, names in sorted(groups.items())
     )
 
 
-def _and(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _mesh_facts(view: NodeView) -> Iterator[_Fact]:
+def _mesh_facts(view: NodeView) -> Iterator[Fact]:
     mesh = view.mesh
     if mesh.state in (MeshState.AGREED, MeshState.ALONE):
         return
@@ -270,15 +266,15 @@ def _mesh_facts(view: NodeView) -> Iterator[_Fact]:
         text = f"the plan is suspended: {mesh.suspended}"
     elif mesh.excluded_by:
         keep = "keeps" if len(mesh.excluded_by) == 1 else "keep"
-        text = f"{_and([_name(view, one) for one in mesh.excluded_by])} {keep} to a plan without {view.me.name}"
+        text = f"{and_join([_name(view, one) for one in mesh.excluded_by])} {keep} to a plan without {view.me.name}"
     elif mesh.waiting_for:
-        text = f"waits for {_and([_name(view, one) for one in mesh.waiting_for])} to join"
+        text = f"waits for {and_join([_name(view, one) for one in mesh.waiting_for])} to join"
     elif mesh.coordinator != view.me.id:
         text = f"waits for a plan from {_name(view, mesh.coordinator)}"
     else:
         text = "no plan is agreed yet"
-    yield _Fact("mesh_not_agreed", mesh.coordinator, text)
+    yield Fact("mesh_not_agreed", mesh.coordinator, text)
 
 
 def _name(view: NodeView, node: NodeId) -> str:
-    return next((entry.name for entry in view.nodes if entry.id == node), node)
+    return labels((entry.id, entry.name) for entry in view.nodes).get(node, node)

@@ -15,7 +15,18 @@ from exod.core.pair.path_reason import why
 from exod.core.probe.datagram import RouteVerdict
 from exod.core.probe.path import Path
 from exod.core.probe.path_order import Band, Grade, order
-from exod.model import Kind, MeshPlan, MeshState, NodeCard, NodeId, NodeState, PathId, PathSnapshot, PathState
+from exod.model import (
+    Kind,
+    LocalAddress,
+    MeshPlan,
+    MeshState,
+    NodeCard,
+    NodeId,
+    NodeState,
+    PathId,
+    PathSnapshot,
+    PathState,
+)
 
 _STATE_PLACE = {PathState.UP: 0, PathState.DEGRADED: 1, PathState.INIT: 2, PathState.DEAD: 3}
 """Where the paths stand that cannot be used: what may still come before what is over."""
@@ -76,6 +87,9 @@ class NodeEntry(msgspec.Struct, frozen=True):
     """Does it host a rank?"""
     model: str = ""
     """What its configuration names; empty: nothing."""
+    addresses: tuple[LocalAddress, ...] = ()
+    skew: str = ""
+    """Its datagrams are of another version, with what to do; empty where they are not."""
 
 
 class MeshView(msgspec.Struct, frozen=True):
@@ -98,6 +112,8 @@ class NodeView(msgspec.Struct, frozen=True):
     nodes: tuple[NodeEntry, ...]
     links: tuple[LinkView, ...]
     mesh: MeshView
+    hearings: tuple[tuple[NodeId, tuple[tuple[NodeId, str], ...]], ...] = ()
+    """Of other nodes that live, whom each hears (id and name), as it told."""
 
 
 def link_view(link: Link, platform: str, now: float) -> LinkView:
@@ -163,7 +179,7 @@ def _fault(path: Path, now: float) -> str:
     return f"a debug fault {what} for another {path.fault_until - now:.0f} s"
 
 
-def node_entry(link: Link) -> NodeEntry:
+def node_entry(link: Link, skew: str = "") -> NodeEntry:
     liveness = link.liveness
     return NodeEntry(
         id=link.peer.id,
@@ -177,6 +193,8 @@ def node_entry(link: Link) -> NodeEntry:
         left=liveness.left,
         engine=link.peer.engine,
         model=link.peer.model,
+        addresses=link.peer.addresses,
+        skew=skew,
     )
 
 
@@ -192,6 +210,7 @@ def self_entry(card: NodeCard, started_at: float) -> NodeEntry:
         card.version,
         engine=card.engine,
         model=card.model,
+        addresses=card.addresses,
     )
 
 

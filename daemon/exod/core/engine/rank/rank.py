@@ -79,7 +79,7 @@ class Rank:
         self._phases = PhaseMachine()
         self._group = GroupHistory()
         self.requests = HeldRequests()
-        self.sync_watch = SyncWatch(sync.watchdog_s)
+        self.sync_watch = SyncWatch(sync.watchdog_s, sync.sync)
         parts = RankParts(
             self.model, self.worker, self.load, self._phases, self._group, self.requests, self.sync_watch
         )

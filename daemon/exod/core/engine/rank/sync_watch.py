@@ -14,13 +14,14 @@ from exoengine.protocol import Heartbeat
 REPORT_EVERY_S: Final = 30.0
 """With forced fast steps every step may break the limit: the first is reported at once, the rest now and then."""
 
-COUNTS_FOR_S: Final = 300.0
-"""What was seen so long ago is history; until then reports show it."""
+COUNTS_FOR_S: Final = 30.0
+"""What was seen so long ago is history: a rank that had been stopped is long answering by then, and one that still
+waits is seen again."""
 
 
 class SyncWatch:
-    def __init__(self, watchdog_s: float) -> None:
-        self._limit_s = watchdog_s
+    def __init__(self, watchdog_s: float, sync: str = "dynamic") -> None:
+        self._limit_s, self._sync = watchdog_s, sync
         self._before: Heartbeat | None = None
         self._unreported = 0
         self._reported_at: float | None = None
@@ -61,12 +62,14 @@ class SyncWatch:
             "steps": self._unreported,
             "waited_s": round(heartbeat.longest_gpu_wait_s, 3),
             "limit_s": self._limit_s,
-            "text": wait_text(heartbeat.longest_gpu_wait_s, self._limit_s),
+            "text": wait_text(heartbeat.longest_gpu_wait_s, self._limit_s, self._sync),
         }
 
 
-def wait_text(waited_s: float, limit_s: float) -> str:
+def wait_text(waited_s: float, limit_s: float, sync: str = "dynamic") -> str:
+    """`sync` is what the configuration says: nobody is told to set what is set."""
+    cure = 'set engine.sync = "dynamic"' if sync == "fast" else "exoctl links shows which path is slow"
     return (
-        f"a fast step waited up to {waited_s:.1f} s for another rank; a GPU's watchdog ends the process at"
-        f' {limit_s:g} s: set engine.sync = "dynamic" where it is "fast", or find what is slow'
+        f"a fast step waited up to {waited_s:.1f} s for another rank; a GPU's watchdog ends the process at "
+        f"{limit_s:g} s: {cure}"
     )
