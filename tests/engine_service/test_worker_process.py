@@ -334,6 +334,41 @@ async def test_a_worker_that_does_not_take_that_chance_is_killed(tmp_path: Path)
         assert daemon.exits[0][1] == -signal.SIGKILL
 
 
+async def test_a_worker_that_lingers_may_free_its_memory_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_process, "GRACE_S", 0.3)
+    async with a_daemon(tmp_path) as daemon:
+        daemon.worker.free_within_s = PATIENCE_S
+        await daemon.start()
+        daemon.wish("close")
+        await until(lambda: daemon.exits, "it ends")
+        assert daemon.exits[0][1] == -signal.SIGTERM
+
+
+async def test_a_worker_that_was_adopted_and_lingers_may_free_its_memory_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals: list[signal.Signals] = []
+    send = worker_process._signal
+
+    def noted(process: psutil.Process, number: signal.Signals) -> None:
+        signals.append(number)
+        send(process, number)
+
+    monkeypatch.setattr(worker_process, "_signal", noted)
+    monkeypatch.setattr(worker_process, "GRACE_S", 0.3)
+    async with a_daemon(tmp_path) as daemon:
+        await daemon.start()
+        daemon.die()
+        successor = Daemon(tmp_path, daemon.tasks)
+        successor.worker.free_within_s = PATIENCE_S
+        await successor.start()
+        successor.wish("close")
+        await until(lambda: successor.ended, "its end is told")
+        assert signals[0] == signal.SIGTERM
+
+
 async def test_a_worker_that_is_swept_may_free_its_memory_first(tmp_path: Path) -> None:
     async with a_daemon(tmp_path) as daemon:
         pid = await daemon.start()

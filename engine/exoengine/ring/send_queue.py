@@ -4,8 +4,11 @@ The theory. The receiving machine acknowledges what reaches it, whatever its pro
 unacknowledged while the kernel sends them again were lost on the way. A receiver that takes nothing more is
 something else: it acknowledges, and its window is closed.
 
-Decides nothing about groups or paths. On macOS there is no count of repeated packets here, so the standstill alone
-counts there; that has not run on a Mac.
+Linux counts how often the oldest packet was sent again. macOS counts the send buffer's bytes, with those that were
+not sent yet because the window is closed, so there the window is looked at: bytes that stand still beside an open
+window are on the way and unacknowledged. That has not run on a Mac.
+
+Decides nothing about groups or paths.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import array
 import fcntl
 import socket
+import struct
 import sys
 from typing import Final
 
@@ -25,7 +29,11 @@ _TCP_INFO: Final = 11
 _RETRANSMITS_AT: Final = 2
 """In Linux's struct tcp_info: how often the oldest unacknowledged packet was sent again."""
 _SO_NWRITE: Final = 0x1024
-"""macOS, sys/socket.h."""
+"""macOS, sys/socket.h: bytes in the send buffer."""
+_TCP_CONNECTION_INFO: Final = 0x106
+"""macOS, netinet/tcp.h."""
+_CONNECTION_INFO: Final = struct.Struct("=16xI8xI80x")
+"""macOS's struct tcp_connection_info: the largest segment, and the window of the other end."""
 
 
 def unacknowledged_bytes(connection: socket.socket) -> int:
@@ -41,12 +49,14 @@ def unacknowledged_bytes(connection: socket.socket) -> int:
 
 
 def is_sent_again(connection: socket.socket) -> bool:
-    """Is the kernel repeating what it sent?"""
-    if sys.platform == "darwin":
-        return True
+    """Is the kernel repeating what it sent, if nothing is acknowledged for STALL_S?"""
     try:
+        if sys.platform == "darwin":
+            told = connection.getsockopt(socket.IPPROTO_TCP, _TCP_CONNECTION_INFO, _CONNECTION_INFO.size)
+            segment, window = _CONNECTION_INFO.unpack(told)
+            return bool(window >= segment)  # the kernel holds back what fits into no full segment
         return connection.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 8)[_RETRANSMITS_AT] > 0
-    except (OSError, ValueError):
+    except (OSError, ValueError, struct.error):
         return False
 
 

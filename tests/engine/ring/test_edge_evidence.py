@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import pytest
 
@@ -104,3 +106,30 @@ def test_bytes_that_wait_for_a_process_are_no_standstill() -> None:
     finally:
         one.close()
         other.close()
+
+
+class OnAMac:
+    """A connection as macOS tells of it: bytes in its send buffer, and the window of the other end."""
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+
+    def fileno(self) -> int:
+        return 7
+
+    def getsockopt(self, level: int, option: int, size: int = 0) -> int | bytes:
+        if (level, option) == (socket.SOL_SOCKET, 0x1024):
+            return 70_000
+        assert (level, option, size) == (socket.IPPROTO_TCP, 0x106, 112)
+        return struct.pack("=16xI8xI80x", 1448, self.window)
+
+
+@pytest.mark.parametrize(("window", "is_lost"), [(131_072, True), (1448, True), (1447, False), (0, False)])
+def test_on_a_mac_a_window_that_is_closed_is_no_standstill(
+    monkeypatch: pytest.MonkeyPatch, window: int, is_lost: bool
+) -> None:
+    """macOS counts what it may not send yet: a rank that computes for a second must not lose its group by that."""
+    monkeypatch.setattr("exoengine.ring.send_queue.sys.platform", "darwin")
+    watch, connection = SendWatch(), cast(socket.socket, OnAMac(window))
+    told = [watch.stalled([connection], now) for now in (0.0, 0.3, 0.7)]
+    assert told == [None, None, 0.7 if is_lost else None]
