@@ -236,18 +236,13 @@ class WorkerProcess:
         """The connection is gone: the process ends too, now or by force. Returns what became of it, in words."""
         process = self._process
         if child is not None:
-            try:
-                async with asyncio.timeout(GRACE_S):
-                    code = await child.wait()
-            except TimeoutError:
-                child.kill()
-                code = await child.wait()
+            code = await self._end_of_child(child)
             text = _ending(code)
             self.on_exit(child.pid, code, self._last_written())
         else:
             text = "its connection was lost"
             if process is not None and not await _is_gone(process, GRACE_S):
-                _signal(process, signal.SIGKILL)
+                await asyncio.to_thread(self._end, process)
                 await _is_gone(process, GRACE_S)
         with contextlib.suppress(FileNotFoundError):
             (self._folder / RECORD_FILE).unlink()
@@ -255,6 +250,19 @@ class WorkerProcess:
             os.unlink(self._socket_path())
         log.info("worker_ended", text=text)
         return text
+
+    async def _end_of_child(self, child: asyncio.subprocess.Process) -> int:
+        """Its exit code. One that lingers is killed, after it had the time to free its memory where that counts."""
+        ends = [(GRACE_S, child.kill)]
+        if self.free_within_s > 0:
+            ends = [(GRACE_S, child.terminate), (self.free_within_s, child.kill)]
+        for patience_s, end in ends:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    return await child.wait()
+            with contextlib.suppress(ProcessLookupError):
+                end()
+        return await child.wait()
 
     def _last_written(self) -> str:
         """The end of what this worker has written to its log."""
