@@ -103,6 +103,7 @@ def test_every_key_can_be_set(tmp_path: Path) -> None:
         ("node", 'data_dir = "~nobody-of-this-name/x"', "~nobody", "there is no such user"),
         ("cluster", 'name = "my home"', '"my home"', "letters, digits"),
         ("cluster", 'peers = "10.0.0.2:1"', '"10.0.0.2:1"', 'a list of "host:port"'),
+        ("cluster", 'peers = ["[fe80::2]:52410"]', "[fe80::2]:52410", "exod speaks IPv4 alone"),
         ("cluster", 'peers = ["10.0.0.2"]', "10.0.0.2", 'each entry "host:port" with a port from 1 to 65535'),
         ("cluster", 'peers = ["10.0.0.2:0"]', "10.0.0.2:0", "port from 1 to 65535"),
         ("cluster", 'peers = ["10.0.0.2:²"]', "10.0.0.2:²", "port from 1 to 65535"),

@@ -12,6 +12,7 @@ from exod.daemon_api.discovery_state import DiscoveryState, Found
 from exod.daemon_api.shapes import InterfaceLine
 from exod.diagnostics.netcheck import (
     PeerPort,
+    check_cable_address,
     check_mdns,
     check_peer,
     check_primary,
@@ -71,6 +72,16 @@ def test_a_cable_that_is_used_is_said_to_be() -> None:
     assert check.ok
     assert "80 Gb/s" in check.text
     assert "bridge0" in check.text
+
+
+def test_a_cable_without_ipv4_is_named_with_the_command_that_gives_it_an_address() -> None:
+    bare = InterfaceLine("thunderbolt0", Kind.THUNDERBOLT, "", True, (), False, "it has IPv6 addresses only")
+    (check,) = check_cable_address([bare, line("eth0", Kind.ETHERNET)], "linux")
+    assert not check.ok
+    assert check.text == "it has IPv6 addresses only"
+    assert check.cure.startswith("sudo ip address add 10.254.0.1/30 dev thunderbolt0;")
+    assert check_cable_address([bare], "darwin") == []
+    assert check_cable_address([bare, line("thunderbolt1", Kind.THUNDERBOLT)], "linux") == []
 
 
 def test_a_disk_is_no_cable_to_a_peer() -> None:

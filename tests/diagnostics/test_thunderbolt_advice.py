@@ -44,7 +44,13 @@ def test_a_bridge_that_is_missing_is_brought_back_with_the_ports_own_device() ->
 
 def test_a_bridge_that_is_off_is_switched_on() -> None:
     (check,) = check_thunderbolt([port("3")], [ETHERNET, bridge(eligible=False)], "en0")
-    assert check.cure == 'sudo networksetup -setnetworkserviceenabled "Thunderbolt Bridge" on'
+    assert check.cure.startswith('sudo networksetup -setnetworkserviceenabled "Thunderbolt Bridge" on; ')
+
+
+def test_a_bridge_without_ipv4_is_named_with_its_cure() -> None:
+    (check,) = check_thunderbolt([port("3")], [ETHERNET, bridge(eligible=False)], "en0")
+    assert "no IPv4 address, and exod speaks IPv4 alone" in check.text
+    assert check.cure.endswith('sudo networksetup -setdhcp "Thunderbolt Bridge"')
 
 
 def test_three_macs_in_a_ring_are_told_how_to_open_it() -> None:

@@ -23,8 +23,10 @@ def verdict(
     rules: InterfaceRules | None = None,
     up: bool = True,
     addresses: tuple[tuple[str, int], ...] = UP,
+    has_ipv6: bool = False,
 ) -> Verdict:
-    return judge(SeenInterface(name, up, addresses), found, rules if rules is not None else InterfaceRules())
+    seen = SeenInterface(name, up, addresses, has_ipv6=has_ipv6)
+    return judge(seen, found, rules if rules is not None else InterfaceRules())
 
 
 def usable(one: Verdict) -> list[str]:
@@ -41,7 +43,8 @@ def test_an_interface_that_is_up_with_an_address_is_eligible_whatever_link_it_is
     ("one", "words"),
     [
         (verdict("en0", ETHERNET, up=False), "down"),
-        (verdict("en0", ETHERNET, addresses=()), "no IPv4 address"),
+        (verdict("en0", ETHERNET, addresses=()), "it has no IPv4 address, and exod speaks IPv4 alone"),
+        (verdict("en0", ETHERNET, addresses=(), has_ipv6=True), "IPv6 addresses only, and exod speaks IPv4 alone"),
         (verdict("en0", ETHERNET, addresses=(("169.254.3.4", 16),)), "no DHCP server"),
         (verdict("lo", LOOPBACK, addresses=(("127.0.0.1", 8),)), "only this host"),
         (verdict("docker0", OTHER), "no link to another host"),

@@ -26,11 +26,13 @@ TABLE = {
     'sudo networksetup -setmanual "Thunderbolt Bridge" 10.254.0.1 255.255.255.252': (MAC, "networksetup(8)"),
     'sudo networksetup -setnetworkserviceenabled "Thunderbolt Bridge" on': (MAC, "networksetup(8)"),
     'sudo networksetup -setnetworkserviceenabled "Thunderbolt Bridge" off': (MAC, "networksetup(8)"),
+    'sudo networksetup -setdhcp "Thunderbolt Bridge"': (MAC, "networksetup(8)"),
     "sudo ifconfig {} create": (MAC, "ifconfig(8), bridge parameters; lost at a restart"),
     "sudo ifconfig {} addm {} up": (MAC, "ifconfig(8), bridge parameters; lost at a restart"),
     "sudo ipconfig set {} DHCP": (MAC, "ipconfig(8)"),
     # Linux: iproute2 and systemd.
     "sudo ip route replace {}/32 dev {} src {}": (LINUX, "ip-route(8)"),
+    "sudo ip address add 10.254.0.1/30 dev {}": (LINUX, "ip-address(8)"),
     "journalctl -u exod": (LINUX, "journalctl(1)"),
     "journalctl --user -u exod": (LINUX, "journalctl(1)"),
     "loginctl enable-linger {}": (LINUX, "loginctl(1)"),

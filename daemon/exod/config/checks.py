@@ -130,7 +130,9 @@ def path(value: Any) -> Path | None:
 
 def peer(value: Any) -> str:
     allowed = '"host:port" with a port from 1 to 65535'
-    if not isinstance(value, str) or value.count(":") != 1:
+    if isinstance(value, str) and value.count(":") > 1:
+        raise RejectedError(f"{allowed}; exod speaks IPv4 alone, so a host has a name or an IPv4 address")
+    if not isinstance(value, str) or ":" not in value:
         raise RejectedError(allowed)
     host, port = value.split(":")
     if not re.fullmatch(r"[A-Za-z0-9._-]+", host) or not re.fullmatch(r"[0-9]{1,5}", port):

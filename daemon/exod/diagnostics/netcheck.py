@@ -49,6 +49,7 @@ async def netcheck(
         check_mdns(discovery),
         check_primary(primary, interfaces),
         *check_thunderbolt(ports, interfaces, primary),
+        *check_cable_address(interfaces, platform.system),
         *answers,
     ]
     return NetcheckReport(interfaces=interfaces, checks=tuple(checks))
@@ -64,7 +65,10 @@ def check_mdns(state: DiscoveryState | None) -> NetworkCheck:
         return NetworkCheck("mdns", "multicast DNS", ok=False, text=state.error, cure=cure)
     if not state.announced_on:
         text = "not announced: no eligible interface but VPNs"
-        cure = "connect a cable or a network; peers beyond a VPN are named by cluster.peers"
+        cure = (
+            "connect a cable or a network that gives an IPv4 address (exod speaks no IPv6); peers beyond a VPN are "
+            "named by cluster.peers"
+        )
         return NetworkCheck("mdns", "multicast DNS", ok=False, text=text, cure=cure)
     heard = ", ".join(sorted(peer.name for peer in state.peers)) or "nobody yet"
     text = f"announced on {', '.join(state.announced_on)}; heard: {heard}"
@@ -81,6 +85,24 @@ def check_primary(primary: str | None, interfaces: Sequence[InterfaceLine]) -> N
         text = f"leaves by {primary}, a VPN: a peer that shares no subnet with this host is reached through it"
         return NetworkCheck("primary", "default route", ok=True, text=text)
     return NetworkCheck("primary", "default route", ok=True, text=f"leaves by {primary}")
+
+
+def check_cable_address(interfaces: Sequence[InterfaceLine], system: str) -> list[NetworkCheck]:
+    """On Linux: a cable whose interface has no IPv4 address. A Mac's bridge has checks of its own."""
+    cables = [line for line in interfaces if line.kind is Kind.THUNDERBOLT and line.up]
+    if system == "darwin" or any(line.eligible for line in cables):
+        return []
+    return [
+        NetworkCheck(
+            "thunderbolt",
+            line.name,
+            ok=False,
+            text=line.why,
+            cure=f"sudo ip address add 10.254.0.1/30 dev {line.name}; there with 10.254.0.2/30",
+        )
+        for line in cables
+        if not line.addresses
+    ]
 
 
 async def check_peer(platform: Platform, peer: PeerPort) -> NetworkCheck:

@@ -21,6 +21,8 @@ BRIDGE: Final = "bridge0"
 _LINK_LOCAL: Final = ipaddress.IPv4Network("169.254.0.0/16")
 
 BRIDGE_ON: Final = 'sudo networksetup -setnetworkserviceenabled "Thunderbolt Bridge" on'
+IPV4_ON: Final = 'sudo networksetup -setdhcp "Thunderbolt Bridge"'
+"""Without a DHCP server on the cable both ends then take addresses of their own (169.254), which do."""
 BRIDGE_OFF: Final = 'sudo networksetup -setnetworkserviceenabled "Thunderbolt Bridge" off'
 
 
@@ -50,8 +52,9 @@ def _check_cable(port: ThunderboltPort, interfaces: Sequence[InterfaceLine]) -> 
     if usable:
         return NetworkCheck("thunderbolt", subject, ok=True, text=f"{cable}; carried by {', '.join(usable)}")
     if any(line.name == BRIDGE for line in interfaces):
-        text = f"{cable}, but {BRIDGE} is down, switched off or has no address"
-        return NetworkCheck("thunderbolt", subject, ok=False, text=text, cure=BRIDGE_ON)
+        text = f"{cable}, but {BRIDGE} is down, switched off or has no IPv4 address, and exod speaks IPv4 alone"
+        cure = f"{BRIDGE_ON}; where IPv4 is off in its settings: {IPV4_ON}"
+        return NetworkCheck("thunderbolt", subject, ok=False, text=text, cure=cure)
     text = f"{cable}, but no Thunderbolt interface has an address: {BRIDGE} is missing"
     return NetworkCheck("thunderbolt", subject, ok=False, text=text, cure=_bring_back(port.interface or "enX"))
 

@@ -26,6 +26,7 @@ class SeenInterface(msgspec.Struct, frozen=True):
     """IPv4 (address, prefix length)."""
     index: int = 0
     """The kernel's number: an interface that was removed and added again under its name has another."""
+    has_ipv6: bool = False
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -95,7 +96,8 @@ def _usable(
     if not seen.up:
         return (), "it is down, or has no carrier"
     if not seen.addresses:
-        return (), "it has no IPv4 address, and MLX's ring can use no other"
+        has = "IPv6 addresses only" if seen.has_ipv6 else "no IPv4 address"
+        return (), f"it has {has}, and exod speaks IPv4 alone"
     return _usable_addresses(seen, kind)
 
 

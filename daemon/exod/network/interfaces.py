@@ -177,15 +177,20 @@ class InterfaceWatcher:
 def read_interfaces() -> tuple[SeenInterface, ...]:
     """This host's interfaces now, by name. Raises OSError where one vanishes meanwhile."""
     addresses: dict[str, list[tuple[str, int]]] = {}
+    with_ipv6: set[str] = set()
     indexes: dict[str, int] = {}
     for adapter in ifaddr.get_adapters(include_unconfigured=True):
         indexes[str(adapter.nice_name)] = adapter.index or 0
         for entry in adapter.ips:
+            # Linux labels additional addresses `eth0:1`: the interface is `eth0`.
+            name = str(entry.nice_name).partition(":")[0]
             if isinstance(entry.ip, str):
-                # Linux labels additional addresses `eth0:1`: the interface is `eth0`.
-                name = str(entry.nice_name).partition(":")[0]
                 addresses.setdefault(name, []).append((entry.ip, entry.network_prefix))
+            else:
+                with_ipv6.add(name)
     return tuple(
-        SeenInterface(name, state.isup, tuple(sorted(set(addresses.get(name, ())))), indexes.get(name, 0))
+        SeenInterface(
+            name, state.isup, tuple(sorted(set(addresses.get(name, ())))), indexes.get(name, 0), name in with_ipv6
+        )
         for name, state in sorted(psutil.net_if_stats().items())
     )

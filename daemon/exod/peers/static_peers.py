@@ -1,7 +1,7 @@
 """Peers that the config names (`[cluster] peers`): `host:port`, looked up again and again.
 
 Reports where each is now; whether somebody answers there is the control plane's business. A host name is
-resolved to its IPv4 addresses, because only IPv4 paths can carry the ring. The app runs it.
+resolved to its IPv4 addresses, because exod speaks IPv4 alone. The app runs it.
 """
 
 from __future__ import annotations

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from exod.cli.base.paint import Paint
+from exod.cli.screens.engine import doctor_screen
+from exod.cli.screens.links import netcheck_screen
 from exod.cli.service import verbs as service
 from exod.cli.service.host import CommandResult, ServiceError
 from exod.core.status.local_network import denied_text
-from exod.daemon_api.shapes import InterfaceLine, NetworkCheck
+from exod.daemon_api.shapes import DoctorReport, Finding, InterfaceLine, NetcheckReport, NetworkCheck
 from exod.diagnostics.mac_findings import of_denied, of_protected_folders, of_sleep
 from exod.diagnostics.thunderbolt_advice import check_thunderbolt
 from exod.model import Kind, ThunderboltPort
@@ -24,12 +27,14 @@ from launchd.supported import complaint
 from tests.cli.test_service import UID
 from tests.cli.test_service_app import Mac, with_library
 from tests.platform.mac import hours
+from tests.platform.mac.hours import WIDTH
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "first-hour.md"
 
 ETHERNET = InterfaceLine("en0", Kind.ETHERNET, "", True, ("192.168.1.20/24",), True, "")
 CABLE = ThunderboltPort("1", True, "80 Gb/s", "en1", "A", "studio2", "B")
 SECOND_CABLE = ThunderboltPort("2", True, "80 Gb/s", "en2", "A", "studio3", "C")
+NO_IPV4 = InterfaceLine("bridge0", Kind.THUNDERBOLT, "", True, (), False, "")
 EMPTY_PORT = ThunderboltPort("1", False, "", "en1", "A", "", "")
 
 
@@ -37,8 +42,18 @@ def bridge(address: str) -> InterfaceLine:
     return InterfaceLine("bridge0", Kind.THUNDERBOLT, "", True, (address,), True, "")
 
 
-def said(check: NetworkCheck) -> str:
-    return f"{check.subject}: {check.text}\n  {check.cure}"
+PLAIN = Paint(color=False, unicode=True)
+
+
+def on_the_screen(checks: Sequence[NetworkCheck]) -> str:
+    """The last of these checks, as `exoctl netcheck` prints it below the interfaces."""
+    _, _, *lines = netcheck_screen(NetcheckReport((), (checks[-1],)), PLAIN, WIDTH)
+    return "\n".join(lines)
+
+
+def by_doctor(*findings: Finding) -> str:
+    lines = doctor_screen(DoctorReport(findings, ()), PLAIN, WIDTH)
+    return "\n".join(line for line in lines if not line.startswith("looked at"))
 
 
 def service_screens() -> Iterator[tuple[str, str]]:
@@ -64,22 +79,25 @@ def screens() -> dict[str, str]:
         ("Intel", "15.1", "x86_64", (3, 13, 0)),
     ):
         found[name] = complaint("Darwin", machine, macos, python)
-    found["default bridge"] = said(check_thunderbolt([CABLE], [ETHERNET, bridge("169.254.7.1/16")], "en0")[-1])
-    found["bridge missing"] = said(check_thunderbolt([CABLE], [ETHERNET], "en0")[-1])
-    found["ring of three"] = said(check_thunderbolt([CABLE, SECOND_CABLE], [ETHERNET, bridge("10.254.0.1/24")])[-1])
-    found["bridge with a lease"] = said(
-        check_thunderbolt([CABLE], [ETHERNET, bridge("192.168.1.99/24")], "en0")[-1]
+    found["default bridge"] = on_the_screen(check_thunderbolt([CABLE], [ETHERNET, bridge("169.254.7.1/16")], "en0"))
+    found["no IPv4"] = on_the_screen(check_thunderbolt([CABLE], [ETHERNET, NO_IPV4], "en0"))
+    found["bridge missing"] = on_the_screen(check_thunderbolt([CABLE], [ETHERNET], "en0"))
+    found["ring of three"] = on_the_screen(
+        check_thunderbolt([CABLE, SECOND_CABLE], [ETHERNET, bridge("10.254.0.1/24")])
     )
-    found["nothing connected"] = said(check_thunderbolt([EMPTY_PORT], [ETHERNET], "en0")[-1])
+    found["bridge with a lease"] = on_the_screen(
+        check_thunderbolt([CABLE], [ETHERNET, bridge("192.168.1.99/24")], "en0")
+    )
+    found["nothing connected"] = on_the_screen(check_thunderbolt([EMPTY_PORT], [ETHERNET], "en0"))
     denied = of_denied(denied_text(("bridge0", "en0")), [("169.254.10.2", 52410)], [])
-    found["denied"] = f"{denied.text}\n  {denied.cure}"
+    found["denied"] = by_doctor(denied)
     found |= dict(hours.screens())
     home = Path("/Users/me")
     for name, finding in (
         ("protected folder", of_protected_folders({"the model": home / "Documents/qwen"}, home)[0]),
         ("sleep", of_sleep(" sleep                10\n")[0]),
     ):
-        found[name] = f"{finding.text}\n  {finding.cure}"
+        found[name] = by_doctor(finding)
     return found
 
 

@@ -115,7 +115,7 @@ async def test_each_cable_is_found_with_its_port_and_its_other_end(
         (M4_DOCK, ["carried by bridge0", "self-assigned address"]),
         (M4_NO_BRIDGE, ["bridge0 is missing"]),
         (M5_VPN, ["no receptacle reports a device"]),
-        (BRIDGE_OFF, ["bridge0 is down, switched off or has no address"]),
+        (BRIDGE_OFF, ["bridge0 is down, switched off or has no IPv4 address"]),
     ],
     ids=MACS,
 )

@@ -163,7 +163,8 @@ def doctor_screen(report: DoctorReport, paint: Paint, width: int) -> list[str]:
         first, *more = wrap(finding.text if said else f"{finding.subject}: {finding.text}", width - 2)
         lines.append(paint.line([paint.mark(level), Cell(" "), Cell(first, level)]))
         lines += [f"  {paint.styled(text, level)}" for text in more]
-        lines += [f"    {paint.plain(text)}" for text in wrap(finding.cure, width - 4) if text]
+        if finding.cure:
+            lines.append(f"    {paint.plain(finding.cure)}")  # not wrapped: a command is copied whole
     if not report.findings:
         lines.append(paint.line([paint.mark("good"), Cell(" nothing is wrong")]))
     lines += [paint.styled(text, "dim") for fact in report.facts for text in wrap(fact, width)]

@@ -178,8 +178,8 @@ def netcheck_screen(report: NetcheckReport, paint: Paint, width: int) -> list[st
         lines.append(
             paint.line([paint.mark("good" if check.ok else "bad"), Cell(f" {check.name}{subject}: {check.text}")])
         )
-        if not check.ok and check.cure:
-            lines += [f"    {paint.plain(text)}" for text in wrap(check.cure, width - 4)]
+        if check.cure:
+            lines.append(f"    {paint.plain(check.cure)}")  # not wrapped: a command is copied whole
     return lines
 
 
