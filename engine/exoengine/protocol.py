@@ -172,7 +172,13 @@ class TextAsked(msgspec.Struct, frozen=True, tag="text_asked"):
     tokens: tuple[int, ...] = ()
 
 
-ToWorker = Load | Prepare | Form | Abort | Begin | Cancel | LinkHealth | Leave | TextAsked
+class KeepWaiting(msgspec.Struct, frozen=True, tag="keep_waiting"):
+    """A rank is seen to compute, this one or another: for so long no deadline of a step is past."""
+
+    for_s: float
+
+
+ToWorker = Load | Prepare | Form | Abort | Begin | Cancel | LinkHealth | Leave | TextAsked | KeepWaiting
 
 
 # --- worker -> daemon ---------------------------------------------------------------------------------------
@@ -210,6 +216,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """How much of it this process wires at most; 0: nothing is wired, or nothing is loaded."""
     answers_texts: bool = False
     """Does it know TextAsked? One of an earlier exod that was adopted ends its daemon's connection for it."""
+    keeps_waiting: bool = False
+    """Does it know KeepWaiting?"""
 
 
 class LoadProgress(msgspec.Struct, frozen=True, tag="load_progress"):
@@ -377,6 +385,10 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     """How many tokens this process has put through its layers only because of faults: a rank that caught up."""
     gpu_wait_violations: int = 0
     """How many graphs waited for another rank beyond `watchdog_s`."""
+    positions: tuple[tuple[int, int], ...] = ()
+    """Of each open request its order, and how many tokens of its sequence all ranks have run."""
+    computing: bool = False
+    """Is it in a step that takes long, and used the processor since the last look? One that hangs does not."""
 
 
 class TextAnswered(msgspec.Struct, frozen=True, tag="text_answered"):

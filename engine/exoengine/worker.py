@@ -128,6 +128,7 @@ class Worker:
             recommended_bytes=recommended_bytes(),
             wired_bytes=model.wired_bytes if model else 0,
             answers_texts=True,
+            keeps_waiting=True,
         )
 
     def _watch_edge(self) -> None:

@@ -41,14 +41,24 @@ from exod.core.engine.engine_messages import (
 )
 from exod.core.engine.group_formation import Formation, OrderRank, disagreement
 from exod.core.engine.rank.held_requests import RequestGivenUp
+from exod.core.engine.rank.patience import keep_waiting
 from exod.core.engine.rank.rank import Rank, RankCommand
 from exod.core.engine.rank.rank_status import ReportStatus
 from exod.core.engine.rank.ring_port import RingPorts, RingPortTaken
-from exod.core.engine.relay import Relay
+from exod.core.engine.relay import Relay, coordinator_life, gives_up, relaying
+from exod.core.engine.request_progress import edges_of
 from exod.core.engine.request_queue import Scheduler
 from exod.core.engine.waiting_reason import waiting_reason
 from exod.model import MeshPlan, NodeId
-from exoengine.protocol import DEFAULT_SERVING, Finished, RequestFailed, Serving, SyncSettings, TokenOut
+from exoengine.protocol import (
+    DEFAULT_SERVING,
+    Finished,
+    Heartbeat,
+    RequestFailed,
+    Serving,
+    SyncSettings,
+    TokenOut,
+)
 
 _STARTS_WORK = (events.StartWorker, events.ResolveModel, events.SweepWorkers, events.LeaveWorker)
 """Commands that a daemon that ends does not carry out any more."""
@@ -74,7 +84,7 @@ class EngineCore:
         self.rank = Rank(me, incarnation, sync, ring_key, serving)
         self.rank.stuck.doubts_orphans = doubts_orphans
         self.formation = Formation(me)
-        self.scheduler = Scheduler(me, incarnation, serving.max_concurrent)
+        self.scheduler = Scheduler(me, incarnation, serving.max_concurrent, recovery_deadline_s)
         self.clients = ClientRequests(me, recovery_deadline_s)
         self._relay = Relay()
         self._relays: set[NodeId] = set()
@@ -201,11 +211,6 @@ class EngineCore:
         known = self.scheduler.origins(request_id) | ({held.begin.origin} if held is not None else set())
         return not known or sender in known or UNKNOWN_ORIGIN in known
 
-    def _gives_up(self, sender: NodeId, message: RelayedOutput) -> bool:
-        """Does a rank say that it will not try a request again?"""
-        is_rank = self.plan is not None and sender in self.plan.ring
-        return is_rank and all(isinstance(output, RequestFailed) for output in message.outputs)
-
     def _may_cancel(self, sender: NodeId, request_id: str) -> bool:
         """The coordinator passes on what an origin said."""
         return self._coordinates(sender) or self._is_origin(sender, request_id)
@@ -222,7 +227,7 @@ class EngineCore:
             self._commands.append(events.SweepWorkers())
         self.plan, self.suspended = plan, ""
         # What the last plan's relay sent may still be on its way.
-        self._relays = {_relaying(known) for known in (before, plan) if known is not None and known.ring}
+        self._relays = {relaying(known) for known in (before, plan) if known is not None and known.ring}
         self._from_rank(self.rank.commit(plan, event.reason, now), now)
         if coordinates and not coordinated:
             self.scheduler.take_over(self.rank.requests.begun(), self.rank.requests.begun_order, now)
@@ -230,7 +235,8 @@ class EngineCore:
             self.scheduler.give_up()
         self.scheduler.members([member.id for member in plan.members], now)
         self._from_formation(self.formation.follow(plan, now))
-        if before is None or _coordinator(before) != _coordinator(plan) or self._me not in plan.ring:
+        same_life = before is not None and coordinator_life(before) == coordinator_life(plan)
+        if not same_life or self._me not in plan.ring:
             self._from_clients(self.clients.coordinator_changed(now), now)
         self._changed()
 
@@ -289,7 +295,7 @@ class EngineCore:
                 self.rank.requests.claim(request_id, sender)
                 for relayed in self._relay.after(request_id, token_count, sender):
                     self._send(sender, relayed)
-            case RelayedOutput() if sender in self._relays or self._gives_up(sender, message):
+            case RelayedOutput() if sender in self._relays or gives_up(sender, message, self.plan):
                 self._relayed(sender, message, now)
             case ModelWish(model=model):
                 self._commands.append(events.WishModel(model))
@@ -306,6 +312,10 @@ class EngineCore:
         self._incarnations[status.sender] = status.incarnation
         if status.phase is RankPhase.ABORTED and status.sender != self._me:
             self._from_rank(self.rank.group_broke_elsewhere(status.plan_hash, status.attempt), now)
+        if status.computing and status.sender != self._me:
+            self._commands += keep_waiting(self.rank.worker, self.rank.requests)
+        if self.plan is not None:
+            self.scheduler.gave_up(status, self.plan)
         self._from_formation(self.formation.rank_status(status, now))
         self._changed()
 
@@ -343,6 +353,8 @@ class EngineCore:
         if isinstance(message, TokenOut | Finished | RequestFailed):
             self._deliver(message, now)
         self._from_rank(self.rank.worker_said(message, now), now)
+        if isinstance(message, Heartbeat) and message.computing:
+            self._commands += keep_waiting(self.rank.worker, self.rank.requests)
 
     def _worker_gone(self, event: events.WorkerGone, now: float) -> None:
         self._from_rank(self.rank.worker_gone(event.text, now), now)
@@ -359,7 +371,7 @@ class EngineCore:
             self.cached_tokens += output.cached_tokens
             self.completion_tokens += output.completion_tokens
         held, plan = self.rank.active.get(output.request_id), self.plan
-        if held is None or plan is None or not plan.ring or _relaying(plan) != self._me:
+        if held is None or plan is None or not plan.ring or relaying(plan) != self._me:
             return
         if held.begin.origin in plan.ring:
             self._relay.forget(request_id)
@@ -447,7 +459,7 @@ class EngineCore:
         if plan is None:
             return
         if plan.ring and self._me not in plan.ring:
-            self._send(_relaying(plan), RelayAgain(submit.request.request_id, len(submit.tokens)))
+            self._send(relaying(plan), RelayAgain(submit.request.request_id, len(submit.tokens)))
         self._send(plan.coordinator, submit)
 
     def _cancel(self, request_id: str, now: float) -> None:
@@ -461,7 +473,8 @@ class EngineCore:
         """The coordinator's queue: what is next, and to whom it must be said (again)."""
         ranks = self._known_ranks()
         if ranks is not None:
-            for command in self.scheduler.advance(ranks, self.formation.formed, now):
+            edges = edges_of(self.plan) if self.plan is not None else ()
+            for command in self.scheduler.advance(ranks, self.formation.formed, now, edges):
                 self._send(command.to, command.message)
 
     def _send(self, node: NodeId, message: EngineMessage) -> None:
@@ -475,11 +488,6 @@ class EngineCore:
             self._commands.append(StatusChanged())
 
 
-def _coordinator(plan: MeshPlan) -> tuple[NodeId, int]:
-    """One life of a coordinator."""
-    return plan.coordinator, plan.epoch.coordinator_incarnation
-
-
 def _is_only_output(event: EngineInput) -> bool:
     """What comes for each token and moves nothing but its client's answer."""
     match event:
@@ -487,8 +495,3 @@ def _is_only_output(event: EngineInput) -> bool:
             return True
         case _:
             return False
-
-
-def _relaying(plan: MeshPlan) -> NodeId:
-    """Whose rank sends its outputs on to nodes without one: the coordinator hears every member, others need not."""
-    return plan.coordinator if plan.coordinator in plan.ring else plan.ring[0]

@@ -101,8 +101,8 @@ class DaemonCommands(Protocol):
     """Any method may raise RequestError: its `code` is stable and its text is for people.
 
     Codes that the shells know by name (others are passed on as they are, HTTP answers them with 500):
-    `not_ready`, `queue_full`, `recovery_failed` (503), `unavailable` (503), `context_length_exceeded`,
-    `invalid_value` (400), `model_not_found` (404), `cancelled`.
+    `not_ready`, `queue_full`, `recovery_failed` (503), `too_slow` (503), `step_failed` (503),
+    `unavailable` (503), `context_length_exceeded`, `invalid_value` (400), `model_not_found` (404), `cancelled`.
     """
 
     # --- snapshots ---

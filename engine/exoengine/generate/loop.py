@@ -374,6 +374,7 @@ class Generations:
     def _watch(self) -> None:
         """A piece of work is done. As long as a request is open, the next one has a deadline."""
         self._board.kv_tokens = sum(work.holding.caches.position for work in self._works.values())
+        self._board.positions = tuple((order, work.done) for order, work in self._works.items())
         if self.is_idle:
             self._board.end()
             return

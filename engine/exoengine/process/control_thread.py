@@ -22,6 +22,7 @@ from typing import Final
 
 import msgspec
 
+from exoengine.process.processor_watch import ProcessorWatch
 from exoengine.process.shared_state import Board
 from exoengine.protocol import (
     Abort,
@@ -30,6 +31,7 @@ from exoengine.protocol import (
     Finished,
     FromWorker,
     Hello,
+    KeepWaiting,
     Leave,
     Load,
     LoadFailed,
@@ -192,8 +194,10 @@ class ControlThread:
         server = await asyncio.start_unix_server(self._serve, sock=self._listener)
         beat_at = 0.0
         before = None
+        watch = ProcessorWatch(time.monotonic(), time.process_time())
         while not self._stopping.is_set():
             now = time.monotonic()
+            self._board.uses_processor = watch.look(now, time.process_time())
             self._enforce(now)
             figures = (self._board.state, self._board.safe, self._board.sync_reason)
             if now >= beat_at or figures != before:
@@ -267,6 +271,9 @@ class ControlThread:
         match message:
             case TextAsked():
                 self.on_text(message)
+                return
+            case KeepWaiting(for_s):
+                self._board.keep_waiting(for_s)
                 return
             case Abort(reason):
                 self._abort("told", reason)

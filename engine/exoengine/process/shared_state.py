@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Literal
+from typing import Final, Literal
 
 from exoengine.protocol import Heartbeat
 
 State = Literal["empty", "loading", "loaded", "prepared", "forming", "ready", "generating", "aborted", "leaving"]
+
+
+LONG_STEP_S: Final = 0.5
+"""What takes less is far from any deadline."""
 
 
 class Board:
@@ -32,6 +36,10 @@ class Board:
         self.longest_gpu_wait_s = 0.0
         self.gpu_wait_violations = 0
         self.replayed_tokens = 0
+        self.positions: tuple[tuple[int, int], ...] = ()
+        self.uses_processor = False
+        """Did this process, since the control thread looked last?"""
+        self._keep_until = 0.0
         self._what = ""
         self._begun: float | None = None
         self._until: float | None = None
@@ -46,13 +54,18 @@ class Board:
         with self._lock:
             self._begun = self._until = None
 
+    def keep_waiting(self, for_s: float) -> None:
+        """Some rank is seen to compute: until then nothing is overdue."""
+        self._keep_until = time.monotonic() + for_s
+
     def overdue(self) -> str | None:
         """What is past its deadline, said once."""
+        now = time.monotonic()
         with self._lock:
-            if self._until is None or self._begun is None or time.monotonic() < self._until:
+            if self._until is None or self._begun is None or now < max(self._until, self._keep_until):
                 return None
-            allowed, self._until = self._until - self._begun, None
-            return f"{self._what} took longer than {allowed:.1f} s"
+            self._until = None
+            return f"{self._what} took longer than {now - self._begun:.1f} s"
 
     def heartbeat(self) -> Heartbeat:
         with self._lock:
@@ -61,6 +74,8 @@ class Board:
             state=self.state,
             step=self.step,
             in_step_s=in_step_s,
+            positions=self.positions,
+            computing=in_step_s >= LONG_STEP_S and self.uses_processor,
             sync_mode="safe" if self.safe else "fast",
             sync_reason=self.sync_reason,
             tokens_per_s=self.tokens_per_s,

@@ -53,6 +53,17 @@ def worker_stop(world: JointWorld, rng: random.Random) -> None:
     world.after(rng.choice([0.5, 3.0, 7.0, 20.0]), worker.resume, why)
 
 
+def slow_step(world: JointWorld, rng: random.Random) -> None:
+    """A rank computes one step for long: the machine is slow, and nothing else is amiss."""
+    worker = _pick(world, rng).worker
+    if worker is None or not worker.alive:
+        return
+    seconds = rng.choice([2.0, 8.0, 30.0])
+    world.tell(worker.host, f"worker {worker.pid} computes one step for {seconds} s")
+    world.engine_checker.was_slow = True
+    worker.computes_until = world.now + seconds
+
+
 def full_disk(world: JointWorld, rng: random.Random) -> None:
     _for_a_while(world, rng, world.full, "cannot start processes")
 
@@ -157,6 +168,7 @@ ENGINE_FAULTS: tuple[tuple[Fault, int], ...] = (
     (worker_crash, 12),
     (all_workers_crash, 4),
     (worker_stop, 12),
+    (slow_step, 6),
     (full_disk, 2),
     (unreadable, 1),
     (missing, 1),

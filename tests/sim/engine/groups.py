@@ -70,6 +70,8 @@ class Group:
             self._wait(f"a step of {self.open}", idle=self.open is None)
         elif self._on_the_way:
             return
+        elif self.open is not None and any(worker.computes for worker in self.workers):
+            self._wait(f"a step of {self.open}")
         elif any(worker.pause_wanted for worker in self.workers):
             self._pause()
         elif self.open is not None:
@@ -81,8 +83,18 @@ class Group:
     def _wait(self, what: str, idle: bool = False) -> None:
         if idle:
             self._moved_at = self.world.now
-        elif self.world.now - self._moved_at > STEP_DEADLINE_S:
+        elif self.world.now - self._moved_at > STEP_DEADLINE_S and any(
+            not self._waits_on(worker) for worker in self.workers
+        ):
+            self.world.engine_checker.hung_groups += 1
             self.fail("deadline", f"{what} took too long")
+
+    def _waits_on(self, worker: Worker) -> bool:
+        return worker.waits_until > self.world.now
+
+    @property
+    def in_step_s(self) -> float:
+        return self.world.now - self._moved_at if self.open is not None else 0.0
 
     def _open_next(self) -> None:
         lead = self.workers[0]

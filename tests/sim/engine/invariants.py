@@ -18,6 +18,7 @@ from exod.core.engine.client_requests import MAX_PENDING
 from exod.core.engine.engine_events import EngineCommand, EngineInput
 from exod.core.engine.engine_messages import BeginRequest, RankPhase, RankStatus, client_id
 from exod.core.engine.rank.held_requests import DEATHS_LIMIT
+from exod.core.engine.request_progress import HUNG_LIMIT
 from exod.core.engine.request_queue import MAX_WAITING
 from exod.model import NodeId
 from exoengine.protocol import DEFAULT_SERVING, Begin, GenerationRequest, Prepare
@@ -47,9 +48,11 @@ class EngineChecker:
         """Client's request -> orders under which ranks opened it."""
         self.models: set[str] = set()
         """Of all plans that were committed."""
-        self.was_drained = False
+        self.was_drained = self.was_slow = False
         self.deaths = 0
         """Of workers."""
+        self.hung_groups = 0
+        """In which a step passed its deadline."""
         self._names: dict[int, str] = {}
         """Order -> generation."""
         self._given: dict[NodeId, int] = {}
@@ -164,6 +167,10 @@ class EngineChecker:
                 return client.stopped_reading
             case "draining":
                 return self.was_drained
+            case "too_slow":
+                return self.was_slow and self.world.now - client.asked_at >= self.world.recovery_deadline_s
+            case "step_failed":
+                return self.hung_groups >= HUNG_LIMIT
             case "recovery_failed":
                 return self.world.now - client.asked_at >= self.world.recovery_deadline_s
             case "request_given_up":

@@ -22,6 +22,7 @@ from exoengine.protocol import (
     FromWorker,
     Heartbeat,
     Hello,
+    KeepWaiting,
     Leave,
     Left,
     LinkHealth,
@@ -52,6 +53,10 @@ ORPHAN_FACTOR = 5.0
 FINISHED_KEPT = 64
 TOTAL_LAYERS = 12
 LEAST_LOAD_S = 0.02
+LONG_STEP_S = 0.5
+"""From then on a heartbeat tells that a step is computed."""
+STEP_END_S = 0.05
+"""How often it is looked whether a long step has ended."""
 
 
 class Worker:
@@ -62,6 +67,10 @@ class Worker:
         self.alive = True
         self.stopped_by: set[str] = set()
         """Why it stands still: "signal" (its daemon can continue it), "hang", "sleep", "power"."""
+        self.computes_until = 0.0
+        """Until then it is in one step: nothing ends that but its end, or the process's."""
+        self.waits_until = 0.0
+        """Until then its daemon lets no step be overdue."""
         self.pause_wanted = False
         self.prepared: Prepare | None = None
         self.waiting: dict[int, Generation] = {}
@@ -117,6 +126,7 @@ class Worker:
             load=self.model,
             load_s=0.1,
             layer_s=self._layer_s,
+            keeps_waiting=True,
         )
 
     def _told_tokens(self, key: str) -> tuple[int, ...]:
@@ -186,6 +196,10 @@ class Worker:
             self.die("no daemon came for it")
 
     @property
+    def computes(self) -> bool:
+        return self.world.now < self.computes_until
+
+    @property
     def _is_generating(self) -> bool:
         group = self.group
         leads = group is not None and group.workers[0] is self and bool(self.waiting)
@@ -193,7 +207,9 @@ class Worker:
 
     def _say_beat(self) -> None:
         state = "generating" if self._is_generating else "ready"
-        self._say(Heartbeat(state, 0, 0.0, "fast", "", 0.0, 0.0, 0.0, 0, 0))
+        in_step_s = self.group.in_step_s if self.group is not None else 0.0
+        computing = self.computes and in_step_s > LONG_STEP_S
+        self._say(Heartbeat(state, 0, in_step_s, "fast", "", 0.0, 0.0, 0.0, 0, 0, computing=computing))
 
     def _say(self, message: FromWorker) -> None:
         if self.is_stopped:
@@ -258,6 +274,8 @@ class Worker:
                     self._want_pause(self.group)
                 else:
                     self._leave()
+            case KeepWaiting(for_s=for_s):
+                self.waits_until = self.world.now + for_s
             case LinkHealth():
                 pass
 
@@ -297,7 +315,12 @@ class Worker:
             self._want_pause(self.group)
 
     def _answer_prepare(self) -> None:
-        assert self.prepared is not None
+        """When the step that it computes has ended."""
+        if self.computes and self.alive:
+            self.world.after(STEP_END_S, self._answer_prepare)
+            return
+        if self.prepared is None or self.group is not None:
+            return
         self._plan = (self.prepared.plan_hash, self.prepared.attempt)
         self.pause_wanted = False
         self._say(Prepared(*self._plan))

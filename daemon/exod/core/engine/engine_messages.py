@@ -67,6 +67,13 @@ class RankStatus(msgspec.Struct, frozen=True, tag="rank"):
     ended: tuple[int, ...] = ()
     """Those above `finished_order` that have ended on this rank."""
     generating: bool = False
+    progress: tuple[int, ...] = ()
+    """For each of `under_way`, how many tokens of its prompt and its answer this rank is through."""
+    computing: bool = False
+    """Is it in a long step, and uses the processor? Others that wait for it wait on."""
+    in_step_s: float = 0.0
+    gave_up: str = ""
+    """Where the phase is ABORTED, the code of why."""
     sync_mode: Literal["fast", "safe"] = "safe"
     sync_reason: str = ""
     gpu_waited_s: float = 0.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from exod.core.engine.engine_messages import UNKNOWN_ORIGIN, RelayedOutput, client_id
-from exod.model import NodeId
+from exod.model import MeshPlan, NodeId
 from exoengine.protocol import Finished, RequestFailed, TokenOut
 
 Output = TokenOut | Finished | RequestFailed
@@ -66,3 +66,19 @@ class Relay:
         if answer.end is not None:
             messages.append(RelayedOutput((answer.end[0],), answer.end[1]))
         return messages
+
+
+def coordinator_life(plan: MeshPlan) -> tuple[NodeId, int]:
+    """One life of a coordinator: the next one knows nothing of what waited, whichever node it is."""
+    return plan.coordinator, plan.epoch.coordinator_incarnation
+
+
+def relaying(plan: MeshPlan) -> NodeId:
+    """Whose rank sends its outputs on to nodes without one: the coordinator hears every member, others need not."""
+    return plan.coordinator if plan.coordinator in plan.ring else plan.ring[0]
+
+
+def gives_up(sender: NodeId, message: RelayedOutput, plan: MeshPlan | None) -> bool:
+    """Does a rank say that it will not try a request again?"""
+    is_rank = plan is not None and sender in plan.ring
+    return is_rank and all(isinstance(output, RequestFailed) for output in message.outputs)

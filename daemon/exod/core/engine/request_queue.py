@@ -6,6 +6,9 @@ served. An order names one generation for ever: orders rise on all ranks, over r
 coordinator, and no two coordinators give the same. A coordinator that finds a rank at work on what it does not know
 asks that rank; a request that got lost altogether is submitted again by its origin, with what it has of the answer.
 
+One that makes no progress for `recovery_deadline_s`, whatever is tried meanwhile, is given up, as is one whose step
+hung twice on the same edges (request_progress.py): its client is told why, and its place goes to the next.
+
 Empty on every node but the coordinator. Times in monotonic seconds.
 """
 
@@ -29,7 +32,8 @@ from exod.core.engine.engine_messages import (
     client_id,
     generation_id,
 )
-from exod.model import NodeId
+from exod.core.engine.request_progress import Edges, RequestProgress, edges_of
+from exod.model import MeshPlan, NodeId
 
 MAX_WAITING: Final = 64
 """Of 64 requests of a few seconds each the last waits for minutes, longer than clients do: later ones are told
@@ -60,6 +64,11 @@ CLAIM_S: Final = 3.0
 second of each new coordinator; past this nobody waits for the answer, and others wait for their turn."""
 
 MAX_ENDED: Final = 256
+
+TOO_SLOW: Final = "too_slow"
+STEP_FAILED: Final = "step_failed"
+RECOVERY_FAILED: Final = "recovery_failed"
+"""Codes of requests that are given up: a rank computed all the time; a step hung; all else."""
 
 ORDER_TAG_BITS: Final = 16
 """The low bits of an order are the coordinator's, so that both sides of a partition give different ones."""
@@ -95,6 +104,7 @@ class _UnderWay:
         self.cancelled = False
         self.abandoned = False
         """Was it cancelled because no origin claimed it? One that still does may have it again."""
+        self.progress = RequestProgress(now)
 
     @property
     def client_request(self) -> str:
@@ -109,8 +119,13 @@ class _UnderWay:
 class Scheduler:
     """The queue of this node, used while it is coordinator. `incarnation` rises with each of its lives."""
 
-    def __init__(self, me: NodeId, incarnation: int, max_concurrent: int = 8) -> None:
+    def __init__(
+        self, me: NodeId, incarnation: int, max_concurrent: int = 8, recovery_deadline_s: float = 60.0
+    ) -> None:
         self._me = me
+        self._recovery_deadline_s = recovery_deadline_s
+        self._given_up: dict[str, SubmitRefused] = {}
+        """By the client's request, what its origin is told as often as it asks."""
         self._tag = int(me, 16) & ((1 << ORDER_TAG_BITS) - 1)
         self._last_order = incarnation << ORDER_TAG_BITS
         self._max_concurrent = max_concurrent
@@ -130,6 +145,8 @@ class Scheduler:
         self._repeat_at = 0.0
         self._repeats = False
         """Is there a rank that must be asked, or told, until its status changes?"""
+        self._hung_group = ("", 0)
+        """Plan and attempt of the last group in which a step hung: its other ranks say so, too."""
         self.draining = False
 
     @property
@@ -188,6 +205,8 @@ class Scheduler:
     def submit(self, submit: SubmitRequest, now: float) -> list[SchedulerCommand]:
         """Queues a request, or refuses it. One that is known already is only confirmed."""
         request_id = submit.request.request_id
+        if request_id in self._given_up:
+            return [TellOrigin(submit.origin, self._given_up[request_id])]
         confirmed: list[SchedulerCommand] = [TellOrigin(submit.origin, Queued(request_id))]
         active = self._generation_of(request_id)
         if active is not None:
@@ -242,9 +261,12 @@ class Scheduler:
 
     # --- what the ranks are told ----------------------------------------------------------------------------
 
-    def advance(self, ranks: list[RankStatus], formed: bool, now: float) -> list[SchedulerCommand]:
-        """Ends what its ranks have ended, begins what there is a place for once the group stands, repeats what got
-        lost. `ranks` are the statuses of all of the plan's ranks.
+    def advance(
+        self, ranks: list[RankStatus], formed: bool, now: float, edges: Edges = ()
+    ) -> list[SchedulerCommand]:
+        """Ends what its ranks have ended, gives up what comes to nothing, begins what there is a place for once the
+        group stands, repeats what got lost. `ranks` are the statuses of all of the plan's ranks, `edges` the paths
+        between them.
         """
         if not ranks:
             return []
@@ -253,14 +275,86 @@ class Scheduler:
             if active.unclaimed_since is not None and now - active.unclaimed_since >= CLAIM_S:
                 active.cancelled = active.abandoned = True
                 active.unclaimed_since = None
+        self._hear_progress(ranks)
         commands = self._end(ranks, now)
+        commands += self._give_up_stuck(ranks, edges if formed else None)
         unknown = [rank for rank in ranks if any(self._is_unknown(order) for order in rank.under_way)]
-        while formed and not unknown and self.waiting and len(self._active) < self._max_concurrent:
+        while formed and not unknown and self.waiting and self._under_way < self._max_concurrent:
             commands += self._begin(ranks, now)
         if now >= self._repeat_at:
             self._repeat_at = now + REPEAT_S
+            self._look_at_progress(now)
             commands += self._repeat(ranks, unknown, now)
         return commands
+
+    @property
+    def _under_way(self) -> int:
+        """What is given up has no place any more, even while a rank still computes it."""
+        return sum(active.client_request not in self._given_up for active in self._active.values())
+
+    # --- what makes no progress -----------------------------------------------------------------------------
+
+    def gave_up(self, status: RankStatus, plan: MeshPlan) -> None:
+        """A rank gave its group up. Where a step took too long, no rank was seen to compute it."""
+        group = (status.plan_hash, status.attempt)
+        if status.gave_up != "deadline" or status.plan_hash != plan.hash or group == self._hung_group:
+            return
+        self._hung_group = group
+        for active in self._active.values():
+            active.progress.hung(edges_of(plan))
+
+    def _hear_progress(self, ranks: list[RankStatus]) -> None:
+        for rank in ranks:
+            for order, position in zip(rank.under_way, rank.progress, strict=False):
+                if order in self._active:
+                    self._active[order].progress.heard(rank.sender, position)
+
+    def _look_at_progress(self, now: float) -> None:
+        some_move = any(active.progress.has_moved for active in self._active.values())
+        for active in self._active.values():
+            active.progress.look(now, some_move)
+
+    def _give_up_stuck(self, ranks: list[RankStatus], edges: Edges | None) -> list[SchedulerCommand]:
+        """`edges`: those of the group that stands; None where none does."""
+        commands: list[SchedulerCommand] = []
+        for active in self._active.values():
+            progress = active.progress
+            if active.cancelled:
+                continue
+            if edges is not None and progress.must_not_try(edges):
+                text = (
+                    f"a step at position {progress.position} did not end, twice on the same links; it is not tried "
+                    "a third time. `exoctl doctor` on each node says what it finds"
+                )
+                commands += self._give_up_one(active, STEP_FAILED, text)
+            elif progress.stalled_s >= self._recovery_deadline_s:
+                commands += self._give_up_one(active, *self._why_stuck(progress, ranks))
+        return commands
+
+    def _why_stuck(self, progress: RequestProgress, ranks: list[RankStatus]) -> tuple[str, str]:
+        deadline = f"engine.recovery_deadline_s = {self._recovery_deadline_s:g} s"
+        computing = [rank for rank in ranks if rank.computing]
+        if not computing:
+            return RECOVERY_FAILED, f"the answer came no further than position {progress.position} for {deadline}"
+        slowest = max(computing, key=lambda rank: rank.in_step_s)
+        layers = slowest.layers
+        share = f" for layers {layers[0]} to {layers[1] - 1}" if layers is not None else ""
+        return TOO_SLOW, (
+            f"the rank of {slowest.sender} has computed one step{share} for {slowest.in_step_s:.0f} s and is not "
+            f"through (position {progress.position}, {deadline}): {slowest.model or 'the model'} is too slow on "
+            "this machine. Load a smaller or less quantised model, or raise engine.recovery_deadline_s"
+        )
+
+    def _give_up_one(self, active: _UnderWay, code: str, text: str) -> list[SchedulerCommand]:
+        """Its origin is told, now and whenever it asks again; its ranks end it as one that is cancelled."""
+        refused = SubmitRefused(active.client_request, code, text, retry_after_s=self._retry_after_s)
+        self._given_up[active.client_request] = refused
+        while len(self._given_up) > MAX_ENDED:
+            del self._given_up[next(iter(self._given_up))]
+        active.cancelled, self._repeat_at = True, 0.0
+        return [TellOrigin(active.begin.origin, refused)] if active.begin.origin else []
+
+    # --- what the ranks are told, again ---------------------------------------------------------------------
 
     def _begin(self, ranks: list[RankStatus], now: float) -> list[SchedulerCommand]:
         submit = self._next_turn()

@@ -38,6 +38,8 @@ STATUS_OF_CODE: Final[dict[str, int]] = {
     "queue_full": 429,
     "unavailable": 503,
     "recovery_failed": 503,
+    "step_failed": 503,
+    "too_slow": 503,
     "shutting_down": 503,
     "cancelled": 503,
     "internal_error": 500,

@@ -23,6 +23,8 @@ class GroupHistory:
         self._heartbeat_gap_ms = 0.0
         self.last_gap_ms = 0.0
         """Of the newest recovery: between two tokens where one was held up, else between the groups."""
+        self.gave_up = ""
+        """The code of why the last group was given up by this worker; empty where it was not, or not formed."""
 
     @property
     def stands(self) -> bool:
@@ -55,6 +57,7 @@ class GroupHistory:
     def aborted(self, aborted: Aborted, plan_reason: str, now: float) -> bool:
         """The worker gave an attempt up. Returns whether it stood in that one's group until now."""
         stood = self.is_of(aborted.plan_hash, aborted.attempt)
+        self.gave_up = aborted.code if stood else ""
         if stood:
             # Paused: another rank has the next plan already, or a next attempt of this one.
             paused = aborted.code == "paused"

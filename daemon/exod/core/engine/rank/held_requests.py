@@ -66,6 +66,19 @@ class HeldRequests:
     def under_way(self) -> tuple[int, ...]:
         return tuple(sorted(held.begin.order for held in self.active.values()))
 
+    def progress(self, positions: Collection[tuple[int, int]]) -> tuple[int, ...]:
+        """Of each of `under_way`: the tokens of its answer, and where its worker last said that its caches are.
+        Both count: a worker tells its positions once a second, and a new process begins at 0.
+        """
+        told = dict(positions)
+        held = sorted(self.active.values(), key=lambda held: held.begin.order)
+        return tuple(len(one.tokens) + told.get(one.begin.order, 0) for one in held)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Is something under way, and nothing of it cancelled? The step that is run may be that of any of them."""
+        return bool(self.active) and not any(held.cancelled for held in self.active.values())
+
     @property
     def ended_orders(self) -> tuple[int, ...]:
         return tuple(sorted(self._ended))
