@@ -13,11 +13,13 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+import msgspec
+
 from exod.core.base import events
 from exod.core.base.config import CoreConfig
 from exod.core.base.events import Command, Input, RingFault
 from exod.core.node import NodeCore
-from exod.model import LocalAddress, MeshPlan, NodeCard, NodeId
+from exod.model import ClusterWish, LocalAddress, MeshPlan, NodeCard, NodeId
 from tests.sim.network import Network, Wire
 
 KEY = bytes(range(32))
@@ -35,13 +37,14 @@ _NEWS = (events.Emit, events.CommitPlan, events.SuspendPlan, events.PersistEpoch
 
 
 class EngineSide(Protocol):
-    """The engine's part of a host: what it is told of the daemon's life and of the mesh."""
+    """The engine's part of a host: it follows the daemon's life and the mesh."""
 
     def started(self) -> None: ...
     def killed(self) -> None: ...
     def frozen(self, asleep: bool) -> None: ...
     def thawed(self) -> None: ...
     def connected(self, event: events.PeerConnected) -> None: ...
+    def peer_card(self, card: NodeCard) -> None: ...
     def committed(self, plan: MeshPlan, reason: str) -> None: ...
     def suspended(self, plan_hash: str, reason: str) -> None: ...
     def mesh_changed(self) -> None: ...
@@ -64,6 +67,9 @@ class NoEngine:
         pass
 
     def connected(self, event: events.PeerConnected) -> None:
+        pass
+
+    def peer_card(self, card: NodeCard) -> None:
         pass
 
     def committed(self, plan: MeshPlan, reason: str) -> None:
@@ -91,6 +97,10 @@ class Host:
         """Does its card offer to host a rank?"""
         self.engine_side: EngineSide = NoEngine()
         self.model = MODEL
+        """What its configuration names."""
+        self.wish: ClusterWish | None = None
+        """The newest command that it knows; kept on its disk."""
+        self.hosted = ""
         self.ring_port = RING_PORT
         self.addresses: list[LocalAddress] = []
         self.hidden: set[str] = set()
@@ -115,6 +125,10 @@ class Host:
         return now + self.clock_offset_s
 
     @property
+    def wall_ms(self) -> int:
+        return EPOCH_MS + int(self.world.now * 1e3) + self.wall_offset_ms
+
+    @property
     def card(self) -> NodeCard:
         shown = tuple(one for one in self.addresses if one.address not in self.hidden)
         return NodeCard(
@@ -129,6 +143,8 @@ class Host:
             engine=self.engine,
             memory_mib=1024,
             model=self.model,
+            wish=self.wish,
+            hosted=self.hosted,
         )
 
     # --- life ---------------------------------------------------------------------------------------------------
@@ -142,12 +158,14 @@ class Host:
         world = self.world
         if file == "lost":
             self.saved_incarnation = self.saved_epoch = 0
+            self.wish = None
         elif file == "old":
             self.saved_incarnation = max(0, self.saved_incarnation - 3)
-        wall_ms = EPOCH_MS + int(world.now * 1e3) + self.wall_offset_ms
-        self.saved_incarnation = max(self.saved_incarnation + 1, wall_ms)
+        if self.wish is not None:
+            self.wish = msgspec.structs.replace(self.wish, draining=False)
+        self.saved_incarnation = max(self.saved_incarnation + 1, self.wall_ms)
         self.life += 1
-        self.model, self.ring_port = MODEL, RING_PORT
+        self.hosted, self.ring_port = "", RING_PORT
         self.frozen_since = None
         self.asleep = False
         self.stirred_at = world.now
@@ -211,6 +229,8 @@ class Host:
         core = self.core
         if core is None:
             return
+        if type(event) is events.PeerCardReceived:
+            self.engine_side.peer_card(event.card)
         now = self.local(self.world.now)
         checker = self.world.checker
         mark = checker.before(self, event)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from exod.core.engine import engine_events as events
 from exod.model import NodeId
 from tests.sim import chaos as mesh_chaos
 from tests.sim.engine.engine_host import EngineHost
@@ -48,7 +47,7 @@ def worker_stop(world: JointWorld, rng: random.Random) -> None:
     if worker is None or not worker.alive:
         return
     why = rng.choice(["signal", "hang"])
-    world.tell(worker.host, f"worker {worker.pid} {'is stopped' if why == 'signal' else 'hangs'}")
+    world.note(worker.node, f"worker {worker.pid} {'is stopped' if why == 'signal' else 'hangs'}")
     worker.stop(why)
     world.after(rng.choice([0.5, 3.0, 7.0, 20.0]), worker.resume, why)
 
@@ -59,7 +58,7 @@ def slow_step(world: JointWorld, rng: random.Random) -> None:
     if worker is None or not worker.alive:
         return
     seconds = rng.choice([2.0, 8.0, 30.0])
-    world.tell(worker.host, f"worker {worker.pid} computes one step for {seconds} s")
+    world.note(worker.node, f"worker {worker.pid} computes one step for {seconds} s")
     world.engine_checker.was_slow = True
     worker.computes_until = world.now + seconds
 
@@ -149,17 +148,14 @@ def hang_up(world: JointWorld, rng: random.Random) -> None:
 
 
 def want_model(world: JointWorld, rng: random.Random) -> None:
-    engine_host, model = _pick(world, rng), rng.choice(MODELS)
-    world.tell(engine_host.host, f"is told to load {model or 'no model'}")
-    engine_host.feed(events.ModelWanted(model))
+    _pick(world, rng).ask_model(rng.choice(MODELS))
 
 
 def drain(world: JointWorld, rng: random.Random) -> None:
-    engine_host = _pick(world, rng)
-    world.tell(engine_host.host, "is drained")
-    world.engine_checker.was_drained = True
-    engine_host.feed(events.DrainChanged(True))
-    world.after(rng.choice([1.0, 4.0]), engine_host.feed, events.DrainChanged(False))
+    """Somebody loads a model again after it, on the same host or another, or nobody does before peace."""
+    _pick(world, rng).ask_drain()
+    if rng.random() < 0.7:
+        world.after(rng.choice([1.0, 4.0]), _pick(world, rng).ask_model, MODELS[0])
 
 
 Fault = Callable[[JointWorld, random.Random], None]

@@ -1,7 +1,9 @@
 """The engine's shell of one host: carries its EngineCore as engine_driver.py does, in virtual time.
 
 What app.py and status/snapshot.py pass from the mesh to the engine is passed here: plans, suspensions, the health
-of the rank's edges, nodes that are down. The core is the unchanged product.
+of the rank's edges, nodes that are down. What a person asks of the cluster goes round as a record in the nodes'
+cards, as shared_wish.py has it: the newest that a node has seen counts, and is on its disk. The core is the
+unchanged product.
 """
 
 from __future__ import annotations
@@ -9,13 +11,14 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from exod.core.base import cluster_wish
 from exod.core.base.events import PeerConnected, PeerLeft
 from exod.core.engine import engine_events as events
 from exod.core.engine.engine_events import EngineCommand, EngineInput, ModelFacts
 from exod.core.engine.engine_messages import EngineMessage
 from exod.core.engine_core import EngineCore
 from exod.core.status.edge_health import edge_health
-from exod.model import MeshPlan, NodeId, NodeState
+from exod.model import ClusterWish, MeshPlan, NodeCard, NodeId, NodeState
 from exoengine.model_files.memory_fit import WHOLE_CONTEXT, ModelSizes
 from exoengine.protocol import GenerationRequest, SyncSettings
 from tests.sim.engine.clients import Client, Delivery
@@ -36,7 +39,7 @@ SEARCH_S = (0.01, 0.3)
 CARD_S = 0.001
 """A card that changes is passed on in the next turn of the loop."""
 GOODBYE_S = 0.05
-NEVER_IGNORED = frozenset({"RankStatus", "FormOrder", "SubmitRequest", "ModelWish"})
+NEVER_IGNORED = frozenset({"RankStatus", "FormOrder", "SubmitRequest"})
 """Everything else is ignored where its two ends follow different plans, and is repeated."""
 SIZES = ModelSizes(
     layer_bytes=(1 << 20,) * TOTAL_LAYERS,
@@ -78,6 +81,7 @@ class EngineHost:
             self.world.recovery_deadline_s,
             host.ring_port,
             b"the ring's key",
+            serving=self.world.serving,
         )
         self.slot = WorkerSlot(self, host.life)
         self.is_leaving = self._is_taking = self._refresh_wanted = False
@@ -147,8 +151,14 @@ class EngineHost:
     def committed(self, plan: MeshPlan, reason: str) -> None:
         self.world.engine_checker.models.add(plan.model)
         self.feed(events.PlanCommitted(plan, reason))
-        if plan.model != self.host.model:
-            self._name_model(plan.model)
+        if plan.model != self.host.hosted:
+            self.host.hosted = plan.model
+            self._card_changed()
+
+    def peer_card(self, card: NodeCard) -> None:
+        """A node takes over a newer command of another."""
+        if card.wish is not None and cluster_wish.newest(self.host.wish, card.wish) != self.host.wish:
+            self._take_wish(card.wish)
 
     def suspended(self, plan_hash: str, reason: str) -> None:
         self.feed(events.PlanSuspended(plan_hash, reason))
@@ -197,6 +207,33 @@ class EngineHost:
         self.world.tell(self.host, f"the client of {client.name} goes away")
         client.end("cancelled")
         self.feed(events.ClientLeft(client.name))
+
+    def ask_model(self, model: str) -> None:
+        """A person loads or unloads. A drain ends with it."""
+        self.world.tell(self.host, f"is asked to load {model or 'no model'}")
+        self.feed(events.ModelWanted(model))
+
+    def ask_drain(self) -> None:
+        if self.core is None or self.host.frozen_since is not None:
+            return
+        self.world.tell(self.host, "is asked to drain")
+        self.world.engine_checker.was_drained = True
+        model = None if self.host.wish is None else self.host.wish.model
+        self._take_wish(ClusterWish(self._next_at(), self.host.name, model, draining=True))
+
+    def _next_at(self) -> float:
+        """Later than what is known, whatever this host's clock says."""
+        known = 0.0 if self.host.wish is None else self.host.wish.at + 0.001
+        return max(self.host.wall_ms / 1e3, known)
+
+    def _take_wish(self, wish: ClusterWish) -> None:
+        self.world.tell(self.host, f"holds the command of {wish.by}: {wish.model!r}{', drain' * wish.draining}")
+        self.host.wish = wish
+        self.feed(events.DrainChanged(wish.draining))
+        self._card_changed()
+
+    def _card_changed(self) -> None:
+        self.world.after(CARD_S, self.host.show_card, self.host.life)
 
     # --- the shell ----------------------------------------------------------------------------------------------
 
@@ -277,11 +314,11 @@ class EngineHost:
                     if other is not self.host:
                         self._send(other.id, to_tell)
             case events.WishModel(model=model):
-                self._name_model(model)
+                self._take_wish(ClusterWish(self._next_at(), self.host.name, model))
             case events.AnnounceRingPort(port=port):
                 self.world.tell(self.host, f"announces port {port} for its ring")
                 self.host.ring_port = port
-                self.world.after(CARD_S, self.host.show_card, self.host.life)
+                self._card_changed()
             case events.EmitEvent(type=kind, data=data):
                 self.world.told_engine_event(self.host, kind, data)
             case events.StatusChanged():
@@ -301,11 +338,6 @@ class EngineHost:
         for _ in range(2 if rng.random() < world.message_loss / 2 else 1):
             if rng.random() >= world.message_loss:
                 world.control.send_engine_message(self.host, node, message, rng.uniform(0.0, 0.02))
-
-    def _name_model(self, model: str) -> None:
-        self.world.tell(self.host, f"names {model or 'no model'} on its card")
-        self.host.model = model
-        self.world.after(CARD_S, self.host.show_card, self.host.life)
 
     def _searched(self, search: tuple[int, str]) -> None:
         """Only the newest search of this life has an answer."""

@@ -1,8 +1,10 @@
 """The groups that modelled workers form: who steps when, who knows a token first, and what a fault leaves behind.
 
-Behaves as ranks of engine/exoengine do together. A group's connections run between the addresses that its workers
-were told: while one of them carries nothing the group stands still, and where its address goes away it breaks. The
-token at a place of an answer follows from the client's request and the place alone.
+Behaves as ranks of engine/exoengine do together: several requests are open at once, up to the `max_concurrent` of
+rank 0's load. Rank 0 opens them in their order; each turn runs a step of each, and every rank sees the outcomes in
+the same order. A group's connections run between the addresses that its workers were told: while one of them
+carries nothing the group stands still, and where its address goes away it breaks. The token at a place of an answer
+follows from the client's request and the place alone.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from exod.core.engine.engine_messages import client_id
 from exoengine.protocol import GenerationRequest, Prepare
 
 if TYPE_CHECKING:
-    from tests.sim.engine.joint_world import JointWorld
+    from tests.sim.engine.surroundings import Surroundings
     from tests.sim.engine.worker import Worker
 
 STEP_S = 0.05
@@ -23,6 +25,10 @@ STEP_DEADLINE_S = 5.0
 """As `SyncSettings.step_deadline_s`."""
 FORM_S = 0.2
 FORM_AGAIN_S = 0.2
+OUTCOME_S = 0.001
+"""From one rank to the next."""
+BETWEEN_STEPS_S = 0.0002
+"""Between the steps of two requests: a fault in between leaves one of them done and the other not."""
 NOTICED_S = 0.01
 """How long the end of a connection takes to reach its other end."""
 BAD_PROMPT = ""
@@ -50,14 +56,25 @@ class Generation:
 class Group:
     """Ranks that stand in one group, in rank order. Alive until the first fault."""
 
-    def __init__(self, world: JointWorld, key: GroupKey, workers: list[Worker]) -> None:
+    def __init__(self, world: Surroundings, key: GroupKey, workers: list[Worker]) -> None:
         self.world, self.key, self.workers = world, key, workers
         self.ways = ring_ways([worker.prepared for worker in workers if worker.prepared is not None])
         self.alive = True
-        self.open: int | None = None
+        self.open: set[int] = set()
+        """The orders of the requests whose steps are run."""
+        load = workers[0].model
+        self._max_concurrent = load.serving.max_concurrent if load is not None else 1
         self._on_the_way = 0
         self._moved_at = world.now
+        self._recall()
         world.after(STEP_S, self._turn)
+
+    def _recall(self) -> None:
+        """A fault in a last step left requests unfinished on some ranks only: all open them again."""
+        unfinished = {order for worker in self.workers for order in worker.waiting}
+        for worker in self.workers:
+            for order in sorted(unfinished):
+                worker.recall(order)
 
     def _turn(self) -> None:
         if not self.alive:
@@ -66,19 +83,16 @@ class Group:
         world.after(STEP_S + world.ring_delay_s(self.ways), self._turn)
         if world.has_lost_address(self.ways):
             self.fail("peer_lost", "the connection to a peer was lost")
-        elif any(worker.is_stopped for worker in self.workers) or not world.carries_all(self.ways):
-            self._wait(f"a step of {self.open}", idle=self.open is None)
+        elif any(worker.is_stopped for worker in self.workers) or not world.group_carries(self.key, self.ways):
+            self._wait(f"a step of {sorted(self.open)}", idle=not self.open)
         elif self._on_the_way:
             return
-        elif self.open is not None and any(worker.computes for worker in self.workers):
-            self._wait(f"a step of {self.open}")
+        elif self.open and any(worker.computes for worker in self.workers):
+            self._wait(f"a step of {sorted(self.open)}")
         elif any(worker.pause_wanted for worker in self.workers):
             self._pause()
-        elif self.open is not None:
-            self._moved_at = world.now
-            self._step(self.open)
-        else:
-            self._open_next()
+        elif self._opens_next():
+            self._run_steps()
 
     def _wait(self, what: str, idle: bool = False) -> None:
         if idle:
@@ -86,7 +100,7 @@ class Group:
         elif self.world.now - self._moved_at > STEP_DEADLINE_S and any(
             not self._waits_on(worker) for worker in self.workers
         ):
-            self.world.engine_checker.hung_groups += 1
+            self.world.witness.hung()
             self.fail("deadline", f"{what} took too long")
 
     def _waits_on(self, worker: Worker) -> bool:
@@ -94,24 +108,28 @@ class Group:
 
     @property
     def in_step_s(self) -> float:
-        return self.world.now - self._moved_at if self.open is not None else 0.0
+        return self.world.now - self._moved_at if self.open else 0.0
 
-    def _open_next(self) -> None:
-        lead = self.workers[0]
-        if not lead.waiting:
-            self._wait("", idle=True)
-            return
-        order = min(lead.waiting)
+    def _opens_next(self) -> bool:
+        """Opens a request, if there is one and a place for it. False where a rank does not know it yet: the ranks
+        take messages in order, so all wait.
+        """
+        order = min((order for order in self.workers[0].waiting if order not in self.open), default=None)
+        if order is None or len(self.open) >= self._max_concurrent:
+            self._moved_at = self.world.now
+            return True
         if not all(worker.knows(order) for worker in self.workers):
             self._wait(f"opening {order}")
-            return
-        self.open, self._moved_at = order, self.world.now
+            return False
+        self.open.add(order)
+        self._moved_at = self.world.now
         self._agree(order)
+        return True
 
     def _agree(self, order: int) -> None:
         """Every rank learns what any of them has of the answer, and whether it is wanted."""
         standing = [worker.generation(order) for worker in self.workers]
-        self.world.engine_checker.opened(order, [one.request for one in standing])
+        self.world.witness.opened(order, [one.request for one in standing])
         longest = max((generation.tokens for generation in standing), key=len)
         end: End = ""
         if any(generation.cancelled or generation.finished == "cancelled" for generation in standing):
@@ -125,20 +143,23 @@ class Group:
                 worker.finish(generation, end)
         self._close_where_finished(order)
 
-    def _step(self, order: int) -> None:
-        """The last rank knows first, then rank 0, then the others; a fault may come in between."""
-        generations = [worker.generation(order) for worker in self.workers]
-        if any(generation.cancelled for generation in generations):
-            for worker, generation in zip(self.workers, generations, strict=True):
-                worker.finish(generation, "cancelled")
-            self._close_where_finished(order)
-            return
-        index = len(generations[0].tokens)
-        token = token_at(generations[0].request.request_id, index)
+    def _run_steps(self) -> None:
+        """One of each open request. The last rank knows first, then rank 0, then the others; a fault may come in
+        between.
+        """
         knowing = [self.workers[-1], *self.workers[:-1]]
-        self._on_the_way = len(knowing)
-        for place, worker in enumerate(knowing):
-            self.world.after(0.001 * place, self._outcome, worker, order, token)
+        for slot, order in enumerate(sorted(self.open)):
+            generations = [worker.generation(order) for worker in self.workers]
+            if any(generation.cancelled for generation in generations):
+                for worker, generation in zip(self.workers, generations, strict=True):
+                    worker.finish(generation, "cancelled")
+                self._close_where_finished(order)
+                continue
+            token = token_at(generations[0].request.request_id, len(generations[0].tokens))
+            self._on_the_way += len(knowing)
+            for place, worker in enumerate(knowing):
+                delay_s = OUTCOME_S * place + BETWEEN_STEPS_S * slot
+                self.world.after(delay_s, self._outcome, worker, order, token)
 
     def _outcome(self, worker: Worker, order: int, token: int) -> None:
         if not self.alive:
@@ -148,12 +169,14 @@ class Group:
             return
         worker.add(worker.generation(order), token)
         self._on_the_way -= 1
-        if not self._on_the_way:
-            self._close_where_finished(order)
+        self._close_where_finished(order)
 
     def _close_where_finished(self, order: int) -> None:
-        if all(worker.generation(order).finished for worker in self.workers):
-            self.open = None
+        generations = [worker.generation(order) for worker in self.workers]
+        if all(generation.finished for generation in generations):
+            for worker, generation in zip(self.workers, generations, strict=True):
+                worker.finish(generation, generation.finished)
+            self.open.discard(order)
 
     def _pause(self) -> None:
         self.alive = False
@@ -172,14 +195,14 @@ class Group:
 class Rendezvous:
     """Where ranks meet to form a group."""
 
-    def __init__(self, world: JointWorld) -> None:
+    def __init__(self, world: Surroundings) -> None:
         self._world = world
         self._meeting: dict[GroupKey, list[Worker]] = {}
         self.newest: Group | None = None
         """The last group that was formed."""
 
     def arrive(self, worker: Worker, prepare: Prepare) -> None:
-        self._world.engine_checker.arrived(worker.host, prepare)
+        self._world.witness.arrived(worker.node, prepare)
         key = (prepare.plan_hash, prepare.attempt)
         present = self._meeting.setdefault(key, [])
         present.append(worker)
@@ -203,13 +226,12 @@ class Rendezvous:
         if not prepares or len(prepares) != prepares[0].size:
             return
         ways = ring_ways(prepares)
-        if any(worker.is_stopped for worker in workers) or not self._world.carries_all(ways):
+        if any(worker.is_stopped for worker in workers) or not self._world.group_carries(key, ways):
             self._world.after(FORM_AGAIN_S, self._form, key)
             return
         del self._meeting[key]
         workers.sort(key=lambda one: one.prepared.rank if one.prepared is not None else 0)
-        self._world.tell(None, f"group {key[0][:6]}/{key[1]} stands: {', '.join(one.host.name for one in workers)}")
-        self._world.engine_checker.formed(key, workers)
+        self._world.witness.formed(key, workers)
         self.newest = group = Group(self._world, key, workers)
         for worker in workers:
             worker.joined(group)

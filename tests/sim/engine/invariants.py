@@ -6,6 +6,7 @@ E3  orders only rise, and one order names one generation
 E4  ranks that run together share a plan, an attempt and a model, and hold each layer once
 E5  no request waits for ever once faults stop (judged in scenarios.py)
 E6  queues stay within their bounds
+E7  after peace every node holds the newest command, and the plan hosts its model (judged in scenarios.py)
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from exod.core.engine.rank.held_requests import DEATHS_LIMIT
 from exod.core.engine.request_progress import HUNG_LIMIT
 from exod.core.engine.request_queue import MAX_WAITING
 from exod.model import NodeId
-from exoengine.protocol import DEFAULT_SERVING, Begin, GenerationRequest, Prepare
+from exoengine.protocol import Begin, GenerationRequest, Prepare
 from tests.sim.engine.groups import BAD_PROMPT, GroupKey, token_at
 from tests.sim.engine.worker import TOTAL_LAYERS
 
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 MAX_DUE = 50
 """So many turns of the timer without a pause are a loop."""
-MAX_UNDER_WAY = 2 * DEFAULT_SERVING.max_concurrent
-"""Requests that a rank holds at a time: those under way, and those of another coordinator whose ends were lost."""
 
 
 class EngineChecker:
@@ -43,6 +42,8 @@ class EngineChecker:
         self.world = world
         self.tokens = 0
         """Delivered to clients."""
+        self.most_at_once = 0
+        """Requests that one group had open."""
         self.groups = 0
         self.generations: dict[str, set[int]] = defaultdict(set)
         """Client's request -> orders under which ranks opened it."""
@@ -115,7 +116,8 @@ class EngineChecker:
             self._broken(host, f"E6: {core.scheduler.waiting} requests wait")
         if len(core.clients) > min(asked, MAX_PENDING):
             self._broken(host, f"E6: {len(core.clients)} requests of {asked} that were asked are pending")
-        if len(core.rank.active) > MAX_UNDER_WAY:
+        # Those under way, and those of another coordinator whose ends were lost.
+        if len(core.rank.active) > 2 * self.world.serving.max_concurrent:
             self._broken(host, f"E6: the rank holds {list(core.rank.active)}")
         accepted = [name for name, client in engine_host.clients.items() if client.accepted]
         dropped = [name for name in accepted if not core.clients.waits_for(name)]
@@ -182,9 +184,9 @@ class EngineChecker:
 
     # --- orders: E3 ---------------------------------------------------------------------------------------------
 
-    def begun(self, host: Host, begin: Begin, is_known: bool) -> None:
+    def begun(self, node: NodeId, begin: Begin, is_known: bool) -> None:
         """A worker is given a request that it does not know. `is_known`: does it know the order?"""
-        name = begin.request.request_id
+        host, name = self.world.by_id[node], begin.request.request_id
         if is_known:
             self._broken(host, f"E3: the worker is given order {begin.order} by another name")
         self._named(host, begin.order, name)
@@ -204,10 +206,22 @@ class EngineChecker:
         if len(names) != 1:
             self.world.broken(None, f"E3: ranks know different requests by order {order}: {names}")
         self.generations[client_id(requests[0].request_id)].add(order)
+        group = self.world.rendezvous.newest
+        if group is not None:
+            self.most_at_once = max(self.most_at_once, len(group.open))
+            if len(group.open) > self.world.serving.max_concurrent:
+                self.world.broken(None, f"E6: the ranks have opened {sorted(group.open)} at once")
 
     # --- groups: E4 ---------------------------------------------------------------------------------------------
 
-    def arrived(self, host: Host, prepare: Prepare) -> None:
+    def died(self) -> None:
+        self.deaths += 1
+
+    def hung(self) -> None:
+        self.hung_groups += 1
+
+    def arrived(self, node: NodeId, prepare: Prepare) -> None:
+        host = self.world.by_id[node]
         shape = self._shapes[prepare.plan_hash]
         known = shape.setdefault(prepare.rank, (host.id, prepare.size))
         if known != (host.id, prepare.size):
@@ -217,6 +231,8 @@ class EngineChecker:
 
     def formed(self, key: GroupKey, workers: list[Worker]) -> None:
         self.groups += 1
+        names = ", ".join(self.world.by_id[worker.node].name for worker in workers)
+        self.world.note(None, f"group {key[0][:6]}/{key[1]} stands: {names}")
         prepares = [worker.prepared for worker in workers]
         if any(one is None or (one.plan_hash, one.attempt) != key for one in prepares):
             self.world.broken(None, f"E4: a group of different plans: {prepares}")

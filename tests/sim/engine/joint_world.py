@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import random
 
+from exod.core.base.cluster_wish import hosted_model
 from exod.core.engine.engine_messages import RankPhase
 from exod.model import NodeId
-from exoengine.protocol import GenerationRequest
+from exoengine.protocol import DEFAULT_SERVING, GenerationRequest, Serving
 from tests.sim.engine.clients import Client
 from tests.sim.engine.engine_host import EngineHost
-from tests.sim.engine.groups import Rendezvous
+from tests.sim.engine.groups import GroupKey, Rendezvous
 from tests.sim.engine.invariants import EngineChecker
 from tests.sim.invariants import InvariantBrokenError
 from tests.sim.maps import wire_up
@@ -33,11 +34,13 @@ class JointWorld(World):
         engines: int | None = None,
         recovery_deadline_s: float = 600.0,
         load_s: tuple[float, float] = (0.3, 3.0),
+        serving: Serving = DEFAULT_SERVING,
     ) -> None:
         super().__init__(seed, nodes, engines=engines)
         self.engine_rng = random.Random(seed * 1_000_003 + 17)
         self.recovery_deadline_s = recovery_deadline_s
         self.load_s = load_s
+        self.serving = serving
         self.power_loss = 0.0
         """How often a daemon's death is that of its whole machine."""
         self.message_loss = 0.0
@@ -52,7 +55,7 @@ class JointWorld(World):
         """Where no process can be started."""
         self.clients: list[Client] = []
         self._pids = 100
-        self.engine_checker = EngineChecker(self)
+        self.witness = self.engine_checker = EngineChecker(self)
         self.rendezvous = Rendezvous(self)
         self.engine_hosts = [EngineHost(self, host) for host in self.hosts]
         for host, engine_host in zip(self.hosts, self.engine_hosts, strict=True):
@@ -65,11 +68,11 @@ class JointWorld(World):
         self._pids += 1
         return self._pids
 
-    def taken_ports(self, host: Host) -> set[int]:
-        return self.ports.get(host.id, set())
+    def port_is_taken(self, node: NodeId, port: int) -> bool:
+        return port in self.ports.get(node, ())
 
-    def is_unreadable(self, host: Host) -> bool:
-        return host.id in self.unreadable
+    def is_unreadable(self, node: NodeId) -> bool:
+        return node in self.unreadable
 
     def is_missing(self, host: Host) -> bool:
         return host.id in self.missing
@@ -77,7 +80,7 @@ class JointWorld(World):
     def cannot_start(self, host: Host) -> bool:
         return host.id in self.full
 
-    def carries_all(self, ways: list[tuple[str, str]]) -> bool:
+    def group_carries(self, key: GroupKey, ways: list[tuple[str, str]]) -> bool:
         return all(self.carries(way) for way in ways)
 
     def has_lost_address(self, ways: list[tuple[str, str]]) -> bool:
@@ -86,7 +89,10 @@ class JointWorld(World):
     def ring_delay_s(self, ways: list[tuple[str, str]]) -> float:
         return sum(self.network.wires[way].delay_s for way in ways)
 
-    # --- what is told -------------------------------------------------------------------------------------------
+    # --- the story ----------------------------------------------------------------------------------------------
+
+    def note(self, node: NodeId | None, text: str) -> None:
+        self.tell(None if node is None else self.by_id[node], text)
 
     def told_engine_event(self, host: Host, kind: str, data: dict[str, object]) -> None:
         if kind not in NOT_TOLD:
@@ -115,6 +121,21 @@ class JointWorld(World):
             if len(core.plan.members) != len(self.hosts):
                 return False
             if engine_host.host.id in core.plan.ring and core.rank.phase is not RankPhase.FORMED:
+                return False
+        return True
+
+    def has_one_will(self) -> bool:
+        """Every node holds the same newest command, follows it, and the plan hosts its model."""
+        if len({host.wish for host in self.hosts}) != 1:
+            return False
+        cards = {host.id: host.card for host in self.hosts}
+        for engine_host in self.engine_hosts:
+            core, wish = engine_host.core, engine_host.host.wish
+            if core is None or core.plan is None:
+                return False
+            if core.scheduler.draining != (wish is not None and wish.draining):
+                return False
+            if core.plan.model != hosted_model(cards[core.plan.coordinator], cards.values()):
                 return False
         return True
 

@@ -9,6 +9,7 @@ import math
 from typing import Any
 from unittest import mock
 
+from exod.core.base import cluster_wish
 from exod.core.engine import client_requests
 from exoengine.protocol import TokenOut
 
@@ -44,9 +45,19 @@ def _submit_once() -> Any:
     )
 
 
+def _older_command() -> Any:
+    """Of two commands the older one is kept."""
+
+    def oldest(one: Any, other: Any) -> Any:
+        return one or other if one is None or other is None else min(one, other, key=lambda wish: wish.at)
+
+    return mock.patch.object(cluster_wish, "newest", oldest)
+
+
 PLANTED = {
     "replayed-token": (_deliver_replays, "E2"),
     "keep-who-left": (_keep_who_left, "E1"),
     "submit-once": (_submit_once, "E5"),
+    "older-command": (_older_command, "E7"),
 }
 """Name -> (the bug, the invariant that it breaks)."""

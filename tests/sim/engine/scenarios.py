@@ -1,7 +1,8 @@
 """One joint scenario: mesh and engine of some nodes, clients, some faults, then peace, and what must then follow.
 
 Everything follows from the seed. E5 (no request waits for ever) is judged here, as is what the mesh owes its engine
-(10: one plan within a bound). The others are judged after every event, by invariants.py of mesh and engine.
+(10: one plan within a bound) and that the newest command counts (E7). The others are judged after every event, by
+invariants.py of mesh and engine.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
-from exod.core.engine.engine_events import DrainChanged
 from exod.core.engine.rank.hosted_model import FAILED_RETRY_S
+from exoengine.protocol import Serving
 from tests.sim import scenarios as mesh_scenarios
-from tests.sim.engine.chaos import ENGINE_FAULTS, MESH_FAULTS, Fault, ask, hang_up
+from tests.sim.engine.chaos import ENGINE_FAULTS, MESH_FAULTS, MODELS, Fault, ask, hang_up
 from tests.sim.engine.clients import Client
 from tests.sim.engine.joint_world import JointWorld
 from tests.sim.invariants import InvariantBrokenError
@@ -24,7 +25,10 @@ FORMED_WITHIN_S = 60.0
 """After the faults stopped and one plan is in force: a worker that stands still is noticed in 8 s, replaced and
 loaded in 5; attempts that met a dead rank cost a deadline of 10 s and a pause of 5 s each."""
 ANSWERED_WITHIN_S = 120.0
-"""From then on: some dozen requests of up to 100 tokens, 0.05 s each, one after the other."""
+"""From then on: some dozen requests of up to 100 tokens, 0.05 s each, one after the other where `max_concurrent` is
+1."""
+WILL_WITHIN_S = 10.0
+"""A command reaches each node with the next card, and the coordinator commits a plan for it at once."""
 QUIET_WITHIN_S = 30.0
 LEFT_WITHIN_S = 30.0
 """A worker is given 10 s to leave and 4 s more to end; its daemon starts again 12 s after that, at the latest."""
@@ -41,6 +45,8 @@ class JointOutcome:
     datagrams: int
     tokens: int
     groups: int
+    most_at_once: int
+    """Requests that the ranks had open."""
     outcomes: dict[str, int]
     """Of the clients: how their requests ended."""
 
@@ -56,6 +62,7 @@ def build(seed: int) -> tuple[JointWorld, list[str]]:
         media=media,
         engines=rng.choice((None, None, None, nodes - 1)) if nodes > 1 else None,
         recovery_deadline_s=rng.choice((600.0, 600.0, 60.0, 8.0)),
+        serving=Serving(max_concurrent=rng.choice((8, 8, 3, 1))),
     )
     world.power_loss = 0.25
     spread = rng.choice((0.0, 0.2, 2.0))
@@ -92,8 +99,6 @@ def make_peace(world: JointWorld) -> None:
             for why in ("signal", "hang"):
                 engine_host.worker.resume(why)
     mesh_scenarios.make_peace(world)
-    for engine_host in world.engine_hosts:
-        engine_host.feed(DrainChanged(False))
     for client in world.clients:
         client.hurry()
 
@@ -116,6 +121,7 @@ def run(seed: int) -> JointOutcome:
         datagrams=world.datagrams,
         tokens=world.engine_checker.tokens,
         groups=world.engine_checker.groups,
+        most_at_once=world.engine_checker.most_at_once,
         outcomes=dict(Counter(client.outcome for client in world.clients)),
     )
 
@@ -128,10 +134,10 @@ def _expect_peace(world: JointWorld) -> None:
         lambda: mesh_scenarios.agreed(world), mesh_scenarios.AGREED_WITHIN_S
     ):
         raise InvariantBrokenError(world, f"10: not agreed after the faults stopped: {world.engine_states()}")
-    if all(host.model == "" for host in world.hosts):
-        for host in world.hosts:
-            host.model = "embedded:count"
-            host.show_card(host.life)
+    if any(host.wish is not None and (host.wish.draining or host.wish.model == "") for host in world.hosts):
+        world.engine_hosts[-1].ask_model(MODELS[0])
+    if not world.run_while(world.has_one_will, WILL_WITHIN_S):
+        raise InvariantBrokenError(world, f"E7: not the newest command everywhere: {world.engine_states()}")
     within_s = FORMED_WITHIN_S + (FAILED_RETRY_S if world.has_failed() else 0.0)
     if not world.run_while(world.all_formed, within_s):
         text = f"E5: no group {within_s:g} s after the faults stopped: {world.engine_states()}"
@@ -139,7 +145,7 @@ def _expect_peace(world: JointWorld) -> None:
 
 
 def _expect_answers(world: JointWorld) -> None:
-    """Everyone who waits gets an end, and whoever asks in peace the whole answer."""
+    """Every client that waits gets an end, and one that asks in peace the whole answer."""
     _expect_all_answered(world)
     last = [world.ask(host.place, LAST_TOKENS) for host in world.hosts]
     _expect_all_answered(world)

@@ -22,6 +22,7 @@ def test_mesh_and_engine_break_no_invariant_together() -> None:
     # A simulation in which little happens would prove little.
     assert sum(outcome.groups for outcome in good) > 2 * SHARE
     assert sum(outcome.tokens for outcome in good) > 50 * SHARE
+    assert sum(outcome.most_at_once > 2 for outcome in good) > SHARE / 4, "several requests at once"
     ends = sum((Counter(outcome.outcomes) for outcome in good), Counter[str]())
     assert ends["length"] > 4 * SHARE
     assert ends.keys() >= {"length", "cancelled", "lost", "client_too_slow", "queue_full"}

@@ -1,15 +1,15 @@
-"""A worker process that generates nothing but numbers.
+"""A worker process that generates nothing but numbers. Both simulations of the engine use it (`surroundings.py`).
 
-Behaves as engine/exoengine does towards its daemon: what is answered, what is not, what is told again, who finishes
-first, what outlives a daemon. Nothing of it is real but the messages.
+Behaves as engine/exoengine does towards its daemon: what it answers, what it ignores, what it sends again, which
+rank finishes first, what outlives a daemon. Nothing of it is real but the messages.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from exod.model import NodeId
 from exoengine.protocol import (
     Abort,
     Aborted,
@@ -37,10 +37,7 @@ from exoengine.protocol import (
     ToWorker,
 )
 from tests.sim.engine.groups import NOTICED_S, End, Generation, Group
-
-if TYPE_CHECKING:
-    from tests.sim.engine.joint_world import JointWorld
-    from tests.sim.world import Host
+from tests.sim.engine.surroundings import Surroundings
 
 PAUSE_S = 3.0
 """How long ranks may take to come to a step's end."""
@@ -62,8 +59,8 @@ STEP_END_S = 0.05
 class Worker:
     """One process. Lives on when its daemon dies."""
 
-    def __init__(self, world: JointWorld, host: Host, pid: int) -> None:
-        self.world, self.host, self.pid = world, host, pid
+    def __init__(self, world: Surroundings, node: NodeId, pid: int) -> None:
+        self.world, self.node, self.pid = world, node, pid
         self.alive = True
         self.stopped_by: set[str] = set()
         """Why it stands still: "signal" (its daemon can continue it), "hang", "sleep", "power"."""
@@ -150,9 +147,9 @@ class Worker:
         if not self.alive:
             return
         self.alive = False
-        self.world.engine_checker.deaths += 1
+        self.world.witness.died()
         self.stopped_by.clear()
-        self.world.tell(self.host, f"worker {self.pid} ends: {text}")
+        self.world.note(self.node, f"worker {self.pid} ends: {text}")
         self.world.rendezvous.depart(self)
         if self.group is not None:
             self.group.fail("peer_lost", "the connection to a peer was lost", by=self)
@@ -203,7 +200,7 @@ class Worker:
     def _is_generating(self) -> bool:
         group = self.group
         leads = group is not None and group.workers[0] is self and bool(self.waiting)
-        return group is not None and (group.open is not None or leads)
+        return group is not None and (bool(group.open) or leads)
 
     def _say_beat(self) -> None:
         state = "generating" if self._is_generating else "ready"
@@ -270,7 +267,7 @@ class Worker:
                     generation.cancelled = True
             case Leave():
                 self._leaving = True
-                if self.group is not None and self.group.open is not None:
+                if self.group is not None and self.group.open:
                     self._want_pause(self.group)
                 else:
                     self._leave()
@@ -300,7 +297,7 @@ class Worker:
             self.world.after(0.5, self._has_loaded, load)
             return
         self._loading = None
-        if self.world.is_unreadable(self.host):
+        if self.world.is_unreadable(self.node):
             self._say(LoadFailed(load.folder, "unreadable", "the disk cannot be read"))
             return
         self.model = load
@@ -336,7 +333,7 @@ class Worker:
 
     def _form(self, prepared: Prepare, deadline_s: float) -> None:
         port = int(prepared.hosts[prepared.rank].rpartition(":")[2]) if prepared.hosts else 0
-        if port in self.world.taken_ports(self.host):
+        if self.world.port_is_taken(self.node, port):
             self._give_up_forming(prepared, "listen", f"port {port} belongs to another process")
             return
         self.world.rendezvous.arrive(self, prepared)
@@ -364,7 +361,7 @@ class Worker:
             if known is not None:
                 self._tell_end(known)
             return
-        self.world.engine_checker.begun(self.host, begin, self.knows(begin.order))
+        self.world.witness.begun(self.node, begin, self.knows(begin.order))
         self._orders[key] = begin.order
         generation = Generation(begin.order, begin.request, list(begin.tokens))
         if len(generation.tokens) >= begin.request.max_tokens:
@@ -425,16 +422,20 @@ class Worker:
         if len(generation.tokens) >= generation.request.max_tokens:
             self.finish(generation, "length")
 
+    def recall(self, order: int) -> None:
+        """Another rank has not finished it: it is opened again."""
+        if order in self.finished:
+            self.waiting[order] = self.finished.pop(order)
+
     def finish(self, generation: Generation, end: End) -> None:
-        if generation.finished:
-            return
-        generation.finished = end
         self.waiting.pop(generation.order, None)
         self.finished[generation.order] = generation
         while len(self.finished) > FINISHED_KEPT:
             old = self.finished.pop(next(iter(self.finished)))
             self._orders.pop(old.request.request_id, None)
-        self._tell_end(generation)
+        if not generation.finished:
+            generation.finished = end
+            self._tell_end(generation)
 
     def _tell_end(self, generation: Generation) -> None:
         key = generation.request.request_id

@@ -65,7 +65,7 @@ class WorkerSlot:
         elif self._world.cannot_start(host):
             self._gone("it could not be started: No space left on device")
         else:
-            worker = self._engine_host.worker = Worker(self._world, host, self._world.next_pid())
+            worker = self._engine_host.worker = Worker(self._world, host.id, self._world.next_pid())
             self._world.tell(host, f"worker {worker.pid} starts")
             self._connect(worker)
 
