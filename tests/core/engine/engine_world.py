@@ -1,13 +1,15 @@
-"""A cluster in virtual time: real engine hosts on a network that loses and doubles, with workers that are made up.
+"""A cluster in virtual time: the real driver of the engine on each node, with modelled workers and a modelled mesh.
 
-The mesh is made up, too: it tells every node that is up of each plan, some time after it changed. Everything that
-happens is noted, so that a failure can be read as a story.
+The network loses and doubles messages. The mesh gives every node that is up each plan, some time after it changed.
+The workers are those of the joint simulation (`tests/sim/engine/worker.py`). Everything that happens is noted, so
+that a failure can be read as a story.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,19 +27,89 @@ from exod.core.engine.engine_events import (
     WorkerGone,
     WorkerSaid,
 )
-from exod.core.engine.engine_messages import EngineMessage, RankPhase
+from exod.core.engine.engine_messages import EngineMessage, RankPhase, client_id
 from exod.core.engine_core import EngineCore
 from exod.daemon_api.interface import GenerationEnd, TextDelta
 from exod.engine_service.engine_driver import EngineDriver
 from exod.errors import RequestError
 from exod.model import Edge, Epoch, Kind, Member, MeshPlan, NodeId, path_id
-from exoengine.protocol import GenerationRequest, Leave, SyncSettings, ToWorker
+from exoengine.protocol import Begin, GenerationRequest, Leave, Prepare, SyncSettings, ToWorker
 from tests.core.engine.engine_samples import sizes
-from tests.core.engine.fake_groups import Hall, token_at
-from tests.core.engine.fake_worker import TOTAL_LAYERS, FakeWorker
 from tests.core.engine.virtual_time import VirtualLoop
+from tests.sim.engine.groups import GroupKey, Rendezvous, token_at
+from tests.sim.engine.worker import TOTAL_LAYERS, Worker
 
 STORY_LINES = 120
+
+
+class Hall:
+    """What the workers find around them, and what is checked of them."""
+
+    def __init__(self, loop: VirtualLoop, rng: Random, story: Callable[[str], None]) -> None:
+        self.loop, self.engine_rng, self._story = loop, rng, story
+        self.load_s = (0.3, 3.0)
+        self.cut_plans: set[str] = set()
+        """Plans whose links carry nothing."""
+        self.rendezvous = Rendezvous(self)
+        self.witness = self
+        self.generations: dict[str, set[int]] = {}
+        """Client's request -> orders under which ranks opened it."""
+        self.most_open = 0
+        self._shapes: dict[str, dict[int, tuple[NodeId, int]]] = {}
+
+    @property
+    def now(self) -> float:
+        return self.loop.time()
+
+    def after(self, delay: float, call: Callable[..., None], *arguments: Any) -> None:
+        self.loop.call_later(delay, call, *arguments)
+
+    def note(self, node: NodeId | None, text: str) -> None:
+        self._story(text if node is None else f"{node}: {text}")
+
+    def port_is_taken(self, node: NodeId, port: int) -> bool:
+        return False
+
+    def is_unreadable(self, node: NodeId) -> bool:
+        return False
+
+    def group_carries(self, key: GroupKey, ways: list[tuple[str, str]]) -> bool:
+        return key[0] not in self.cut_plans
+
+    def has_lost_address(self, ways: list[tuple[str, str]]) -> bool:
+        return False
+
+    def ring_delay_s(self, ways: list[tuple[str, str]]) -> float:
+        return 0.0
+
+    # --- what is checked ---
+
+    def died(self) -> None:
+        pass
+
+    def hung(self) -> None:
+        pass
+
+    def begun(self, node: NodeId, begin: Begin, is_known: bool) -> None:
+        name = begin.request.request_id
+        assert not is_known, f"{node}'s worker is given order {begin.order} by another name"
+        expected = [token_at(name, index) for index in range(len(begin.tokens))]
+        assert list(begin.tokens) == expected, f"{node}'s worker is given tokens of another answer for {name}"
+
+    def opened(self, order: int, requests: list[GenerationRequest]) -> None:
+        names = {request.request_id for request in requests}
+        assert len(names) == 1, f"ranks know different requests by order {order}: {names}"
+        self.generations.setdefault(client_id(requests[0].request_id), set()).add(order)
+        assert self.rendezvous.newest is not None
+        self.most_open = max(self.most_open, len(self.rendezvous.newest.open))
+
+    def arrived(self, node: NodeId, prepare: Prepare) -> None:
+        shape = self._shapes.setdefault(prepare.plan_hash, {})
+        known = shape.setdefault(prepare.rank, (node, prepare.size))
+        assert known == (node, prepare.size), f"two ranks {prepare.rank} in one plan: {known}, {node}"
+
+    def formed(self, key: GroupKey, workers: list[Worker]) -> None:
+        self._story(f"group {key[0]}/{key[1]} stands: {[worker.node for worker in workers]}")
 
 
 class FakeProcess:
@@ -64,10 +136,10 @@ class FakeProcess:
 
     def _spawn(self) -> None:
         if self._node.host is self._host:
-            self._node.worker = FakeWorker(self._world.hall, self._node.name, self._world.next_pid())
+            self._node.worker = Worker(self._world.hall, self._node.id, self._world.next_pid())
             self._connect(self._node.worker)
 
-    def _connect(self, worker: FakeWorker) -> None:
+    def _connect(self, worker: Worker) -> None:
         if self._node.host is not self._host:
             return
         if not worker.alive:
@@ -85,9 +157,8 @@ class FakeProcess:
             self._host.feed(WorkerGone(text))
 
     def wake(self) -> None:
-        worker = self._node.worker
-        if worker is not None and not worker.hangs:
-            worker.resume()
+        if self._node.worker is not None:
+            self._node.worker.resume("signal")
 
     def tell(self, message: ToWorker) -> None:
         worker = self._node.worker
@@ -128,7 +199,7 @@ class Node:
     incarnation: int = 1_000
     host: SimulatedHost | None = None
     job: asyncio.Task[None] | None = None
-    worker: FakeWorker | None = None
+    worker: Worker | None = None
     last_end: float | None = None
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from exod.core.engine.request_queue import CLAIM_S
+from exoengine.protocol import DEFAULT_SERVING
 from tests.core.engine.engine_world import Client, Node, World
-from tests.core.engine.fake_groups import token_at
+from tests.sim.engine.groups import token_at
 
 FORM_BOUND_S = 60.0
 """After the last fault: a stopped process is noticed in 8 s, replaced and loaded in 5; attempts that met a dead
@@ -53,6 +54,15 @@ def test_a_group_forms_and_answers_each_client_once(size: int) -> None:
     world.close()
 
 
+def test_the_requests_of_several_clients_are_computed_at_once() -> None:
+    world = a_running_cluster(1, 2)
+    for node in (world.nodes * 5)[:9]:
+        world.ask(node, 40)
+    settle(world)
+    assert world.hall.most_open == DEFAULT_SERVING.max_concurrent, "the ninth waits"
+    world.close()
+
+
 def faults(world: World) -> list[object]:
     random = world.random
 
@@ -65,12 +75,13 @@ def faults(world: World) -> list[object]:
             node.worker.die("it crashed")
 
     def stop() -> None:
-        worker = a_node().worker
+        node = a_node()
+        worker = node.worker
         if worker is not None and worker.alive:
-            hangs = random.random() < 0.5
-            world.note(f"{worker.name}'s worker {'hangs' if hangs else 'is stopped'}")
-            worker.stop(hangs)
-            world.loop.call_later(random.choice([0.5, 3.0, 7.0, 20.0]), worker.resume)
+            why = random.choice(["hang", "signal"])
+            world.note(f"{node.name}'s worker {'hangs' if why == 'hang' else 'is stopped'}")
+            worker.stop(why)
+            world.loop.call_later(random.choice([0.5, 3.0, 7.0, 20.0]), worker.resume, why)
 
     def cut() -> None:
         world.suspend()
@@ -125,7 +136,8 @@ def test_whatever_happens_every_client_that_stays_gets_its_answer(seed: int, siz
     world.loss = 0.0
     for node in world.nodes:
         if node.worker is not None:
-            node.worker.resume()
+            for why in ("hang", "signal"):
+                node.worker.resume(why)
         if node.host is None:
             world.start_daemon(node)
     world.commit()
