@@ -27,6 +27,7 @@ from exod.daemon_api.shapes import (
     EngineSummary,
     Finding,
     InterfaceLine,
+    Invited,
     LinkDecision,
     LinkDetail,
     LinkHistoryReport,
@@ -416,6 +417,18 @@ class FakeDaemon:
     async def cluster_forget(self, peer: NodeId) -> Done:
         self.asked.append(("cluster_forget", peer))
         return Done("forgotten")
+
+    def cluster_invite(self, for_s: float, once: bool) -> Invited:
+        self.asked.append(("cluster_invite", for_s, once))
+        return Invited("exod2-word", 1_800_000_000.0, once)
+
+    async def cluster_rotate(self) -> Done:
+        self.asked.append(("cluster_rotate",))
+        return Done("the cluster has a new key")
+
+    async def cluster_remove(self, node: NodeId) -> Done:
+        self.asked.append(("cluster_remove", node))
+        return Done("removed")
 
     async def engine_load(self, model: str) -> Done:
         self.asked.append(("engine_load", model))

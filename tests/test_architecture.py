@@ -151,6 +151,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "exod.core.cluster": ("exod.core.base", "exod.core.probe", "exod.core.pair"),
     "exod.core.engine": ("exod.core.base", "exoengine.model_files"),
     "exod.core.engine.rank": ("exod.core.base", "exod.core.engine", "exoengine.model_files"),
+    "exod.core.membership": (),
     "exod.core.status": (
         "exod.core.base",
         "exod.core.probe",
@@ -180,6 +181,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "exod.peers": (
         "exod.core.base",
         "exod.core.engine",
+        "exod.core.membership",
         "exod.daemon_api",
         "exod.data_files",
         "exod.platform",
@@ -214,6 +216,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exod.core.cluster",
         "exod.core.engine",
         "exod.core.engine.rank",
+        "exod.core.membership",
         "exod.core.status",
         "exod.daemon_api",
         "exod.diagnostics",
@@ -221,6 +224,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "exod.propagation": (
         "exod.core",
+        "exod.core.base",
         "exod.core.engine",
         "exod.core.status",
         "exod.diagnostics",
@@ -229,6 +233,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exod.peers",
         "exod.status",
     ),
+    "exod.membership_file": ("exod.core.membership", "exod.data_files", "exod.peers"),
     "exod.shared_wish": ("exod.config", "exod.core.base", "exod.data_files"),
     "exod.own_card": ("exod.config", "exod.identity", "exod.platform", "exoengine.model_files"),
     "exod.first_steps": (),
@@ -244,6 +249,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exod.http",
         "exod.identity",
         "exod.local_api",
+        "exod.membership_file",
         "exod.mqtt",
         "exod.network",
         "exod.own_card",

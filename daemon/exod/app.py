@@ -54,6 +54,7 @@ from exod.first_steps import announce
 from exod.http.server import HttpApi
 from exod.identity import claim
 from exod.local_api.server import LocalApi
+from exod.membership_file import MembershipFile
 from exod.model import ClusterWish, Event, LocalAddress, MeshPlan, NodeCard, NodeId
 from exod.mqtt.publisher import MqttService
 from exod.network.interfaces import InterfaceWatcher
@@ -62,19 +63,21 @@ from exod.network.local_network import LocalNetwork
 from exod.network.mdns_discovery import Announcement, Discovery
 from exod.network.mesh_driver import MeshDriver
 from exod.network.probe_sockets import ProbeSockets
-from exod.own_card import own_card, with_sizes
+from exod.own_card import own_card, reached_at, with_sizes
 from exod.peers.contacts import Contacts
 from exod.peers.control_plane import ControlPlane
+from exod.peers.membership_driver import MembershipDriver
 from exod.peers.peer_addresses import PeerBook
 from exod.peers.peer_messages import Goodbye, PeerMessage
 from exod.peers.static_peers import StaticPeers
-from exod.peers.trust import create_key, datagram_key, key_fingerprint, read_key, ring_key, tls_contexts
+from exod.peers.trust import datagram_key, node_key, ring_key
 from exod.platform.routes import path_source
 from exod.platform.this_host import current
-from exod.propagation import Propagation
+from exod.propagation import Propagation, follow_membership
 from exod.shared_wish import kept_wish
 from exod.status.answers import Answers, ClusterSettings, Network, Requests
 from exod.status.counters import Counters
+from exod.status.membership_answers import MembershipAnswers
 from exod.status.record import ClusterRecord, PlanChange
 from exod.status.snapshot import StatusBuilder, StatusSettings
 from exoengine.protocol import Serving, SyncSettings
@@ -133,13 +136,21 @@ class Daemon:
         self.card = msgspec.structs.replace(self.card, wish=self.wish.current)
         self.events = EventLog(config.node.data_dir)
         self.peer_book = PeerBook(config.node.data_dir)
-        key_file = config.cluster.key_file
-        key = read_key(key_file) if key_file.exists() else create_key(key_file)
+        membership_file = MembershipFile(config.node.data_dir, config.cluster.key_file)
+        record = membership_file.read(self.card.name)
+        own_key = node_key(config.node.data_dir)
+        self.membership = MembershipDriver(
+            identity.id, self.card.name, config.cluster.name, record, own_key, membership_file
+        )
+        key = record.current.key
         self._create_mesh(key)
         self._create_engine(key)
         self._create_diagnostics()
-        self._create_status(key)
-        for damage in (*identity.damaged, *self.peer_book.damaged):
+        self._create_status()
+        follow_membership(
+            self.membership, identity.id, self.core, self.driver.feed, self.engine, self.events, self.refresh_soon
+        )
+        for damage in (*identity.damaged, *self.peer_book.damaged, *membership_file.damaged):
             self.events.write(Event(0.0, "file.damaged", damage.file, msgspec.to_builtins(damage)))
 
     def _create_mesh(self, key: bytes) -> None:
@@ -158,7 +169,7 @@ class Daemon:
         self.prober = ProbeSockets(self.platform, config.mesh.port, self.driver.feed)
         self.control = ControlPlane(
             identity.id,
-            tls_contexts(key, identity.id),
+            self.membership,
             self.platform,
             on_card=self._peer_card,
             on_message=self._peer_message,
@@ -227,7 +238,7 @@ class Daemon:
         )
         self.edge_watch = EdgeWatch(self.preflight.edge_checks, self._edges_checked)
 
-    def _create_status(self, key: bytes) -> None:
+    def _create_status(self) -> None:
         """What tells of the rest: the status, MQTT, the API and the socket of `exoctl`."""
         config, identity = self._config, self.identity
         feed = self.driver.feed
@@ -253,7 +264,7 @@ class Daemon:
         self.propagation = Propagation(
             identity.id, self.core, self.status, self.control, self.engine, self.events, self.mqtt
         )
-        answers = self._create_answers(key)
+        answers = self._create_answers()
         self.socket = LocalApi(answers, config.control_socket, debug_enabled=config.debug.enabled)
         self.http = HttpApi.from_config(answers, config)
         self.events.on_event += [self.counters.event_written, self.mqtt.emit, self._event_forgets]
@@ -261,14 +272,14 @@ class Daemon:
     def _event_forgets(self, event: Event) -> None:
         if event.type == "node.forgotten":
             self.peer_book.forget(NodeId(event.subject))
+            self.membership.forget(NodeId(event.subject))
 
-    def _create_answers(self, key: bytes) -> Answers:
+    def _create_answers(self) -> Answers:
         config = self._config
         return Answers(
             ClusterSettings(
                 config.cluster.name,
                 config.cluster.key_file,
-                key_fingerprint(key),
                 config.engine.enabled,
                 config.api.model_name,
             ),
@@ -293,6 +304,7 @@ class Daemon:
                 self.engine.generate,
                 self.engine.texts.ask,
             ),
+            MembershipAnswers(self.membership, self.status, lambda: reached_at(self.card)),
         )
 
     # --- life -----------------------------------------------------------------------------------------------

@@ -49,6 +49,12 @@ def with_sizes(card: NodeCard, model: str, sizes: ModelSizes) -> NodeCard:
     return msgspec.structs.replace(card, model_mib=1 + (needs.total_bytes >> 20))
 
 
+def reached_at(card: NodeCard) -> tuple[tuple[str, ...], int]:
+    """Where others reach this node's daemon: addresses and port. A node without a network reaches itself."""
+    addresses = tuple(one.address for one in card.addresses)
+    return addresses or ("127.0.0.1",), card.mesh_port
+
+
 def _model_name(model: str, source: Path | None) -> str:
     """A folder is named by its whole path: relative ones are meant from where the configuration lies."""
     if model.startswith(("./", "../", "~")):

@@ -8,9 +8,11 @@ beyond the order of the paths. Building a status is `status/snapshot.py`, which 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
-from exod.core.engine.engine_events import LinkHealthChanged, PeerLost
+from exod.core.base.events import ForgetPeer, Input, KeysChanged, PeerHoldsKey, PeerLeft
+from exod.core.engine.engine_events import LinkHealthChanged, PeerLost, RingKeyChanged
 from exod.core.node import NodeCore
 from exod.core.status.alerts import Alerts, alert_facts
 from exod.core.status.edge_health import edge_health
@@ -18,10 +20,12 @@ from exod.core.status.health import HealthSnapshot
 from exod.core.status.view import LinkView, NodeView
 from exod.diagnostics.event_log import EventLog
 from exod.engine_service.engine_driver import EngineDriver
-from exod.model import EngineState, Health, NodeId, NodeState, PathState
+from exod.model import EngineState, Event, Health, NodeId, NodeState, PathState
 from exod.mqtt.publisher import MqttService
 from exod.peers.control_plane import ControlPlane
 from exod.peers.dial_targets import Target
+from exod.peers.membership_driver import MembershipDriver
+from exod.peers.trust import datagram_key, ring_key
 from exod.status.mqtt_snapshot import MqttSnapshot
 from exod.status.rtt_history import EVERY_S
 from exod.status.snapshot import StatusBuilder
@@ -134,6 +138,34 @@ class Propagation:
             elif key not in self._dead:
                 self._dead.add(key)
                 control.path_died(link.peer, path.local, path.remote)
+
+
+def follow_membership(
+    membership: MembershipDriver,
+    me: NodeId,
+    core: NodeCore,
+    feed: Callable[[Input], None],
+    engine: EngineDriver,
+    events: EventLog,
+    refresh_soon: Callable[[], None],
+) -> None:
+    """A new cluster key goes to the probes and to the ranks' next formation; who was removed is gone at once."""
+
+    def keys_changed(keys: tuple[bytes, ...]) -> None:
+        feed(KeysChanged(tuple(datagram_key(key) for key in keys)))
+        engine.feed(RingKeyChanged(ring_key(keys[0])))
+
+    def expelled(node: NodeId) -> None:
+        """As if it had said goodbye, and would not come back."""
+        if node in core.links:
+            feed(PeerLeft(node, core.links[node].peer_incarnation))
+            feed(ForgetPeer(node))
+            engine.feed(PeerLost(node))
+            refresh_soon()
+
+    membership.on_keys, membership.on_expelled = keys_changed, expelled
+    membership.on_holder = lambda peer: feed(PeerHoldsKey(peer))
+    membership.on_event = lambda kind, data: events.write(Event(0.0, kind, me, data))
 
 
 def _told(health: HealthSnapshot) -> Told:

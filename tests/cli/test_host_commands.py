@@ -206,3 +206,16 @@ async def test_a_copied_folder_gets_an_identity_of_its_own(exoctl: Exoctl) -> No
     second = claim(folder)
     second.release()
     assert second.id != first.id
+
+
+async def test_the_key_is_rotated_and_a_node_removed_by_its_name(exoctl: Exoctl) -> None:
+    async with served(exoctl) as daemon:
+        rotated = await exoctl.run("cluster", "rotate")
+        removed = await exoctl.run("cluster", "remove", "studio2", "--json")
+        invited = await exoctl.run("cluster", "invite", "--for", "10m", "--once")
+        for_ever = await exoctl.run("cluster", "invite", "--for", "9000h")
+    assert (rotated.code, rotated.out) == (0, "the cluster has a new key\n")
+    assert json.loads(removed.out)["text"] == "removed"
+    assert invited.out == "exod2-word\n"
+    assert for_ever.code == ExitCode.USAGE
+    assert daemon.asked == [("cluster_rotate",), ("cluster_remove", PEER), ("cluster_invite", 600.0, True)]

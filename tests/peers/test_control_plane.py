@@ -19,12 +19,14 @@ import pytest
 import structlog
 
 from exod.core.engine.engine_messages import ModelWish
+from exod.core.membership.membership import ClusterKey, MembershipRecord
 from exod.errors import StartError
 from exod.model import Kind, LocalAddress, NodeCard, NodeId
-from exod.peers import connection, control_plane
+from exod.peers import connection, handshakes
 from exod.peers.connection import Connection
 from exod.peers.control_plane import ControlPlane
 from exod.peers.dial_targets import Target
+from exod.peers.membership_driver import MembershipDriver
 from exod.peers.peer_messages import MAX_FRAME_BYTES, Goodbye, PeerMessage, StillThere, encode
 from exod.peers.trust import tls_contexts
 from exod.platform.this_host import current
@@ -54,15 +56,18 @@ class Daemon:
     id: NodeId
     key: bytes = KEY
     incarnation: int = 1
+    own_key: bytes | None = None
     cards: list[NodeCard] = field(default_factory=list)
     messages: list[tuple[NodeId, PeerMessage]] = field(default_factory=list)
     connected: list[str] = field(default_factory=list)
     port: int = 0
 
     def __post_init__(self) -> None:
+        record = MembershipRecord(ClusterKey(0, self.key, self.id))
+        self.membership = MembershipDriver(self.id, self.id, "home", record, self.own_key)
         self.plane = ControlPlane(
             self.id,
-            tls_contexts(self.key, self.id),
+            self.membership,
             Unbound(),  # type: ignore[arg-type]
             on_card=self.cards.append,
             on_message=lambda peer, message: self.messages.append((peer, message)),
@@ -158,10 +163,10 @@ async def test_hundreds_of_half_open_connections_keep_no_peer_out_and_leave_noth
         async with Daemon(B).running() as b:
             b.plane.contact("127.0.0.1", a.port, "a")
             await until(lambda: a.plane.peers() == [B], "the peer is let in")
-        assert len(a.plane._handshakes) <= control_plane.MAX_HANDSHAKES
+        assert len(a.plane._handshakes.under_way()) <= handshakes.MAX_HANDSHAKES
         for _, writer in idlers:
             writer.close()
-        await until(lambda: not a.plane._handshakes, "every handshake is over")
+        await until(lambda: not a.plane._handshakes.under_way(), "every handshake is over")
         await until(lambda: psutil.Process().num_fds() <= before + 2, "no descriptor is left")
 
 

@@ -221,7 +221,7 @@ def test_a_certificate_is_valid_whatever_the_clock_says() -> None:
     """A Mac whose battery was flat begins in 1970, where some systems begin."""
     from cryptography import x509
 
-    authority, leaf, _ = _mint(bytes(32), NodeId("1" * 16))
+    authority, leaf, _ = _mint(bytes(32), NodeId("1" * 16), bytes(32))
     for pem in (authority.encode(), leaf):
         certificate = x509.load_pem_x509_certificate(pem)
         assert certificate.not_valid_before_utc.timestamp() == 0

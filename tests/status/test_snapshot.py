@@ -16,6 +16,7 @@ from exod.errors import RequestError
 from exod.model import EngineState, Epoch, Health, MeshPlan, NodeId
 from exod.platform.this_host import current
 from exod.status.answers import Answers, ClusterSettings, Network, Requests
+from exod.status.membership_answers import MembershipAnswers
 from exod.status.snapshot import StatusBuilder
 from exoengine.protocol import GenerationRequest
 from tests.status.status_parts import ME, PATH, PEER, NoEvents, StillCore, StillEngine, seen, status_of
@@ -52,6 +53,12 @@ IN_THE_LINKS = {
 """Nothing is rounded: whoever looks at links wants what the decision was made from."""
 
 
+class Unasked:
+    """A membership of which no snapshot asks more than the key's name."""
+
+    fingerprint = "ab:cd"
+
+
 def told(value: object) -> object:
     return json.loads(msgspec.json.encode(value))
 
@@ -70,7 +77,7 @@ def answers_of(status: StatusBuilder, core: StillCore, engine: StillEngine) -> A
         raise AssertionError("a request reached the engine")
 
     return Answers(
-        ClusterSettings("home", Path("key"), "ab:cd", True),
+        ClusterSettings("home", Path("key"), True),
         status,
         core,  # type: ignore[arg-type]
         engine,
@@ -86,6 +93,7 @@ def answers_of(status: StatusBuilder, core: StillCore, engine: StillEngine) -> A
             generate=generate,  # type: ignore[arg-type]
             text=asked,
         ),
+        MembershipAnswers(Unasked(), status, lambda: ((), 0)),  # type: ignore[arg-type]
     )
 
 

@@ -117,6 +117,7 @@ class EngineCore:
             events.ClientStoppedReading: self._client_stopped_reading,
             events.ModelWanted: self._model_wanted,
             events.DrainChanged: self._drain_changed,
+            events.RingKeyChanged: self._ring_key_changed,
             events.Leaving: self._leave,
         }
 
@@ -406,6 +407,9 @@ class EngineCore:
 
     def _drain_changed(self, event: events.DrainChanged, now: float) -> None:
         self.scheduler.draining = event.draining
+
+    def _ring_key_changed(self, event: events.RingKeyChanged, now: float) -> None:
+        self.rank.ring_key = event.key
 
     def _leave(self, event: events.Leaving, now: float) -> None:
         self._leaving = True

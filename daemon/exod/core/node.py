@@ -20,7 +20,8 @@ from exod.core.cluster.mesh import Mesh
 from exod.core.cluster.pair_summary import summarize_pair
 from exod.core.cluster.plan_acceptance import shares_edge
 from exod.core.pair.link import Link
-from exod.core.probe.datagram import VersionError, counters_sane, decode
+from exod.core.probe.datagram import VersionError, counters_sane
+from exod.core.probe.datagram_keys import DatagramKeys
 from exod.core.probe.version_skew import VersionSkews
 from exod.core.status.view import NodeView, link_view, mesh_view, node_entry, self_entry
 from exod.model import MAX_COUNTER, MeshPlan, NodeCard, NodeId, NodeState
@@ -55,7 +56,7 @@ class NodeCore:
         now: float,
     ) -> None:
         self.card = card
-        self._key = key
+        self._keys = DatagramKeys(key)
         self._config = config
         self._platform = platform
         self._seed = seed
@@ -91,6 +92,8 @@ class NodeCore:
             events.DebugPin: self._debug_pin,
             events.ActivityChanged: self._activity_changed,
             events.LoopLagged: self._loop_lagged,
+            events.KeysChanged: self._keys_changed,
+            events.PeerHoldsKey: self._peer_holds_key,
         }
 
     # --- the four verbs -----------------------------------------------------------------------------------------
@@ -180,7 +183,7 @@ class NodeCore:
     def _datagram_received(self, event: events.DatagramReceived, now: float) -> None:
         remote = event.remote_address
         try:
-            datagram = decode(event.data, self._key)
+            datagram, key = self._keys.open(event.data)
         except WireError as error:
             self._journal.command(LogRejected(remote, error.code, error.text))
             if isinstance(error, VersionError):
@@ -199,6 +202,11 @@ class NodeCore:
         link = self._touch(datagram.sender)
         if link is None:
             return  # its card is on the way
+        if key == self._keys.newest:
+            link.probes.key = key
+        elif link.probes.key == self._keys.newest:
+            self._journal.command(LogRejected(remote, "bad_mac", "made with a key that its sender has replaced"))
+            return
         self._skews.understood(datagram.sender)
         self.mesh.saw_epoch(datagram.epoch_number)
         link.receive(datagram, event.local_address, remote, event.received_at, now)
@@ -237,7 +245,13 @@ class NodeCore:
             link.adopt_peer(card, now)
         elif self._has_room(now):
             self.links[card.id] = Link(
-                self.card, card, key=self._key, config=self._config, journal=self._journal, seed=self._seed, now=now
+                self.card,
+                card,
+                key=self._keys.newest,
+                config=self._config,
+                journal=self._journal,
+                seed=self._seed,
+                now=now,
             )
             self.links[card.id].probes.quiet = self._quiet
             self._announced = None
@@ -339,6 +353,17 @@ class NodeCore:
             if event.busy:
                 link.probes.hasten(link.paths.heard, now)
                 self._touched.add(link.peer.id)
+
+    def _keys_changed(self, event: events.KeysChanged, now: float) -> None:
+        self._keys.follow(event.keys)
+        for link in self.links.values():
+            if link.probes.key not in self._keys:
+                link.probes.key = self._keys.newest
+
+    def _peer_holds_key(self, event: events.PeerHoldsKey, now: float) -> None:
+        link = self.links.get(event.peer)
+        if link is not None:
+            link.probes.key = self._keys.newest
 
     def _loop_lagged(self, event: events.LoopLagged, now: float) -> None:
         self._touched |= self.links.keys()

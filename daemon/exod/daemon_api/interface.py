@@ -22,6 +22,7 @@ from exod.daemon_api.shapes import (
     DoctorReport,
     Done,
     EngineReport,
+    Invited,
     LinkHistoryReport,
     LinksReport,
     MeshReport,
@@ -161,6 +162,18 @@ class DaemonCommands(Protocol):
 
     async def cluster_forget(self, peer: NodeId) -> Done:
         """This node forgets another that is down. RequestError `node_up` where it is not."""
+        ...
+
+    def cluster_invite(self, for_s: float, once: bool) -> Invited:
+        """A word by which another node is given the cluster's key here. RequestError `too_many`."""
+        ...
+
+    async def cluster_rotate(self) -> Done:
+        """A new cluster key; returns when every member that is connected holds it, or some seconds later."""
+        ...
+
+    async def cluster_remove(self, node: NodeId) -> Done:
+        """A new cluster key that this node is not given."""
         ...
 
     async def engine_load(self, model: str) -> Done:

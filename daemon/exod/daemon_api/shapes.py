@@ -399,6 +399,15 @@ class ClusterReport(msgspec.Struct, frozen=True):
     """Who was refused for another key lately: address and when, in words."""
 
 
+class Invited(msgspec.Struct, frozen=True):
+    """An invitation: one word that `exoctl cluster join` takes, and that holds no key."""
+
+    token: str
+    until: float
+    """Unix seconds."""
+    once: bool
+
+
 class Finding(msgspec.Struct, frozen=True):
     """Something that is wrong on this host, and the command, or what to do, that mends it."""
 

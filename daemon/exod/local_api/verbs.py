@@ -30,6 +30,9 @@ MAX_DEBUG_S: Final = 3600.0
 """A fault that someone forgot must end by itself."""
 MAX_DELAY_MS: Final = 60_000.0
 
+MAX_INVITED_S: Final = 7 * 86_400.0
+"""A door that stays open for longer is no invitation."""
+
 Count = Annotated[int, msgspec.Meta(ge=1, le=MAX_PINGS)]
 Limit = Annotated[int, msgspec.Meta(ge=1, le=MAX_HISTORY)]
 DebugSeconds = Annotated[float, msgspec.Meta(gt=0, le=MAX_DEBUG_S)]
@@ -45,6 +48,11 @@ class PeerArgs(msgspec.Struct, forbid_unknown_fields=True):
 
 class NodeArgs(msgspec.Struct, forbid_unknown_fields=True):
     peer: str
+
+
+class InviteArgs(msgspec.Struct, forbid_unknown_fields=True):
+    for_s: Annotated[float, msgspec.Meta(ge=1, le=MAX_INVITED_S)]
+    once: bool = False
 
 
 class HistoryArgs(msgspec.Struct, forbid_unknown_fields=True):
@@ -116,6 +124,9 @@ class Verbs:
             "doctor": self._command(commands.doctor),
             "renegotiate": self._renegotiate,
             "cluster_forget": self._cluster_forget,
+            "cluster_invite": self._cluster_invite,
+            "cluster_rotate": self._command(commands.cluster_rotate),
+            "cluster_remove": self._cluster_remove,
             "engine_load": self._engine_load,
             "engine_unload": self._command(commands.engine_unload),
             "engine_drain": self._command(commands.engine_drain),
@@ -172,6 +183,14 @@ class Verbs:
     async def _cluster_forget(self, request: LocalRequest) -> Any:
         args = _args(request, NodeArgs)
         return await self._commands.cluster_forget(find_peer(args.peer, self._commands.status()))
+
+    async def _cluster_invite(self, request: LocalRequest) -> Any:
+        args = _args(request, InviteArgs)
+        return self._commands.cluster_invite(args.for_s, args.once)
+
+    async def _cluster_remove(self, request: LocalRequest) -> Any:
+        args = _args(request, NodeArgs)
+        return await self._commands.cluster_remove(find_peer(args.peer, self._commands.status()))
 
     async def _renegotiate(self, request: LocalRequest) -> Any:
         return await self._commands.renegotiate(_args(request, RenegotiateArgs).reason)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 import time
 from typing import Final, Protocol, cast
@@ -54,6 +55,9 @@ class Connection(asyncio.Protocol):
         self.peer: NodeId | None = None
         self.card: NodeCard | None = None
         """The peer's card, once it has greeted."""
+        self.proven_by = b""
+        """The key by which the other end proved that it belongs here, and its own public key's hash."""
+        self.pin = ""
         self.local = ""
         self.remote = ""
         self.heard_at = time.monotonic()
@@ -62,6 +66,11 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._greeting_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def ssl_object(self) -> ssl.SSLObject:
+        assert self._transport is not None
+        return cast(ssl.SSLObject, self._transport.get_extra_info("ssl_object"))
 
     @property
     def greeted(self) -> bool:
@@ -73,7 +82,7 @@ class Connection(asyncio.Protocol):
         self.remote = transport.get_extra_info("peername")[0]
         self._greeting_timer = asyncio.get_running_loop().call_later(GREETING_S, self._judge_greeting)
         try:
-            self.peer = peer_id(transport.get_extra_info("ssl_object"))
+            self.peer = peer_id(self.ssl_object)
         except TrustError as error:
             self.refuse(str(error))
             return

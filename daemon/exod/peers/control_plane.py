@@ -20,13 +20,19 @@ import structlog
 from exod.model import NodeCard, NodeId
 from exod.peers.connection import Connection
 from exod.peers.dial_targets import Target, contact_targets
+from exod.peers.handshakes import HANDSHAKE_S, MAX_HANDSHAKES, Handshakes
 from exod.peers.listeners import Listeners
+from exod.peers.membership_driver import MembershipDriver
 from exod.peers.peer_messages import (
     CONTROL_PROTOCOL,
+    Admission,
     CardUpdate,
     ControlMessage,
     Goodbye,
     Greeting,
+    KeyHeld,
+    KeyOffer,
+    KeyRefused,
     PeerMessage,
     StillThere,
     encode,
@@ -37,15 +43,6 @@ from exod.platform.system import Platform
 from exoengine.framing import FrameError
 
 log = structlog.get_logger()
-
-HANDSHAKE_S: Final = 5.0
-"""TLS takes two round trips; 5 s pass even over a VPN at its worst, and bound a half-open connection."""
-
-MAX_HANDSHAKES: Final = 64
-MAX_HANDSHAKES_PER_ADDRESS: Final = 8
-"""How many half-open connections there may be at a time: all peers of 8 nodes at once. Past it the oldest goes, not
-the newest: a peer is through in milliseconds, one that only takes up room is not.
-"""
 
 KEEP_ALIVE_S: Final = 2.0
 SILENCE_S: Final = 10.0
@@ -81,7 +78,7 @@ class ControlPlane:
     def __init__(
         self,
         node_id: NodeId,
-        contexts: tuple[ssl.SSLContext, ssl.SSLContext],
+        membership: MembershipDriver,
         platform: Platform,
         on_card: Callable[[NodeCard], None],
         on_message: Callable[[NodeId, PeerMessage], None],
@@ -89,15 +86,17 @@ class ControlPlane:
         on_disconnected: Callable[[NodeId], None],
     ) -> None:
         self._node_id = node_id
-        self._server_context, self._client_context = contexts
+        self._membership = membership
+        membership.connections = self._all
         self._platform = platform
         self._on_card, self._on_message = on_card, on_message
         self._on_connected, self._on_disconnected = on_connected, on_disconnected
         self._card: NodeCard | None = None
         self._listeners = Listeners(platform, MAX_HANDSHAKES, self._accepted)
         self._connections: dict[NodeId, list[Connection]] = {}
-        self._handshakes: dict[asyncio.Task[None], str] = {}
-        """Oldest first, with the address that each came from."""
+        self._handshakes = Handshakes(
+            lambda: Connection(self, dialled=False), lambda address, error: self._strangers.note(address, "", error)
+        )
         self._own: set[str] = set()
         """Addresses that turned out to be this node's own."""
         self._contacts: dict[tuple[str, int], str] = {}
@@ -106,6 +105,8 @@ class ControlPlane:
         self._paths: dict[NodeId, tuple[Target, ...]] = {}
         self._doubted: set[NodeId] = set()
         self._dials: dict[Target, asyncio.Task[None]] = {}
+        self._refusals: dict[Target, int] = {}
+        """How often whoever is there refused our key, one time after the other."""
         self._pools_changed = asyncio.Event()
         """Set, and replaced, whenever a connection came or went: dials that wait for that look again."""
         self._tasks: asyncio.TaskGroup | None = None
@@ -133,7 +134,7 @@ class ControlPlane:
         """Says goodbye to every peer and closes all connections in order; none is made any more."""
         self._tasks = None
         self._listeners.close()
-        ending = [*self._handshakes, *self._dials.values()]
+        ending = [*self._handshakes.under_way(), *self._dials.values()]
         for task in ending:
             task.cancel()
         if ending:
@@ -218,6 +219,7 @@ class ControlPlane:
                 wanted.update(targets[:MAX_CONNECTIONS_PER_PEER])
         for target in [known for known in self._dials if known not in wanted]:
             self._dials.pop(target).cancel()
+        self._refusals = {target: number for target, number in self._refusals.items() if target in wanted}
         self._start_dials(wanted)
 
     def _start_dials(self, wanted: Iterable[Target]) -> None:
@@ -300,7 +302,11 @@ class ControlPlane:
         return [pool[0].card for pool in self._connections.values() if pool and pool[0].card is not None]
 
     async def _dial(self, target: Target) -> Connection | None:
+        """One try. Where the key was refused, the next one is by an older key: who was away knows no other."""
         loop = asyncio.get_running_loop()
+        ways = self._membership.ring.dials()
+        refusals = self._refusals.get(target, 0)
+        context, name = ways[refusals % len(ways)]
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         sock.setblocking(False)
         try:
@@ -316,13 +322,16 @@ class ControlPlane:
                 _, connection = await loop.create_connection(
                     lambda: Connection(self, dialled=True),
                     sock=sock,
-                    ssl=self._client_context,
-                    server_hostname="",
+                    ssl=context,
+                    server_hostname=name,
                     ssl_handshake_timeout=HANDSHAKE_S,
                 )
+                self._refusals.pop(target, None)
                 return connection
         except ssl.SSLError as error:
-            self._rumours.refused((target.address, target.port))
+            self._refusals[target] = refusals + 1
+            if (refusals + 1) % len(ways) == 0:
+                self._rumours.refused((target.address, target.port))
             self._strangers.note(target.address, self._contacts.get((target.address, target.port), ""), error)
         except (OSError, TimeoutError) as error:
             log.debug("dial_failed", address=f"{target.address}:{target.port}", error=str(error))
@@ -345,36 +354,8 @@ class ControlPlane:
     def _accepted(self, sock: socket.socket, source: str) -> None:
         if self._tasks is None:
             sock.close()
-            return
-        self._make_room(source)
-        task = self._tasks.create_task(self._greet_stranger(sock, source), name=f"handshake {source}")
-        self._handshakes[task] = source
-        task.add_done_callback(self._handshakes.pop)
-
-    def _make_room(self, address: str) -> None:
-        """Ends the oldest half-open connection where there are too many, of this address or of all."""
-        same = [task for task, source in self._handshakes.items() if source == address]
-        if len(same) >= MAX_HANDSHAKES_PER_ADDRESS:
-            same[0].cancel()
-        elif len(self._handshakes) >= MAX_HANDSHAKES:
-            next(iter(self._handshakes)).cancel()
-
-    async def _greet_stranger(self, sock: socket.socket, address: str) -> None:
-        try:
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: Connection(self, dialled=False),
-                sock,
-                ssl=self._server_context,
-                ssl_handshake_timeout=HANDSHAKE_S,
-            )
-        except ssl.SSLError as error:
-            sock.close()
-            self._strangers.note(address, "", error)
-        except (OSError, TimeoutError):
-            sock.close()
-        except asyncio.CancelledError:
-            sock.close()
-            raise
+        else:
+            self._handshakes.begin(self._tasks, sock, source, self._membership.ring.server)
 
     # --- what connections report ----------------------------------------------------------------------------
 
@@ -384,12 +365,18 @@ class ControlPlane:
         if self._card is None or connection.peer == self._node_id:
             connection.abort()  # not ready yet, or one of our own addresses
             return
-        self._set_patience(connection)
-        connection.send(encode(Greeting(CONTROL_PROTOCOL, self._card)))
+        if self._membership.opened(connection):
+            self._set_patience(connection)
+            number = self._membership.core.current.number
+            connection.send(encode(Greeting(CONTROL_PROTOCOL, self._card, number)))
 
     def received(self, connection: Connection, message: ControlMessage) -> None:
         match message:
-            case Greeting(protocol=protocol, card=card):
+            case KeyOffer() | KeyHeld() | KeyRefused():
+                self._membership.received(connection, message)
+            case _ if connection.proven_by != self._membership.core.current.key and not connection.greeted:
+                pass  # it is still to be given the key, or has just been
+            case Greeting(protocol=protocol, card=card, key_number=number):
                 if protocol != CONTROL_PROTOCOL:
                     connection.refuse(
                         f"it speaks control protocol {protocol}, this node {CONTROL_PROTOCOL}: upgrade"
@@ -398,6 +385,7 @@ class ControlPlane:
                     connection.refuse(f"its certificate names {connection.peer}, its card {card.id}")
                 else:
                     self._greeted(connection, card)
+                    self._membership.greeted(connection, number)
             case _ if not connection.greeted or connection.peer is None:
                 connection.refuse("it sent something else before its greeting")
             case CardUpdate(card=card):
@@ -406,7 +394,7 @@ class ControlPlane:
                         other.card = card
                     self._note_pools_changed()
                     self._on_card(card)
-            case StillThere():
+            case StillThere() | Admission():
                 pass
             case _:
                 self.messages_received += 1

@@ -2,7 +2,8 @@
 
 From it come, by HKDF-SHA256 (RFC 5869) with a label each: the MAC key of datagrams, and the Ed25519 key of a
 certificate authority that every node can rebuild, so that each mints its own certificate and the control plane is
-mutual TLS with no exchange of files.
+mutual TLS with no exchange of files. The certificate is for the node's own key pair, which stays the same over
+restarts and rotations of the cluster key: by it the others know a node again (core/membership/membership.py).
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from exod.model import NodeId
 
 KEY_BYTES: Final = 32
 TOKEN_PREFIX: Final = "exod1-"
+
+NODE_KEY_FILE: Final = "node.key"
 
 CERTIFICATE_START: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 CERTIFICATE_END: Final = datetime.datetime(2120, 1, 1, tzinfo=datetime.UTC)
@@ -100,6 +103,29 @@ def create_key(path: Path) -> bytes:
     return key
 
 
+def replace_key(path: Path, key: bytes) -> None:
+    """Puts a key in the place of another, as a whole or not at all. Raises TrustError."""
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    write_key(fresh, key)
+    try:
+        os.replace(fresh, path)
+    except OSError as error:
+        raise TrustError(f"{path}: the cluster key cannot be replaced: {error.strerror}") from None
+
+
+def node_key(folder: Path) -> bytes:
+    """The private half of this node's own key pair, made where there is none. One that is damaged or that others
+    can read is replaced: the others then see a node that they do not know. Raises TrustError.
+    """
+    file = folder / NODE_KEY_FILE
+    try:
+        return read_key(file)
+    except TrustError:
+        file.unlink(missing_ok=True)
+        return create_key(file)
+
+
 def invite_token(key: bytes, name: str) -> str:
     """What `exoctl cluster join` takes on the next machine: the cluster's name and key in one word.
 
@@ -132,12 +158,15 @@ def join_token(token: str) -> tuple[str, bytes]:
 # --- certificates -------------------------------------------------------------------------------------------
 
 
-def tls_contexts(key: bytes, node_id: NodeId) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+def tls_contexts(
+    key: bytes, node_id: NodeId, own_key: bytes | None = None
+) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """(server, client) contexts of this node: TLS 1.3, both ends must show a certificate of the cluster.
 
-    Host names mean nothing here: who a peer is stands in its certificate's common name (`peer_id`).
+    Host names mean nothing here: who a peer is stands in its certificate's common name (`peer_id`). `own_key` is
+    what `node_key` gives; without one the certificate is for a key pair that nobody knows again.
     """
-    authority, certificate, private_key = _mint(key, node_id)
+    authority, certificate, private_key = _mint(key, node_id, own_key or secrets.token_bytes(KEY_BYTES))
     contexts = []
     for purpose in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT):
         context = ssl.SSLContext(purpose)
@@ -145,6 +174,8 @@ def tls_contexts(key: bytes, node_id: NodeId) -> tuple[ssl.SSLContext, ssl.SSLCo
         context.check_hostname = False
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(cadata=authority)
+        if purpose == ssl.PROTOCOL_TLS_SERVER:
+            context.num_tickets = 0  # a session that is taken up again would outlive the key that opened it
         _load_chain(context, certificate, private_key)
         contexts.append(context)
     return contexts[0], contexts[1]
@@ -158,7 +189,7 @@ def _load_chain(context: ssl.SSLContext, certificate: bytes, private_key: bytes)
         context.load_cert_chain(file.name)
 
 
-def _mint(key: bytes, node_id: NodeId) -> tuple[str, bytes, bytes]:
+def _mint(key: bytes, node_id: NodeId, own_key: bytes) -> tuple[str, bytes, bytes]:
     """(the authority's certificate, this node's certificate, its private key), all PEM."""
     from cryptography import x509
     from cryptography.hazmat.primitives import serialization
@@ -170,7 +201,7 @@ def _mint(key: bytes, node_id: NodeId) -> tuple[str, bytes, bytes]:
 
     authority_key = Ed25519PrivateKey.from_private_bytes(derive(key, "exod certificate authority v1"))
     authority_name = name("exod cluster " + key_fingerprint(key))
-    node_key = Ed25519PrivateKey.generate()
+    node_key = Ed25519PrivateKey.from_private_bytes(derive(own_key, "exod node key v1"))
 
     def builder(subject: x509.Name, serial: int) -> x509.CertificateBuilder:
         return (
@@ -223,3 +254,16 @@ def peer_id(ssl_object: ssl.SSLObject) -> NodeId:
             if field == "commonName" and re.fullmatch(r"[0-9a-f]{16}", value):
                 return NodeId(value)
     raise TrustError("the peer's certificate names no node")
+
+
+def peer_pin(ssl_object: ssl.SSLObject) -> str:
+    """SHA-256 of the public key that the other end proved to have: what a node is known again by."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import serialization
+
+    certificate = ssl_object.getpeercert(binary_form=True)
+    if certificate is None:
+        raise TrustError("the peer shows no certificate")
+    public = x509.load_der_x509_certificate(certificate).public_key()
+    form = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(form).hexdigest()

@@ -33,6 +33,7 @@ from exod.daemon_api.shapes import (
     Done,
     EngineReport,
     InterfaceLine,
+    Invited,
     LinkDecision,
     LinkDetail,
     LinkHistoryReport,
@@ -56,6 +57,7 @@ from exod.errors import ExitCode, RequestError
 from exod.model import Event, NodeId, NodeState, PathId
 from exod.platform.system import Platform
 from exod.status.engine_source import EngineSource
+from exod.status.membership_answers import MembershipAnswers
 from exod.status.snapshot import StatusBuilder, path_as
 from exoengine.protocol import GenerationRequest, TextAnswered, TextAsked
 
@@ -76,7 +78,6 @@ class ClusterSettings:
 
     name: str
     key_file: Path
-    key_fingerprint: str
     engine_enabled: bool
     model_name: str = ""
     """What clients call the model; empty: by its own name."""
@@ -122,9 +123,11 @@ class Answers:
         counters: Callable[[], DaemonCounters],
         network: Network,
         requests: Requests,
+        membership: MembershipAnswers,
     ) -> None:
         self._settings, self._status, self._core, self._engine = settings, status, core, engine
         self._events, self._counters, self._network, self._requests = events, counters, network, requests
+        self._membership = membership
 
     # --- snapshots ------------------------------------------------------------------------------------------
 
@@ -243,7 +246,7 @@ class Answers:
         return ClusterReport(
             name=settings.name,
             key_file=str(settings.key_file),
-            key_fingerprint=settings.key_fingerprint,
+            key_fingerprint=self._membership.fingerprint,
             nodes=self._status.node_lines(self._status.view()),
             strangers=self._network.strangers(),
         )
@@ -359,6 +362,15 @@ class Answers:
             raise RequestError("node_up", f"{name} is not down: stop exod there first (exoctl service uninstall)")
         self._requests.feed(ForgetPeer(peer))
         return Done(f"{node.name} is forgotten here; if it comes back, it is welcome")
+
+    def cluster_invite(self, for_s: float, once: bool) -> Invited:
+        return self._membership.invite(for_s, once)
+
+    async def cluster_rotate(self) -> Done:
+        return await self._membership.rotate()
+
+    async def cluster_remove(self, node: NodeId) -> Done:
+        return await self._membership.remove(node)
 
     async def engine_load(self, model: str) -> Done:
         if not self._settings.engine_enabled and len(self._status.view().nodes) == 1:

@@ -10,20 +10,31 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from exod.cli.base.options import Commands, Shell
 from exod.errors import ExitCode, TrustError
 
 if TYPE_CHECKING:
     from exod.config.settings import Config
-    from exod.daemon_api.shapes import ClusterReport
+    from exod.daemon_api.shapes import ClusterReport, Done
+
+DEFAULT_INVITED: Final = "10m"
+"""Long enough to walk to the other machine."""
 
 
 def register(commands: Commands) -> None:
     cluster = commands.group("cluster", "the cluster key: who has it belongs to the cluster", show)
     made = cluster.add("init", init)
-    cluster.add("invite", invite)
+    invited = cluster.add("invite", invite)
+    invited.add_argument(
+        "--for",
+        dest="for_s",
+        metavar="TIME",
+        help="an invitation that ends: seconds, 10m, 2h. The running daemon redeems it, and the cluster key is not "
+        "in it. Without --for or --once the key itself is printed, which needs no daemon and never ends",
+    )
+    invited.add_argument("--once", action="store_true", help="for one node alone; without --for: for 10m")
     joined = cluster.add("join", join)
     joined.add_argument(
         "token",
@@ -35,6 +46,9 @@ def register(commands: Commands) -> None:
     for parser in (made, joined):
         parser.add_argument("--replace", action="store_true", help="move a key that is there already aside")
     cluster.add("show", show)
+    cluster.add("rotate", rotate)
+    removed = cluster.add("remove", remove)
+    removed.add_argument("node", metavar="NODE", help="the node that is left out, by its name or id")
     forgotten = cluster.add("forget", forget)
     forgotten.add_argument("node", metavar="NODE", help="a node that is down, by its name or id")
     cluster.add("renew-identity", renew_identity)
@@ -53,13 +67,42 @@ def forget(shell: Shell, node: str) -> ExitCode:
     return ExitCode.OK
 
 
+def rotate(shell: Shell) -> ExitCode:
+    """Gives the whole cluster a new key, while it runs. Who is away takes it over when it returns."""
+    from exod.daemon_api.shapes import Done
+
+    with shell.daemon() as daemon:
+        done = daemon.ask("cluster_rotate", Done)
+    _show_done(shell, done)
+    return ExitCode.OK
+
+
+def remove(shell: Shell, node: str) -> ExitCode:
+    """Gives all but one node a new key: that one belongs to the cluster no more."""
+    from exod.daemon_api.shapes import Done
+
+    with shell.daemon() as daemon:
+        done = daemon.ask("cluster_remove", Done, peer=node)
+    _show_done(shell, done)
+    return ExitCode.OK
+
+
+def _show_done(shell: Shell, done: Done) -> None:
+    if shell.as_json:
+        shell.show_value(done)
+    else:
+        shell.show(done.text.split("; "))
+
+
 def renew_identity(shell: Shell) -> ExitCode:
     """Makes this host another node from its next start on: for a data folder that was copied from another host."""
     from exod.identity import IDENTITY_FILE
+    from exod.peers.trust import NODE_KEY_FILE
 
     config = _config(shell)
     file = config.node.data_dir / IDENTITY_FILE
     aside = _move_aside(file)
+    _move_aside(config.node.data_dir / NODE_KEY_FILE)
     if aside is None:
         text = "there was no identity yet; the first start makes one"
     else:
@@ -120,10 +163,12 @@ def init(shell: Shell, replace: bool) -> ExitCode:
     return ExitCode.OK
 
 
-def invite(shell: Shell) -> ExitCode:
-    """Prints the invitation for another machine. It is the secret itself: whoever reads it can join."""
+def invite(shell: Shell, for_s: str | None, once: bool) -> ExitCode:
+    """Prints the invitation for another machine: with --for one that ends, else the cluster's secret itself."""
     from exod.peers.trust import invite_token, read_key
 
+    if for_s is not None or once:
+        return _invite_for(shell, for_s or DEFAULT_INVITED, once)
     config = _config(shell)
     token = invite_token(read_key(config.cluster.key_file), config.cluster.name)
     if shell.as_json:
@@ -135,6 +180,25 @@ def invite(shell: Shell) -> ExitCode:
             "run on the other machine: exoctl cluster join, which asks for it and does not show it", file=sys.stderr
         )
         print("it is the cluster's secret: show it to nobody else", file=sys.stderr)
+    return ExitCode.OK
+
+
+def _invite_for(shell: Shell, for_s: str, once: bool) -> ExitCode:
+    from exod.cli.commands.engine_commands import seconds
+    from exod.daemon_api.shapes import Invited
+
+    with shell.daemon() as daemon:
+        invited = daemon.ask("cluster_invite", Invited, for_s=seconds(for_s), once=once)
+    if shell.as_json:
+        shell.show_value(invited)
+        return ExitCode.OK
+    shell.show([invited.token])
+    if sys.stdout.isatty():
+        until = time.strftime("%H:%M", time.localtime(invited.until))
+        uses = "one node may use it" if once else "any node may use it"
+        print(
+            f"{uses} until {until}, while exod runs here: exoctl cluster join, which asks for it", file=sys.stderr
+        )
     return ExitCode.OK
 
 
@@ -151,10 +215,10 @@ def asked(token: str | None) -> str:
 
 def join(shell: Shell, token: str | None, replace: bool) -> ExitCode:
     """Takes over the key of an invitation: this node belongs to that cluster from its next start on."""
-    from exod.peers.trust import join_token, key_fingerprint, read_key, write_key
+    from exod.peers.trust import key_fingerprint, read_key, write_key
 
     config = _config(shell)
-    name, key = join_token(asked(token))
+    name, key = _redeemed(config, asked(token).strip())
     file = config.cluster.key_file
     aside = None
     if file.exists():
@@ -174,6 +238,17 @@ def join(shell: Shell, token: str | None, replace: bool) -> ExitCode:
         where = config.source or "the configuration"
         print(f'set [cluster] name = "{name}" in {where}: it is {config.cluster.name} now', file=sys.stderr)
     return ExitCode.OK
+
+
+def _redeemed(config: Config, word: str) -> tuple[str, bytes]:
+    """(cluster name, key) of an invitation of either kind."""
+    from exod.peers import invitation
+    from exod.peers.trust import join_token, node_key
+
+    if not word.startswith(invitation.PREFIX):
+        return join_token(word)
+    door = invitation.read_invitation(word)
+    return door.cluster, invitation.redeem(door, node_key(config.node.data_dir))
 
 
 def _move_aside(file: Path) -> Path | None:

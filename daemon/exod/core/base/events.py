@@ -137,6 +137,20 @@ class DebugPin(msgspec.Struct, frozen=True):
     for_s: float
 
 
+class KeysChanged(msgspec.Struct, frozen=True):
+    """The MAC keys that peers may use now, the newest first. A peer is sent the one it had until it is known to
+    have the newest, and is believed by no older one from then on.
+    """
+
+    keys: tuple[bytes, ...]
+
+
+class PeerHoldsKey(msgspec.Struct, frozen=True):
+    """The peer has the newest key."""
+
+    peer: NodeId
+
+
 class ActivityChanged(msgspec.Struct, frozen=True):
     """Whether anything is generated or queued here, or was within the last half minute: while nobody waits for the
     links, they are probed less often. Until the first of these they are probed as if somebody did.
@@ -171,6 +185,8 @@ Input = (
     | DebugFault
     | DebugPin
     | ActivityChanged
+    | KeysChanged
+    | PeerHoldsKey
     | LoopLagged
 )
 

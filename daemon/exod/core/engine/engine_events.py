@@ -135,6 +135,12 @@ class ModelWanted(msgspec.Struct, frozen=True):
     model: str
 
 
+class RingKeyChanged(msgspec.Struct, frozen=True):
+    """What ranks prove themselves with from the next formation on; a group that stands is not touched."""
+
+    key: bytes
+
+
 class DrainChanged(msgspec.Struct, frozen=True):
     """`draining`: this node, where it coordinates, admits no more requests."""
 
@@ -163,6 +169,7 @@ EngineInput = (
     | ClientStoppedReading
     | ModelWanted
     | DrainChanged
+    | RingKeyChanged
     | Leaving
 )
 

@@ -25,7 +25,8 @@ class ProbeSender:
     def __init__(self, me: NodeCard, peer: NodeCard, key: bytes, journal: Journal, seed: int) -> None:
         self.me = me
         self.peer = peer
-        self._key = key
+        self.key = key
+        """Of the MAC: the newest that the peer is known to have."""
         self._journal = journal
         self._jitter = probe_interval.Jitter(seed ^ int(me.id, 16) ^ (int(peer.id, 16) << 1))
         self._order = 0
@@ -146,7 +147,7 @@ class ProbeSender:
                 local_address=candidate.local.address,
                 remote_address=candidate.remote.address,
                 remote_port=self.peer.mesh_port,
-                data=encode(datagram, self._key),
+                data=encode(datagram, self.key),
                 delay_s=delay_s,
             )
         )
