@@ -65,9 +65,7 @@ _STARTS_WORK = (events.StartWorker, events.ResolveModel, events.SweepWorkers, ev
 
 
 class EngineCore:
-    """`incarnation` rises with each life of this node. `ring_port` is the configured one; `ring_key` is what the
-    ranks of the cluster prove themselves to each other with.
-    """
+    """`incarnation` rises with each life of this node; by `ring_key` ranks prove themselves to each other."""
 
     def __init__(
         self,
