@@ -14,7 +14,7 @@ from exod.config.settings import Config
 from exod.identity import Identity
 from exod.model import ContextSettings, NodeCard
 from exod.platform.system import Platform
-from exoengine.model_files.memory_fit import ModelSizes, span_needs
+from exoengine.model_files.memory_fit import ModelSizes, SpanTable
 
 
 def own_card(config: Config, identity: Identity, platform: Platform) -> NodeCard:
@@ -45,8 +45,8 @@ def with_sizes(card: NodeCard, model: str, sizes: ModelSizes) -> NodeCard:
     if card.nodes != "fewest" or model != card.model:
         return card
     context = card.context
-    needs = span_needs(sizes, 0, sizes.total_layers, context.max_tokens, context.kv_bits, context.kv_group_size)
-    return msgspec.structs.replace(card, model_mib=1 + (needs.total_bytes >> 20))
+    table = SpanTable(sizes, context.max_tokens, context.kv_bits, context.kv_group_size)
+    return msgspec.structs.replace(card, model_mib=1 + (table.total_bytes(0, sizes.total_layers) >> 20))
 
 
 def reached_at(card: NodeCard) -> tuple[tuple[str, ...], int]:

@@ -19,7 +19,7 @@ from statistics import median
 
 import psutil
 
-from exoengine.model_files.memory_fit import kv_bytes
+from exoengine.model_files.memory_fit import SpanTable
 from exoengine.model_files.model_folder import inspect
 from exoengine.protocol import Abort, Aborted, Finished, Heartbeat, SyncSettings, TokenOut
 from tests.bench.rows import Row
@@ -100,7 +100,7 @@ def _cross(ranks: Cluster, folder: Path, context: int, alone: subprocess.Popen[s
     grown = max(beat.memory_bytes for beat in decode) - min(
         beat.memory_bytes for beat in beats if beat.kv_tokens > 0
     )
-    cache = kv_bytes(inspect(folder), 1, 2, context) * 2  # the weights are float32
+    cache = SpanTable(inspect(folder), context).cache_bytes(1, 2) * 2  # the weights are float32
     name = f"{context} tokens"
     return [
         Row(f"{name}: first heartbeat that says safe, tokens beyond", safe.kv_tokens - context, "", BELOW),

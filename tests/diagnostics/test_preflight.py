@@ -6,6 +6,7 @@ import asyncio
 import types
 from typing import Any
 
+import msgspec
 import pytest
 
 from exod.core.engine.engine_messages import RankPhase
@@ -91,6 +92,17 @@ def test_a_share_that_fits_into_free_memory_is_well(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(module.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=12 * GIB))
     (check,) = [check for check in checks() if check.name == "memory"]
     assert check.ok
+
+
+def test_a_rank_of_a_tensor_group_needs_a_part_of_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=12 * GIB))
+    told = engine(plan=msgspec.structs.replace(PLAN, parallel="tensor"))
+    told.rank.model.facts.sizes = msgspec.structs.replace(sizes(20, layer_bytes=GIB), can_shard=True, heads=(8,))
+    told.rank.span = lambda: (0, 20)
+    preflight = a_preflight(plan=told.plan, rank=told.rank)
+    (check,) = [check for check in asyncio.run(preflight.own_checks()) if check.name == "memory"]
+    assert check.ok
+    assert "a part of 2 of layers 0 to 19 needs 10.00 GiB" in check.text
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import psutil
 import structlog
 
 from exod.core.engine.engine_messages import RankPhase
-from exod.core.engine.layer_split import needs_of
+from exod.core.engine.layer_split import rank_needs
 from exod.core.engine_core import EngineCore
 from exod.core.node import NodeCore
 from exod.core.status.health import LOSSY
@@ -34,7 +34,7 @@ from exod.daemon_api.shapes import PreflightCheck, PreflightReport
 from exod.model import Edge, MeshPlan, NodeId, PathEnds
 from exod.platform.system import Platform
 from exod.wrong_route import is_right, route_cure
-from exoengine.model_files.wired_memory import Fit, judge_fit
+from exoengine.model_files.memory_fit import Fit, judge_fit
 
 log = structlog.get_logger()
 
@@ -245,7 +245,7 @@ class Preflight:
         recommended = hello.recommended_bytes if hello is not None else 0
         if recommended:
             figure = f"{recommended / 2**30:.1f} GiB for a GPU, {figure}"
-        needs = needs_of(plan.context, facts.sizes, *span)
+        needs = rank_needs(plan, facts.sizes)[plan.ring.index(self._me)]
         fit = judge_fit(needs.total_bytes, available, recommended)
         unsure = ", of which not all is free now: it is tried, and may be slow" if fit is Fit.UNCERTAIN else ""
         enough = fit is not Fit.TOO_SMALL

@@ -21,9 +21,9 @@ from exoengine.model.cache_rollback import NotQuantisableError, Quantisation
 from exoengine.model.stages import NotSplittableError, Stage, parameter_bytes
 from exoengine.model.tensor_share import NotDivisibleError, divide, regroup
 from exoengine.model.text import Tokenizer
-from exoengine.model_files.memory_fit import SpanNeeds, gib, span_needs, why_not_divisible
+from exoengine.model_files.memory_fit import Fit, SpanNeeds, SpanTable, gib, judge_fit, why_not_divisible
 from exoengine.model_files.model_folder import ModelFolderError, ModelSummary, inspect
-from exoengine.model_files.wired_memory import Fit, judge_fit, wired_limit
+from exoengine.model_files.wired_memory import wired_limit
 from exoengine.protocol import Load
 
 
@@ -172,8 +172,8 @@ def _needs_at_most(asked: Load, summary: ModelSummary) -> SpanNeeds:
 
 
 def _needs(asked: Load, summary: ModelSummary, context_tokens: int) -> SpanNeeds:
-    span = asked.first_layer, asked.last_layer
-    return span_needs(summary, *span, context_tokens, asked.kv_bits, asked.kv_group_size, asked.parts)
+    table = SpanTable(summary, context_tokens, asked.kv_bits, asked.kv_group_size, asked.parts)
+    return table.needs(asked.first_layer, asked.last_layer)
 
 
 def _build(folder: Path, summary: ModelSummary) -> Any:

@@ -1,15 +1,17 @@
-"""How much memory does a span of layers need, weights and KV cache together?
+"""How much memory does a span of layers need, weights and KV cache together, and does it fit?
 
 Counts what is certain: the layers, the embedding and the head where the span begins or ends the model, and the KV
-cache of the context that was asked for. Where a figure can only be bounded it takes the lower bound: nothing
-that would fit is refused; a load that starves in spite of it is ended by the daemon. Everyone who asks whether
-layers fit asks here: the daemon when it divides them and before inference, the worker before it reads them. Pure:
-no MLX, no file. Sizes in bytes.
+cache of the context that was asked for. Where a figure can only be bounded it takes the lower bound, so that
+nothing that would fit is refused; if a load still runs out of memory, the daemon ends it. This is the only place
+that computes whether layers fit: the daemon uses it when it divides them and before inference, the worker before it
+reads them. Pure: no MLX, no file. Sizes in bytes.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
+from enum import StrEnum
 from typing import Final
 
 import msgspec
@@ -56,25 +58,21 @@ def amount_bytes(text: str, total_bytes: int) -> int:
     return int(float(found[1]) * (total_bytes / 100 if found[2] == "%" else UNITS[found[2]]))
 
 
-def span_bytes(sizes: ModelSizes, first: int, last: int) -> int:
-    """Of the weights of layers [first, last) and what goes with them. An end of the model has at least half of what
-    is in no layer: the embedding and the head are about equal, or one and the same.
-    """
-    ends = (first == 0) + (last == sizes.total_layers)
-    return sum(sizes.layer_bytes[first:last]) + sizes.other_bytes * ends // 2
+class Fit(StrEnum):
+    FITS = "fits"
+    UNCERTAIN = "may not fit"
+    TOO_SMALL = "does not fit"
 
 
-def kv_bytes(
-    sizes: ModelSizes, first: int, last: int, context_tokens: int, kv_bits: int = 0, kv_group_size: int = 64
-) -> int:
-    """Of the KV cache of `context_tokens` on these layers. `kv_bits` 0 is not quantised; else each group of values
-    has a scale and a bias of 16 bits beside it.
+def judge_fit(needed: int, available: int, recommended: int = 0) -> Fit:
+    """`available`: what the system calls free, or what a node gives to a model. `recommended`: how much MLX says
+    that a process should use; 0 where it says nothing, and then `available` decides alone.
     """
-    windows = sizes.kv_windows[first:last]
-    tokens = sum(context_tokens if window == WHOLE_CONTEXT else min(window, context_tokens) for window in windows)
-    if not kv_bits:
-        return sizes.kv_bytes_per_token * tokens
-    return sizes.kv_bytes_per_token * tokens * (kv_bits * kv_group_size + 32) // (16 * kv_group_size)
+    if recommended <= 0:
+        return Fit.FITS if needed <= available else Fit.TOO_SMALL
+    if needed > recommended:
+        return Fit.TOO_SMALL
+    return Fit.FITS if needed <= available else Fit.UNCERTAIN
 
 
 class SpanNeeds(msgspec.Struct, frozen=True):
@@ -91,10 +89,6 @@ class SpanNeeds(msgspec.Struct, frozen=True):
     def total_bytes(self) -> int:
         return self.weight_bytes + self.cache_bytes
 
-    def fits(self, available_bytes: int) -> bool:
-        """As far as is known: a lower bound is compared."""
-        return self.total_bytes <= available_bytes
-
     @property
     def text(self) -> str:
         """The sum for people: `layers 0 to 15 need 9.00 GiB (8.00 GiB of weights and …)`."""
@@ -106,19 +100,49 @@ class SpanNeeds(msgspec.Struct, frozen=True):
         return f"{part}layers {self.first} to {self.last - 1} {need} {gib(self.total_bytes)} ({terms})"
 
 
-def span_needs(
-    sizes: ModelSizes, first: int, last: int, max_context_tokens: int, kv_bits: int = 0, kv_group_size: int = 64,
-    parts: int = 1,
-) -> SpanNeeds:  # fmt: skip
-    """`max_context_tokens` is the context that was asked for; 0: none in particular, and none is counted, because a
-    model's own limit is often far beyond what anybody uses. `parts`: of each layer's weights and KV cache it is one
-    of so many, but the embedding, the head and what all heads share are whole on each rank.
+class SpanTable:
+    """What every span of a model's layers needs under one setting of the context. The sums are kept up to each
+    layer, so a split can try all spans.
+
+    `max_context_tokens` is the context that was asked for; 0: none in particular, and none is counted, because a
+    model's own limit is often far beyond what anybody uses. `kv_bits` 0: the KV cache is not quantised; else each
+    group of values has a scale and a bias of 16 bits beside it. `parts`: of each layer's weights and KV cache a
+    rank has one of so many, but the embedding, the head and what all heads share are whole on each rank.
     """
-    tokens = sizes.context(max_context_tokens)
-    cache = kv_bytes(sizes, first, last, tokens, kv_bits, kv_group_size)
-    layers = sum(sizes.layer_bytes[first:last])
-    weights = span_bytes(sizes, first, last) - layers + layers // parts
-    return SpanNeeds(first, last, weights, cache // (parts if sizes.kv_is_divided else 1), tokens, parts)
+
+    def __init__(
+        self, sizes: ModelSizes, max_context_tokens: int = 0, kv_bits: int = 0, kv_group_size: int = 64,
+        parts: int = 1,
+    ) -> None:  # fmt: skip
+        self._sizes, self._parts = sizes, parts
+        self._tokens = tokens = sizes.context(max_context_tokens)
+        kept = (tokens if window == WHOLE_CONTEXT else min(window, tokens) for window in sizes.kv_windows)
+        self._weights_up_to = list(itertools.accumulate(sizes.layer_bytes, initial=0))
+        self._tokens_up_to = list(itertools.accumulate(kept, initial=0))
+        self._kv_share = (kv_bits * kv_group_size + 32, 16 * kv_group_size) if kv_bits else (1, 1)
+
+    def weight_bytes(self, first: int, last: int) -> int:
+        """Of layers [first, last) and what goes with them. An end of the model has at least half of what is in no
+        layer: the embedding and the head are about equal, or one and the same.
+        """
+        ends = (first == 0) + (last == self._sizes.total_layers)
+        layers = self._weights_up_to[last] - self._weights_up_to[first]
+        return layers // self._parts + self._sizes.other_bytes * ends // 2
+
+    def cache_bytes(self, first: int, last: int) -> int:
+        """Of the KV cache of the whole context on these layers."""
+        tokens = self._tokens_up_to[last] - self._tokens_up_to[first]
+        share, of = self._kv_share
+        cache = self._sizes.kv_bytes_per_token * tokens * share // of
+        return cache // (self._parts if self._sizes.kv_is_divided else 1)
+
+    def total_bytes(self, first: int, last: int) -> int:
+        return self.weight_bytes(first, last) + self.cache_bytes(first, last)
+
+    def needs(self, first: int, last: int) -> SpanNeeds:
+        return SpanNeeds(
+            first, last, self.weight_bytes(first, last), self.cache_bytes(first, last), self._tokens, self._parts
+        )
 
 
 def why_not_divisible(model: str, sizes: ModelSizes, parts: int) -> str:

@@ -1,15 +1,14 @@
-"""How much memory may a rank wire, and does its share fit into it? Pure: no MLX, no file. Sizes in bytes.
+"""How much memory may a rank wire? Pure: no MLX, no file. Sizes in bytes.
 
 The theory. A GPU computes on wired memory only; what MLX does not wire itself the system wires and unwires at each
 step, which costs most of the speed of a model that nearly fills the memory. MLX says how much a process should use
 at most (`max_recommended_working_set_size`): wiring more throws, and all of a small Mac's memory freezes it. So a
-rank wires what it needs, with headroom, up to that. And it is that figure which decides whether layers fit: what is
-free at the moment leaves out much that the system would give back.
+rank wires what it needs, with headroom, up to that. The same figure decides whether layers fit (memory_fit.py):
+what is free at the moment leaves out much that the system would give back.
 """
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Final
 
 HEADROOM_BYTES: Final = 1 << 30
@@ -17,23 +16,6 @@ HEADROOM_BYTES: Final = 1 << 30
 four bytes. The limit reserves nothing, so that more costs nothing where it is not used."""
 
 
-class Fit(StrEnum):
-    FITS = "fits"
-    UNCERTAIN = "may not fit"
-    TOO_SMALL = "does not fit"
-
-
 def wired_limit(recommended: int, needed: int) -> int:
     """What is to be wired at most; 0 where nothing is recommended, because there is no such GPU."""
     return min(recommended, needed + HEADROOM_BYTES) if recommended > 0 else 0
-
-
-def judge_fit(needed: int, available: int, recommended: int) -> Fit:
-    """`available`: what the system calls free. `recommended`: what MLX says; 0 where it says nothing, and then what
-    is free decides alone.
-    """
-    if recommended <= 0:
-        return Fit.FITS if needed <= available else Fit.TOO_SMALL
-    if needed > recommended:
-        return Fit.TOO_SMALL
-    return Fit.FITS if needed <= available else Fit.UNCERTAIN

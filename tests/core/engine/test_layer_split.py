@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from exod.core.engine.layer_split import Spans, layer_spans, shortage
 from exod.model import ContextSettings, MeshPlan, NodeId
-from exoengine.model_files.memory_fit import WHOLE_CONTEXT, ModelSizes, kv_bytes, span_bytes
+from exoengine.model_files.memory_fit import WHOLE_CONTEXT, ModelSizes
 from tests.core.engine.engine_samples import A, a_plan
 
 MIB = 1 << 20
@@ -44,9 +44,12 @@ def all_cuts(layers: int, ranks: int) -> list[Spans]:
 
 
 def needs(sizes: ModelSizes, span: tuple[int, int], context: ContextSettings) -> int:
-    return span_bytes(sizes, *span) + kv_bytes(
-        sizes, *span, context.max_tokens, context.kv_bits, context.kv_group_size
-    )
+    """Added up layer by layer, not quantised."""
+    first, last = span
+    ends = (first == 0) + (last == sizes.total_layers)
+    kept = [context.max_tokens if window < 0 else min(window, context.max_tokens) for window in sizes.kv_windows]
+    caches = sizes.kv_bytes_per_token * sum(kept[first:last])
+    return sum(sizes.layer_bytes[first:last]) + sizes.other_bytes * ends // 2 + caches
 
 
 def overflow(plan: MeshPlan, sizes: ModelSizes, spans: Spans) -> int:

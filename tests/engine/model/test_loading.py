@@ -12,7 +12,7 @@ import mlx.core as mx
 import pytest
 
 from exoengine.model.loading import check_fit, load
-from exoengine.model_files.memory_fit import kv_bytes, span_bytes
+from exoengine.model_files.memory_fit import SpanTable
 from exoengine.model_files.model_folder import ModelFolderError, inspect
 from exoengine.protocol import Load, LoadFailed, SyncSettings
 from tests.engine.driver import cluster, request
@@ -42,20 +42,21 @@ def test_a_rank_never_holds_more_than_its_own_layers(tmp_path: Path) -> None:
 
 def test_the_sum_of_spans_is_at_most_the_model(llama: Path) -> None:
     summary = inspect(llama)
+    table = SpanTable(summary, 1000)
     for cut in range(1, summary.total_layers):
-        parts = span_bytes(summary, 0, cut) + span_bytes(summary, cut, summary.total_layers)
+        parts = table.weight_bytes(0, cut) + table.weight_bytes(cut, summary.total_layers)
         assert summary.weight_bytes - 1 <= parts <= summary.weight_bytes
-    assert span_bytes(summary, 0, summary.total_layers) == summary.weight_bytes
-    assert kv_bytes(summary, 1, 3, 1000, 0) == 2 * 1000 * summary.kv_bytes_per_token
-    assert kv_bytes(summary, 1, 3, 1000, 4) == kv_bytes(summary, 1, 3, 1000, 0) * (4 + 32 / 64) / 16
+    assert table.weight_bytes(0, summary.total_layers) == summary.weight_bytes
+    assert table.cache_bytes(1, 3) == 2 * 1000 * summary.kv_bytes_per_token
+    assert SpanTable(summary, 1000, kv_bits=4).cache_bytes(1, 3) == table.cache_bytes(1, 3) * (4 + 32 / 64) / 16
 
 
 def test_what_does_not_fit_is_refused_with_the_sum(llama: Path) -> None:
     summary = inspect(llama)
-    weights = span_bytes(summary, 0, 3)
+    weights = SpanTable(summary).weight_bytes(0, 3)
     check_fit(Load(str(llama), 0, 3), summary, weights)
     for bits in (0, 8, 4):
-        context = kv_bytes(summary, 0, 3, 2048, bits)
+        context = SpanTable(summary, 2048, bits).cache_bytes(0, 3)
         check_fit(Load(str(llama), 0, 3, max_context_tokens=9999, kv_bits=bits), summary, weights + context)
     for context, available in ((0, weights - 1), (2048, weights)):
         with pytest.raises(ModelFolderError) as caught:

@@ -10,7 +10,7 @@ import pytest
 
 from exoengine.model.cache_rollback import Quantisation
 from exoengine.model.stages import Stage
-from exoengine.model_files.memory_fit import kv_bytes
+from exoengine.model_files.memory_fit import SpanTable
 from exoengine.model_files.model_folder import inspect
 from exoengine.protocol import Abort, Aborted, LoadFailed, Sampling, TokenOut
 from tests.engine.architectures import ALL, DENSE, HYBRID, LATENT, SLIDING
@@ -73,7 +73,7 @@ def test_the_bits_are_what_the_cache_takes(wide: Path) -> None:
         caches = stage.new_caches()
         stage.run(mx.array([PROMPT[:tokens]]), None, caches)
         mx.eval(caches.arrays())
-        plain[bits], small[bits] = caches.nbytes, kv_bytes(summary, 0, 5, tokens, bits)
+        plain[bits], small[bits] = caches.nbytes, SpanTable(summary, tokens, bits).cache_bytes(0, 5)
     assert plain[4] < plain[8] < plain[0] / 3
     assert all(small[bits] <= plain[bits] <= 2 * small[bits] for bits in (0, 8, 4)), "scales are float32 here"
 
@@ -124,7 +124,7 @@ def test_the_cache_that_is_reckoned_with_is_never_more_than_what_is_used(tmp_pat
         stage.run(mx.array([PROMPT[:300]]), None, caches)
         mx.eval(caches.arrays())
         summary = inspect(folder)
-        reckoned = kv_bytes(summary, 0, 4, 300)
-        assert reckoned <= caches.nbytes, config["model_type"]
+        computed = SpanTable(summary, 300).cache_bytes(0, 4)
+        assert computed <= caches.nbytes, config["model_type"]
         if config in DENSE:
-            assert 4 * reckoned >= caches.nbytes, config["model_type"]  # float32, and steps of 256 tokens
+            assert 4 * computed >= caches.nbytes, config["model_type"]  # float32, and steps of 256 tokens

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from exod.core.engine.parallel_mode import tensor_parts
 from exod.model import ContextSettings, MeshPlan
-from exoengine.model_files.memory_fit import ModelSizes, SpanNeeds, gib, span_needs
+from exoengine.model_files.memory_fit import Fit, ModelSizes, SpanNeeds, SpanTable, gib, judge_fit
 
 
 class DoesNotFitError(ValueError):
@@ -56,16 +56,15 @@ def layer_spans(plan: MeshPlan, sizes: ModelSizes) -> Spans:
 
 def shortage(plan: MeshPlan, sizes: ModelSizes) -> str:
     """Why the plan's nodes cannot hold the model, with the sum; empty where they can, as far as is known."""
-    total, short = 0, []
-    spans, parts = layer_spans(plan, sizes), tensor_parts(plan, sizes)
-    for node, (first, last), memory_mib in zip(plan.ring, spans, plan.memory_mib, strict=True):
-        needs = needs_of(plan.context, sizes, first, last, parts)
-        total += needs.total_bytes
-        if not needs.fits(memory_mib << 20):
-            short.append(f"{needs.text} and {node} can give {gib(memory_mib << 20)}")
+    ranks = rank_needs(plan, sizes)
+    short = [
+        f"{needs.text} and {node} can give {gib(memory_mib << 20)}"
+        for node, needs, memory_mib in zip(plan.ring, ranks, plan.memory_mib, strict=True)
+        if judge_fit(needs.total_bytes, memory_mib << 20) is Fit.TOO_SMALL
+    ]
     if not short:
         return ""
-    given = sum(plan.memory_mib) << 20
+    total, given = sum(needs.total_bytes for needs in ranks), sum(plan.memory_mib) << 20
     hope = "share the layers otherwise (engine.split)" if total <= given else "add a node, or take a smaller model"
     return (
         f"{plan.model} does not fit: {'; '.join(short)}. It needs {gib(total)} in all, the nodes can give"
@@ -79,11 +78,7 @@ def _by_memory(memory_mib: tuple[int, ...], context: ContextSettings, sizes: Mod
     what comes after. Cost: (bytes over what the nodes can hold, fill), whose squares make an uneven cut costly.
     """
     ranks, layers = len(memory_mib), sizes.total_layers
-    weights = list(itertools.accumulate(sizes.layer_bytes, initial=0))
-    caches = list(
-        itertools.accumulate((needs_of(context, sizes, at, at + 1).cache_bytes for at in range(layers)), initial=0)
-    )
-    end_bytes = sizes.other_bytes // 2
+    table = _table(context, sizes)
     best: dict[int, tuple[int, int, Spans]] = {0: (0, 0, ())}
     for rank, mib in enumerate(memory_mib):
         size, left = max(1, mib << 20), ranks - rank - 1
@@ -92,8 +87,7 @@ def _by_memory(memory_mib: tuple[int, ...], context: ContextSettings, sizes: Mod
             for first, (over, fill, spans) in best.items():
                 if first >= last:
                     continue
-                needs = weights[last] - weights[first] + caches[last] - caches[first]
-                needs += end_bytes * ((first == 0) + (last == layers))
+                needs = table.total_bytes(first, last)
                 cost = (over + max(0, needs - size), fill + needs * needs // size)
                 if last not in ahead or cost < ahead[last][:2]:
                     ahead[last] = (*cost, (*spans, (first, last)))
@@ -101,9 +95,14 @@ def _by_memory(memory_mib: tuple[int, ...], context: ContextSettings, sizes: Mod
     return best[layers][2]
 
 
-def needs_of(context: ContextSettings, sizes: ModelSizes, first: int, last: int, parts: int = 1) -> SpanNeeds:
-    """What layers [first, last), or one of `parts` of each, need under a plan's settings of the context."""
-    return span_needs(sizes, first, last, context.max_tokens, context.kv_bits, context.kv_group_size, parts)
+def rank_needs(plan: MeshPlan, sizes: ModelSizes) -> list[SpanNeeds]:
+    """What each rank's share needs, in rank order. ValueError as `layer_spans`."""
+    table = _table(plan.context, sizes, tensor_parts(plan, sizes))
+    return [table.needs(first, last) for first, last in layer_spans(plan, sizes)]
+
+
+def _table(context: ContextSettings, sizes: ModelSizes, parts: int = 1) -> SpanTable:
+    return SpanTable(sizes, context.max_tokens, context.kv_bits, context.kv_group_size, parts)
 
 
 def _spans(counts: Sequence[int]) -> Spans:
