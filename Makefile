@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cross native-macos launcher dist formula resolve floors run test clients lab bench sim fuzz attack chaos clean
+.PHONY: help setup setup-cross native-macos launcher dist formula resolve floors run test clients home-assistant lab bench sim fuzz attack chaos clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST) | sort
@@ -56,6 +56,10 @@ test: setup ## ruff, mypy --strict and the test suite
 	$(BIN)/mypy
 	$(BIN)/mypy --platform darwin --no-warn-unreachable # names that Python has on Linux alone
 	$(BIN)/pytest
+
+home-assistant: setup-cross ## Home Assistant in build/home-assistant, whose own schemas judge what MQTT publishes for it
+	$(PYTHON) -m venv build/home-assistant
+	$(BIN)/uv pip install --quiet --python build/home-assistant/bin/python homeassistant==2024.3.3 paho-mqtt==1.6.1
 
 clients: setup-cross ## other projects' clients in build/clients, which tests/clients runs unmodified
 	$(PYTHON) -m venv build/clients
