@@ -24,7 +24,8 @@ from exod.diagnostics.mac_findings import of_denied, of_protected_folders, of_sl
 from exod.diagnostics.thunderbolt_advice import check_thunderbolt
 from exod.model import Kind, ThunderboltPort
 from launchd.supported import complaint
-from tests.cli.test_service import UID
+from tests.cli.test_self_check import Started, checked, folder_of
+from tests.cli.test_service import UID, Launchd, mac
 from tests.cli.test_service_app import Mac, with_library
 from tests.platform.mac import hours
 from tests.platform.mac.hours import WIDTH
@@ -64,11 +65,21 @@ def service_screens() -> Iterator[tuple[str, str]]:
         yield "service status", service.status(host=host)[0].replace(folder, "")
         yield "service upgrade", service.upgrade(host=host).replace(folder, "")
         yield "service uninstall", service.uninstall(host=host).replace(folder, "")
+        yield from system_screens(Path(folder))
         machine.domains.discard(f"gui/{UID}")
         machine.bootstrap_answers = [CommandResult(5, err="Bootstrap failed: 5: Input/output error\n")] * 20
         with pytest.raises(ServiceError) as raised:
             service.install(host=host)
         yield "service refused", f"exoctl: {raised.value}".replace(folder, "")
+
+
+def system_screens(folder: Path) -> Iterator[tuple[str, str]]:
+    data = folder_of(mac(Launchd(()), folder))
+    refused = checked(False, denied_text(("bridge0", "en0")))
+    for name, line in (("system install", checked(True)), ("system install refused", refused)):
+        host = mac(Started(data, line), folder, is_root=True)
+        yield name, service.install(system=True, host=host).replace(str(folder), "")
+        service.uninstall(system=True, host=host)
 
 
 def screens() -> dict[str, str]:

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 import launchd
 from exod.cli.service import app_bundle
 from exod.cli.service.host import CommandResult, Host, MisuseError, ServiceError, remove, write_whole
+from exod.cli.service.self_check import SelfCheck
 from exod.errors import ExitCode
 from launchd import Job, app
 
@@ -42,12 +43,6 @@ BOOTSTRAP_CAUSES = {
 NO_LIBRARY = (
     " This Python has no shared library, so launchd starts Python itself instead of exod.app, and macOS may keep "
     "it from the local network without asking: an environment of `brew install python@3.13` has one."
-)
-
-
-PROBES_ITSELF = (
-    " It finds out within 45 s whether macOS lets it use the local network, which is not certain for a service of "
-    "the system: exoctl doctor says so, and the event local_network.checked (exoctl events)."
 )
 
 
@@ -79,11 +74,12 @@ def install(host: Host, system: bool, config: Path | None, build_launcher: bool 
     said = app_bundle.install(host, build_launcher) if job.launcher is not None else "" if system else NO_LIBRARY
     _make_log_folder(host, Path(job.logs))
     _unload(host, system)
+    check = SelfCheck(host, config)
     write_whole(path, launchd.render_daemon(job) if system else launchd.render_agent(job))
     domain = _load(host, system, path)
     # Loaded means started (RunAtLoad); after a crash moments ago launchd would wait, and this does not.
     _launchctl(host, "kickstart", f"{domain}/{_label(system)}")
-    login = PROBES_ITSELF if system else " It starts with a login of this user; a headless Mac needs --system."
+    login = check.told() if system else " It starts with a login of this user; a headless Mac needs --system."
     return f"installed {path} and started {domain}/{_label(system)}; its log is {job.logs}/exod.log.{login}{said}"
 
 
