@@ -36,6 +36,7 @@ TABLE = {
     "journalctl -u exod": (LINUX, "journalctl(1)"),
     "journalctl --user -u exod": (LINUX, "journalctl(1)"),
     "loginctl enable-linger {}": (LINUX, "loginctl(1)"),
+    "loginctl enable-linger": (LINUX, "loginctl(1)"),
     # Installing. CI installs the wheel; uv's manual has --force.
     "brew install python@3.13": (MAC, "Homebrew's formula python@3.13"),
     "xcode-select --install": (MAC, "xcode-select(1)"),
@@ -67,13 +68,31 @@ TABLE = {
     "launchctl unsetenv": (MAC, "launchctl(1)"),
 }
 
+IN_THE_DOCUMENT = {
+    "brew install python@3.13 uv": "Homebrew's formulae python@3.13 and uv",
+    "uv tool install --python python3.13 .": "uv's manual, tools; CI installs the wheel of the same folder",
+    "launchctl bootout gui/$(id -u)/com.exod.agent || launchctl bootout user/$(id -u)/com.exod.agent": (
+        "launchctl(1)"
+    ),
+    "rm ~/Library/LaunchAgents/com.exod.agent.plist": "rm(1); what `exoctl service install` writes",
+    "rm -r ~/Applications/exod.app ~/Library/Logs/exod": "rm(1); what `exoctl service install` writes",
+    "rm ~/Library/Application\\ Support/exod/launcher.conf": "rm(1); what `exoctl service install` writes",
+}
+"""Lines to type of docs/first-hour.md that are not exoctl's, with where each is known from."""
+
 PROGRAMS = (
-    "brew|caffeinate|chmod|chown|codesign|defaults|docker|ifconfig|ip route|ipconfig|journalctl|kill|killall"
-    "|launchctl|loginctl|lsof|networksetup|openssl|pip3?|pipx|pmset|route (?:-n|add|delete)|scutil|sysctl|systemctl"
-    "|unset|uv (?:tool|pip)|xcode-select"
+    "apt|apt-get|arp|brew|caffeinate|chflags|chgrp|chmod|chown|codesign|csrutil|curl|dd|defaults|diskutil"
+    "|dns-sd|docker|dscacheutil|dscl|ethtool|firewall-cmd|git (?:clone|pull)|hostnamectl|ifconfig"
+    "|install_name_tool|ip (?:address|addr|link|neigh|route|rule)|ipconfig|iptables|iw|journalctl|kill"
+    "|killall|launchctl|ln -|loginctl|lsof|mkdir|modprobe|mount|mv|ndp|netstat|networkctl|networksetup"
+    "|nft|nmcli|nohup|npm|nvram|open -|openssl|otool|pfctl|ping -|pip3?|pipx|pkill|plutil|pmset|ps -"
+    "|python3? -|reboot|renice|resolvectl|rm|route (?:-n|add|delete)|rsync|scp|scutil|security|sed -"
+    "|shutdown -|softwareupdate|spctl|ssh|ssh-keygen|swapoff|sysctl|sysdiagnose|system_profiler|systemctl"
+    "|systemsetup|tailscale (?:up|down|set)|tar|tccutil|tcpdump|touch|ufw|umount|unset"
+    "|uv (?:tool|pip|venv|sync|run)|wget|xattr|xcode-select|xcrun|yum"
 )
 COMMAND = re.compile(
-    rf"(?<![\w/.-])(?:sudo (?!exoctl)|(?:{PROGRAMS})(?= \S)|make (?:setup|run|test|launcher|dist)\b)"
+    rf"(?<![\w/.-])(?:sudo (?!exoctl)|(?:{PROGRAMS})(?= [-/~$.\w\"'{{])|make (?:setup|run|test|launcher|dist)\b)"
 )
 ENDS = re.compile(r"$|[;,)`.:]| \(| where ")
 OURS = re.compile(r"(?<![\w/.-])exoctl((?: [a-z-]+| --[a-z-]+)*)")
@@ -116,6 +135,18 @@ def texts() -> Iterator[Text]:
                 elif isinstance(node, ast.JoinedStr):
                     parts = [str(one.value) if isinstance(one, ast.Constant) else "{}" for one in node.values]
                     yield Text(str(path.relative_to(ROOT)), node.lineno, "".join(parts))
+    yield from other_texts()
+
+
+def other_texts() -> Iterator[Text]:
+    """Lines of what is shown and is not Python: the page, the launcher's errors, the installed units."""
+    for folder in ("daemon", "launchd"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in {".js", ".html", ".c", ".template"}:
+                name = str(path.relative_to(ROOT))
+                yield from (
+                    Text(name, number, line) for number, line in enumerate(path.read_text().splitlines(), 1)
+                )
 
 
 def unknown_commands(text: str) -> list[tuple[str, frozenset[str]]]:
@@ -169,6 +200,14 @@ def test_no_route_is_ever_added_on_a_mac() -> None:
         "pip install something",
         "run `sudo ifconfig bridge0 down`",
         "chmod 600 {} && curl",
+        "to look again: tccutil reset All com.exod.launcher",
+        "first rm -r ~/Applications/exod.app",
+        "xattr -d com.apple.quarantine {}",
+        "then `csrutil disable`, and restart",
+        "python3 -m pip install exod",
+        "mend it: ifconfig bridge0 down",
+        "sysctl -w iogpu.wired_limit_mb=1",
+        "launchctl kickstart -k gui/501/com.exod.agent",
     ],
 )
 def test_a_planted_command_is_found(text: str) -> None:
@@ -187,3 +226,11 @@ def test_commands_of_ours_are_ones_that_there_are() -> None:
             group = commands.groups.get(words[0])
             if group is not None and len(words) > 1:
                 assert words[1] in group.names, where
+
+
+def test_every_line_to_type_in_the_document_is_ours_or_stands_in_the_table() -> None:
+    text = (ROOT / "docs" / "first-hour.md").read_text()
+    blocks = re.findall(r"^(<!-- screen: .+? -->\n)?```\n(.*?)\n```$", text, re.DOTALL | re.MULTILINE)
+    lines = [line for screen, block in blocks if not screen for line in block.splitlines()]
+    typed = [line.partition(" #")[0].strip() for line in lines]
+    assert {one for one in typed if not one.startswith("exoctl ")} == set(IN_THE_DOCUMENT)

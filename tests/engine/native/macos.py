@@ -19,7 +19,7 @@ from pathlib import Path
 
 import lief
 
-from exoengine.native.recipe import MODULE, recipe
+from exoengine.native.recipe import FOLDER, MODULE, SOURCES, recipe
 
 OLDEST_MACOS = "14.0"
 """Of MLX's wheels."""
@@ -47,16 +47,33 @@ def fetch(folder: Path) -> Path:
 
 
 def build(mlx: Path, out: Path) -> None:
-    """Raises CalledProcessError with the compiler's complaint on standard error."""
-    compiler = [sys.executable, "-m", "ziglang", "c++", "-target", f"aarch64-macos.{OLDEST_MACOS}", "-w"]
-    command = dataclasses.replace(recipe(), mlx=mlx).command(compiler, out, target="darwin")
-    cache = {"ZIG_GLOBAL_CACHE_DIR": str(out.parent / "zig"), "ZIG_LOCAL_CACHE_DIR": str(out.parent / "zig")}
-    subprocess.run(command, check=True, timeout=DEADLINE_S, env={**os.environ, **cache})
+    """Compiles and links. Raises CalledProcessError with the compiler's complaint on standard error."""
+    _run(dataclasses.replace(recipe(), mlx=mlx).command(_compiler(), out, target="darwin"), out.parent / "zig")
+
+
+def compile_only(mlx: Path, out: Path) -> None:
+    """The sources of ours to an object file, which shows what they need of MLX. In a minute at the most: linking
+    would compile zig's own C++ library first.
+    """
+    command = dataclasses.replace(recipe(), mlx=mlx).command(_compiler(), out, target="darwin")
+    kept = [
+        word for word in command if word.startswith(("-I", "-D", "-std", "-f")) or word == str(FOLDER / SOURCES[0])
+    ]
+    _run([*_compiler(), "-c", *kept, "-o", str(out)], out.parent / "zig")
+
+
+def _compiler() -> list[str]:
+    return [sys.executable, "-m", "ziglang", "c++", "-target", f"aarch64-macos.{OLDEST_MACOS}", "-w"]
+
+
+def _run(command: list[str], cache: Path) -> None:
+    variables = {"ZIG_GLOBAL_CACHE_DIR": str(cache), "ZIG_LOCAL_CACHE_DIR": str(cache)}
+    subprocess.run(command, check=True, timeout=DEADLINE_S, env={**os.environ, **variables})
 
 
 def missing(module: Path, library: Path) -> list[str]:
     """Symbols of MLX that the module needs and the library does not export."""
-    needed, exported = _macho(module), _macho(library)
+    needed, exported = read(module), read(library)
     has = {str(symbol.name) for symbol in exported.exported_symbols}
     wants = [str(symbol.name) for symbol in needed.imported_symbols if "3mlx4core" in str(symbol.name)]
     if not wants:
@@ -64,7 +81,7 @@ def missing(module: Path, library: Path) -> list[str]:
     return [name for name in wants if name not in has]
 
 
-def _macho(file: Path) -> lief.MachO.Binary:
+def read(file: Path) -> lief.MachO.Binary:
     binary = lief.MachO.parse(str(file)).at(0)
     assert binary is not None, file
     return binary
