@@ -17,7 +17,7 @@ from exoengine.generate.request import Generation
 from exoengine.generate.resume import Resumption
 from exoengine.model.sampling import Sampler
 from exoengine.ring.pass_log import SINGLY, Course, pass_end
-from exoengine.ring.step_messages import Step, Vote
+from exoengine.ring.step_messages import Vote
 
 CHUNKS_AHEAD: Final = 4
 """How many chunks of a prompt the first stage may be ahead of the last one's answer, whatever the number of stages:
@@ -62,6 +62,16 @@ class Work:
         return self.issued >= self.generation.length - 1
 
     @property
+    def is_drawing(self) -> bool:
+        """Rank 0: is a step under way that draws?"""
+        return self.outstanding > 0 and self.issued >= self.generation.length
+
+    @property
+    def can_share(self) -> bool:
+        """Rank 0: may its next token go through in a batch? The caches hold something, on all ranks as much."""
+        return not self.generation.alone and self.issued >= max(1, self.resumption.reached)
+
+    @property
     def can_go_on(self) -> bool:
         """Rank 0: can a step be sent before the next outcome arrives?"""
         if self.stop:
@@ -73,9 +83,9 @@ class Work:
         assert self.generation.course is not None, "it was set when the request was opened"
         return self.generation.course
 
-    def ran(self, step: Step) -> None:
-        """This rank has run `step`."""
-        self.generation.course = self.course.ran(step.start, step.start + step.count, step.grain)
+    def ran(self, start: int, count: int, grain: int) -> None:
+        """This rank has run the tokens [start, start + count)."""
+        self.generation.course = self.course.ran(start, start + count, grain)
 
     def next_pass(self, stages: int, token_s: float, budget_s: float, beside: bool) -> tuple[int, int]:
         """How many tokens from `issued` on form the next pass, and its grain; the other arguments are those of

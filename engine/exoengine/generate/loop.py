@@ -8,6 +8,10 @@ has been formed each request is opened again: the ranks take the longest history
 that is behind catches up by itself (see resume.py). Steps that are run again give the same tokens to the last bit:
 they are cut alike (pass_log.py), and draws are keyed by (seed, step).
 
+Of several answers that decode, the next tokens go through in one pass as a `Batch`, grouped by schedule.py; it has
+an outcome for each. Beside others an answer's last bits depend on the batch, as in every engine; the tokens that
+were given stay, and what follows is computed from exactly those.
+
 Where one request is open alone, rank 0 does not wait for a step's outcome before it starts the next one: it runs
 its own layers ahead (see step_runner.py). When the outcome arrives, rank 0 either sends the step to the others or
 drops it, which they do not notice. The others build their part of the step meanwhile.
@@ -19,29 +23,40 @@ seen between steps.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import mlx.core as mx
 
 from exoengine.generate.active_request import Work
 from exoengine.generate.outbox import Outbox
-from exoengine.generate.pipeline import Built, Drawn, Pass
+from exoengine.generate.pipeline import Built, Drawn
 from exoengine.generate.prompt_cache import Holding, Holdings
-from exoengine.generate.queue import Backlog, wait_for_begin
+from exoengine.generate.queue import Backlog, Faults, wait_for_begin
 from exoengine.generate.rank_progress import Openings, check_alike, history, unfinished_anywhere
 from exoengine.generate.request import Generation
-from exoengine.generate.schedule import next_work, note_said, others_decode
+from exoengine.generate.schedule import next_pass, note_said
+from exoengine.generate.step_plan import StepPlan, outcomes_of
 from exoengine.generate.step_runner import StepRunner
-from exoengine.generate.step_timing import Pace
+from exoengine.generate.step_timing import Books, Pace
 from exoengine.model.loading import LoadedModel
-from exoengine.model.sampling import Sampler
 from exoengine.process.shared_state import Board
 from exoengine.protocol import Begin, FromWorker, RequestFailed, Serving, SyncSettings
 from exoengine.ring.group import RingGroup
 from exoengine.ring.message_ring import RingLostError, TokenRing, decode, encode
-from exoengine.ring.pass_log import SINGLY
-from exoengine.ring.step_messages import Message, Open, Opened, Outcome, Standing, Step, Stop, Vote, joined
+from exoengine.ring.step_messages import (
+    Batch,
+    Message,
+    Open,
+    Opened,
+    Outcome,
+    Outcomes,
+    Standing,
+    Step,
+    Stop,
+    Vote,
+    travels_on,
+)  # fmt: skip
 
 CLEAR_CACHE_STEPS: Final = 256
 """How often MLX's pool of free buffers is given back, as mlx-lm does."""
@@ -62,6 +77,8 @@ class Generations:
         self._runner = StepRunner(model, group, board, self._outbox, settings)
         self.policy = self._runner.policy
         self._pace = Pace(settings)
+        self._books = Books(board, self._pace)
+        self._plan = StepPlan(self._runner, self._pace, lambda: self.pause_wanted)
         self._backlog = Backlog(model, self._outbox.add)
         self._max_concurrent = serving.max_concurrent
         self._works: dict[int, Work] = {}
@@ -70,10 +87,9 @@ class Generations:
         """An `Open` message for a request that this rank has not got from its daemon yet."""
         self._holdings = Holdings(serving.prompt_cache, model.stage.new_caches)
         self._openings = Openings(self._holdings)
-        self._running: Generation | None = None
-        """The request whose step was run last: an error that is not the ring's is counted against it."""
-        self._failures: dict[int, tuple[int, int]] = {}
-        """By order, where a step failed by itself, and how often there."""
+        self._running: Sequence[Generation] = ()
+        """The requests whose step was run last: an error that is not the ring's is counted against them."""
+        self._faults = Faults()
         self._rank, self._size = 0, 1
         self._roll_called = True
         self._pausing = False
@@ -123,12 +139,10 @@ class Generations:
 
     def failed(self, text: str) -> None:
         """A step failed, and not because of the ring. If it fails twice at the same place, the request is ended."""
-        generation = self._running
-        if generation is None:
+        found = self._faults.note(self._running)
+        if found is None:
             return
-        place, times = self._failures.get(generation.order, (-1, 0))
-        times = times + 1 if place == generation.length else 1
-        self._failures[generation.order] = (generation.length, times)
+        generation, times = found
         if self._size == 1:
             self._retire(generation)
             self._outbox.add(RequestFailed(generation.request.request_id, "engine", text))
@@ -192,10 +206,13 @@ class Generations:
             if generation is not None:
                 self._say_open(generation)
                 return True
-        work = next_work(self._works.values(), self._runner.stages)
-        if work is None:
+        works = next_pass(self._works.values(), self._runner.stages, self._runner.takes_batches)
+        if not works:
             return False
-        self._lead_step(work)
+        if len(works) > 1:
+            self._lead_batch(works)
+        else:
+            self._lead_step(works[0])
         return True
 
     def _stop_cancelled(self) -> None:
@@ -217,8 +234,8 @@ class Generations:
         raise Paused
 
     def _lead_step(self, work: Work) -> None:
-        step = self._next_step(work)
-        note_said(work, self._works.values())
+        step = self._plan.step(work, self._works.values(), self._is_alone)
+        note_said([work], self._works.values())
         work.outstanding += 1
         work.issued += step.count
         outcome = self._run_and_tell(step, work)
@@ -227,19 +244,15 @@ class Generations:
         elif step.ahead:
             self._runner.run_ahead(work)
 
-    def _next_step(self, work: Work) -> Step:
-        generation, start = work.generation, work.issued
-        votes = self._votes(work, start, deciding=work.is_decoding)
-        if not work.is_decoding:
-            beside = others_decode(work, self._works.values())
-            token_s, budget_s = self._pace.chunk_token_s, self.policy.limit_s
-            count, grain = work.next_pass(self._runner.stages, token_s, budget_s, beside)
-            return Step(generation.order, start, count, grain, -1, True, votes)
-        safe = work.ahead.safe if isinstance(work.ahead, Pass) else work.next_safe
-        index = len(generation.tokens)
-        goes_on = index + 1 < generation.max_tokens and not votes & (Vote.CANCEL | Vote.PAUSE)
-        ahead = goes_on and self._is_alone
-        return Step(generation.order, start, 1, SINGLY, index, safe, votes, ahead)
+    def _lead_batch(self, works: Sequence[Work]) -> None:
+        batch = self._plan.batch(works)
+        note_said(works, self._works.values())
+        for work in works:
+            work.outstanding += 1
+            work.issued += 1
+        outcomes = self._run_batch_and_tell(batch, works)
+        if self._size == 1:
+            self._take_all(outcomes)
 
     @property
     def _is_alone(self) -> bool:
@@ -270,17 +283,17 @@ class Generations:
 
     def _build_ahead(self, work: Work) -> bool:
         """Builds the next step before its message comes. False where there was nothing to build."""
-        before, self._running = work.ahead, work.generation
+        before, self._running = work.ahead, (work.generation,)
         self._runner.build_ahead(work)
         return work.ahead is not before
 
     def _hear(self, message: bytes) -> None:
         said: Message = decode(message, Message)
-        if self._rank == 0 and not isinstance(said, Outcome | Opened):
+        if self._rank == 0 and not isinstance(said, Outcome | Outcomes | Opened):
             raise RingLostError("the last rank sent a message that only rank 0 sends")
         match said:
             case Open(order):
-                self._board.begin("opening a request", self._pace.step_deadline_s)
+                self._books.begin_opening()
                 generation = self._backlog.get(order)
                 if generation is None:
                     self._awaited = said
@@ -291,9 +304,14 @@ class Generations:
                 self._open(said)
             case Step():
                 self._follow_step(said)
+            case Batch():
+                self._follow_batch(said)
             case Outcome():
                 self._pass_on(said)
                 self._take(said)
+            case Outcomes():
+                self._pass_on(said)
+                self._take_all(said)
             case Stop(order, votes):
                 self._pass_on(said)
                 if Vote.PAUSE in Vote(votes):
@@ -307,10 +325,19 @@ class Generations:
 
     def _follow_step(self, step: Step) -> None:
         work = self._work(step.order)
-        outcome = self._run_and_tell(joined(step, self._votes(work, step.start, deciding=step.draw >= 0)), work)
+        outcome = self._run_and_tell(self._plan.voted(step, work), work)
         if self._rank == self._size - 1:
             self._say(outcome)
             self._take(outcome)
+
+    def _follow_batch(self, batch: Batch) -> None:
+        works = [self._work(part.order) for part in batch.parts]
+        if not works or len({part.order for part in batch.parts}) < len(works):
+            raise RingLostError("rank 0 asks for a batch of nothing, or of one sequence twice")
+        outcomes = self._run_batch_and_tell(self._plan.voted_batch(batch, works), works)
+        if self._rank == self._size - 1:
+            self._say(outcomes)
+            self._take_all(outcomes)
 
     # --- one step ---------------------------------------------------------------------------------------
 
@@ -318,15 +345,13 @@ class Generations:
         """The step goes on to the next rank ahead of the hidden state. Where the next rank has no part in it, it
         follows the work instead: so the last rank's answer always means that all are done.
         """
-        self._running = work.generation
+        self._running = (work.generation,)
         runs, next_runs = (
             rank < self._size and work.resumption.runs(rank, step.start) for rank in (self._rank, self._rank + 1)
         )
         if not runs or next_runs:
             self._pass_on(step)
-        decoding = step.draw >= 0
-        deadline = self._pace.step_deadline_s if decoding else self._pace.chunk_deadline_s
-        self._board.begin("a step" if decoding else "a chunk of the prefill", deadline)
+        self._books.begin_pass(decoding=step.draw >= 0)
         drawn = Drawn()
         if runs:
             drawn = self._runner.run(step, work, next_runs)
@@ -337,6 +362,19 @@ class Generations:
         self._watch()
         return Outcome(step.order, step.start + step.count, drawn.token, step.votes, drawn.likelihood)
 
+    def _run_batch_and_tell(self, batch: Batch, works: Sequence[Work]) -> Outcomes:
+        """All ranks run it: a sequence that some rank has to catch up with is in no batch."""
+        self._running = [work.generation for work in works]
+        self._pass_on(batch)
+        self._books.begin_pass(decoding=True)
+        drawn = self._runner.run_batch(batch, works)
+        self._watch()
+        return outcomes_of(batch, drawn)
+
+    def _take_all(self, outcomes: Outcomes) -> None:
+        for outcome in outcomes.parts:
+            self._take(outcome)
+
     def _take(self, outcome: Outcome) -> None:
         """An outcome has arrived: its token counts from now on."""
         work = self._work(outcome.order)
@@ -344,12 +382,14 @@ class Generations:
         work.done = outcome.position
         votes = Vote(outcome.votes)
         if outcome.token >= 0:
-            self._count_token(work, outcome)
+            self._books.count_token(work.generation, outcome.order)
+            work.generation.add(outcome.token, outcome.likelihood)
+            if len(work.generation.tokens) % CLEAR_CACHE_STEPS == 0:
+                mx.clear_cache()
             work.next_safe = Vote.SAFE in votes  # a chunk of the prefill says nothing about steps
             self._runner.show_mode(work.next_safe)
         else:
-            new = work.resumption.furthest < outcome.position < len(work.generation.prompt)
-            self._pace.chunk(outcome.position if new else None, outcome.order)
+            self._books.count_chunk(work, outcome)
             mx.clear_cache()
         self._pausing |= Vote.PAUSE in votes
         work.stop |= votes & Vote.CANCEL
@@ -360,27 +400,8 @@ class Generations:
             self._close(work.generation)
         self._watch()
 
-    def _count_token(self, work: Work, outcome: Outcome) -> None:
-        generation, board = work.generation, self._board
-        board.last_gap_ms = self._pace.token(outcome.order)
-        board.step = len(generation.tokens) + 1
-        board.tokens_per_s = self._pace.tokens_per_s
-        board.baseline_tokens_per_s = self._pace.baseline_tokens_per_s
-        generation.prefill_s, generation.decode_s = self._pace.durations_s(outcome.order)
-        generation.add(outcome.token, outcome.likelihood)
-        if len(generation.tokens) % CLEAR_CACHE_STEPS == 0:
-            mx.clear_cache()
-
     def _watch(self) -> None:
-        """A piece of work is done. As long as a request is open, the next one has a deadline."""
-        self._board.kv_tokens = sum(work.holding.caches.position for work in self._works.values())
-        self._board.positions = tuple((order, work.done) for order, work in self._works.items())
-        if self.is_idle:
-            self._board.end()
-            return
-        decoding = all(work.holding.caches.position >= work.generation.length - 1 for work in self._works.values())
-        deadline = self._pace.step_deadline_s if decoding else self._pace.chunk_deadline_s
-        self._board.begin("the wait for the next step", deadline)
+        self._books.watch(self._works.values(), self.is_idle)
 
     def _stop(self, work: Work) -> None:
         """All ranks end the request here because it was cancelled."""
@@ -389,21 +410,11 @@ class Generations:
         self._close(work.generation)
         self._watch()
 
-    def _votes(self, work: Work, start: int, deciding: bool) -> int:
-        votes = Vote.NONE
-        if work.generation.cancelled:
-            votes |= Vote.CANCEL
-        if self.pause_wanted:
-            votes |= Vote.PAUSE
-        if deciding and self.policy.choose(start).safe:
-            votes |= Vote.SAFE
-        return votes
-
     # --- opening and closing ----------------------------------------------------------------------------
 
     def _say_open(self, generation: Generation) -> None:
         self._outbox.flush()
-        self._board.begin("opening a request", self._pace.step_deadline_s)
+        self._books.begin_opening()
         standing = self._openings.tell(generation, self._works.values())
         if self._size == 1:
             self._open(Opened(generation.order, (standing,)))
@@ -426,12 +437,13 @@ class Generations:
         generation, told = self._backlog.get(message.order), self._openings.close(message.order)
         if generation is None or len(message.standings) != self._size:
             raise RingLostError("the ranks opened a request that this one does not know")
-        self._running = generation
+        self._running = (generation,)
         found = history(message.standings)
         if found is None:
             self._disagree(generation)
         else:
             generation.adopt(*found)
+            generation.alone |= any(standing.alone for standing in message.standings)
             if any(standing.cancelled for standing in message.standings):
                 generation.cancel()
             if generation.finished is None:
@@ -443,17 +455,9 @@ class Generations:
     def _start(self, generation: Generation, standings: tuple[Standing, ...], told: dict[int, Holding]) -> None:
         """Brings this rank's caches to the position that the ranks agreed on."""
         for work in self._works.values():
-            if isinstance(work.ahead, Built):
-                self._runner.give_up_ahead(
-                    work
-                )  # its input, which nobody sends yet, would be copied with its caches
-        together = self._model.is_divided
-        resumption, holding = self._openings.go_on(generation, standings, self._rank, told, together)
-        request, size = generation.request, self._model.summary.vocab_size
-        sampler = Sampler(request.sampling, size, generation.given, generation.mask)
-        start = min(resumption.starts)
-        work = Work(generation, sampler, holding, resumption, issued=start, done=start)
-        self._works[generation.order] = work
+            if isinstance(work.ahead, Built):  # its input, which nobody sends yet, would be copied with its caches
+                self._runner.give_up_ahead(work)
+        self._works[generation.order] = self._openings.start(generation, standings, self._rank, told, self._model)
         self._pace.opened(len(generation.tokens), generation.order)
 
     def _disagree(self, generation: Generation) -> None:
@@ -466,7 +470,7 @@ class Generations:
         """Ends the request without an answer; nothing of it is kept."""
         self._backlog.drop(generation)
         self._holdings.forget(generation.order)
-        self._failures.pop(generation.order, None)
+        self._faults.forget(generation.order)
         self._pace.closed(generation.order)
 
     def _close(self, generation: Generation) -> None:
@@ -474,7 +478,7 @@ class Generations:
         order = generation.order
         self._works.pop(order, None)
         self._holdings.finish(generation)
-        self._failures.pop(order, None)
+        self._faults.forget(order)
         self._backlog.finished(generation)
         self._pace.closed(order)
         mx.clear_cache()
@@ -486,9 +490,5 @@ class Generations:
             self._group.tokens.send(encode(message))
 
     def _pass_on(self, message: Message) -> None:
-        """Round the ring, up to the rank before the one that said it: the last rank says outcomes and what was
-        opened, rank 0 all else, so the chain ends before rank 0 or before the last rank.
-        """
-        ends_at = self._size - 2 if isinstance(message, Outcome | Opened) else self._size - 1
-        if self._rank != ends_at:
+        if travels_on(message, self._rank, self._size):
             self._say(message)

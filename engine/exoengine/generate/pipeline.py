@@ -24,11 +24,12 @@ from typing import Any, Final
 
 import mlx.core as mx
 
+from exoengine.model.cache_batch import OneByOne, StageBatch
 from exoengine.model.cache_rollback import StageCaches
 from exoengine.model.stages import Stage, StageGraph
 from exoengine.ring.group import RingGroup
 from exoengine.ring.hidden_states import Arrival, DataRing, InGraph, begin_evaluation
-from exoengine.ring.step_messages import NO_LIKELIHOOD, Likelihood, Step
+from exoengine.ring.step_messages import NO_LIKELIHOOD, Batch, Likelihood, Step
 from mlx_patches.switch import Switch
 
 TOKEN_DTYPE: Final = mx.int32
@@ -45,7 +46,8 @@ class Drawn:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    drawn: Drawn
+    drawn: tuple[Drawn, ...]
+    """Of each sequence."""
     sent: Any
     """The hidden state for the next stage; None on the last one."""
     waited_s: float | None
@@ -57,10 +59,14 @@ class Result:
 
 
 Draws = tuple[Any, Any]
-"""A token (1,) and the log probabilities (1, vocabulary) that it was drawn from, neither evaluated."""
+"""A token of each sequence (n,) and the log probabilities (n, vocabulary) that it was drawn from, not evaluated."""
 
 Draw = Callable[[Any], Draws]
-"""Builds the draw from logits (1, vocabulary)."""
+"""Builds the draws from logits (n, vocabulary)."""
+
+
+PassCaches = StageCaches | StageBatch | OneByOne
+"""Of one sequence, of several in one, or of several that the stage runs one after the other."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,15 +95,15 @@ class Built:
 
     def __init__(
         self, start: int, safe: bool, graph: StageGraph, draws: Draws | None, arrival: Arrival,
-        caches: StageCaches, before: list[dict[str, Any]], group: RingGroup,
+        caches: PassCaches, before: tuple[list[Any], int], group: RingGroup,
     ) -> None:  # fmt: skip
-        """`before` is how the caches were."""
+        """`before` is how the caches were, and their position."""
         self.start, self.safe, self._group = start, safe, group
         self._graph, self._draws, self._arrival = graph, draws, arrival
         self._caches, self._before = caches, before
 
     def undo(self) -> None:
-        self._caches.put_back(self._before, self.start)
+        self._caches.put_back(*self._before)
 
     def take_up(self, begun: float) -> Pass:
         """Takes its input. From now on it will be evaluated; in a safe step its first layer runs already."""
@@ -110,7 +116,7 @@ class Built:
             self.undo()
             raise
         received = time.monotonic()
-        self._before = []  # while the caches' arrays of before are held, MLX would copy what it writes to
+        self._before = [], 0  # while the caches' arrays of before are held, MLX would copy what it writes to
         if self.safe and self._graph.first is not None:
             begin_evaluation([self._graph.first])
         return Pass(
@@ -139,12 +145,13 @@ class Pipeline:
         """How the token that the step under way draws is sent to the first rank: as that step is."""
 
     def run(
-        self, step: Step, tokens: Sequence[int], caches: StageCaches, draw: Draw | None, top_logprobs: int,
-        sends: bool, ahead: Pass | Built | None, meanwhile: Callable[[], None],
+        self, step: Step | Batch, tokens: Sequence[Sequence[int]], caches: PassCaches, draw: Draw | None,
+        top_logprobs: Sequence[int], sends: bool, ahead: Pass | Built | None, meanwhile: Callable[[], None],
     ) -> Result:  # fmt: skip
-        """Runs `step`, whose tokens are `tokens`, and evaluates all of it; `ahead` is the part that exists already.
-        The last stage draws with `draw`; without `sends` the next rank has the tokens already. `meanwhile` is
-        called once: before this rank waits for anything, or while the token is drawn here.
+        """Runs `step`, whose tokens of each sequence are `tokens`, and evaluates all of it; `ahead` is what exists
+        of it already. The last stage draws with `draw`, and gives of each sequence so many likely tokens (-1: no
+        likelihood at all); without `sends` the next rank has the tokens already. `meanwhile` is called once: before
+        this rank waits for anything, or while the token is drawn here.
         """
         told = time.monotonic()
         begun = ahead
@@ -155,7 +162,9 @@ class Pipeline:
             self._group.allow_wait(self._group.waited_s - begun.waited_before_s)
         if begun is None:
             self._group.allow_wait()
-            begun = self._build(step.start, step.safe, step.singly, mx.array([list(tokens)]), caches, draw)
+            begun = self._build(
+                step.start, step.safe, step.singly, mx.array([list(one) for one in tokens]), caches, draw
+            )
         if not self._draws_itself:
             meanwhile()
         passing = begun.take_up(told) if isinstance(begun, Built) else begun
@@ -164,7 +173,7 @@ class Pipeline:
             drawn = self._draw(passing, step, caches, draw, top_logprobs, meanwhile)
             out = None
         else:
-            drawn = Drawn()
+            drawn = (Drawn(),) * len(tokens)
             if not sends:
                 mx.eval(out, caches.arrays())
             else:
@@ -201,7 +210,7 @@ class Pipeline:
         begin_evaluation([passing.out, *caches.arrays()])
         return passing
 
-    def build(self, token: int, safe: bool, caches: StageCaches, draw: Draw) -> Built:
+    def build(self, token: int, safe: bool, caches: PassCaches, draw: Draw) -> Built:
         """The graph of the token after what the caches hold, on a rank that `can_build`."""
         built = self._build(caches.position, safe, True, mx.array([[token]]), caches, draw)
         assert isinstance(built, Built)
@@ -226,7 +235,7 @@ class Pipeline:
             self._switch.set_gpu_may_wait(not safe)
 
     def _build(
-        self, start: int, safe: bool, singly: bool, tokens: Any, caches: StageCaches, draw: Draw | None,
+        self, start: int, safe: bool, singly: bool, tokens: Any, caches: PassCaches, draw: Draw | None,
         arrival: Arrival | None = None,
     ) -> Built | Pass:  # fmt: skip
         """The stage's graph, upon the `arrival` or the hidden state that it takes; a Pass where it waits for
@@ -236,12 +245,13 @@ class Pipeline:
         hidden = None
         takes = self._stage.takes
         if takes is not None:
-            arrival = self._expect(takes.shape(tokens.shape[1]), takes.dtype, self._rank - 1, safe)
+            arrival = self._expect(takes.shape(*tokens.shape[::-1]), takes.dtype, self._rank - 1, safe)
             hidden = arrival.array
         if arrival is not None and self._stage.looks_at_values:
             arrival.let_come(wait=True)  # first: it must not be a graph that waits for it
             self._group.check()
-        before, position = caches.references() if arrival is not None else [], caches.position
+        before: list[Any] = caches.references() if arrival is not None else []
+        position = caches.position
         try:
             graph = self._run_stage(tokens, hidden, caches, singly, safe)
             draws = draw(graph.out[:, -1, :]) if draw is not None and self._stage.is_last else None
@@ -250,7 +260,7 @@ class Pipeline:
                 caches.put_back(before, position)
             raise
         if arrival is not None:
-            return Built(start, safe, graph, draws, arrival, caches, before, self._group)
+            return Built(start, safe, graph, draws, arrival, caches, (before, position), self._group)
         return Pass(start, safe, graph.out, draws, begun, begun, waited_before_s, None)
 
     def _expect(self, shape: tuple[int, ...], dtype: Any, source: int, safe: bool) -> Arrival:
@@ -259,9 +269,11 @@ class Pipeline:
         return InGraph(mx.distributed.recv(shape, dtype, source, group=self._group.handle))
 
     def _run_stage(
-        self, tokens: Any, hidden: Any, caches: StageCaches, singly: bool, safe: bool
+        self, tokens: Any, hidden: Any, caches: PassCaches, singly: bool, safe: bool
     ) -> StageGraph:  # fmt: skip
         between = self._finish_piece if safe and self._draws_itself and self._size > 1 else None
+        if isinstance(caches, OneByOne):
+            return self._run_one_by_one(tokens, hidden, caches, between)
         if not singly or tokens.shape[1] == 1:
             return self._stage.run(tokens, hidden, caches, between)
         first, outs = None, []
@@ -274,13 +286,22 @@ class Pipeline:
                 outs.append(graph.out)
         return StageGraph(mx.concatenate(outs, axis=1) if outs else graph.out, first)
 
+    def _run_one_by_one(self, tokens: Any, hidden: Any, caches: OneByOne, between: Any) -> StageGraph:
+        outs = []
+        for row, member in enumerate(caches.members):
+            part = slice(row, row + 1)
+            outs.append(
+                self._stage.run(tokens[part], hidden[part] if hidden is not None else None, member, between)
+            )
+        return StageGraph(mx.concatenate([one.out for one in outs]), outs[0].first)
+
     def _finish_piece(self, hidden: Any) -> None:
         """Ends a layer's graph: the wait of the next layer's graph is measured separately."""
         mx.eval(hidden)
         self._group.check()
         self._group.allow_wait()
 
-    def _send(self, hidden: Any, safe: bool, caches: StageCaches) -> None:
+    def _send(self, hidden: Any, safe: bool, caches: PassCaches) -> None:
         """Sends it to the next rank. A fast step evaluates all in one graph with it. A safe step evaluates the rest
         of the caches while the next rank works.
         """
@@ -291,9 +312,9 @@ class Pipeline:
             mx.eval(mx.distributed.send(hidden, self._rank + 1, group=self._group.handle), caches.arrays())
 
     def _draw(
-        self, passing: Pass, step: Step, caches: StageCaches, draw: Draw | None, top_logprobs: int,
+        self, passing: Pass, step: Step | Batch, caches: PassCaches, draw: Draw | None, top_logprobs: Sequence[int],
         meanwhile: Callable[[], None],
-    ) -> Drawn:  # fmt: skip
+    ) -> tuple[Drawn, ...]:  # fmt: skip
         here = self._draws_itself
         if draw is None:
             # Nobody reads these logits: only the caches are evaluated, and the head is never run.
@@ -301,10 +322,10 @@ class Pipeline:
                 meanwhile()
             mx.eval(caches.arrays())
             self._group.check()
-            return Drawn()
+            return (Drawn(),)
         token, logprobs = passing.draws if passing.draws is not None else draw(passing.out[:, -1, :])
         token = token.astype(TOKEN_DTYPE)
-        wanted = [token] if top_logprobs < 0 else [token, logprobs]
+        wanted = [token] if max(top_logprobs) < 0 else [token, logprobs]
         if here:
             # It does not wait for the caches: by then they may be those of the next step.
             self._token = token
@@ -318,9 +339,11 @@ class Pipeline:
         self._group.check()
         if step.ahead and step.safe and not here:
             self._data.send(token)
-        if top_logprobs < 0:
-            return Drawn(int(token.item()))
-        return _with_logprobs(int(token.item()), logprobs[0], top_logprobs)
+        tokens: list[int] = token.tolist()
+        return tuple(
+            Drawn(one) if top < 0 else _with_logprobs(one, logprobs[row], top)
+            for row, (one, top) in enumerate(zip(tokens, top_logprobs, strict=True))
+        )
 
 
 def _with_logprobs(token: int, logprobs: Any, top_logprobs: int) -> Drawn:

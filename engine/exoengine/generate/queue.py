@@ -1,13 +1,14 @@
 """The requests of a rank: those that wait, in their order, and the last ones that are finished.
 
-Decides: which request is opened next, and which are refused before anything is computed. No MLX.
+Decides: which request is opened next, which are refused before anything is computed, and which is at fault where
+steps fail by themselves. No MLX.
 """
 
 from __future__ import annotations
 
 import socket
 from collections import deque
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from exoengine.generate.request import Generation, accept
@@ -94,6 +95,31 @@ class Backlog:
             self._ended.append(request_id)
         while len(self._ended) > FINISHED_KEPT:
             self._finished.pop(self._orders.pop(self._ended.popleft()), None)
+
+
+class Faults:
+    """Of steps that failed by themselves, not by the ring. Twice at the same place: the request is at fault. Of a
+    batch each goes on alone, so it shows which.
+    """
+
+    def __init__(self) -> None:
+        self._failures: dict[int, tuple[int, int]] = {}
+        """By order, where a step failed, and how often there."""
+
+    def note(self, running: Sequence[Generation]) -> tuple[Generation, int] | None:
+        """A step of those failed; where it was of one alone, that one, and how often it has failed here."""
+        if len(running) != 1:
+            for generation in running:
+                generation.alone = True
+            return None
+        generation = running[0]
+        place, times = self._failures.get(generation.order, (-1, 0))
+        times = times + 1 if place == generation.length else 1
+        self._failures[generation.order] = (generation.length, times)
+        return generation, times
+
+    def forget(self, order: int) -> None:
+        self._failures.pop(order, None)
 
 
 def wait_for_begin(wake: socket.socket) -> None:

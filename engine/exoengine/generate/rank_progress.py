@@ -8,14 +8,19 @@ from which each rank continues is decided in resume.py; `Openings` brings this r
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from exoengine.generate.active_request import Work
 from exoengine.generate.prompt_cache import Holding, Holdings, not_everywhere, offer_of_running
 from exoengine.generate.request import Generation
 from exoengine.generate.resume import Resumption, resume
+from exoengine.model.sampling import Sampler
 from exoengine.ring.message_ring import RingLostError, TokenRing, decode, encode
 from exoengine.ring.pass_log import Course
 from exoengine.ring.step_messages import NO_LIKELIHOOD, Likelihood, Roll, Source, Standing
+
+if TYPE_CHECKING:
+    from exoengine.model.loading import LoadedModel
 
 
 def unfinished_anywhere(ring: TokenRing, mine: tuple[int, ...]) -> set[int]:
@@ -78,20 +83,30 @@ class Openings:
             raise RingLostError("the ranks opened a request that was not asked for")
         return self._told.pop(order)
 
-    def go_on(
+    def start(
         self, generation: Generation, standings: Sequence[Standing], rank: int, told: dict[int, Holding],
-        together: bool,
-    ) -> tuple[Resumption, Holding]:  # fmt: skip
-        """Where the request continues; this rank's caches are brought there. `together`: in a tensor group."""
+        model: LoadedModel,
+    ) -> Work:  # fmt: skip
+        """The request as it continues; this rank's caches are brought there."""
+        resumption = resume(standings, len(generation.prompt) - 1, generation.length - 1, model.is_divided)
+        holding = self._go_on(generation, standings, resumption, rank, told)
+        sampling, size = generation.request.sampling, model.summary.vocab_size
+        sampler = Sampler(sampling, size, generation.given, generation.mask)
+        start = min(resumption.starts)
+        return Work(generation, sampler, holding, resumption, issued=start, done=start)
+
+    def _go_on(
+        self, generation: Generation, standings: Sequence[Standing], resumption: Resumption, rank: int,
+        told: dict[int, Holding],
+    ) -> Holding:  # fmt: skip
         order = generation.order
-        resumption = resume(standings, len(generation.prompt) - 1, generation.length - 1, together)
         generation.course, generation.cached_tokens = resumption.course, resumption.cached_tokens
         if not any(standing.started for standing in standings):
             self._holdings.drop(not_everywhere(told, (standing.sources for standing in standings)))
         start = resumption.starts[rank]
         if resumption.source is None:
-            return resumption, self._holdings.go_on(order, start)
-        return resumption, self._holdings.begin_from(told[resumption.source], order, start)
+            return self._holdings.go_on(order, start)
+        return self._holdings.begin_from(told[resumption.source], order, start)
 
 
 def _standing(generation: Generation, holding: Holding | None, sources: Sequence[Source]) -> Standing:
@@ -110,4 +125,5 @@ def _standing(generation: Generation, holding: Holding | None, sources: Sequence
         marks=holding.caches.marks if holding is not None else (),
         sent_tokens=min(holding.sent.length, holding.caches.position) if holding is not None else 0,
         sources=tuple(sources),
+        alone=generation.alone,
     )

@@ -43,6 +43,8 @@ class Generation:
         """Of each token, where the request asks for them."""
         self.cancelled = False
         """It was cancelled; this takes effect on all ranks at the same step."""
+        self.alone = False
+        """A batch that it was in failed: from then on it is run in no batch."""
         self.finished: FinishReason | None = None
         self.course: Course | None = None
         """How its tokens were cut into passes so far. None until it is opened."""

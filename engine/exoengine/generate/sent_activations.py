@@ -79,3 +79,10 @@ def _evaluated(view: Any) -> Any:
     own = mx.contiguous(view)
     mx.eval(own)
     return own
+
+
+def split_rows(hidden: Any) -> list[Any]:
+    """What was sent of each sequence of a batch, (1, tokens, …) each; evaluated together."""
+    rows = [mx.contiguous(hidden[row : row + 1]) for row in range(hidden.shape[0])]
+    mx.eval(rows)
+    return rows

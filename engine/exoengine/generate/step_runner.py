@@ -9,21 +9,25 @@ Decides: when caches go back. Which step is run, in which mode, and what its out
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 import mlx.core as mx
 
 from exoengine.generate.active_request import Work
 from exoengine.generate.outbox import Outbox
-from exoengine.generate.pipeline import Built, Draw, Drawn, Pass, Pipeline
+from exoengine.generate.pipeline import Built, Draw, Drawn, Pass, Pipeline, Result
+from exoengine.generate.sent_activations import split_rows
 from exoengine.generate.sync_mode import NOTHING_MEASURED, SyncPolicy, WatchdogModel
+from exoengine.model.cache_batch import OneByOne, batched
 from exoengine.model.loading import LoadedModel
-from exoengine.model.sampling import PENALTY_CONTEXT_TOKENS
+from exoengine.model.sampling import PENALTY_CONTEXT_TOKENS, draw_likeliest
 from exoengine.process.shared_state import Board
 from exoengine.protocol import SyncSettings
 from exoengine.ring.group import RingGroup
 from exoengine.ring.message_ring import RingLostError
-from exoengine.ring.step_messages import Step
+from exoengine.ring.pass_log import SINGLY
+from exoengine.ring.step_messages import Batch, Step
 from mlx_patches.switch import find_switch
 
 CUDA_GRAPHS_DIFFER: Final = "with MLX's CUDA build, steps that wait for the network in a graph gave other tokens"
@@ -79,6 +83,11 @@ class StepRunner:
         """Over how many stages a prompt flows."""
         return 1 if self.draws_itself else self._size
 
+    @property
+    def takes_batches(self) -> bool:
+        """Can a token each of several sequences go through this stage in one pass?"""
+        return self._model.stage.takes_batches
+
     # --- a step -----------------------------------------------------------------------------------------
 
     def run(self, step: Step, work: Work, sends: bool) -> Drawn:
@@ -105,27 +114,63 @@ class StepRunner:
 
         try:
             result = self._joined.run(
-                step, generation.sequence(step.start, step.count), caches, draw,
-                generation.request.sampling.logprobs, sends, ahead, meanwhile,
+                step, [generation.sequence(step.start, step.count)], caches, draw,
+                [generation.request.sampling.logprobs], sends, ahead, meanwhile,
             )  # fmt: skip
         except BaseException:
             holding.undo(step.start)
             work.ahead = None  # what was begun upon this step went with it
             raise
-        work.ran(step)
+        work.ran(step.start, step.count, step.grain)
         work.coming_safe = work.next_safe
         if result.sent is not None:
             holding.sent.add(step.start, result.sent)
+        self._note(result, decoding)
+        board = self._board
+        board.kv_tokens = step.start + step.count
+        board.replayed_tokens += max(0, min(work.resumption.furthest - step.start, step.count))
+        return result.drawn[0]
+
+    def run_batch(self, batch: Batch, works: Sequence[Work]) -> tuple[Drawn, ...]:
+        """Runs this rank's part of a step of all `works`, in one pass where the stage takes batches. Raises as
+        `run`; the caches of each are then as they were, or lost.
+        """
+        for work, part in zip(works, batch.parts, strict=True):
+            self.give_up_ahead(work)
+            if work.holding.caches.position != part.start:
+                raise RingLostError("rank 0 asks for a batch that does not fit this rank's caches")
+        members = [work.holding.caches for work in works]
+        try:
+            caches = batched(members) if self.takes_batches else OneByOne(members)
+            caches.mark()
+            tokens = [
+                work.generation.sequence(part.start, 1) for work, part in zip(works, batch.parts, strict=True)
+            ]
+            likely = [work.generation.request.sampling.logprobs for work in works]
+            draw, meanwhile = _draw_each(works), self._outbox.flush
+            result = self._joined.run(batch, tokens, caches, draw, likely, True, None, meanwhile)
+        except BaseException:
+            for work, part in zip(works, batch.parts, strict=True):
+                work.holding.undo(part.start)
+            raise
+        sent = split_rows(result.sent) if result.sent is not None else [None] * len(works)
+        for work, part, hidden in zip(works, batch.parts, sent, strict=True):
+            work.ran(part.start, 1, SINGLY)
+            work.coming_safe = work.next_safe
+            if hidden is not None:
+                work.holding.sent.add(part.start, hidden)
+        self._note(result, decoding=True)
+        return result.drawn
+
+    def _note(self, result: Result, decoding: bool) -> None:
+        """What a pass showed of waits."""
         self._watchdog.record(result.gpu_waited_s)
         if decoding and result.waited_s is not None:
             self.policy.observe(result.waited_s)
         board = self._board
         board.longest_gpu_wait_s = self._watchdog.longest_wait_s
         board.gpu_wait_violations = self._watchdog.violations
-        board.kv_tokens = step.start + step.count
         board.memory_bytes = mx.get_active_memory()
-        board.replayed_tokens += max(0, min(work.resumption.furthest - step.start, step.count))
-        return result.drawn
 
     def send_again(self, step: Step, work: Work) -> None:
         """What this rank sent of the step's tokens before, to a rank that needs it again."""
@@ -154,6 +199,8 @@ class StepRunner:
         """
         generation, caches = work.generation, work.holding.caches
         last = generation.length - 1
+        if caches.batch is not None:
+            return  # its next step is the batch's
         if work.ahead is None and generation.tokens and caches.position == last and self._joined.can_build:
             caches.mark(1)
             draw = _draw(work, len(generation.tokens))
@@ -191,3 +238,17 @@ def _draw(work: Work, index: int) -> Draw:
     sampling = work.generation.request.sampling
     history = work.generation.recent(max(sampling.repetition_context_tokens, PENALTY_CONTEXT_TOKENS))
     return lambda logits: work.sampler.draw(logits, history, index)
+
+
+def _draw_each(works: Sequence[Work]) -> Draw:
+    """Draws the next token of each answer, from logits of as many rows; in one go where each is the likeliest."""
+    indices = [len(work.generation.tokens) for work in works]
+    if all(work.sampler.takes_likeliest(index) for work, index in zip(works, indices, strict=True)):
+        return draw_likeliest
+    draws = [_draw(work, index) for work, index in zip(works, indices, strict=True)]
+
+    def draw(logits: Any) -> tuple[Any, Any]:
+        drawn = [one(logits[row : row + 1]) for row, one in enumerate(draws)]
+        return mx.concatenate([token for token, _ in drawn]), mx.concatenate([logprobs for _, logprobs in drawn])
+
+    return draw

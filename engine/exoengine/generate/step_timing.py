@@ -2,7 +2,8 @@
 
 Speed is that of all requests together; how long a request took is kept for each.
 
-Decides: deadlines, the figures of the heartbeat, and how long a fault held up the tokens. Reads the clock.
+Decides: deadlines, the figures of the heartbeat (`Books` writes them down), and how long a fault held up the
+tokens. Reads the clock.
 """
 
 from __future__ import annotations
@@ -10,9 +11,16 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
-from typing import Final
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Final
 
 from exoengine.protocol import SyncSettings
+from exoengine.ring.step_messages import Outcome
+
+if TYPE_CHECKING:
+    from exoengine.generate.active_request import Work
+    from exoengine.generate.request import Generation
+    from exoengine.process.shared_state import Board
 
 DEADLINE_FACTOR: Final = 8.0
 """A step this many times as long as the longest of the recent ones is a hang; a noisy machine stays well below."""
@@ -131,3 +139,42 @@ class Pace:
         now = time.monotonic()
         since = times.first_token if times.first_token is not None else now
         return since - times.opened, now - since
+
+
+class Books:
+    """Writes on the board how the work goes, and which deadline runs."""
+
+    def __init__(self, board: Board, pace: Pace) -> None:
+        self._board, self._pace = board, pace
+
+    def count_token(self, generation: Generation, order: int) -> None:
+        """A token of `generation` counts from now on."""
+        board = self._board
+        board.last_gap_ms = self._pace.token(order)
+        board.step = len(generation.tokens) + 1
+        board.tokens_per_s = self._pace.tokens_per_s
+        board.baseline_tokens_per_s = self._pace.baseline_tokens_per_s
+        generation.prefill_s, generation.decode_s = self._pace.durations_s(order)
+
+    def count_chunk(self, work: Work, outcome: Outcome) -> None:
+        """A pass of a prefill is through all stages."""
+        new = work.resumption.furthest < outcome.position < len(work.generation.prompt)
+        self._pace.chunk(outcome.position if new else None, outcome.order)
+
+    def begin_opening(self) -> None:
+        self._board.begin("opening a request", self._pace.step_deadline_s)
+
+    def begin_pass(self, decoding: bool) -> None:
+        deadline = self._pace.step_deadline_s if decoding else self._pace.chunk_deadline_s
+        self._board.begin("a step" if decoding else "a chunk of the prefill", deadline)
+
+    def watch(self, works: Collection[Work], idle: bool) -> None:
+        """A piece of work is done. As long as a request is open, the next one has a deadline."""
+        self._board.kv_tokens = sum(work.holding.caches.position for work in works)
+        self._board.positions = tuple((work.generation.order, work.done) for work in works)
+        if idle:
+            self._board.end()
+            return
+        decoding = all(work.holding.caches.position >= work.generation.length - 1 for work in works)
+        deadline = self._pace.step_deadline_s if decoding else self._pace.chunk_deadline_s
+        self._board.begin("the wait for the next step", deadline)

@@ -14,8 +14,8 @@ import copy
 import dataclasses
 import io
 from collections import deque
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, Protocol
 
 import mlx.core as mx
 from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, QuantizedKVCache
@@ -30,6 +30,18 @@ rank has begun ahead. Each costs a copy of what a rotating cache holds, in memor
 
 COMMUNICATION: Final = ("Send", "Recv", "AllReduce", "AllGather")
 """Names of MLX's primitives that must never run again once their group is gone."""
+
+
+State = dict[str, Any]
+"""All attributes of one of mlx-lm's caches."""
+
+
+class Batch(Protocol):
+    """Holds in its rows what the caches of several sequences held (cache_batch.py)."""
+
+    def row(self, row: int) -> Iterator[State]: ...
+
+    def dissolve(self) -> None: ...
 
 
 class NotQuantisableError(Exception):
@@ -49,6 +61,9 @@ class StageCaches:
 
     The others stand in where a model builds a mask from a cache of another stage's layer: there the model gets an
     owned cache of the same kind, which has the same offset, or an empty one whose offset is kept up to date.
+
+    While the sequence runs in a batch the caches are empty and a row of the batch has what they held; whatever
+    looks into them ends the batch.
     """
 
     def __init__(self, caches: list[Any], owned: frozenset[int] | None) -> None:
@@ -57,41 +72,47 @@ class StageCaches:
         mine = [index for index in range(len(caches)) if owned is None or index in owned]
         self._owned = [caches[index] for index in mine]
         by_kind = {_kind(caches[index]): caches[index] for index in mine}
-        self._stand_ins: list[Any] = []
-        self._all = list(caches)
+        self.stand_ins: list[Any] = []
+        self.everything = list(caches)
         for index in set(range(len(caches))) - set(mine):
             same = by_kind.get(_kind(caches[index]))
             if same is None:
-                self._stand_ins.append(caches[index])
+                self.stand_ins.append(caches[index])
             else:
-                self._all[index] = same
-        self._leaves = [leaf for cache in self._owned for leaf in _leaves(cache)]
-        self._appending = [leaf for leaf in self._leaves if type(leaf) in (KVCache, QuantizedKVCache)]
-        self._by_reference = [leaf for leaf in self._leaves if type(leaf) not in (KVCache, QuantizedKVCache)]
-        self._marks: deque[tuple[int, list[dict[str, Any]]]] = deque(maxlen=CHUNKS_KEPT)
+                self.everything[index] = same
+        self.leaves = [leaf for cache in self._owned for leaf in leaves_of(cache)]
+        self._appending = [leaf for leaf in self.leaves if type(leaf) in (KVCache, QuantizedKVCache)]
+        self._by_reference = [leaf for leaf in self.leaves if type(leaf) not in (KVCache, QuantizedKVCache)]
+        self._marks: deque[tuple[int, Iterable[State]]] = deque(maxlen=CHUNKS_KEPT)
+        self.batch: Batch | None = None
+        self._row = 0
+        self._lost = False
 
     def for_model(self, _tokens: int) -> list[Any]:
-        """The list to hand to the model for its next tokens."""
-        for cache in self._stand_ins:
-            for leaf in _leaves(cache):
+        """The list to hand to the model for its next tokens. Raises RuntimeError where what they held is lost."""
+        self.settle()
+        for cache in self.stand_ins:
+            for leaf in leaves_of(cache):
                 if hasattr(leaf, "offset"):
                     leaf.offset = self.position
-        return self._all
+        return self.everything
 
     def advance(self, tokens: int) -> None:
         self.position += tokens
 
     def arrays(self) -> list[Any]:
         """Every array that a step must have evaluated before it counts as completed."""
-        return [array for leaf in self._leaves for array in _arrays(vars(leaf))]
+        self._leave_batch()
+        return [array for leaf in self.leaves for array in arrays_of(vars(leaf))]
 
-    def references(self) -> list[dict[str, Any]]:
+    def references(self) -> list[State]:
         """How things are; while this is held, MLX copies what it would write in place otherwise."""
-        return [_copied(vars(leaf)) for leaf in self._leaves]
+        self.settle()
+        return [copied(vars(leaf)) for leaf in self.leaves]
 
-    def put_back(self, references: list[dict[str, Any]], position: int) -> None:
+    def put_back(self, references: list[State], position: int) -> None:
         """As `references` and the position were, before anything built since was evaluated."""
-        for leaf, state in zip(self._leaves, references, strict=True):
+        for leaf, state in zip(self.leaves, references, strict=True):
             vars(leaf).clear()
             vars(leaf).update(state)
         self.position = position
@@ -100,11 +121,40 @@ class StageCaches:
         """Before a step of so many tokens: remember how things are, so that `roll_back` can return here."""
         if not self._by_reference:
             return
+        self.settle()
+        self.note_mark([copied(vars(leaf)) for leaf in self._by_reference], tokens)
+
+    def note_mark(self, states: Iterable[State], tokens: int = 1) -> None:
+        """As `mark`, where the states of the caches that go back by reference are known."""
         while self._marks and self._marks[-1][0] >= self.position:
             self._marks.pop()  # of a step that was given up
-        self._marks.append((self.position, [_copied(vars(leaf)) for leaf in self._by_reference]))
+        self._marks.append((self.position, states))
         while tokens == 1 and len(self._marks) > STEPS_KEPT:
             self._marks.popleft()
+
+    # --- batches ----------------------------------------------------------------------------------------
+
+    def lend(self, batch: Batch, row: int) -> None:
+        """The caches are empty: `batch` has what they held in its row."""
+        self.batch, self._row = batch, row
+
+    def settle(self) -> None:
+        """The caches hold the sequence themselves again. Raises RuntimeError where a batch has lost it."""
+        self._leave_batch()
+        if self._lost:
+            raise RuntimeError("a batch that failed has taken the caches of its sequences with it")
+
+    def _leave_batch(self) -> None:
+        if self.batch is not None:
+            self.batch.dissolve()
+
+    def take_back(self, states: Iterable[State] | None) -> None:
+        """Out of the batch; None: what it held is lost."""
+        self.batch, self._lost = None, states is None
+        for leaf, state in zip(self.leaves, states or (), strict=states is not None):
+            vars(leaf).update(state)
+
+    # --- going back -------------------------------------------------------------------------------------
 
     @property
     def can_trim(self) -> bool:
@@ -117,13 +167,14 @@ class StageCaches:
 
     def can_roll_back(self, position: int) -> bool:
         """Can the caches hold exactly `position` tokens again?"""
-        if position > self.position:
+        self._leave_batch()
+        if self._lost or position > self.position:
             return False
         if position == self.position:
-            return not _is_tainted(self.arrays())
+            return not is_tainted(self.arrays())
         if self._by_reference and all(at != position for at, _ in self._marks):
             return False
-        return not _is_tainted([array for leaf in self._appending for array in _arrays(vars(leaf))])
+        return not is_tainted([array for leaf in self._appending for array in arrays_of(vars(leaf))])
 
     def roll_back(self, position: int) -> None:
         """Makes the caches hold exactly `position` tokens; `can_roll_back` must have said yes. They may hold those
@@ -142,8 +193,9 @@ class StageCaches:
 
     def copy_from(self, other: StageCaches, position: int) -> None:
         """Becomes a copy of the first `position` tokens in `other`, which can be trimmed; these are empty."""
-        for mine, theirs in zip(self._leaves, other._leaves, strict=True):
-            vars(mine).update({key: _cut(value, position) for key, value in vars(theirs).items()})
+        theirs = map(vars, other.leaves) if other.batch is None else other.batch.row(other._row)
+        for mine, state in zip(self.leaves, theirs, strict=True):
+            vars(mine).update({key: _cut(value, position) for key, value in state.items()})
             mine.offset = position
         self.position = position
 
@@ -152,10 +204,10 @@ class StageCaches:
         return sum(array.nbytes for array in self.arrays())
 
 
-def _leaves(cache: Any) -> Iterator[Any]:
+def leaves_of(cache: Any) -> Iterator[Any]:
     if isinstance(cache, CacheList):
         for inner in cache.caches:
-            yield from _leaves(inner)
+            yield from leaves_of(inner)
     else:
         yield cache
 
@@ -164,7 +216,7 @@ def _kind(cache: Any) -> tuple[Any, ...]:
     """Caches of one kind see the same tokens and are built alike, so their masks are the same."""
     return tuple(
         (type(leaf), *sorted((key, value) for key, value in vars(leaf).items() if isinstance(value, int)))
-        for leaf in _leaves(cache)
+        for leaf in leaves_of(cache)
     )
 
 
@@ -172,7 +224,7 @@ def quantised(caches: list[Any], how: Quantisation) -> list[Any]:
     """The same empty caches with quantised keys and values, as mlx-lm makes them; states that do not grow with the
     context stay as they are. Raises NotQuantisableError where a cache that grows cannot be quantised.
     """
-    for leaf in (leaf for cache in caches if type(cache) is not KVCache for leaf in _leaves(cache)):
+    for leaf in (leaf for cache in caches if type(cache) is not KVCache for leaf in leaves_of(cache)):
         if not isinstance(leaf, ArraysCache):
             raise NotQuantisableError(f"mlx-lm cannot quantise its caches of the kind {type(leaf).__name__}")
     if not any(type(cache) is KVCache for cache in caches):
@@ -183,18 +235,18 @@ def quantised(caches: list[Any], how: Quantisation) -> list[Any]:
     ]
 
 
-def _arrays(value: Any) -> Iterator[Any]:
+def arrays_of(value: Any) -> Iterator[Any]:
     if isinstance(value, mx.array):
         yield value
     elif isinstance(value, dict):
         for inner in value.values():
-            yield from _arrays(inner)
+            yield from arrays_of(inner)
     elif isinstance(value, (list, tuple)):
         for inner in value:
-            yield from _arrays(inner)
+            yield from arrays_of(inner)
 
 
-def _copied(state: dict[str, Any]) -> dict[str, Any]:
+def copied(state: State) -> State:
     """Lists and arrays are copied because caches assign into them: an array's copy shares its memory, but is not
     seen to change when the original is assigned into.
     """
@@ -221,7 +273,7 @@ def is_pending(arrays: list[Any]) -> bool:
     return "shape=rectangle" in _picture(arrays)
 
 
-def _is_tainted(arrays: list[Any]) -> bool:
+def is_tainted(arrays: list[Any]) -> bool:
     """Would evaluating these run a communication of a group that is gone? True for what an aborted evaluation
     had not come to.
     """

@@ -65,6 +65,11 @@ class Sampler:
             frequency_context_size=PENALTY_CONTEXT_TOKENS,
         )
 
+    def takes_likeliest(self, step: int) -> bool:
+        """Is token `step` the likeliest one, whatever came before it?"""
+        free = step >= len(self._given) and self._mask is None and not self._processors
+        return free and self._sampling.temperature == 0
+
     def draw(self, logits: Any, history: Sequence[int], step: int) -> tuple[Any, Any]:
         """Builds the draw of token `step`: `logits` (1, vocabulary), `history` the prompt and all tokens so far.
         Gives the token (1,) int and the log probabilities (1, vocabulary), neither evaluated.
@@ -93,3 +98,9 @@ class Sampler:
             kept = apply_top_k(kept, self._sampling.top_k)
         key = draw_key(self._sampling.seed, step)
         return mx.random.categorical(kept * (1 / self._sampling.temperature), key=key), logprobs
+
+
+def draw_likeliest(logits: Any) -> tuple[Any, Any]:
+    """Of each row of logits (n, vocabulary) the likeliest token, (n,), and the log probabilities, not evaluated."""
+    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    return mx.argmax(logprobs, axis=-1), logprobs

@@ -14,17 +14,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
+from exoengine.model.cache_batch import StageBatch, can_be_batched
 from exoengine.model.cache_rollback import Quantisation, StageCaches, is_pending, quantised
 
-PROBE_TOKENS = (0, 1, 0)
+PROBE_TOKENS: Final = (0, 1, 0)
 """What a model is run on to see how it is made. More than one, so that masks are built as in a prefill; no
 larger ids, so that any vocabulary has them."""
+
+PROBE_SEQUENCES: Final = 13
+"""Of a batch that is built to see whether a model takes one. No model repeats its heads so often: where it mistakes
+the batch for them, shapes do not fit."""
 
 
 class NotSplittableError(Exception):
@@ -33,13 +38,21 @@ class NotSplittableError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class HiddenSignature:
-    """What crosses from one stage to the next: (1, tokens, *tail) of `dtype`."""
+    """What crosses from one stage to the next: (sequences, tokens, *tail) of `dtype`."""
 
     tail: tuple[int, ...]
     dtype: Any
 
-    def shape(self, tokens: int) -> tuple[int, ...]:
-        return (1, tokens, *self.tail)
+    def shape(self, tokens: int, sequences: int = 1) -> tuple[int, ...]:
+        return (sequences, tokens, *self.tail)
+
+
+class RunCaches(Protocol):
+    """Of one sequence (StageCaches) or of several (StageBatch)."""
+
+    def for_model(self, _tokens: int) -> list[Any]: ...
+
+    def advance(self, tokens: int) -> None: ...
 
 
 @dataclasses.dataclass
@@ -60,7 +73,7 @@ class StageGraph:
     """One pass through a stage, not evaluated."""
 
     out: Any
-    """The logits (1, n, vocabulary) on the last stage, else the hidden state as `Stage.gives` says."""
+    """The logits (sequences, n, vocabulary) on the last stage, else the hidden state as `Stage.gives` says."""
     first: Any
     """What the first layer gives: evaluated first, it is at work while MLX looks through the rest. None where no
     other layer of this stage needs it, as the last one's output is of no use to a prefill; and of a whole model.
@@ -100,6 +113,8 @@ class Stage:
         """Of the KV caches made from now on."""
         self.looks_at_values = False
         """Does the model's code read values of its own graph while building it? Known once the stage is probed."""
+        self.takes_batches = False
+        """Can a token each of several sequences go through in one pass? Known once the stage is probed."""
         if not self.is_whole:
             self._divide()
 
@@ -128,10 +143,10 @@ class Stage:
         return StageCaches(caches, self._owned_caches)
 
     def run(
-        self, tokens: Any, hidden: Any, caches: StageCaches, between: Callable[[Any], None] | None = None
+        self, tokens: Any, hidden: Any, caches: RunCaches, between: Callable[[Any], None] | None = None
     ) -> StageGraph:
-        """Builds one pass: `tokens` (1, n) int; `hidden` as `takes` says, None on the first stage. `between` is
-        given what each layer but the last gives, where `cut_between_layers` was called.
+        """Builds one pass: `tokens` (sequences, n) int; `hidden` as `takes` says, None on the first stage.
+        `between` is given what each layer but the last gives, where `cut_between_layers` was called.
         """
         slot = self._slot
         slot.received, slot.between = hidden, between
@@ -154,13 +169,7 @@ class Stage:
         proves that nothing but the hidden state comes from the layers of others (their output is NaN here).
         """
         tokens = mx.array([PROBE_TOKENS]) + 0
-        hidden = None
-        if self.takes is not None:
-            size = 1
-            for extent in self.takes.shape(len(PROBE_TOKENS)):
-                size *= extent
-            ramp = mx.arange(size, dtype=mx.float32) / size - 0.5
-            hidden = ramp.reshape(self.takes.shape(len(PROBE_TOKENS))).astype(self.takes.dtype)
+        hidden = self._made_up(len(PROBE_TOKENS))
         self._slot.poison = mx.array(float("nan"))
         try:
             out = self.run(tokens, hidden, self.new_caches()).out
@@ -175,6 +184,30 @@ class Stage:
             self._slot.poison = None
         if not self.is_whole and not finite.item():
             raise NotSplittableError("its layers hand on more than the hidden state between them")
+        self.takes_batches = self._builds_a_batch()
+
+    def _made_up(self, tokens: int, sequences: int = 1) -> Any:
+        """A hidden state as this stage takes it."""
+        if self.takes is None:
+            return None
+        shape, size = self.takes.shape(tokens, sequences), 1
+        for extent in shape:
+            size *= extent
+        ramp = mx.arange(size, dtype=mx.float32) / size - 0.5
+        return ramp.reshape(shape).astype(self.takes.dtype)
+
+    def _builds_a_batch(self) -> bool:
+        """Whether the graph of a batch fits together; nothing of it is evaluated."""
+        caches = self.new_caches()
+        if self.looks_at_values or not can_be_batched(caches):
+            return False
+        try:
+            self.run(mx.array([PROBE_TOKENS]), self._made_up(len(PROBE_TOKENS)), caches)
+            batch = StageBatch([caches] * PROBE_SEQUENCES)
+            self.run(mx.zeros((PROBE_SEQUENCES, 1), mx.int32), self._made_up(1, PROBE_SEQUENCES), batch)
+        except (AttributeError, TypeError, IndexError, ValueError, RuntimeError):
+            return False
+        return True
 
     def _divide(self) -> None:
         traces, caches = self._trace()

@@ -3,12 +3,15 @@
 Rank 0 leads: it says what is run next, and a `Step` travels from rank to rank ahead of the hidden state, taking
 each rank's votes with it. The last rank answers with an `Outcome`, which travels on from rank 0 so that every rank
 learns every token. Rank 0 counts a step as done when its outcome is here, the others when they pass it on; so two
-ranks never differ by more than the steps under way.
+ranks never differ by more than the steps under way. A `Batch` is a step of several sequences, and its `Outcomes`
+are those of each.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
+from typing import ClassVar
 
 import msgspec
 
@@ -73,6 +76,41 @@ class Outcome(msgspec.Struct, frozen=True, tag="outcome", array_like=True):
     likelihood: Likelihood = NO_LIKELIHOOD
 
 
+class Part(msgspec.Struct, frozen=True, array_like=True):
+    """What a batch runs of one sequence: its token at `start`, which is the last one known."""
+
+    order: int
+    start: int
+    draw: int
+    """The index of the answer's token that is drawn."""
+    votes: int
+    """Of all ranks, to end this sequence."""
+
+
+class Batch(msgspec.Struct, frozen=True, tag="batch", array_like=True):
+    """Run a token each of several sequences through the stages in one pass, and draw the next one of each."""
+
+    parts: tuple[Part, ...]
+    safe: bool
+    votes: int
+    """As a step's, for all of them."""
+
+    ahead: ClassVar[bool] = False
+    singly: ClassVar[bool] = True
+    count: ClassVar[int] = 1
+
+    @property
+    def start(self) -> int:
+        """Of the longest sequence."""
+        return max(part.start for part in self.parts)
+
+
+class Outcomes(msgspec.Struct, frozen=True, tag="outcomes", array_like=True):
+    """A batch is through all stages: one outcome for each of its parts, in their order."""
+
+    parts: tuple[Outcome, ...]
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop", array_like=True):
     """No step is under way; every rank acts on these votes now, at the same position."""
 
@@ -116,6 +154,8 @@ class Standing(msgspec.Struct, frozen=True, array_like=True):
     """From the beginning on, for how many tokens it has kept what it sent downstream."""
     sources: tuple[Source, ...] = ()
     """Where the request is opened for the first time: all that this rank's caches hold of other sequences."""
+    alone: bool = False
+    """Did a batch that it was in fail by itself here? Which sequence is at fault shows when each runs alone."""
 
 
 class Open(msgspec.Struct, frozen=True, tag="open", array_like=True):
@@ -132,9 +172,26 @@ class Opened(msgspec.Struct, frozen=True, tag="opened", array_like=True):
     standings: tuple[Standing, ...]
 
 
-Message = Open | Opened | Step | Outcome | Stop
+Message = Open | Opened | Step | Batch | Outcome | Outcomes | Stop
 
 
 def joined(step: Step, votes: int) -> Step:
     """The step with one more rank's votes."""
     return msgspec.structs.replace(step, votes=step.votes | votes)
+
+
+def joined_batch(batch: Batch, cancelled: Sequence[bool], votes: int) -> Batch:
+    """The batch with one more rank's votes: which of its parts it wants to end, and what it asks for all."""
+    parts = tuple(
+        msgspec.structs.replace(part, votes=part.votes | Vote.CANCEL) if ends else part
+        for part, ends in zip(batch.parts, cancelled, strict=True)
+    )
+    return msgspec.structs.replace(batch, parts=parts, votes=batch.votes | votes)
+
+
+def travels_on(message: Message, rank: int, size: int) -> bool:
+    """Round the ring, up to the rank before the one that said it: the last rank says outcomes and what was opened,
+    rank 0 all else.
+    """
+    ends_at = size - 2 if isinstance(message, Outcome | Outcomes | Opened) else size - 1
+    return rank != ends_at
