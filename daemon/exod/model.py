@@ -174,7 +174,7 @@ class NodeCard(msgspec.Struct, frozen=True):
     wish: ClusterWish | None = None
     """The newest command that it knows of."""
     hosted: str = ""
-    """The model of its plan: it goes on where whoever named it is away."""
+    """The model of its plan: it is kept while the node that named it is away."""
 
     def __post_init__(self) -> None:
         """What a peer calls itself is shown on terminals: cleaned as soon as it is decoded."""

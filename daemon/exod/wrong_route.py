@@ -1,4 +1,4 @@
-"""When the route to a peer's address is wrong, how that is told, and what mends it.
+"""When the route to a peer's address is wrong, how that is reported, and what mends it.
 
 A route is right where connections leave from the address that the path begins at. Pure: it asks for no route, runs
 nothing, and the daemon changes no route. `platform` is "darwin" or "linux"; addresses are IPv4.

@@ -17,7 +17,7 @@ class FrameError(Exception):
 
 
 class ByteReader(Protocol):
-    """An `asyncio.StreamReader`, without loading asyncio into whoever only frames."""
+    """An `asyncio.StreamReader`, without loading asyncio into a process that only frames."""
 
     async def readexactly(self, n: int, /) -> bytes:
         """Raises EOFError where the stream ends before."""

@@ -1,6 +1,6 @@
 """What a client asks to have generated, as the daemon hands it to every rank: values alone.
 
-`protocol.py` carries it, and gives these names to whoever speaks the protocol.
+`protocol.py` carries it, and gives these names to both ends.
 """
 
 from __future__ import annotations

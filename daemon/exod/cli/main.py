@@ -1,4 +1,4 @@
-"""`exoctl`: all its commands, and what is told to someone who mistyped one.
+"""`exoctl`: all its commands, and the text for a mistyped one.
 
 Decides only which commands there are. It must start fast (`exoctl status` within 200 ms, imports included), so
 the modules of commands import nothing heavy before they run. The entry point of the package.

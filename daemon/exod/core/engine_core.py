@@ -332,7 +332,7 @@ class EngineCore:
             self._cancel(request_id, now)
 
     def _submitted(self, submit: SubmitRequest, now: float) -> None:
-        if self._coordinates(self._me):  # else the origin repeats it to whoever coordinates by then
+        if self._coordinates(self._me):  # else the origin repeats it to the next coordinator
             for command in self.scheduler.submit(submit, now):
                 self._send(command.to, command.message)
 
@@ -433,7 +433,7 @@ class EngineCore:
                         self._commands.append(command)
 
     def _given_up(self, begin: BeginRequest, text: str, now: float) -> None:
-        """Its client is told why. It has nobody who waits for it then, so it ends as one that is cancelled."""
+        """Its client gets the reason. Nobody waits for it then, so it ends as one that is cancelled."""
         failed = RequestFailed(begin.request.request_id, "request_given_up", text)
         if begin.origin == self._me:
             self._from_clients(self.clients.output(client_id(failed.request_id), failed, 0, now), now)
@@ -465,7 +465,7 @@ class EngineCore:
         self._send(plan.coordinator, submit)
 
     def _cancel(self, request_id: str, now: float) -> None:
-        """Ends a request everywhere: any rank that is told ends it on all, the coordinator drops it waiting."""
+        """Ends a request everywhere: any rank ends it on all, and the coordinator drops it from the queue."""
         self.scheduler.cancel(request_id)
         self._from_rank(self.rank.cancel(request_id), now)
         if self.plan is not None and self.plan.coordinator != self._me:

@@ -109,7 +109,7 @@ class NodeCore:
         return self._journal.drain()
 
     def handle_timer(self, now: float) -> list[Command]:
-        """Do what is due. Sockets are drained first (the late-loop rule), and a lag is told with LoopLagged."""
+        """Do what is due. Sockets are drained first (the late-loop rule), and a lag is given with LoopLagged."""
         if now >= self._look_for_lost_at:
             self._look_for_lost(now)
         self._ask_deadlines()

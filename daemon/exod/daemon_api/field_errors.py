@@ -1,4 +1,4 @@
-"""Turns a msgspec validation error into (field, what is wrong with it), in words for whoever sent the value.
+"""Turns a msgspec validation error into (field, what is wrong with it), as a text for the sender of the value.
 
 msgspec writes "Expected `int`, got `str` - at `$.messages[0].content`"; people are told the field first. Pure.
 """

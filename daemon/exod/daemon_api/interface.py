@@ -1,4 +1,4 @@
-"""What a person or a client can ask of a running daemon: the one seam between the daemon and its shells.
+"""What a person or a client can ask of a running daemon: the only interface between the daemon and its shells.
 
 `app.py` implements `DaemonCommands`; `local_api/server.py` and `http/server.py` call it and know nothing else of
 the daemon. The shells resolve what a person typed (a peer's name, an interface) before they call, check bounds, and

@@ -1,4 +1,4 @@
-"""What the MQTT publisher is told: the whole cluster as this node knows it, frozen.
+"""What the MQTT publisher gets: the whole cluster as this node knows it, frozen.
 
 `app.py` fills an MqttView whenever the core's state changed and hands it to `MqttService.update`. Nothing here
 decides anything. Where a figure of another node is not known, it is None and is published as null.

@@ -13,7 +13,7 @@ from exod.model import NodeId, ThunderboltPort
 
 
 class NodeReport(msgspec.Struct, frozen=True, tag="node_report"):
-    """What a node says of itself for whoever watches the cluster from another node."""
+    """What a node reports of itself to those who watch the cluster from another node."""
 
     sender: NodeId
     health: str

@@ -1,6 +1,6 @@
 """What a running daemon tells about itself: the shapes of everything that is shown.
 
-One struct per answer of `interface.py`, whoever asks: `exoctl`, the HTTP API, MQTT. `StatusReport` encodes to
+One struct per answer of `interface.py`, for all who ask: `exoctl`, the HTTP API, MQTT. `StatusReport` encodes to
 exactly the contract's `status --json` plus fields that only add. Nothing here decides, measures or renders:
 `status/` fills these in, `cli/` and the shells show them. Field names carry their units; times named `at` or
 `since` are Unix seconds; an optional figure is None until it was measured, never 0.

@@ -1,9 +1,10 @@
 """Crashes of the daemon and its workers, noticed: by how a worker ended, and by the reports that macOS writes.
 
-A worker that crashes is told at once, with its last words. Minutes later macOS has a report of it, and of a daemon
-that crashed before this one was started: files of the system's folders are looked at a few times a minute, when
-they have a fitting name, size and age. A file that cannot be read is looked at again while it may still be written,
-then told in one line in the log; nothing is ever changed or removed. Decides which reports are ours.
+A worker's crash is reported at once, with the last lines that it wrote. Minutes later macOS has a report of it, and
+of a daemon that crashed before this one was started: files of the system's folders are looked at a few times a
+minute, when they have a fitting name, size and age. A file that cannot be read is looked at again while it may
+still be written, then told in one line in the log; nothing is ever changed or removed. Decides which reports are
+ours.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ Check = Callable[[], Awaitable[tuple[PreflightCheck, ...]]]
 
 
 class EdgeWatch:
-    """`check` looks at this node's edges once; `on_change(failed)` is told what fails, and that nothing does."""
+    """`check` looks at this node's edges once; `on_change(failed)` gets what fails, or nothing once all is well."""
 
     def __init__(self, check: Check, on_change: Callable[[tuple[PreflightCheck, ...]], None]) -> None:
         self._check, self._on_change = check, on_change

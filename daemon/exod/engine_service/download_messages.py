@@ -7,7 +7,7 @@ import msgspec
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
     done_bytes: int
-    """Of the model's files what lies on the disk, whoever fetched it and when."""
+    """Of the model's files what lies on the disk, from this download or an earlier one."""
     total_bytes: int
     """As the hub announced it."""
     work: int

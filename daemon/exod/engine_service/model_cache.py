@@ -33,7 +33,7 @@ class CachedModel(msgspec.Struct, frozen=True):
 
 
 def cached_models() -> list[CachedModel]:
-    """All of them, by name. A folder that cannot be read is told of, not passed over."""
+    """All of them, by name. A folder that cannot be read is listed, not passed over."""
     cache = _cache_folder()
     try:
         folders = sorted(one for one in cache.iterdir() if one.name.startswith(PREFIX) and one.is_dir())

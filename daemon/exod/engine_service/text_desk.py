@@ -61,7 +61,7 @@ class TextDesk:
         return False
 
     def told(self, message: ToWorker) -> None:
-        """What the worker is told by others: while it loads it holds no model."""
+        """What others send to the worker: while it loads it holds no model."""
         if isinstance(message, Load):
             self.can_answer = False
 

@@ -62,7 +62,7 @@ WATCH_INTERVAL_S: Final = 0.05
 """How often the end of a process is looked for that is not our child."""
 
 COMMAND: Final = (sys.executable, "-P", "-m", "exoengine.worker")
-"""`-P`: without it Python imports from the current folder first, and whoever wrote that folder's files would run
+"""`-P`: without it Python imports from the current folder first, and the author of that folder's files would run
 code in the worker."""
 
 

@@ -39,7 +39,7 @@ class Client(aiomqtt.Client):
         self._loop.call_soon_threadsafe(register)
 
     def _break(self, error: Exception) -> None:
-        """The connection is lost: whoever waits for messages is told."""
+        """The connection is lost: those who wait for messages get an error."""
         if not self._disconnected.done():
             self._disconnected.set_exception(aiomqtt.MqttError(f"the connection broke: {error}"))
             self._disconnected.exception()  # told; asyncio need not warn that nobody asked

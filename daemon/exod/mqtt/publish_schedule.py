@@ -131,7 +131,7 @@ class MqttLedger:
         """A message on one of `TopicTree.subscriptions`; own messages come back too and change nothing."""
         if topic == self._tree.birth():
             if payload == ONLINE and not retained:
-                self._sent.clear()  # Home Assistant has started: it knows what it is told from now on
+                self._sent.clear()  # Home Assistant has started, and knows nothing of before
             return
         speaker = _speaker_in(payload)
         self._remember(topic, payload, speaker)

@@ -64,7 +64,7 @@ IN_FLIGHT: Final = 8
 """Messages sent before the first is acknowledged: a full set takes a few round trips, not one for each."""
 
 COMMAND_EVERY_S: Final = 1.0
-"""A button is pressed by a person; whoever presses faster gets one plan a second."""
+"""A person presses a button; pressing faster than this still gives one plan a second."""
 
 MAX_INCOMING: Final = 2000
 """Messages of other nodes that wait to be looked at; beyond, they are dropped (and come again within 30 s)."""

@@ -1,7 +1,7 @@
 """From a view of the cluster to the retained messages of the contract. Pure: no clock, no socket, no state.
 
-Decides what stands on which topic, and whose topic it is: its *author* is the node that it is about (for a link
-its lower end, for the mesh the coordinator, for an alert whoever raised it). Who really publishes a topic on a
+Decides what stands on which topic, and whose topic it is: its *author* is the node that it is about (for a link its
+lower end, for the mesh the coordinator, for an alert the node that raised it). Who really publishes a topic on a
 given broker is decided in `publish_schedule.py`.
 
 A payload has parts of three kinds, because "on change" must not mean "on every measurement": what is published
@@ -27,7 +27,7 @@ OFFLINE: Final = b"offline"
 
 
 class Publication(msgspec.Struct, frozen=True):
-    """One message. `steady` and `drifting` are what a change is told by; see the module's docstring."""
+    """One message. `steady` and `drifting` decide when a change is published; see the module's docstring."""
 
     topic: str
     payload: bytes

@@ -54,7 +54,7 @@ RESOLVE_MS: Final = 3000
 
 READ_AGAIN_S: Final = (1.2, 1.2, 2.4)
 """RFC 6762, 10.2: a record that an announcement replaced stays for 1 s, which the announcement's repetitions begin
-anew, and nobody is told when it runs out. So each change is followed by readings until after the last of them."""
+anew, and nothing reports when it runs out. So each change is followed by readings until after the last of them."""
 
 TAKE_BACK_AGAIN_S: Final = 1.1
 """RFC 6762, 10.2 again: an announcement replaces no record that is younger than 1 s, and a lost goodbye would leave
@@ -188,7 +188,7 @@ class Discovery:
             take_back(mdns.zeroconf, now, before)
 
     async def _stop(self) -> None:
-        """Until there is an interface again. Nobody can be heard meanwhile: whoever was found is lost."""
+        """Until there is an interface again. Nothing can be heard meanwhile: all that was found counts as lost."""
         lost = [found.node_id for found in self._peers.values() if found is not None]
         await self._close()
         for node_id in lost:
@@ -299,7 +299,7 @@ class Discovery:
 
 def announced_addresses(addresses: Sequence[LocalAddress]) -> tuple[str, ...]:
     """Where multicast DNS speaks and what it announces: no VPNs, and loopback only where there is nothing else,
-    because a peer that is told 127.0.0.1 finds itself there.
+    because a peer that gets 127.0.0.1 finds itself there.
     """
     reaching = [one.address for one in addresses if one.kind not in {Kind.VPN, Kind.LOOPBACK}]
     loopback = [one.address for one in addresses if one.kind is Kind.LOOPBACK]

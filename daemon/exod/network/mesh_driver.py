@@ -43,7 +43,7 @@ LAG_LIMIT_S: Final = 0.025
 
 DRAIN_AFTER_S: Final = 0.005
 """A timer later than this finds datagrams that the loop has not seen: on time there are none, and asking each
-socket in vain at each deadline was a tenth of the daemon's idle cost."""
+socket without a result at each deadline was a tenth of the daemon's idle cost."""
 
 TIMER_TICK_S: Final = 0.001
 """The event loop counts whole milliseconds from a clock that it reads once a turn. A delay that is not rounded up
@@ -196,7 +196,7 @@ class MeshDriver:
                     self._carry_out(command)
 
     def _log_rejected(self, command: LogRejected) -> None:
-        """One line a minute for each kind, whoever sent them: a sender can choose its address."""
+        """One line a minute for each kind, for all senders together: a sender can choose its address."""
         now = time.monotonic()
         last, left_out = self._rejections.get(command.code, (-REJECTION_LOG_INTERVAL_S, 0))
         if now - last < REJECTION_LOG_INTERVAL_S:

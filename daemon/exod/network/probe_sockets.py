@@ -107,7 +107,7 @@ class ProbeSockets:
 
     def _read(self, local_address: str, sock: socket.socket) -> bool:
         """Hands over one datagram. Returns whether there may be more: the event loop calls again while there are,
-        so a loop that is on time need not find out by one read in vain for each datagram.
+        so a loop that is on time needs no second read, which finds nothing, for each datagram.
         """
         try:
             data, ancillary, _flags, source = sock.recvmsg(RECEIVE_BYTES, ANCILLARY_BYTES)

@@ -1,6 +1,6 @@
 """One TLS connection to a peer's daemon: bytes to messages and back, and when it is given up.
 
-Decides nothing about peers: `control_plane.py` is told what opened, came and was lost.
+Decides nothing about peers: it reports to `control_plane.py` what opened, came and was lost.
 """
 
 from __future__ import annotations

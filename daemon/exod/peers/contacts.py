@@ -56,8 +56,8 @@ class Contacts:
                 self._dialler.forget_contact(*place)
 
     def _dial(self, report: Found) -> None:
-        """In a subnet of this host's own: multicast DNS comes from there, and whoever names another address sends
-        us to somebody else's host.
+        """In a subnet of this host's own: multicast DNS comes from there, and a node that names another address
+        sends us to somebody else's host.
         """
         near = [one for one in report.addresses if any(IPv4Address(one) in own.network for own in self._own)]
         now = frozenset((address, report.port) for address in near[:MAX_PEER_ADDRESSES])

@@ -1,7 +1,7 @@
 """Control connections between daemons: mutual TLS from the cluster key, several warm paths for each peer.
 
 Dials what discovery, the configuration and the mesh point at, greets with this node's card, and carries messages
-over the best connection there is. A message may be lost with its connection: whoever sends what matters repeats it.
+over the best connection there is. A message may be lost with its connection: the sender repeats it if it matters.
 Decides nothing about links or plans.
 """
 
@@ -52,7 +52,7 @@ connection that died while its path lives (a restarted peer behind a lost reset)
 UNACKNOWLEDGED_S: Final = 1.5
 """A connection can be dead while its path lives (one end gave it up, and the packet that said so was lost): what is
 sent over it waits for retransmissions that grow to many seconds. Kernels acknowledge in milliseconds, over a VPN in
-fifty, so this is some retransmissions in vain: the connection ends, and what is repeated takes another."""
+fifty, so some retransmissions went unanswered: the connection ends, and what is repeated takes another."""
 
 DOUBTED_UNACKNOWLEDGED_S: Final = 0.7
 """Of a peer that is silent on all paths. A power cut shows within 2 s (contract, MQTT): 0.3 s until the silence is
@@ -106,7 +106,7 @@ class ControlPlane:
         self._doubted: set[NodeId] = set()
         self._dials: dict[Target, asyncio.Task[None]] = {}
         self._refusals: dict[Target, int] = {}
-        """How often whoever is there refused our key, one time after the other."""
+        """How often in a row the node there refused our key."""
         self._pools_changed = asyncio.Event()
         """Set, and replaced, whenever a connection came or went: dials that wait for that look again."""
         self._tasks: asyncio.TaskGroup | None = None

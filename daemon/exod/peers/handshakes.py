@@ -24,7 +24,7 @@ the newest: a peer is through in milliseconds, one that only takes up room is no
 
 
 class Handshakes:
-    """`connection` makes the protocol of an accepted connection; `refused` is told the address and TLS's error."""
+    """`connection` makes the protocol of an accepted connection; `refused` gets the address and TLS's error."""
 
     def __init__(self, connection: Callable[[], Connection], refused: Callable[[str, ssl.SSLError], None]) -> None:
         self._connection, self._refused = connection, refused

@@ -38,7 +38,7 @@ class Rumours:
             self._refused.discard(place)
 
     def refused(self, place: Place) -> None:
-        """Whoever is there has another key."""
+        """The node at that address has another key."""
         if place in self._places:
             self._refused.add(place)
 

@@ -32,7 +32,7 @@ NODE_KEY_FILE: Final = "node.key"
 CERTIFICATE_START: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 CERTIFICATE_END: Final = datetime.datetime(2120, 1, 1, tzinfo=datetime.UTC)
 """Two Macs whose clocks are years apart (a flat battery) must still meet: validity never depends on time. A
-certificate lives as long as its process, and whoever holds the cluster key can mint another."""
+certificate lives as long as its process, and every holder of the cluster key can make another."""
 
 
 def derive(key: bytes, label: str, length: int = 32) -> bytes:
@@ -129,7 +129,7 @@ def node_key(folder: Path) -> bytes:
 def invite_token(key: bytes, name: str) -> str:
     """What `exoctl cluster join` takes on the next machine: the cluster's name and key in one word.
 
-    It is the secret itself, so whoever shows it must say so.
+    It is the secret itself, so a screen that shows it must say so.
     """
     body = key + name.encode()
     check = hashlib.sha256(body).digest()[:4]

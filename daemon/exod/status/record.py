@@ -1,6 +1,6 @@
 """What the status shows and no other part keeps: plans that were committed, reports of other nodes, cabling.
 
-The composition root writes it; whoever builds a status only reads. It decides nothing and tells nobody. `at` is
+The composition root writes it; the builders of a status only read it. It decides nothing. `at` is
 Unix seconds.
 """
 

@@ -1,7 +1,7 @@
 """The models that ship in the package, and where they lie.
 
 `embedded:count` is a Llama of 8 layers that answers `count from 3 to 60` with exactly those numbers, so
-that whoever watches a cable being pulled can see that nothing is lost. It is a model folder like any
+that people who watch a cable being pulled can see that nothing is lost. It is a model folder like any
 other: `train_count` made it, and the engine loads it as it loads a folder that a user names.
 
 This module only finds folders. It imports nothing heavy, since a status line may ask too.

@@ -250,7 +250,7 @@ Call = Callable[..., Any]
 
 
 def _become(layer: Any, name: str, make: Callable[[Call], Call]) -> None:
-    """Gives one object another `__call__`, in place: whoever holds the layer sees the change, and it stays an
+    """Gives one object another `__call__`, in place: every holder of the layer sees the change, and it stays an
     instance of its class with all its attributes, which models ask for (`layer.is_linear`).
     """
     kind = type(layer)

@@ -1,6 +1,6 @@
 """The calls in an answer: from the text between a model's markers to names and arguments.
 
-mlx-lm's parsers read what a model wrote in its own form. A call in JSON is told while it is written: first the
+mlx-lm's parsers read what a model wrote in its own form. A call in JSON is passed on while it is written: first the
 name, then the arguments piece by piece. Decides: what is a call and what is only text. Everything depends on the
 text alone, so each rank finds the same, after a fault too. No MLX.
 """
@@ -69,7 +69,7 @@ class CallReader:
         self._arguments: JsonArguments | None = None
 
     def feed(self, text: str) -> list[CallDelta]:
-        """More of the text between the markers: what is told of it already."""
+        """More of the text between the markers: what can be passed on of it already."""
         self._text += text
         if self._arguments is not None:
             return self._more(text)

@@ -1,4 +1,4 @@
-"""`python -P -m exoengine.native.leash COMMAND…`: runs a command that ends when whoever started this ends.
+"""`python -P -m exoengine.native.leash COMMAND…`: runs a command that ends when the process that started this ends.
 
 A compiler that goes on after its worker was killed would be left behind on the machine. The starter holds the
 other end of standard input: when that closes, whatever the reason, everything of this process group is killed. It

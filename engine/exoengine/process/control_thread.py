@@ -293,7 +293,7 @@ class ControlThread:
         self._mailbox.put(message)
 
     def _begin(self, begin: Begin) -> None:
-        """One that is finished is told again from where this daemon has it: the MLX thread leaves it alone."""
+        """A finished one is reported again from where this daemon has it; the MLX thread ignores it."""
         request_id = begin.request.request_id
         log = self._told.get(request_id)
         if log is None:

@@ -1,8 +1,8 @@
 """Before a group counts as formed, each edge of the ring moves full frames: a connection alone proves little.
 
 A path may let small packets pass and swallow full frames, or move next to nothing. Each rank sends PROOF_BYTES to
-the next one over the data connection and takes as many from the one before. What does not get through is told while
-it is waited for: the daemon judges the path by it.
+the next one over the data connection and takes as many from the one before. What does not get through is reported
+while it is waited for: the daemon judges the path by it.
 
 Decides nothing about paths. Raises FormError by deadline, or where a neighbour leaves.
 """
@@ -22,8 +22,8 @@ PROOF_BYTES: Final = 64 * 1024
 megabit."""
 
 TELL_S: Final = 1.0
-"""What makes no progress for so long is told, and again after as long: a lost packet is sent again after 0.2 s, and
-what is lost twice after 0.6 s."""
+"""What makes no progress for so long is reported, and again after as long: a lost packet is sent again after 0.2 s,
+and what is lost twice after 0.6 s."""
 
 TURN_S: Final = 0.02
 
@@ -34,7 +34,7 @@ Seen = Callable[[int, str, int, float], None]
 
 
 def tell_nobody(rank: int, fault: str, moved_bytes: int, seconds: float) -> None:
-    """A Seen for whoever has no daemon."""
+    """A Seen for ranks without a daemon."""
 
 
 class ProofError(Exception):

@@ -4,8 +4,8 @@ rendezvous.py makes the connections to both neighbours and proves them. Those fo
 (`exoengine/native`), which MLX's operations use; the others stay here, for messages and for what safe steps send.
 
 An operation of the native group never raises and never stays pending. Where it fails it leaves zeros and is
-counted, and so does every later one. So whoever evaluated a graph calls `check` before anything of the result
-leaves this rank. An abort, from any thread, ends every wait within milliseconds, inside MLX too.
+counted, and so does every later one. So after the evaluation of a graph `check` must be called before anything of
+the result leaves this rank. An abort, from any thread, ends every wait within milliseconds, inside MLX too.
 
 Without the native group there is no `handle`, and every step must be safe: `no_graphs` says why. Decides nothing.
 """
@@ -30,7 +30,7 @@ from exoengine.ring.send_queue import SendWatch
 SPIN_US: Final = 50
 """A wait inside a graph asks its connection over and over for so long before it sleeps. A hop within a step is
 often shorter, and waking up costs more: 274 ms instead of 365 for a token over two ranks on two cores. Longer, a
-rank that waits would take the core from whoever works."""
+rank that waits would take the core from one that works."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class RingGroup:
 
     @property
     def wake(self) -> socket.socket:
-        """Becomes readable at an abort and at `wake_up`: for whoever waits in a select on the MLX thread."""
+        """Becomes readable at an abort and at `wake_up`, for a select on the MLX thread."""
         return self._wake_read
 
     @property
@@ -127,7 +127,7 @@ class RingGroup:
 
     def form(self, plan: RingPlan, deadline: float, graph_wait_s: float, seen: Seen = tell_nobody) -> None:
         """Leaves the present group and forms that of `plan` by `deadline` (monotonic). The operations of one graph
-        wait no longer than `graph_wait_s` in all. `seen` is told what the edges meet. Raises FormError, and the
+        wait no longer than `graph_wait_s` in all. `seen` gets what happens on the edges. Raises FormError, and the
         caller must then `leave`.
         """
         self.leave()

@@ -95,7 +95,8 @@ def meet(
     """Connects both neighbours, by `deadline` (monotonic). The one that connects says which plan it is of, with a
     nonce; the other answers with a nonce of its own, and both prove that they know the plan's key by a MAC over
     both nonces: what was recorded at another meeting proves nothing. `called_off` gives a reason to give up at
-    once; it is asked again whenever `wake` becomes readable. `seen` is told what the edges meet. Raises FormError.
+    once; it is asked again whenever `wake` becomes readable. `seen` gets what happens on the edges. Raises
+    FormError.
     """
     if not plan.key:
         raise FormError("bad_plan", "the plan has no key for its ranks")

@@ -1,6 +1,6 @@
 """Asks the daemon over its control socket: blocking, because a command does one thing and must start fast.
 
-Decides how long a silent daemon is waited for, and what a person is told where there is none. What an answer means
+Decides how long to wait for a silent daemon, and the text where none runs. What an answer means
 is the caller's.
 """
 

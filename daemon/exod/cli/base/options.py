@@ -219,7 +219,7 @@ def carry_out(function: Command, settings: Settings, given: dict[str, Any]) -> i
     except ExodError as error:
         return int(shell.fail(error))
     except BrokenPipeError:
-        # Whoever read our output has seen enough (`| head`): nothing more can or need be said.
+        # The reader of our output has closed it (`| head`): nothing more can be written.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.OK)
     except KeyboardInterrupt:

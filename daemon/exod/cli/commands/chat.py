@@ -158,7 +158,7 @@ def _is_printable(char: str) -> bool:
 
 
 def _converse(conversation: Conversation) -> ExitCode:
-    """Reads a line, prints the answer, until the end of input. An error is told, and the conversation goes on."""
+    """Reads a line and prints the answer, until the end of input. An error is printed and does not end it."""
     with suppress(ImportError):
         import readline  # noqa: F401 - importing it gives input() line editing and a history of what was typed
     print(HELP, file=sys.stderr)

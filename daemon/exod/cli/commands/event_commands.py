@@ -113,7 +113,7 @@ def _line(event: dict[str, Any], names: dict[str, str], paint: Paint) -> str:
 
     subject = names.get(event["subject"], event["subject"])
     shown = {name: _value(value, names) for name, value in event.items() if name not in ("ts", "type", "subject")}
-    # A name is told once: as the subject, or beside the path that it is about.
+    # A name is printed once: as the subject, or beside the path that it is about.
     said = {"name": subject, "peer_name": shown.get("peer", subject)}
     details = ", ".join(f"{name} {text}" for name, text in shown.items() if text and text != said.get(name))
     return paint.line(

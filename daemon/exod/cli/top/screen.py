@@ -110,7 +110,7 @@ class Top(App[None]):
         self._feed.stop()
 
     def _from_thread(self, function: Callable[[Any], None]) -> Callable[[Any], None]:
-        """`function`, to be called by a thread of the feed; it does not wait, and at the end nobody listens."""
+        """`function` for a thread of the feed; it does not wait, and after the end it does nothing."""
 
         def called(value: Any) -> None:
             self.call_later(function, value)

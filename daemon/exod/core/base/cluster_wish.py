@@ -3,7 +3,7 @@
 The theory. What a person asks by command (load, unload, drain) is one record with a time; every node keeps the
 newest that it has seen, in its card and on its disk, so it outlives any coordinator. Without one the configurations
 count: the coordinator's, or that of the lowest node that names a model; where none does, what is hosted goes on,
-because whoever named it may only be away. Where nobody wishes anything the demo model runs.
+because the node that named it may only be away. Where no node names a model the demo model runs.
 
 Decides nothing about plans. Pure.
 """

@@ -27,7 +27,7 @@ KNOWN_S = 0.5
 NEW_S = 1.5
 """A node that was never heard here: nodes that start together meet within a second."""
 AGAIN_S = 3.0
-"""Whoever missed nodes must have heard them for so long before it may coordinate again; doubles with each
+"""A node that missed others must have heard them for so long before it may coordinate again; doubles with each
 relapse."""
 AGAIN_MAX_S = 300.0
 
@@ -164,8 +164,8 @@ class Peers:
 
     @property
     def reported_to(self) -> set[NodeId]:
-        """The coordinator, and those that may coordinate next: whoever was passed over must know when that reason
-        is gone, and whom it does not hear.
+        """The coordinator, and those that may coordinate next: a node that was passed over must know when that
+        reason is gone, and whom it does not hear.
         """
         lowest, coordinator = sorted([self.card.id, *self.living]), self.coordinator
         return {coordinator, *lowest[:2], *(one for one in lowest if one < coordinator)} - {self.card.id}

@@ -12,7 +12,7 @@ from exod.model import Epoch, MeshPlan
 class Epochs:
     def __init__(self, seen: int) -> None:
         self.seen = seen
-        """The highest number of any plan, whoever made it."""
+        """The highest number of any plan, of any coordinator."""
         self.promised = Epoch(0, 0)
         self._promised_hash = ""
 

@@ -1,8 +1,8 @@
 """MLX's configuration of JACCL (RDMA over Thunderbolt 5), from which port is cabled to which. Pure.
 
-exod's own ranks speak the ring; this is for whoever runs another program over the same cables. The shape is that of
-`mlx.launch --backend jaccl --hostfile FILE`, whose `rdma` rows are the matrix of MLX_IBV_DEVICES. Written from MLX
-0.32's own generator and tested as data: no Mac with RDMA has run it. Decides which cable serves which pair, and
+exod's own ranks speak the ring; this is for people who run another program over the same cables. The shape is that
+of `mlx.launch --backend jaccl --hostfile FILE`, whose `rdma` rows are the matrix of MLX_IBV_DEVICES. Written from
+MLX 0.32's own generator and tested as data: no Mac with RDMA has run it. Decides which cable serves which pair, and
 says why there is no configuration.
 """
 

@@ -5,10 +5,11 @@ pairs, works out the plan that should be, and where that differs from the plan t
 broken) it numbers a proposal above every epoch it has seen and asks all members. A member says yes only to its own
 coordinator, only to edges that its own links agree on, and never to an epoch below one it said yes to. When all
 have said yes the plan is committed and every member told, with receipts. Whatever is lost is repeated; whatever is
-late is refused by its epoch. Whoever loses the coordinator takes the next lowest, whose numbers are higher again;
-so a superseded plan never comes back, and two halves of a partition number apart and are renumbered when they meet.
+late is refused by its epoch. A member that loses the coordinator takes the next lowest, whose numbers are higher
+again; so a superseded plan never comes back, and two halves of a partition number apart and are renumbered when
+they meet.
 
-A broken edge or a vanished rank suspends the plan at once at whoever sees it; only a commit ends that.
+A broken edge or a vanished rank suspends the plan at once on the nodes that see it; only a commit ends that.
 
 Decides which plan is in force. Leaves to others: who coordinates (coordinator_choice.py), who has joined
 (joined_members.py), the order (ring_order.py), what is still unanswered (unanimous_ack.py), links (link.py).

@@ -57,7 +57,7 @@ def _cost(
 
 
 def _least_connected(ranks: Sequence[NodeId], pairs: frozenset[Pair]) -> frozenset[NodeId]:
-    """More ranks than can be tried: whoever has the fewest neighbours goes first."""
+    """More ranks than can be tried: the one with the fewest neighbours is left out first."""
     kept = list(ranks)
     while not has_ring(tuple(kept), pairs):
         degree = {one: sum(pair_of(one, other) in pairs for other in kept if other != one) for one in kept}

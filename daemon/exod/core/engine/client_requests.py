@@ -34,7 +34,7 @@ RESUBMIT_PAUSE_S: Final = 0.25
 """Where an output was lost, all that follow it show so: one submission asks for what is missing."""
 
 KEEP_ALIVE_S: Final = 5.0
-"""A client is told at least this often what is waited for: well below the idle limit of any proxy."""
+"""A client gets a sign at least this often while it waits: well below the idle limit of any proxy."""
 
 JUDGEMENTS: Final = 4
 """How often silence is judged within the recovery deadline, at the least."""
@@ -44,7 +44,7 @@ TOO_SLOW_TEXT: Final = "the client stopped reading; the generation was cancelled
 
 Output = TokenOut | Finished | RequestFailed
 ClientCommand = DeliverToken | DeliverKeepAlive | DeliverEnd | DeliverError | SubmitRequest | CancelRequest
-"""SubmitRequest goes to the coordinator, CancelRequest to whoever generates."""
+"""SubmitRequest goes to the coordinator, CancelRequest to the ranks."""
 
 
 class ClientRequest:

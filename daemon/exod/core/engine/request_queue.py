@@ -125,7 +125,7 @@ class Scheduler:
         self._me = me
         self._recovery_deadline_s = recovery_deadline_s
         self._given_up: dict[str, SubmitRefused] = {}
-        """By the client's request, what its origin is told as often as it asks."""
+        """By the client's request, the answer that its origin gets as often as it asks."""
         self._tag = int(me, 16) & ((1 << ORDER_TAG_BITS) - 1)
         self._last_order = incarnation << ORDER_TAG_BITS
         self._max_concurrent = max_concurrent
@@ -346,7 +346,7 @@ class Scheduler:
         )
 
     def _give_up_one(self, active: _UnderWay, code: str, text: str) -> list[SchedulerCommand]:
-        """Its origin is told, now and whenever it asks again; its ranks end it as one that is cancelled."""
+        """Its origin gets the reason, now and whenever it asks again; its ranks end it as one that is cancelled."""
         refused = SubmitRefused(active.client_request, code, text, retry_after_s=self._retry_after_s)
         self._given_up[active.client_request] = refused
         while len(self._given_up) > MAX_ENDED:

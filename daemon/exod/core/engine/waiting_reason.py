@@ -32,7 +32,7 @@ def waiting_reason(plan: MeshPlan | None, suspended: str, ranks: Sequence[RankSt
 
 
 def _failures(ranks: Sequence[RankStatus | None]) -> str:
-    """Why ranks of the plan cannot be, whoever's they are: once where it is the same on all."""
+    """Why ranks of the plan cannot start, on any node: named once where it is the same on all."""
     failed = [status for status in ranks if status is not None and status.phase is RankPhase.FAILED]
     if len(failed) == len(ranks) and len({status.text for status in failed}) == 1:
         return failed[0].text

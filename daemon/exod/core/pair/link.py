@@ -3,8 +3,8 @@
 The theory. Datagrams of both present incarnations are evidence; everything else changes nothing (invariants 4 and
 12). dead_detection.py decides what silence proves. The lower node's selector chooses while the peer is there to
 follow; the register carries the choice; agreed means that both hold it and that the path works here and, by the
-peer's word, there (3). Whatever changes is sent at once on every path that was heard, so agreement takes one round
-trip.
+peer's report, there (3). Whatever changes is sent at once on every path that was heard, so agreement takes one
+round trip.
 
 Decides what a datagram may change and when to look again. Leaves to others: a path's own state (path.py), the order
 (path_order.py), the choice (path_selection.py), the register (pair_agreement.py), the datagrams (probe_sender.py).
@@ -118,7 +118,7 @@ class Link:
         self._check(now)
 
     def adopt_peer(self, card: NodeCard, now: float) -> None:
-        """The peer's card came again. One of an older life changes nothing, and its owner is told."""
+        """The peer's card came again. One of an older life changes nothing, and the peer gets an answer."""
         if card.incarnation < self.peer_incarnation:
             self._poke(now)
             return

@@ -1,7 +1,7 @@
 """Which facts are told as alerts: each is raised once when it has lasted, and cleared once when it is over.
 
 A reason of the health that comes and goes within a second (a switch of links, an engine that moves) is in the
-status while it lasts, and no alert: whoever is woken by alerts must be able to trust them.
+status while it lasts, and no alert: people who are woken by alerts must be able to trust them.
 
 Decides that alone, of facts from any source. How long one has lasted is measured on the monotonic clock: a wall
 clock that is set neither raises nor clears an alert.
@@ -28,7 +28,7 @@ class AlertFact(msgspec.Struct, frozen=True):
     subject: str
     text: str
     lasting_s: float
-    """Infinite where whoever says it has waited long enough already."""
+    """Infinite where the source has waited long enough already."""
 
 
 def alert_facts(me: NodeId, health: HealthSnapshot, own_failure: tuple[str, str] | None) -> list[AlertFact]:

@@ -73,7 +73,7 @@ class Downloading(msgspec.Struct, frozen=True):
     total_bytes: int
 
     def text(self) -> str:
-        """In whole percent: whoever is told of each change must not be told every second."""
+        """In whole percent, so that watchers of changes do not get one every second."""
         if not self.total_bytes:
             return f"looks for {self.model}"
         share = 100 * self.done_bytes // self.total_bytes
@@ -128,7 +128,7 @@ class HealthJudge:
         return _judged(facts, self._since, now)
 
     def judge(self, given: HealthInput, now: float, wall: float) -> HealthSnapshot:
-        """The same, and keeps nothing: for whoever only reads."""
+        """The same, but keeps nothing: for a reader."""
         facts = {(fact.code, fact.subject): fact for fact in _facts(given, frozenset(self._since))}
         return _judged(facts, self._lasting(facts, now, wall), now)
 

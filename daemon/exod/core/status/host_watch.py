@@ -1,6 +1,6 @@
 """What goes wrong on a host beside exod: its disk, its memory, its clock, and a worker that ends again and again.
 
-Each is told with a threshold to raise and a lower one to clear, so that a figure at the limit does not come and go.
+Each has a threshold to raise and a lower one to clear, so that a figure at the limit does not come and go.
 Decides that alone, from figures that the shell takes now and then. `now` is monotonic seconds.
 """
 

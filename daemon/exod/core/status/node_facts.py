@@ -78,7 +78,7 @@ def _places(node: NodeEntry) -> str:
 
 
 def _same_address(view: NodeView, names: Mapping[NodeId, str]) -> Iterator[Fact]:
-    """An address that two live hosts hold: whoever sends to it reaches the one or the other by chance. Cables are
+    """An address that two live hosts hold: a datagram to it reaches the one or the other by chance. Cables are
     networks of their own, where the same numbers are in use often enough: there it counts where it does not work.
     """
     holders: dict[str, list[tuple[NodeEntry, LocalAddress]]] = defaultdict(list)
@@ -104,7 +104,7 @@ def _fails_here(view: NodeView, held: list[tuple[NodeEntry, LocalAddress]]) -> b
 
 def _deaf_pairs(view: NodeView, names: Mapping[NodeId, str]) -> Iterator[Fact]:
     """Two live nodes of which neither hears the other, as the nodes themselves tell. A ring goes round such a pair;
-    one that is known here and down is told as such.
+    one that is known here and down is named as such.
     """
     known = dict(names) | {node: name for _, heard in view.hearings for node, name in heard if node not in names}
     hears = {node: {one for one, _ in heard} for node, heard in view.hearings}

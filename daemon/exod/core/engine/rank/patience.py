@@ -1,4 +1,4 @@
-"""A rank that computes is told from one that hangs: while one does, no rank gives its step up.
+"""Distinguishes a rank that computes from one that hangs: while one computes, no rank gives its step up.
 
 A worker's control thread sees whether its process uses the processor in a step that takes long, and its heartbeat
 says so; its status tells the other nodes. Each of them has its own worker wait on for a moment, again and again.
@@ -6,7 +6,7 @@ A rank that hangs says nothing of the kind, so the deadlines of a step hold as t
 that was cancelled or given up (request_queue.py): its step ends at its deadline, with the group, and a process that
 does not stop computing it is replaced.
 
-Decides whether a worker is told to keep waiting. Pure.
+Decides whether a worker is ordered to keep waiting. Pure.
 """
 
 from __future__ import annotations

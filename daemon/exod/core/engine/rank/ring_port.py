@@ -18,7 +18,7 @@ PORTS: Final = 8
 two in a row are an accident, and eight are a program that means to have them."""
 
 REST_S: Final = 60.0
-"""After a round in vain: people and programs end in minutes. A port that is kept is tried all the time."""
+"""After a round without a free port: other programs end in minutes. A port that is kept is tried all the time."""
 
 HIGHEST_PORT: Final = 65535
 

@@ -67,7 +67,7 @@ class SyncWatch:
 
 
 def wait_text(waited_s: float, limit_s: float, sync: str = "dynamic") -> str:
-    """`sync` is what the configuration says: nobody is told to set what is set."""
+    """`sync` is what the configuration says: so nobody is advised to set what is set."""
     cure = 'set engine.sync = "dynamic"' if sync == "fast" else "exoctl links shows which path is slow"
     return (
         f"a fast step waited up to {waited_s:.1f} s for another rank; a GPU's watchdog ends the process at "

@@ -6,7 +6,7 @@ alone makes room for the next one. An end that nobody asked for is followed by a
 forgotten once a group lived for a while. Every state but NONE and LEAVING has a deadline (the shell escalates a
 leave by itself).
 
-Decides when a process is overdue and when the next may start; never what it is told. Times in monotonic seconds.
+Decides when a process is overdue and when the next may start; never what it is sent. Times in monotonic seconds.
 """
 
 from __future__ import annotations
