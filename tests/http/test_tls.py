@@ -18,6 +18,7 @@ from cryptography.x509.oid import NameOID
 from exod.config.settings import build
 from exod.diagnostics.findings import of_api
 from exod.errors import ConfigError
+from exod.http import server
 from exod.http.server import HttpApi
 from exod.http.tls import Certificate
 from tests.fake_daemon import FakeDaemon
@@ -75,6 +76,21 @@ async def test_the_api_speaks_tls_and_nothing_else(tmp_path: Path) -> None:
             with contextlib.suppress(ConnectionError):
                 assert b"200" not in await reader.read()
         writer.close()
+
+
+async def test_a_handshake_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvicorn alone waits for 60 s, which is longer than this test does."""
+    assert server.HANDSHAKE_DEADLINE_S == 10.0
+    monkeypatch.setattr(server, "HANDSHAKE_DEADLINE_S", 0.3)
+    async with served(tls=write_pair(tmp_path)) as place:
+        for begun in (b"", bytes.fromhex("16030100c8010000c40303")):
+            reader, writer = await asyncio.open_connection("127.0.0.1", place.api.port)
+            writer.write(begun)
+            async with asyncio.timeout(DEADLINE_S):
+                with contextlib.suppress(ConnectionError):
+                    await reader.read()
+            writer.close()
+        assert await subject_of(place.api.port) == ("first", b"HTTP/1.1 200 OK\r\n")
 
 
 async def test_a_renewed_certificate_is_used_without_a_restart(tmp_path: Path) -> None:

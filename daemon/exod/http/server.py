@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 from starlette.responses import Response
@@ -24,7 +24,7 @@ from exod.config.settings import Config
 from exod.daemon_api.interface import DaemonCommands
 from exod.errors import ExitCode, RequestError
 from exod.http.body import BodyReader
-from exod.http.connection import CROWDED, Door, HttpConnection
+from exod.http.connection import CROWDED, HEAD_DEADLINE_S, Door, HttpConnection
 from exod.http.exchange import check_framing, error_response, headers_of
 from exod.http.generation import MAX_GENERATIONS, Slots
 from exod.http.guard import HttpGuard, read_keys
@@ -41,6 +41,9 @@ IDLE_CONNECTION_S: Final = 30
 
 LAST_WORDS_S: Final = 2
 """After the grace: time to send each client its last event and close."""
+
+HANDSHAKE_DEADLINE_S: Final = HEAD_DEADLINE_S
+"""A connection that never ends its TLS handshake costs a descriptor as one without a head does."""
 
 DATE_TICK_S: Final = 1.0
 """The Date header counts seconds (RFC 9110, 6.6.1)."""
@@ -66,7 +69,7 @@ WATCHED: Final = frozenset({"/health", "/ready", "/metrics"})
 
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers, because the daemon handles signals, and without its polling of flags ten
-    times a second, which was a tenth of an idle daemon's CPU time.
+    times a second, which was a tenth of an idle daemon's CPU time. A TLS handshake is given up as a head is.
     """
 
     def __init__(self, config: uvicorn.Config, each_second: Callable[[], None]) -> None:
@@ -77,6 +80,27 @@ class _Server(uvicorn.Server):
     def leave(self) -> None:
         self.should_exit = True
         self._exit_wanted.set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's own for sockets that are bound already, but for the deadline, which it leaves at 60 s."""
+        await self.lifespan.startup()
+        protocol: Any = self.config.http_protocol_class
+        make = partial(
+            protocol,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        loop = asyncio.get_running_loop()
+        encrypted = self.config.ssl
+        deadline = HANDSHAKE_DEADLINE_S if encrypted else None
+        self.servers = [
+            await loop.create_server(
+                make, sock=one, ssl=encrypted, ssl_handshake_timeout=deadline, backlog=self.config.backlog
+            )
+            for one in sockets or ()
+        ]
+        self.started = True
 
     async def main_loop(self) -> None:
         while not await self.on_tick(RENEWS_DATE):

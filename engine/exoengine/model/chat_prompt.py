@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from exoengine.model.tool_calls import as_text, function_of
+from exoengine.model.typed_text import TypedText
 from exoengine.protocol import ChatMessage, GenerationRequest, Tools
 
 RESERVED: Final = frozenset(
@@ -50,21 +51,25 @@ def too_long(tokens: int, max_context_tokens: int, about: str = "") -> str:
 @dataclasses.dataclass(frozen=True)
 class ChatPrompt:
     text: str
+    mark: str
+    """What stands in each control token's name that a client typed (typed_text.py); empty where none did."""
     thinks: bool
     """Does it end by opening the model's reasoning?"""
 
 
-def chat_prompt(wrapped: Any, request: GenerationRequest) -> ChatPrompt:
-    """`wrapped` is mlx-lm's tokenizer. Raises PromptError."""
+def chat_prompt(wrapped: Any, request: GenerationRequest, typed: TypedText) -> ChatPrompt:
+    """`wrapped` is mlx-lm's tokenizer, `typed` reads what clients type for it. Raises PromptError."""
     if not wrapped.has_chat_template:
         raise PromptError("no_chat_template", "this model has no chat template: use a completion instead")
-    text = _render(wrapped, request)
+    mark, text = _render(wrapped, request, typed)
     ending = text.rstrip()
-    return ChatPrompt(text, bool(wrapped.has_thinking) and ending.endswith(str(wrapped.think_start).rstrip()))
+    return ChatPrompt(text, mark, bool(wrapped.has_thinking) and ending.endswith(str(wrapped.think_start).rstrip()))
 
 
-def _render(wrapped: Any, request: GenerationRequest) -> str:
-    """The first of the ways that the template does not refuse; else its first refusal is raised."""
+def _render(wrapped: Any, request: GenerationRequest, typed: TypedText) -> tuple[str, str]:
+    """The mark and the text, by the first of the ways that the template does not refuse; else its first refusal is
+    raised.
+    """
     given = request.messages or ()
     native = takes_tools(wrapped)
     options = _options(request, native)
@@ -81,8 +86,11 @@ def _render(wrapped: Any, request: GenerationRequest) -> str:
             changes = ways
         for change in changes:
             try:
-                text = wrapped.apply_chat_template(_joined(change(plain), folds), tokenize=False, **options)
-                return str(text)
+                messages = _joined(change(plain), folds)
+                mark = typed.mark_for((messages, options))
+                marked = typed.marked(options, mark)
+                text = wrapped.apply_chat_template(typed.marked(messages, mark), tokenize=False, **marked)
+                return mark, str(text)
             except Exception as error:  # a template raises what its author chose, e.g. for roles it does not know
                 refusal = refusal or error
     first_line = str(refusal).strip().partition("\n")[0]

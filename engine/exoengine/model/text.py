@@ -7,7 +7,7 @@ GrammarError and ModelFolderError.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from mlx_lm.utils import load_tokenizer
 
 from exoengine.model import deadlines, harmony
 from exoengine.model.answer_text import FOLDED_END, FOLDED_START, AnswerText, Markers, markers_of, no_markers
-from exoengine.model.chat_prompt import PromptError, chat_prompt, takes_tools
+from exoengine.model.chat_prompt import ChatPrompt, PromptError, chat_prompt, takes_tools
 from exoengine.model.deadlines import Abandoning, TooSlowError
 from exoengine.model.grammar import JSON_TOOLS, AnswerMask, Vocabulary, forced_prefix, lark_of, marker
 from exoengine.model.harmony import is_harmony
 from exoengine.model.pieces import Pieces
 from exoengine.model.tool_calls import CallReader
+from exoengine.model.typed_text import TypedText
 from exoengine.model_files.model_folder import ModelFolderError
 from exoengine.protocol import GenerationRequest
 
@@ -38,6 +39,7 @@ class Tokenizer:
         self.eos: frozenset[int] = frozenset(self._wrapped.eos_token_ids)
         self._encoding = Abandoning()
         self.pieces = Pieces(self._wrapped)
+        self._typed = TypedText(self._wrapped)
         self._vocabulary: Vocabulary | None = None
         """Made with the first grammar: it takes a second for a large vocabulary."""
         self._markers: dict[tuple[bool, bool, bool], Markers] = {}
@@ -53,17 +55,21 @@ class Tokenizer:
         try:
             if request.messages is not None:
                 with deadlines.interrupted_after(deadlines.TEMPLATE_S, "the chat template"):
-                    chat = chat_prompt(self._wrapped, request)
-                return self._encode_in_time(chat.text, control=False), chat.thinks
+                    chat = chat_prompt(self._wrapped, request, self._typed)
+                return self._encode_in_time(lambda: self._chat_tokens(chat)), chat.thinks
             if isinstance(request.prompt, str):
-                return self._encode_in_time(request.prompt, control=True), False
+                prompt = request.prompt
+                return self._encode_in_time(lambda: self.encode(prompt)), False
         except TooSlowError as error:
             raise PromptError("bad_messages", str(error)) from None
         return list(request.prompt or ()), False
 
-    def _encode_in_time(self, text: str, *, control: bool) -> list[int]:
+    def _chat_tokens(self, chat: ChatPrompt) -> list[int]:
+        return self._typed.tokens(chat.text, chat.mark, lambda text: self.encode(text, control=False))
+
+    def _encode_in_time(self, encode: Callable[[], list[int]]) -> list[int]:
         """Raises TooSlowError."""
-        return self._encoding.run(lambda: self.encode(text, control=control), deadlines.ENCODE_S, "the tokenizer")
+        return self._encoding.run(encode, deadlines.ENCODE_S, "the tokenizer")
 
     def encode(self, text: str, *, control: bool = True) -> list[int]:
         """`control`: with the control tokens that the tokenizer puts around a text, such as its beginning."""
