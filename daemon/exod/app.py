@@ -219,6 +219,7 @@ class Daemon:
         self.engine.worker.on_exit = self._worker_exited
         self.engine.wired_bytes = self.platform.wired_bytes
         self.engine.on_recommended = self._memory_recommended
+        self.engine.on_unfit = lambda text: self._set_card(msgspec.structs.replace(self.card, unfit=text))
         self.engine.on_model = lambda model, sizes: self._set_card(with_sizes(self.card, model, sizes))
 
     def _create_diagnostics(self) -> None:

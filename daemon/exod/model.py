@@ -175,10 +175,15 @@ class NodeCard(msgspec.Struct, frozen=True):
     """The newest command that it knows of."""
     hosted: str = ""
     """The model of its plan: it is kept while the node that named it is away."""
+    unfit: str = ""
+    """Why it cannot serve as a rank, though it would; empty where it can."""
+    found_model: str = ""
+    found_mib: int = 0
+    """The model that it found last, and what that needs in all with its KV budget."""
 
     def __post_init__(self) -> None:
         """What a peer calls itself is shown on terminals: cleaned as soon as it is decoded."""
-        for field in ("name", "version", "model"):
+        for field in ("name", "version", "model", "unfit"):
             found = getattr(self, field)
             if (cleaned := printable(found, MAX_SHOWN)) != found:
                 msgspec.structs.force_setattr(self, field, cleaned)

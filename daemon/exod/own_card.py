@@ -39,14 +39,14 @@ def own_card(config: Config, identity: Identity, platform: Platform) -> NodeCard
 
 
 def with_sizes(card: NodeCard, model: str, sizes: ModelSizes) -> NodeCard:
-    """The card of a node that knows now what its model needs. Only where fewest nodes are wanted: every other card
-    stays as it is, for one that changes costs a plan.
-    """
-    if card.nodes != "fewest" or model != card.model:
-        return card
+    """The card of a node that knows now what its model needs."""
     context = card.context
     table = SpanTable(sizes, context.max_tokens, context.kv_bits, context.kv_group_size)
-    return msgspec.structs.replace(card, model_mib=1 + (table.total_bytes(0, sizes.total_layers) >> 20))
+    found_mib = 1 + (table.total_bytes(0, sizes.total_layers) >> 20)
+    card = msgspec.structs.replace(card, found_model=model, found_mib=found_mib)
+    if card.nodes != "fewest" or model != card.model:
+        return card  # `model_mib` can cost a plan
+    return msgspec.structs.replace(card, model_mib=found_mib)
 
 
 def reached_at(card: NodeCard) -> tuple[tuple[str, ...], int]:

@@ -102,6 +102,8 @@ class Host:
         """The newest command that it knows; kept on its disk."""
         self.hosted = ""
         self.ring_port = RING_PORT
+        self.unfit = ""
+        """Why it cannot serve as a rank, as its card says."""
         self.addresses: list[LocalAddress] = []
         self.hidden: set[str] = set()
         """Addresses that are lost just now."""
@@ -145,6 +147,9 @@ class Host:
             model=self.model,
             wish=self.wish,
             hosted=self.hosted,
+            unfit=self.unfit,
+            found_model=self.hosted or self.model,
+            found_mib=1,
         )
 
     # --- life ---------------------------------------------------------------------------------------------------
@@ -165,7 +170,7 @@ class Host:
             self.wish = msgspec.structs.replace(self.wish, draining=False)
         self.saved_incarnation = max(self.saved_incarnation + 1, self.wall_ms)
         self.life += 1
-        self.hosted, self.ring_port = "", RING_PORT
+        self.hosted, self.ring_port, self.unfit = "", RING_PORT, ""
         self.frozen_since = None
         self.asleep = False
         self.stirred_at = world.now

@@ -19,7 +19,14 @@ from exod.core.base.errors import IllegalMoveError
 from exod.core.base.events import PeerConnected
 from exod.core.engine import engine_events as events
 from exod.core.engine.client_requests import ClientCommand, ClientRequests
-from exod.core.engine.engine_events import EngineCommand, EngineInput, SendTo, StatusChanged, TellAll
+from exod.core.engine.engine_events import (
+    EngineCommand,
+    EngineInput,
+    SendTo,
+    StatusChanged,
+    TellAll,
+    is_only_output,
+)
 from exod.core.engine.engine_messages import (
     UNKNOWN_ORIGIN,
     BeginRequest,
@@ -127,7 +134,7 @@ class EngineCore:
         if handler is None:
             raise IllegalMoveError("not an input of the engine's core", event=event)
         handler(event, now)
-        if not _is_only_output(event):
+        if not is_only_output(event):
             self._follow_up(now)
         self._hear_self(now)
         return self._drain()
@@ -488,12 +495,3 @@ class EngineCore:
     def _changed(self) -> None:
         if not self._commands or not isinstance(self._commands[-1], StatusChanged):
             self._commands.append(StatusChanged())
-
-
-def _is_only_output(event: EngineInput) -> bool:
-    """What comes for each token and moves nothing but its client's answer."""
-    match event:
-        case events.WorkerSaid(message=TokenOut()) | events.EngineMessageReceived(message=RelayedOutput()):
-            return True
-        case _:
-            return False

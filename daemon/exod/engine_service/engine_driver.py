@@ -83,6 +83,8 @@ class EngineDriver:
         """Takes what is known of a model that was found."""
         self.on_recommended: Callable[[int], None] = lambda size: None
         """Takes how many bytes of the GPU's memory MLX says that a process should use at most."""
+        self.on_unfit: Callable[[str], None] = lambda text: None
+        """Takes why this node cannot serve as a rank; empty where it can again."""
         self.wired_bytes: Callable[[], int | None] = lambda: None
         """How much memory is wired on this host; None where the system does not tell."""
         self.texts = TextDesk(self.worker.tell)
@@ -255,6 +257,9 @@ class EngineDriver:
             case events.AnnounceRingPort(port=port):
                 log.warning("ring_port_taken", next=port)
                 self._on_ring_port(port)
+            case events.AnnounceUnfit(text=text):
+                log.warning("rank_unfit" if text else "rank_fit_again", text=text)
+                self.on_unfit(text)
             case events.EmitEvent(type=kind, data=data):
                 self._on_event(kind, data)
             case events.StatusChanged():

@@ -20,7 +20,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, BinaryIO, Final
 
 import msgspec
 import psutil
@@ -178,11 +178,8 @@ class WorkerProcess:
         path = self._socket_path()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-        log_file = self._folder / LOG_FILE
-        if log_file.exists() and log_file.stat().st_size > MAX_LOG_BYTES:
-            log_file.replace(log_file.with_suffix(".log.1"))
-        with log_file.open("ab") as output:
-            self._log_start = output.tell()
+        with self._log() as output:
+            self._log_start = output.tell() if output.seekable() else 0
             child = await asyncio.create_subprocess_exec(
                 *self._command,
                 "--native",
@@ -200,6 +197,17 @@ class WorkerProcess:
             self._record(child.pid)
         log.info("worker_started", pid=child.pid)
         return child
+
+    def _log(self) -> BinaryIO:
+        """Where the worker writes. A full disk must not cost the rank: what it says is then lost."""
+        log_file = self._folder / LOG_FILE
+        try:
+            if log_file.exists() and log_file.stat().st_size > MAX_LOG_BYTES:
+                log_file.replace(log_file.with_suffix(".log.1"))
+            return log_file.open("ab")
+        except OSError as error:
+            log.warning("worker_without_log", file=str(log_file), error=error.strerror)
+            return Path(os.devnull).open("ab")
 
     def _record(self, pid: int) -> None:
         """For the next daemon. A full disk must not cost the rank: that daemon then starts another."""

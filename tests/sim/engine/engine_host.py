@@ -319,6 +319,10 @@ class EngineHost:
                 self.world.tell(self.host, f"announces port {port} for its ring")
                 self.host.ring_port = port
                 self._card_changed()
+            case events.AnnounceUnfit(text=text):
+                self.world.tell(self.host, f"cannot serve: {text}" if text else "can serve again")
+                self.host.unfit = text
+                self._card_changed()
             case events.EmitEvent(type=kind, data=data):
                 self.world.told_engine_event(self.host, kind, data)
             case events.StatusChanged():

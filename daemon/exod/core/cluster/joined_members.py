@@ -14,7 +14,15 @@ from exod.core.base.cluster_wish import hosted_model
 from exod.core.base.mesh_messages import LinkReport, LinkSummary
 from exod.core.cluster.link_reports import essence
 from exod.core.cluster.pair_summary import PairSummary
-from exod.core.cluster.ring_members import has_ring, outcasts, standing_by, why_left_out, why_standing_by
+from exod.core.cluster.ring_members import (
+    fit_ranks,
+    has_ring,
+    outcasts,
+    standing_by,
+    why_left_out,
+    why_standing_by,
+    why_unfit,
+)
 from exod.core.cluster.ring_order import Pair, PairEdge, build_plan, pair_of
 from exod.model import Epoch, LeftOut, MeshPlan, NodeCard, NodeId, NodeState, PathId
 
@@ -116,7 +124,8 @@ class JoinedMembers:
         """
         cards = {me.id: me, **{peer: pairs[peer].card for peer in members}}
         edges = self._edges(me.id, pairs, cards)
-        ranks = {one: card for one, card in cards.items() if card.engine}
+        willing = {one: card for one, card in cards.items() if card.engine}
+        ranks = fit_ranks(willing, hosted_model(me, cards.values()))
         if has_ring(tuple(sorted(ranks)), frozenset(edges)):
             self._ringless_since = None
             dropped: frozenset[NodeId] = frozenset()
@@ -127,7 +136,7 @@ class JoinedMembers:
             if now - self._ringless_since < patience_s:
                 return None
             dropped = outcasts(ranks, edges, running, me.id)
-        left_out = (*why_left_out(dropped, ranks, edges), *unheard)
+        left_out = (*why_unfit(willing, ranks), *why_left_out(dropped, ranks, edges), *unheard)
         if me.nodes == "fewest":
             could = {one: card for one, card in ranks.items() if one not in dropped}
             model = hosted_model(me, cards.values())

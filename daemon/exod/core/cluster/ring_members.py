@@ -8,6 +8,9 @@ With `engine.nodes = "fewest"` as few nodes as can hold the model host it. Of eq
 kept, so that nothing is loaded again without need; then those with the most memory. The others stand by: the next
 plan takes one in where a rank is gone.
 
+A node that says that it cannot serve (its worker does not start, its disk refuses the model) is left out where the
+others can hold the model, and where some node knows what that needs.
+
 Decides who is left out, and who stands by; never the order of the others (ring_order.py). Pure functions.
 """
 
@@ -108,6 +111,18 @@ def why_left_out(
         more = f" (and {len(deaf) - NAMED_PAIRS} more)" if len(deaf) > NAMED_PAIRS else ""
         found.append(LeftOut(one, name, f"{', '.join(apart) or 'no ring reaches it'}{more}"))
     return tuple(found)
+
+
+def fit_ranks(willing: Mapping[NodeId, NodeCard], model: str) -> dict[NodeId, NodeCard]:
+    """Of those that would host a rank, the ones that can, where they can hold `model`; else all."""
+    fit = {one: card for one, card in willing.items() if not card.unfit}
+    needs_mib = max((card.found_mib for card in willing.values() if card.found_model == model), default=0)
+    holds = 0 < needs_mib <= sum(card.memory_mib for card in fit.values())
+    return fit if holds else dict(willing)
+
+
+def why_unfit(willing: Mapping[NodeId, NodeCard], ranks: Collection[NodeId]) -> tuple[LeftOut, ...]:
+    return tuple(LeftOut(one, willing[one].name, willing[one].unfit) for one in sorted(set(willing) - set(ranks)))
 
 
 def standing_by(

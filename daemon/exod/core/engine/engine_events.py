@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from exod.core.base.events import PeerConnected
-from exod.core.engine.engine_messages import EngineMessage
+from exod.core.engine.engine_messages import EngineMessage, RelayedOutput
 from exod.model import MeshPlan, NodeId
 from exoengine.model_files.memory_fit import ModelSizes
 from exoengine.protocol import Finished, FromWorker, GenerationRequest, TokenOut, ToWorker
@@ -243,6 +243,12 @@ class AnnounceRingPort(msgspec.Struct, frozen=True):
     port: int
 
 
+class AnnounceUnfit(msgspec.Struct, frozen=True):
+    """Put on this node's card why it cannot serve as a rank; empty: it can again."""
+
+    text: str
+
+
 # --- commands: people and clients ---------------------------------------------------------------------------
 
 
@@ -309,6 +315,7 @@ EngineCommand = (
     | TellAll
     | WishModel
     | AnnounceRingPort
+    | AnnounceUnfit
     | EmitEvent
     | StatusChanged
     | LogIgnored
@@ -317,3 +324,12 @@ EngineCommand = (
     | DeliverEnd
     | DeliverError
 )
+
+
+def is_only_output(event: EngineInput) -> bool:
+    """What comes for each token and moves nothing but its client's answer."""
+    match event:
+        case WorkerSaid(message=TokenOut()) | EngineMessageReceived(message=RelayedOutput()):
+            return True
+        case _:
+            return False

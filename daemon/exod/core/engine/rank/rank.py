@@ -25,23 +25,17 @@ from exod.core.engine.engine_events import (
 )
 from exod.core.engine.engine_messages import BeginRequest, FormOrder, RankPhase
 from exod.core.engine.layer_split import DoesNotFitError
+from exod.core.engine.rank.fitness import Fitness
 from exod.core.engine.rank.group_history import GroupHistory, aborted_event
 from exod.core.engine.rank.held_requests import HeldRequest, HeldRequests, RequestGivenUp
 from exod.core.engine.rank.hosted_model import HostedModel
 from exod.core.engine.rank.prepare_order import prepare_order
 from exod.core.engine.rank.rank_phase import PhaseMachine, RankEvent
 from exod.core.engine.rank.rank_status import RankParts, ReportStatus, StatusReports
-from exod.core.engine.rank.ring_port import RingPortTaken
+from exod.core.engine.rank.ring_port import RingPortTaken, ports_taken
 from exod.core.engine.rank.stuck_group import StuckGroup
-from exod.core.engine.rank.sync_watch import SyncWatch
-from exod.core.engine.rank.worker_life import (
-    FORMING,
-    LOADING,
-    PREPARING,
-    WorkerEvent,
-    WorkerLife,
-    WorkerState,
-)
+from exod.core.engine.rank.sync_watch import LinkTold, SyncWatch
+from exod.core.engine.rank.worker_life import FORMING, LOADING, PREPARING, WorkerEvent, WorkerLife, WorkerState
 from exod.core.engine.rank.worker_load import WorkerLoad, loaded_event
 from exod.model import MeshPlan, NodeId
 from exoengine import protocol
@@ -72,7 +66,7 @@ class Rank:
         self._plan_reason = ""
         """Why the present plan came."""
         self._suspended = ""
-        self._link_health: protocol.LinkHealth | None = None
+        self._link = LinkTold()
         self.model = HostedModel(me, sync, serving)
         self.worker = WorkerLife()
         self.load = WorkerLoad()
@@ -91,6 +85,7 @@ class Rank:
         self._trouble = ""
         """Why the rank does not run; empty once it does."""
         self.stuck = StuckGroup()
+        self.fitness = Fitness()
         self._must_catch_up = False
         """Was the process adopted, and not yet told what its last daemon may not have told it?"""
 
@@ -132,6 +127,7 @@ class Rank:
             commands += self.model.forget()
             self.requests.void(self.requests.begun_order)  # another model must not go on with this one's answers
             self._group.retired()
+            self.fitness.wanted_anew()
         elif set(plan.ring) < set(before.ring) and self.load.held is not None:
             self.worker.keep(self.load.held, len(before.ring) / len(plan.ring), now)
         self.model.clear_failure()
@@ -185,11 +181,8 @@ class Rank:
         return [abort] if self.worker.is_connected and self._group.is_of(plan_hash, attempt) else []
 
     def link_health(self, healthy: bool, reason: str) -> list[RankCommand]:
-        health = protocol.LinkHealth(healthy, reason)
-        if health == self._link_health:
-            return []
-        self._link_health = health
-        return [TellWorker(health)] if self.worker.is_connected else []
+        changed = self._link.changed(healthy, reason)
+        return [*self._link.for_worker()] if changed and self.worker.is_connected else []
 
     def leaving(self, now: float) -> None:
         """The daemon ends and lets its worker leave: that is no crash."""
@@ -206,7 +199,11 @@ class Rank:
     def model_not_found(self, model: str, code: str, text: str, now: float) -> list[RankCommand]:
         if not self.model.not_found(model):
             return []
+        return self._refuse_model(code, text, now)
+
+    def _refuse_model(self, code: str, text: str, now: float) -> list[RankCommand]:
         self.model.fail(code, text, now)
+        self.fitness.model_refused(text, now)
         return self._advance(now)
 
     # --- requests -------------------------------------------------------------------------------------------
@@ -248,12 +245,14 @@ class Rank:
         elif self.worker.wants_waking(now):
             commands.append(WakeWorker())
         self.model.retry_if_due(now)
+        self.fitness.handle_timer(now)
         return commands + self._advance(now) + self._report(now)
 
     def next_deadline(self) -> float:
         wanted = self.model.facts is not None and self.model.failure is None
         worker_due = self.worker.next_deadline(wanted)
         candidates = [self._reports.due_at, worker_due, self.model.retry_at, self._keeps_until]
+        candidates.append(self.fitness.next_deadline(self._plan, self.phase, self.worker))
         return min(at for at in candidates if at is not None)
 
     # --- the next step --------------------------------------------------------------------------------------
@@ -262,7 +261,8 @@ class Rank:
         """One step towards what the plan asks for, whatever is missing first."""
         plan, self._keeps_until = self._plan, None
         if plan is None or self._me not in plan.ring or not plan.model:
-            return self._retire(now)
+            rehearsal = self._start_worker(now) if self.fitness.rehearses(plan, now) else []
+            return [*rehearsal, *self._retire(now)]
         if self.model.failure is not None:
             return self._move(RankEvent.MODEL_FAILED, now)
         if self.model.facts is None:
@@ -275,7 +275,7 @@ class Rank:
             return self._move(RankEvent.MODEL_FAILED, now)
         assert share is not None
         if not self.worker.is_connected:
-            return self._start(now)
+            return self._start_worker(now) + self._move(RankEvent.LAYERS_MISSING, now)
         if self.load.held is None or self.load.asked != share:
             held = self.load.asked if self.load.held else None
             self._keeps_until = self.worker.keeps_until(held, share, now)
@@ -297,12 +297,11 @@ class Rank:
         self._group.retired()
         return commands + self._move(RankEvent.NOT_WANTED, now)
 
-    def _start(self, now: float) -> list[RankCommand]:
-        commands: list[RankCommand] = []
-        if self.worker.may_start(now):
-            self.worker.started(now)
-            commands.append(StartWorker())
-        return commands + self._move(RankEvent.LAYERS_MISSING, now)
+    def _start_worker(self, now: float) -> list[RankCommand]:
+        if not self.worker.may_start(now):
+            return []
+        self.worker.started(now)
+        return [StartWorker()]
 
     def _load_share(self, share: protocol.Load, now: float) -> list[RankCommand]:
         commands: list[RankCommand] = []
@@ -332,7 +331,7 @@ class Rank:
         """This rank's status, when something in it changed or the last one is old."""
         waits = "it waits a moment for a node to come back before it loads more layers"
         text = waits if self._keeps_until is not None else self._trouble
-        return [*self._reports.due(self._plan, self._suspended, text, changed, now)]
+        return [*self.fitness.news(), *self._reports.due(self._plan, self._suspended, text, changed, now)]
 
     # --- what becomes of the process ------------------------------------------------------------------------
 
@@ -341,6 +340,8 @@ class Rank:
         text = self.worker.killed_for or text
         asked = self.worker.ended(now)
         given_up = self.requests.process_died(text) if self.load.held is not None and not asked else []
+        if self.load.held is None and not asked:
+            self.fitness.process_ended(text, now)
         self._group.lost("fault", text, now)
         self.load.forget()
         self.sync_watch.gone()
@@ -406,6 +407,7 @@ class Rank:
         if not self.worker.accepts(WorkerEvent.SAID_HELLO):
             return []
         self.worker.said_hello(hello, now)
+        self.fitness.greeted()
         self.stuck.greeted(hello)
         self._group.found(hello.plan_hash, hello.attempt, hello.formed)
         newest_first = sorted(hello.requests, key=lambda request: -request.order)
@@ -414,10 +416,7 @@ class Rank:
         if not stale:
             facts = self.model.facts
             self._must_catch_up = self.load.adopt(hello, facts.sizes.total_layers if facts is not None else None)
-        commands: list[RankCommand] = []
-        if self._link_health is not None:
-            commands.append(TellWorker(self._link_health))
-        return commands + self._advance(now)
+        return [*self._link.for_worker(), *self._advance(now)]
 
     def _has_loaded(self, loaded: protocol.Loaded, now: float) -> list[RankCommand]:
         if self.load.held is not None:
@@ -428,10 +427,10 @@ class Rank:
         if not self.load.loaded(loaded):
             return []
         self.worker.loaded()
+        self.fitness.holds_layers()
         self.model.failure_is_over()
         commands: list[RankCommand] = [TellWorker(one) for one in self.requests.for_a_new_process()]
-        if self._link_health is not None:
-            commands.append(TellWorker(self._link_health))  # a worker keeps it with the model
+        commands += self._link.for_worker()
         facts = self.model.facts
         event = loaded_event(facts.model if facts is not None else loaded.folder, loaded)
         return [*commands, event, *self._advance(now)]
@@ -441,8 +440,7 @@ class Rank:
             return []
         self.worker.loading = False
         self.worker.done()
-        self.model.fail(failed.code, failed.text, now)
-        return self._advance(now)
+        return self._refuse_model(failed.code, failed.text, now)
 
     def _has_formed(self, formed: protocol.Formed, now: float) -> list[RankCommand]:
         self.worker.done()
@@ -466,17 +464,13 @@ class Rank:
             return commands
         if not paused:
             self._trouble = aborted.text
-        if aborted.code == "listen":
-            commands += self._port_taken()
+        if aborted.code == "listen" and self._plan is not None:
+            self._trouble += "; end the process that holds it, or set engine.ring_port"
+            commands += ports_taken(self._plan, self._me)
         self.worker.done()
         if self.stuck.aborted(aborted, self._should_generate()):
             return [*commands, *self._kill(aborted.text, now), *self._advance(now)]
         return commands + self._move(RankEvent.ABORTED, now)
-
-    def _port_taken(self) -> list[RankCommand]:
-        self._trouble += "; end the process that holds it, or set engine.ring_port"
-        assert self._plan is not None
-        return [RingPortTaken(edge.target_port) for edge in self._plan.edges if edge.target == self._me]
 
     def _heartbeat(self, heartbeat: protocol.Heartbeat, now: float) -> list[RankCommand]:
         self.worker.heartbeat = heartbeat

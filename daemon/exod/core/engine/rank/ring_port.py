@@ -13,6 +13,8 @@ from typing import Final
 
 import msgspec
 
+from exod.model import MeshPlan, NodeId
+
 PORTS: Final = 8
 """The configured one and those after it: an outgoing connection takes one at random out of some ten thousand, so
 two in a row are an accident, and eight are a program that means to have them."""
@@ -27,6 +29,10 @@ class RingPortTaken(msgspec.Struct, frozen=True):
     """Command of the rank to its node's core: someone else has the port that the plan gives this rank."""
 
     port: int
+
+
+def ports_taken(plan: MeshPlan, me: NodeId) -> list[RingPortTaken]:
+    return [RingPortTaken(edge.target_port) for edge in plan.edges if edge.target == me]
 
 
 class RingPorts:

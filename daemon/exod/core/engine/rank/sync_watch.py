@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from exod.core.engine.engine_events import EmitEvent
-from exoengine.protocol import Heartbeat
+from exod.core.engine.engine_events import EmitEvent, TellWorker
+from exoengine.protocol import Heartbeat, LinkHealth
 
 REPORT_EVERY_S: Final = 30.0
 """With forced fast steps every step may break the limit: the first is reported at once, the rest now and then."""
@@ -73,3 +73,22 @@ def wait_text(waited_s: float, limit_s: float, sync: str = "dynamic") -> str:
         f"a fast step waited up to {waited_s:.1f} s for another rank; a GPU's watchdog ends the process at "
         f"{limit_s:g} s: {cure}"
     )
+
+
+class LinkTold:
+    """Whether the links of this rank's edges are healthy, as its worker was told last.
+
+    Where they are not, its steps are safe. It keeps that with its model, so it is told again after a load.
+    """
+
+    def __init__(self) -> None:
+        self._health: LinkHealth | None = None
+
+    def changed(self, healthy: bool, reason: str) -> bool:
+        """False where that was told already."""
+        before, self._health = self._health, LinkHealth(healthy, reason)
+        return self._health != before
+
+    def for_worker(self) -> list[TellWorker]:
+        """Empty while nothing is known."""
+        return [TellWorker(self._health)] if self._health is not None else []

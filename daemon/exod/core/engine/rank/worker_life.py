@@ -133,6 +133,11 @@ class WorkerLife:
     def is_connected(self) -> bool:
         return self._state is WorkerState.CONNECTED
 
+    @property
+    def restart_at(self) -> float:
+        """From then on another process may be started."""
+        return self._restart_at
+
     def accepts(self, event: WorkerEvent) -> bool:
         """Is this a move that the present state allows? For what comes from outside."""
         return (self._state, event) in TRANSITIONS

@@ -1,0 +1,56 @@
+"""A node whose rank cannot start is left out, the others serve, and it is taken back when it is well."""
+
+from __future__ import annotations
+
+from tests.sim.engine.joint_world import JointWorld
+
+
+def a_running_cluster(nodes: int) -> JointWorld:
+    world = JointWorld(5, nodes)
+    for host in world.hosts:
+        world.at(0.0, host.start)
+    assert world.run_while(world.all_formed, 30.0)
+    return world
+
+
+def fill_disk_and_kill(world: JointWorld, place: int) -> None:
+    engine_host = world.engine_hosts[place]
+    world.full.add(engine_host.host.id)
+    assert engine_host.worker is not None
+    engine_host.worker.die("it was killed")
+
+
+def ring(world: JointWorld) -> set[str]:
+    plans = {core.plan.hash: core.plan for one in world.engine_hosts if (core := one.core) and core.plan}
+    return {node for plan in plans.values() for node in plan.ring}
+
+
+def test_the_other_serves_alone_within_ten_seconds_and_all_know_why() -> None:
+    for victim in (0, 1):
+        world = a_running_cluster(2)
+        asked = world.ask(1 - victim, 100)
+        world.run(world.now + 1.0)
+        fill_disk_and_kill(world, victim)
+        assert world.run_while(world.all_answered, 10.0 + 100 * 0.05), world.engine_states()
+        assert (asked.outcome, asked.text) == ("length", asked.expected_text)
+        for engine_host in world.engine_hosts:
+            assert engine_host.core is not None
+            assert engine_host.core.plan is not None
+            (left_out,) = engine_host.core.plan.left_out
+            assert left_out.node == world.hosts[victim].id
+            assert "No space left on device" in left_out.reason
+
+
+def test_it_is_taken_back_when_its_disk_has_room_and_costs_no_plan_before() -> None:
+    world = a_running_cluster(3)
+    fill_disk_and_kill(world, 1)
+    world.run(world.now + 10.0)
+    assert world.hosts[1].id not in ring(world)
+    plans = {host.running for host in world.hosts}
+    world.run(world.now + 100.0)  # it tries again meanwhile, outside of the ring
+    assert {host.running for host in world.hosts} == plans
+    world.full.clear()
+    assert world.run_while(lambda: world.all_formed() and len(ring(world)) == 3, 300.0), world.engine_states()
+    asked = world.ask(1, 5)
+    assert world.run_while(world.all_answered, 20.0)
+    assert asked.outcome == "length"
