@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from exoengine.model.tool_calls import as_text, function_of
-from exoengine.model.typed_text import TypedText
 from exoengine.protocol import ChatMessage, GenerationRequest, Tools
+from exoengine.typed_text import TypedText
 
 RESERVED: Final = frozenset(
     {"messages", "conversation", "tools", "documents", "chat_template", "tokenize", "add_generation_prompt"}

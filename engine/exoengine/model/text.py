@@ -21,9 +21,9 @@ from exoengine.model.grammar import JSON_TOOLS, AnswerMask, Vocabulary, forced_p
 from exoengine.model.harmony import is_harmony
 from exoengine.model.pieces import Pieces
 from exoengine.model.tool_calls import CallReader
-from exoengine.model.typed_text import TypedText
 from exoengine.model_files.model_folder import ModelFolderError
 from exoengine.protocol import GenerationRequest
+from exoengine.typed_text import TypedText
 
 
 class Tokenizer:
@@ -39,7 +39,7 @@ class Tokenizer:
         self.eos: frozenset[int] = frozenset(self._wrapped.eos_token_ids)
         self._encoding = Abandoning()
         self.pieces = Pieces(self._wrapped)
-        self._typed = TypedText(self._wrapped)
+        self._typed = TypedText(self._wrapped, frozenset({FOLDED_START, FOLDED_END}))
         self._vocabulary: Vocabulary | None = None
         """Made with the first grammar: it takes a second for a large vocabulary."""
         self._markers: dict[tuple[bool, bool, bool], Markers] = {}

@@ -17,28 +17,23 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from exoengine.model.answer_text import FOLDED_END, FOLDED_START
-
 FIRST_MARK: Final = 0xF0000
 """Of the private use plane: nothing there has a meaning, and tokenizers know none of it."""
-
-OURS: Final = frozenset({FOLDED_START, FOLDED_END})
-"""What chat_prompt.py itself writes into messages."""
 
 Encode = Callable[[str], list[int]]
 
 
 class TypedText:
-    """Of one tokenizer (mlx-lm's wrapper)."""
+    """Of one tokenizer (mlx-lm's wrapper); `ours` is what the server itself writes into messages."""
 
-    def __init__(self, wrapped: Any) -> None:
+    def __init__(self, wrapped: Any, ours: frozenset[str] = frozenset()) -> None:
         self._backend = getattr(wrapped, "backend_tokenizer", None)
         added = getattr(wrapped, "added_tokens_decoder", None) or {}
         special = {int(token): str(entry.content) for token, entry in added.items() if entry.special}
         ids, texts = getattr(wrapped, "all_special_ids", ()), getattr(wrapped, "all_special_tokens", ())
         special |= {int(token): str(text) for token, text in zip(ids, texts, strict=False)}
         self._control = frozenset(special)
-        names = {name for name in special.values() if name.strip()} - OURS
+        names = {name for name in special.values() if name.strip()} - ours
         known = sorted(names, key=len, reverse=True)
         self._firsts = {name[0] for name in known}
         self._names = re.compile("|".join(re.escape(name) for name in known)) if known else None
