@@ -75,6 +75,19 @@ ALERTS: Final[dict[str, AlertKind]] = {
         "A peer speaks another version of exod's protocols. The text has both versions.",
         "upgrade exod on the host that the text names, and restart it",
     ),
+    "identity_twin": AlertKind(
+        "error",
+        0.0,
+        "Two hosts run exod with one identity: a data folder was copied. The one that came later does not join.",
+        "on the host that has the copy: exoctl cluster renew-identity, then restart exod there",
+    ),
+    "other_key": AlertKind(
+        "warning",
+        0.0,
+        "A node with another cluster key was refused, or refused this one.",
+        "exoctl cluster invite where the right key is, exoctl cluster join --replace on the other, then restart "
+        "exod there; or another cluster.name for one of them",
+    ),
     "wishes_differ": AlertKind(
         "warning",
         2.0,
@@ -131,6 +144,12 @@ ALERTS: Final[dict[str, AlertKind]] = {
         0.0,
         "A fast step waited longer for another rank than a GPU's watchdog allows, in the last half minute.",
         'exoctl links shows which path is slow; set engine.sync = "dynamic" where it is "fast"',
+    ),
+    "service_failed": AlertKind(
+        "warning",
+        0.0,
+        "A part of exod met a bug and is started again, after a pause that doubles. The rest goes on.",
+        "exoctl report collects what a bug report needs; exoctl events shows what failed",
     ),
     "memory_wired": AlertKind(
         "warning",

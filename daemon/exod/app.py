@@ -10,7 +10,6 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Coroutine
 from functools import partial
 from typing import Final
 
@@ -25,6 +24,7 @@ from exod.core.base.events import (
     Command,
     CommitPlan,
     Emit,
+    ForgetPeer,
     MessageReceived,
     PeerCardReceived,
     PeerConnected,
@@ -74,6 +74,7 @@ from exod.peers.trust import datagram_key, node_key, ring_key
 from exod.platform.routes import path_source
 from exod.platform.this_host import current
 from exod.propagation import Propagation, follow_membership
+from exod.services import Run, Services
 from exod.shared_wish import kept_wish
 from exod.status.answers import Answers, ClusterSettings, Network, Requests
 from exod.status.counters import Counters
@@ -135,6 +136,7 @@ class Daemon:
         self.wish = kept_wish(config, self.card.model, self._wish_changed)
         self.card = msgspec.structs.replace(self.card, wish=self.wish.current)
         self.events = EventLog(config.node.data_dir)
+        self.services = Services(lambda kind, data: self.events.write(Event(0.0, kind, identity.id, data)))
         self.peer_book = PeerBook(config.node.data_dir)
         membership_file = MembershipFile(config.node.data_dir, config.cluster.key_file)
         record = membership_file.read(self.card.name)
@@ -177,6 +179,7 @@ class Daemon:
             on_disconnected=lambda peer: self.driver.feed(PeerDisconnected(peer)),
         )
         self.local_network = LocalNetwork(self.platform, identity.id, self.events.write)
+        self.control.on_yield = self._yield_to_twin
         self.prober.on_refused = self.control.on_refused = self.local_network.refused
         self.contacts = Contacts(self.control, self._routes_changed)
         self.interfaces = InterfaceWatcher(
@@ -259,6 +262,7 @@ class Daemon:
             failed_edges=lambda: self.edge_watch.failed,
             api_url=lambda: self.http.url,
             local_network=lambda: self.local_network.text,
+            found=lambda: (*self.control.facts(config.cluster.name), *self.services.facts()),
             wired=lambda: self.engine.core.rank.worker.wired.text(time.monotonic()),
         )
         self.link_pace = LinkPace(lambda: self.engine.core.is_drained, self.driver.feed)
@@ -318,41 +322,31 @@ class Daemon:
             self.control.set_card(self.card)
             self.driver.start(self.prober, self._carry_out)
             self.contacts.remembered(self.peer_book.entries())
-            running = {
-                "interfaces": self.interfaces.run(self._addresses_changed),
-                "local network": self.local_network.run(),
-                "control plane": self.control.run(),
-                "static peers": self.static_peers.run(),
-                "engine": self.engine.run(),
-                "edge watch": self.edge_watch.run(),
-                "preflight": self.preflight.serve(),
-                "mqtt": self.mqtt.run(),
-                "control socket": self.socket.run(),
-                "http": self.http.run(),
-                "figures": self.propagation.run(),
-                "health": self.propagation.watch(),
-                "awake": keep_awake(self.platform.system, self._rank_work),
-                "thunderbolt": self._follow_thunderbolt(),
-                "crash reports": self.crash_reports.run(self._crashed, time.time),
+            running: dict[str, Run] = {
+                "interfaces": partial(self.interfaces.run, self._addresses_changed),
+                "local network": self.local_network.run,
+                "control plane": self.control.run,
+                "static peers": self.static_peers.run,
+                "engine": self.engine.run,
+                "edge watch": self.edge_watch.run,
+                "preflight": self.preflight.serve,
+                "mqtt": self.mqtt.run,
+                "control socket": self.socket.run,
+                "http": self.http.run,
+                "figures": self.propagation.run,
+                "health": self.propagation.watch,
+                "awake": partial(keep_awake, self.platform.system, self._rank_work),
+                "thunderbolt": self._follow_thunderbolt,
+                "crash reports": partial(self.crash_reports.run, self._crashed, time.time),
             }
             if self.discovery is not None:
-                running["discovery"] = self.discovery.run()
-            jobs = {name: tasks.create_task(self._told(name, work), name=name) for name, work in running.items()}
+                running["discovery"] = self.discovery.run
+            jobs = self.services.start(tasks, running)
             log.info("exod_started", node=self.card.id, name=self.card.name, api=self.http.url, version=VERSION)
             if self._announce:
                 announce(self.http.url, self._config.control_socket)
             await self._stop.wait()
             await self._leave(jobs)
-
-    async def _told(self, name: str, work: Coroutine[object, object, None]) -> None:
-        """A bug in one of the parts ends the daemon, which its supervisor starts again; it is logged first."""
-        try:
-            await work
-        except Exception as error:
-            log.error("internal_error", task=name, exc_info=error)
-            data: dict[str, object] = {"task": name, "error": f"{type(error).__name__}: {error}"}
-            self.events.write(Event(0.0, "internal.error", self.card.id, data))
-            raise
 
     async def _leave(self, jobs: dict[str, asyncio.Task[None]]) -> None:
         """Stop admitting, let ranks leave together, say goodbye, close sockets in order."""
@@ -434,6 +428,12 @@ class Daemon:
         self.driver.feed(PeerConnected(peer))
         self.engine.feed(PeerConnected(peer))
         self.control.send(peer, self.status.node_report())
+
+    def _yield_to_twin(self) -> None:
+        """Another host was first under this identity: to this node its peers are gone."""
+        for peer, link in list(self.core.links.items()):
+            self.driver.feed(PeerLeft(peer, link.peer_incarnation))
+            self.driver.feed(ForgetPeer(peer))
 
     def _peer_message(self, peer: NodeId, message: PeerMessage) -> None:
         match message:

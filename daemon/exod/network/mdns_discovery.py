@@ -104,6 +104,8 @@ class Discovery:
         self._again: dict[str, asyncio.TimerHandle] = {}
         self._resolving: dict[str, asyncio.Task[None]] = {}
         self._error = ""
+        self.hears_itself = False
+        """Did a datagram of this node's own come back? Else multicast is blocked on this very host."""
 
     def follow(self, addresses: tuple[LocalAddress, ...]) -> None:
         """The eligible addresses are these now. Quick; the work is done by `run`."""
@@ -223,8 +225,7 @@ class Discovery:
         self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange
     ) -> None:
         """zeroconf calls it by these names, on the event loop."""
-        if name == instance_name(self._me.node_id):
-            return
+        self.hears_itself = self.hears_itself or name == instance_name(self._me.node_id)
         if state_change is ServiceStateChange.Removed:
             self._forget(name)
             return
@@ -277,6 +278,10 @@ class Discovery:
         found = read_announcement(
             name, info.decoded_properties, info.parsed_addresses(IPVersion.V4Only), info.port, self._me.cluster
         )
+        if found is not None and found.node_id == self._me.node_id:
+            # Another host with this node's id: only the control plane can tell whether that is so.
+            elsewhere = tuple(one for one in found.addresses if one not in self._bound)
+            found = msgspec.structs.replace(found, addresses=elsewhere) if elsewhere else None
         if found is None or found == self._peers[name]:
             return
         log.info("discovery_found", peer=found.node_id, name=found.name, addresses=list(found.addresses))

@@ -11,13 +11,14 @@ import socket
 import ssl
 import struct
 import time
+from collections.abc import Sequence
 from typing import Final, Protocol, cast
 
 import structlog
 
 from exod.errors import TrustError
 from exod.model import NodeCard, NodeId
-from exod.peers.peer_messages import ControlMessage, encode, take
+from exod.peers.peer_messages import ControlMessage, ForeignGreeting, UnknownMessage, encode, take
 from exod.peers.trust import peer_id
 from exod.platform.system import Platform
 from exoengine.framing import FrameError
@@ -26,6 +27,8 @@ log = structlog.get_logger()
 
 MAX_BACKLOG_BYTES: Final = 32 * 1024 * 1024
 """Two of the longest messages. A peer that lets more pile up does not read: the connection is closed."""
+
+MAX_CONNECTIONS_PER_PEER: Final = 8
 
 GREETING_S: Final = 5.0
 """The greeting follows the handshake at once. A connection that lost its peer in between would never be noticed:
@@ -41,7 +44,9 @@ class Plane(Protocol):
 
     def opened(self, connection: Connection) -> None: ...
 
-    def received(self, connection: Connection, message: ControlMessage) -> None: ...
+    def received(
+        self, connection: Connection, message: ControlMessage | UnknownMessage | ForeignGreeting
+    ) -> None: ...
 
     def lost(self, connection: Connection) -> None: ...
 
@@ -58,6 +63,10 @@ class Connection(asyncio.Protocol):
         self.proven_by = b""
         """The key by which the other end proved that it belongs here, and its own public key's hash."""
         self.pin = ""
+        self.life = ""
+        """The number of the peer's process, as it greeted."""
+        self.on_trial = False
+        """Does an earlier life of the peer still speak? Until that is known nothing is taken from this one."""
         self.local = ""
         self.remote = ""
         self.heard_at = time.monotonic()
@@ -156,3 +165,19 @@ class Connection(asyncio.Protocol):
         """After what waits was sent."""
         if self._transport is not None:
             self._transport.close()
+
+
+def surplus(pool: Sequence[Connection], me: NodeId) -> list[Connection]:
+    """One connection for each pair of addresses: the lower id's dial before the other's, the older before the
+    younger. Both ends judge alike, but of those that the peer dialled the peer alone closes the surplus: which is
+    older may differ by a moment at each end.
+    """
+    by_pair: dict[tuple[str, str], list[Connection]] = {}
+    for connection in pool:
+        by_pair.setdefault((connection.local, connection.remote), []).append(connection)
+    found = list(pool[MAX_CONNECTIONS_PER_PEER:])
+    for same in by_pair.values():
+        lower_dials = me < (same[0].peer or "")
+        first, *others = sorted(same, key=lambda c: (c.dialled != lower_dials, c.opened_at))
+        found += [one for one in others if one.dialled or first.dialled]
+    return found

@@ -12,22 +12,25 @@ import contextlib
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Final
 
 import structlog
 
-from exod.model import NodeCard, NodeId
-from exod.peers.connection import Connection
+from exod.core.base.facts import Fact
+from exod.model import MAX_SHOWN, NodeCard, NodeId
+from exod.peers.connection import MAX_CONNECTIONS_PER_PEER, Connection, surplus
 from exod.peers.dial_targets import Target, contact_targets
 from exod.peers.handshakes import HANDSHAKE_S, MAX_HANDSHAKES, Handshakes
 from exod.peers.listeners import Listeners
 from exod.peers.membership_driver import MembershipDriver
+from exod.peers.newcomers import Newcomers
 from exod.peers.peer_messages import (
     CONTROL_PROTOCOL,
     Admission,
     CardUpdate,
     ControlMessage,
+    ForeignGreeting,
     Goodbye,
     Greeting,
     KeyHeld,
@@ -35,10 +38,14 @@ from exod.peers.peer_messages import (
     KeyRefused,
     PeerMessage,
     StillThere,
+    TwinSeen,
+    UnknownMessage,
     encode,
 )
-from exod.peers.rejected_peers import Strangers
+from exod.peers.rejected_peers import ForeignVersions, Strangers
 from exod.peers.rumours import Rumours
+from exod.peers.static_peers import lookup_ipv4
+from exod.plain_text import printable
 from exod.platform.system import Platform
 from exoengine.framing import FrameError
 
@@ -64,8 +71,6 @@ LAG_S: Final = 1.0
 RETRY_FIRST_S: Final = 0.2
 RETRY_LIMIT_S: Final = 3.0
 """A daemon that was restarted is found again within the limit; a peer that is off costs 20 dials a minute."""
-
-MAX_CONNECTIONS_PER_PEER: Final = 8
 
 
 class ControlPlane:
@@ -111,6 +116,9 @@ class ControlPlane:
         """Set, and replaced, whenever a connection came or went: dials that wait for that look again."""
         self._tasks: asyncio.TaskGroup | None = None
         self._strangers = Strangers()
+        self._versions = ForeignVersions(CONTROL_PROTOCOL)
+        self.newcomers = Newcomers(node_id, self, self._spawn, self._own)
+        self.on_yield: Callable[[], None] = lambda: None  # its twin was there first
         self.on_refused: Callable[[str, int], None] = lambda address, number: None
         """Told the local address and the errno of each dial from one of this host's addresses that failed."""
         self.messages_sent = 0
@@ -222,6 +230,12 @@ class ControlPlane:
         self._refusals = {target: number for target, number in self._refusals.items() if target in wanted}
         self._start_dials(wanted)
 
+    def _spawn(self, work: Coroutine[object, object, None], name: str) -> None:
+        if self._tasks is None:
+            work.close()
+        else:
+            self._tasks.create_task(work, name=name)
+
     def _start_dials(self, wanted: Iterable[Target]) -> None:
         for target in wanted:
             if self._tasks is not None and target not in self._dials:
@@ -249,6 +263,21 @@ class ControlPlane:
 
     def peers(self) -> list[NodeId]:
         return list(self._connections)
+
+    def pool(self, peer: NodeId) -> list[Connection]:
+        return self._connections.get(peer, [])
+
+    def leave_peers(self) -> None:
+        """This node's twin is in the mesh: no connection is kept, and contacts are only asked after it."""
+        self._paths.clear()
+        for connection in self._all():
+            connection.reset()
+        self.on_yield()
+
+    def facts(self, cluster: str) -> tuple[Fact, ...]:
+        """What is wrong with those that try to join."""
+        me = self._card.name if self._card is not None else self._node_id
+        return (*self.newcomers.facts(), *self._versions.facts(me), *self._strangers.facts(cluster))
 
     def connection_on(self, peer: NodeId, local: str, remote: str) -> Connection | None:
         """The connection that runs over this path, if there is one."""
@@ -315,10 +344,9 @@ class ControlPlane:
                     with contextlib.suppress(PermissionError):  # then the route table decides (routes.py asks it)
                         self._platform.bind_to_interface(sock, target.interface)
                     sock.bind((target.local, 0))
-                address = await self._resolve(target)
-                if address is None:
-                    raise OSError(f"{target.address} has no address")
-                await loop.sock_connect(sock, (address, target.port))
+                # Static peers may be host names: looked up again at each dial.
+                known = [target.address] if target.local else await lookup_ipv4(target.address)
+                await loop.sock_connect(sock, (known[0], target.port))
                 _, connection = await loop.create_connection(
                     lambda: Connection(self, dialled=True),
                     sock=sock,
@@ -332,7 +360,8 @@ class ControlPlane:
             self._refusals[target] = refusals + 1
             if (refusals + 1) % len(ways) == 0:
                 self._rumours.refused((target.address, target.port))
-            self._strangers.note(target.address, self._contacts.get((target.address, target.port), ""), error)
+            called = self._contacts.get((target.address, target.port), "")
+            self._strangers.note(target.address, called, error)
         except (OSError, TimeoutError) as error:
             log.debug("dial_failed", address=f"{target.address}:{target.port}", error=str(error))
             if target.local and error.errno:
@@ -343,14 +372,6 @@ class ControlPlane:
         sock.close()
         return None
 
-    async def _resolve(self, target: Target) -> str | None:
-        """Static peers may be host names: looked up again at each dial."""
-        if target.local:
-            return target.address
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(target.address, target.port, family=socket.AF_INET, type=socket.SOCK_STREAM)
-        return str(found[0][4][0]) if found else None
-
     def _accepted(self, sock: socket.socket, source: str) -> None:
         if self._tasks is None:
             sock.close()
@@ -360,34 +381,37 @@ class ControlPlane:
     # --- what connections report ----------------------------------------------------------------------------
 
     def opened(self, connection: Connection) -> None:
-        if connection.peer == self._node_id:
-            self._own.add(connection.remote)
-        if self._card is None or connection.peer == self._node_id:
-            connection.abort()  # not ready yet, or one of our own addresses
+        if self._card is None:
+            connection.abort()  # not ready yet
             return
-        if self._membership.opened(connection):
+        if connection.peer == self._node_id or self._membership.opened(connection):
             self._set_patience(connection)
             number = self._membership.core.current.number
-            connection.send(encode(Greeting(CONTROL_PROTOCOL, self._card, number)))
+            connection.send(encode(self.newcomers.greeting(self._card, number)))
 
-    def received(self, connection: Connection, message: ControlMessage) -> None:
+    def received(self, connection: Connection, message: ControlMessage | UnknownMessage | ForeignGreeting) -> None:
         match message:
             case KeyOffer() | KeyHeld() | KeyRefused():
                 self._membership.received(connection, message)
-            case _ if connection.proven_by != self._membership.core.current.key and not connection.greeted:
+            case _ if self._awaits_key(connection):
                 pass  # it is still to be given the key, or has just been
-            case Greeting(protocol=protocol, card=card, key_number=number):
-                if protocol != CONTROL_PROTOCOL:
-                    connection.refuse(
-                        f"it speaks control protocol {protocol}, this node {CONTROL_PROTOCOL}: upgrade"
-                    )
-                elif card.id != connection.peer:
+            case ForeignGreeting(protocol=protocol, card=foreign):
+                self._refuse_version(connection, foreign.name, protocol)
+            case Greeting(protocol=protocol, card=card) if protocol != CONTROL_PROTOCOL:
+                self._refuse_version(connection, card.name, protocol)
+            case Greeting(card=card):
+                if card.id != connection.peer:
                     connection.refuse(f"its certificate names {connection.peer}, its card {card.id}")
-                else:
-                    self._greeted(connection, card)
-                    self._membership.greeted(connection, number)
+                elif not self.newcomers.takes(connection, message):
+                    self.admit(connection, message)
             case _ if not connection.greeted or connection.peer is None:
                 connection.refuse("it sent something else before its greeting")
+            case TwinSeen():
+                self.newcomers.told(message)
+            case UnknownMessage(tag=tag):
+                log.debug("message_unknown", peer=connection.peer, kind=printable(tag, 64))
+            case _ if connection.on_trial:
+                pass
             case CardUpdate(card=card):
                 if card.id == connection.peer:
                     for other in self._connections.get(connection.peer, ()):
@@ -400,19 +424,31 @@ class ControlPlane:
                 self.messages_received += 1
                 self._on_message(connection.peer, message)
 
-    def _greeted(self, connection: Connection, card: NodeCard) -> None:
+    def _refuse_version(self, connection: Connection, name: str, protocol: int) -> None:
+        if connection.peer is not None:
+            self._versions.note(connection.peer, printable(name, MAX_SHOWN), protocol)
+        connection.abort()
+
+    def _awaits_key(self, connection: Connection) -> bool:
+        is_other = connection.peer != self._node_id and not connection.greeted
+        return is_other and connection.proven_by != self._membership.core.current.key
+
+    def admit(self, connection: Connection, greeting: Greeting) -> None:
+        """Takes a connection into the pool of its peer, whose present life it is of."""
         assert connection.peer is not None
-        connection.card = card
+        connection.card = card = greeting.card
         self._rumours.drop((address, card.mesh_port) for address in _addresses(card))
         self._end_earlier_life(connection.peer, card.incarnation)
         pool = self._connections.setdefault(connection.peer, [])
         first = not pool
         pool.append(connection)
-        self._prune(pool)
+        for one in surplus(pool, self._node_id):
+            one.close()
         self._note_pools_changed()
         self._on_card(card)
         if first:
             self._on_connected(connection.peer)
+        self._membership.greeted(connection, greeting.key_number)
 
     def _end_earlier_life(self, peer: NodeId, incarnation: int) -> None:
         """The peer's daemon is a new one: whatever connections of the one before seem to stand are dead."""
@@ -420,23 +456,6 @@ class ControlPlane:
             if connection.card is not None and connection.card.incarnation < incarnation:
                 connection.reset()
                 self.lost(connection)
-
-    def _prune(self, pool: list[Connection]) -> None:
-        """One connection for each pair of addresses: the lower id's dial before the other's, the older before the
-        younger. Both ends judge alike, but of those that the peer dialled the peer alone closes the surplus: which
-        is older may differ by a moment at each end.
-        """
-        by_pair: dict[tuple[str, str], list[Connection]] = {}
-        for connection in pool:
-            by_pair.setdefault((connection.local, connection.remote), []).append(connection)
-        for same in by_pair.values():
-            lower_dials = self._node_id < (same[0].peer or "")
-            same.sort(key=lambda c: (c.dialled != lower_dials, c.opened_at))
-            for surplus in same[1:]:
-                if surplus.dialled or same[0].dialled:
-                    surplus.close()
-        for surplus in pool[MAX_CONNECTIONS_PER_PEER:]:
-            surplus.close()
 
     def lost(self, connection: Connection) -> None:
         peer = connection.peer

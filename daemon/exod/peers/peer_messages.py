@@ -5,7 +5,7 @@ A frame (`exoengine/framing.py`) is MessagePack; each message's tag says which o
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, get_args
 
 import msgspec
 
@@ -29,6 +29,12 @@ class Greeting(msgspec.Struct, frozen=True, tag="greeting"):
     card: NodeCard
     key_number: Annotated[int, msgspec.Meta(ge=-1, le=MAX_COUNTER)] = -1
     """Of the cluster key that the sender holds; -1 from a daemon that knows no rotation."""
+    life: str = ""
+    """Of the sender's process alone; empty from a daemon that does not say it."""
+    joined: bool = False
+    """Is the sender connected to any peer?"""
+    guest: bool = False
+    """It does not join: it asks whether its twin is still there."""
 
 
 class CardUpdate(msgspec.Struct, frozen=True, tag="card"):
@@ -40,6 +46,14 @@ class Goodbye(msgspec.Struct, frozen=True, tag="goodbye"):
 
     incarnation: int
     text: str
+
+
+class TwinSeen(msgspec.Struct, frozen=True, tag="twin_seen"):
+    """To a node: another host greeted under its id. `joined`: that one is the receiver's peer already."""
+
+    card: NodeCard
+    joined: bool
+    life: str
 
 
 class StillThere(msgspec.Struct, frozen=True, tag="still_there"):
@@ -78,7 +92,33 @@ KeyMessage = KeyOffer | KeyHeld | KeyRefused
 """About the cluster key: they may come before a greeting, and nothing of them reaches the cores."""
 
 PeerMessage = MeshMessage | EngineMessage | Goodbye | NodeReport | PreflightMessage
-ControlMessage = PeerMessage | KeyMessage | Admission | Greeting | CardUpdate | StillThere
+ControlMessage = PeerMessage | KeyMessage | Admission | Greeting | CardUpdate | TwinSeen | StillThere
+
+
+class UnknownMessage(msgspec.Struct, frozen=True):
+    """Of a type that this version does not know: whoever sends it gets on without an answer."""
+
+    tag: str
+
+
+class _ForeignCard(msgspec.Struct, frozen=True):
+    name: str = ""
+
+
+class ForeignGreeting(msgspec.Struct, frozen=True, tag="greeting"):
+    """Of another version of the protocol: what every version has in its first message."""
+
+    protocol: int
+    card: _ForeignCard = _ForeignCard()
+
+
+class _AnyMessage(msgspec.Struct, frozen=True):
+    type: str
+
+
+_KNOWN_TAGS: Final = frozenset(str(kind.__struct_config__.tag) for kind in get_args(ControlMessage))
+_any_decoder = msgspec.msgpack.Decoder(_AnyMessage)
+_foreign_decoder = msgspec.msgpack.Decoder(ForeignGreeting)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[ControlMessage] = msgspec.msgpack.Decoder(ControlMessage)
@@ -89,7 +129,7 @@ def encode(message: ControlMessage) -> bytes:
     return framing.frame(_encoder.encode(message), MAX_FRAME_BYTES)
 
 
-def take(buffer: bytearray) -> ControlMessage | None:
+def take(buffer: bytearray) -> ControlMessage | UnknownMessage | ForeignGreeting | None:
     """The first message, taken out of `buffer`; None until it is whole. Raises FrameError."""
     body = framing.take(buffer, MAX_FRAME_BYTES)
     if body is None:
@@ -97,4 +137,19 @@ def take(buffer: bytearray) -> ControlMessage | None:
     try:
         return decode(_decoder, body)
     except DecodingError as error:
-        raise FrameError(f"not a control message: {error}") from None
+        return _of_another_version(body, error)
+
+
+def _of_another_version(body: bytes, error: DecodingError) -> UnknownMessage | ForeignGreeting:
+    """What can be understood of it. Raises FrameError where that is nothing."""
+    try:
+        tag = decode(_any_decoder, body).type
+        if tag == "greeting":
+            foreign = decode(_foreign_decoder, body)
+            if foreign.protocol != CONTROL_PROTOCOL:
+                return foreign
+        elif tag not in _KNOWN_TAGS:
+            return UnknownMessage(tag)
+    except DecodingError:
+        pass
+    raise FrameError(f"not a control message: {error}") from None

@@ -332,13 +332,12 @@ class Answers:
             *findings.of_crashes(status.crashes()),
             *findings.of_environment(os.environ, "the running daemon's environment", environment_cure),
         ]
-        ready = self.ready()
-        facts = [] if ready.ready else [f"no request would be answered now: {ready.text}"]
-        facts += [f"{one.text}; {kind_of(one.code).cure}" for one in status.health().notes]
+        facts: list[str] = []
         hello = self._engine.rank.worker.hello
         if hello is not None:
-            wrong, more = findings.of_worker(hello.versions, hello.native, hello.has_switch)
-            found, facts = [*found, *wrong], [*facts, *more]
+            wrong, facts = findings.of_worker(hello.versions, hello.native, hello.has_switch)
+            found += wrong
+        facts += [f"{one.text}; {kind_of(one.code).cure}" for one in status.health().notes if facts]
         checked = (
             "health",
             "links",

@@ -18,6 +18,9 @@ LOCAL_NETWORK_DENIED: Final = "local_network_denied"
 DOWNLOADING: Final = "downloading"
 DRAINING: Final = "draining"
 VERSION_SKEW: Final = "version_skew"
+IDENTITY_TWIN: Final = "identity_twin"
+OTHER_KEY: Final = "other_key"
+SERVICE_FAILED: Final = "service_failed"
 
 
 class Fact(msgspec.Struct, frozen=True):

@@ -170,6 +170,8 @@ class Link:
             self._poke(now)
             return
         if datagram.sender_incarnation > self.peer_incarnation:
+            if self.paths.at(local, remote) is None:
+                return  # from no address of the peer's card: a twin, or a new address whose card is on the way
             self._peer_restarted(datagram.sender_incarnation, now)
         if datagram.destination_incarnation != self.me.incarnation:
             self._meant_for_another_life(datagram.destination_incarnation, now)
