@@ -219,6 +219,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exod.core.membership",
         "exod.core.status",
         "exod.daemon_api",
+        "exod.data_files",
         "exod.diagnostics",
         "exod.platform",
     ),

@@ -164,6 +164,44 @@ ALERTS: Final[dict[str, AlertKind]] = {
         "The MQTT broker cannot be used, or something else holds its port. The text says why.",
         "start the broker that mqtt.broker names, or set it to auto; end what holds port 1883",
     ),
+    "throughput_low": AlertKind(
+        "warning",
+        0.0,
+        "Tokens have come at less than half of the rate that this plan reached before, for 30 s of decoding. "
+        "Cleared at 70%, or after an hour, when the new rate is taken for the usual one.",
+        "mend the likely cause in the text; exoctl links history and exoctl top show the paths and the nodes",
+    ),
+    "disk_low": AlertKind(
+        "warning",
+        0.0,
+        "Less than 0.5 GiB is free where the data folder lies; cleared at 1 GiB.",
+        "free some space there",
+    ),
+    # A load of a model may take all memory for some seconds.
+    "memory_low": AlertKind(
+        "warning",
+        30.0,
+        "Less than 3% of the memory is available; cleared at 6%.",
+        "end other programs, or load a smaller model: exoctl engine load MODEL",
+    ),
+    "clock_skew": AlertKind(
+        "warning",
+        30.0,
+        "A peer's clock differs by 5 s or more; cleared below 2 s.",
+        "set both clocks by the network (System Settings, General, Date & Time)",
+    ),
+    "restart_loop": AlertKind(
+        "warning",
+        0.0,
+        "This node's worker was replaced three times within five minutes.",
+        "exoctl doctor shows its crashes; worker.log in the data folder holds its last output",
+    ),
+    "workers_crashed": AlertKind(
+        "warning",
+        0.0,
+        "Workers of several nodes ended within ten seconds of each other: one cause is likely.",
+        "exoctl doctor on each of them; exoctl events --since 10m",
+    ),
     "local_network_denied": AlertKind(
         "error",
         0.0,
@@ -179,6 +217,13 @@ NOTES: Final[dict[str, AlertKind]] = {
         10.0,
         "Two live nodes never hear each other. The ring goes round them.",
         "look for a cable or a firewall between the two hosts",
+    ),
+    # A long context or a slow path that comes and goes makes steps safe for a while, as it should.
+    "safe_steps": AlertKind(
+        "warning",
+        600.0,
+        'With engine.sync = "dynamic" every step has been safe for ten minutes or more. The text says why.',
+        "exoctl engine status says what makes steps safe; exoctl engine native says whether they could be fast",
     ),
 }
 """What is shown as a note and makes nothing unhealthy: it may be just as it should be. Notes are no alerts."""

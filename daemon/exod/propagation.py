@@ -8,6 +8,7 @@ beyond the order of the paths. Building a status is `status/snapshot.py`, which 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -20,7 +21,7 @@ from exod.core.status.health import HealthSnapshot
 from exod.core.status.view import LinkView, NodeView
 from exod.diagnostics.event_log import EventLog
 from exod.engine_service.engine_driver import EngineDriver
-from exod.model import EngineState, Event, Health, NodeId, NodeState, PathState
+from exod.model import EngineState, Event, Health, NodeId, NodeState, PathState, Reason
 from exod.mqtt.publisher import MqttService
 from exod.peers.control_plane import ControlPlane
 from exod.peers.dial_targets import Target
@@ -29,6 +30,7 @@ from exod.peers.trust import datagram_key, ring_key
 from exod.status.mqtt_snapshot import MqttSnapshot
 from exod.status.rtt_history import EVERY_S
 from exod.status.snapshot import StatusBuilder
+from exod.status.watches import Moment, Watches
 
 REFRESH_S: Final = EVERY_S
 """How often figures (uptime, RTT, memory) are taken anew for MQTT and peers; changes are told at once."""
@@ -60,7 +62,10 @@ class Propagation:
         self._control, self._engine, self._events, self._mqtt = control, engine, events, mqtt
         self._mqtt_snapshot = MqttSnapshot(me, status)
         self._alerts = Alerts()
+        self._watches = Watches(me, status.settings.data_dir)
         self._told: Told | None = None
+        self._reasons: tuple[Reason, ...] = ()
+        """When last observed."""
         self._wanted = False
         self._dead: set[tuple[NodeId, str]] = set()
 
@@ -82,6 +87,7 @@ class Propagation:
     def observe(self, view: NodeView) -> HealthSnapshot:
         """Starts and ends the clocks of what makes this node unhealthy; what lasted becomes an event."""
         health = self._status.observe(view)
+        self._reasons = health.reasons
         own_failure = self._engine.core.rank.model.lasting_failure
         for event in self._alerts.changes(alert_facts(self._me, health, own_failure)):
             self._events.write(event)
@@ -107,10 +113,26 @@ class Propagation:
 
     async def watch(self) -> None:
         """Looks at the health between two refreshes until cancelled."""
-        while True:
-            await asyncio.sleep(WATCH_S)
-            if _told(self.observe(self._status.view())) != self._told:
-                self.refresh_soon()
+        try:
+            while True:
+                await asyncio.sleep(WATCH_S)
+                self._status.record.found = self._watches.look(self._moment(), time.monotonic())
+                if _told(self.observe(self._status.view())) != self._told:
+                    self.refresh_soon()
+        finally:
+            self._watches.save()
+
+    def _moment(self) -> Moment:
+        core = self._engine.core
+        return Moment(
+            plan=core.plan,
+            ranks=tuple(self._status.rank_statuses()),
+            heartbeat=core.rank.worker.heartbeat,
+            reasons=self._reasons,
+            names=self._status.names(),
+            clocks=self._status.record.clocks,
+            dynamic=self._status.settings.sync == "dynamic",
+        )
 
     def refresh_soon(self) -> None:
         """Something that others see changed: told once per turn of the loop, however much changed in it."""

@@ -389,6 +389,8 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     """Of each open request its order, and how many tokens of its sequence all ranks have run."""
     computing: bool = False
     """Is it in a step that takes long, and used the processor since the last look? One that hangs does not."""
+    prefilling: bool = False
+    """Is the prompt of any open request not computed yet?"""
 
 
 class TextAnswered(msgspec.Struct, frozen=True, tag="text_answered"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from exod.core.engine.engine_messages import RankStatus
 from exod.core.status.view import LinkView, MeshView, NodeEntry, NodeView, PathView
@@ -154,7 +155,7 @@ def seen(*paths: PathView, agreed: bool = True) -> NodeView:
 def status_of(core: StillCore, engine: StillEngine | None = None) -> StatusBuilder:
     return StatusBuilder(
         lambda: ME,
-        StatusSettings("home", 5.0, True, 3.0, "dynamic", 0.0),
+        StatusSettings("home", 5.0, True, 3.0, "dynamic", 0.0, Path()),
         ClusterRecord(),
         core,  # type: ignore[arg-type]
         engine or StillEngine(),

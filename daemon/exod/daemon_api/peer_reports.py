@@ -23,6 +23,8 @@ class NodeReport(msgspec.Struct, frozen=True, tag="node_report"):
     memory_mib: int
     thunderbolt: tuple[ThunderboltPort, ...] = ()
     """Its receptacles, and what each is cabled to."""
+    wall: float = 0.0
+    """Unix seconds when it was sent; 0 from a version that did not say."""
     hears: tuple[tuple[NodeId, str], ...] = ()
     """The other nodes that it hears: id and name."""
 

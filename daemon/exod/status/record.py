@@ -6,11 +6,13 @@ Unix seconds.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from typing import Final
 
 import msgspec
 
+from exod.core.base.facts import Fact
 from exod.daemon_api.peer_reports import NodeReport
 from exod.model import MeshPlan, NodeId, ThunderboltPort
 from exod.status.rtt_history import RttHistory
@@ -38,12 +40,18 @@ class ClusterRecord:
         self.served_model = ""
         """The model that was served last: what follows is a recovery, not a first load."""
         self.rtt = RttHistory()
+        self.found: tuple[Fact, ...] = ()
+        """What the last look at the host and the throughput found."""
+        self.clocks: dict[NodeId, float] = {}
+        """By how many seconds each peer's clock was ahead of this one when its newest report came."""
         self._reports: dict[NodeId, NodeReport] = {}
 
     def peer_report(self, peer: NodeId, report: NodeReport) -> None:
         """A node reports for itself alone."""
         if report.sender == peer:
             self._reports[peer] = report
+            if report.wall:
+                self.clocks[peer] = report.wall - time.time()
 
     def report(self, peer: NodeId) -> NodeReport | None:
         """The newest of `peer`; None where none came."""

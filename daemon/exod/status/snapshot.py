@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 import msgspec
@@ -67,6 +68,7 @@ class StatusSettings(msgspec.Struct, frozen=True):
     """What `engine.sync` says."""
     started_at: float
     """Unix seconds."""
+    data_dir: Path
 
     @classmethod
     def of(cls, config: Config, started_at: float) -> StatusSettings:
@@ -77,6 +79,7 @@ class StatusSettings(msgspec.Struct, frozen=True):
             config.engine.watchdog_s,
             config.engine.sync,
             started_at,
+            config.node.data_dir,
         )
 
 
@@ -106,7 +109,7 @@ class StatusBuilder:
         are empty where nothing is wrong. `found`: what other parts of the daemon know to be wrong.
         """
         self._me = card().id
-        self._card, self._settings, self.record = card, settings, record
+        self._card, self.settings, self.record = card, settings, record
         self._core, self._engine, self._events = core, engine, events
         self._mqtt, self._failed_edges, self._api_url = mqtt, failed_edges, api_url
         self.local_network, self.wired, self.found = local_network, wired, found
@@ -126,6 +129,7 @@ class StatusBuilder:
             uptime_s=self._uptime_s(),
             memory_mib=psutil.virtual_memory().used >> 20,
             thunderbolt=self.record.thunderbolt,
+            wall=time.time(),
             hears=tuple(
                 (peer, link.peer.name)
                 for peer, link in self._core.links.items()
@@ -134,7 +138,7 @@ class StatusBuilder:
         )
 
     def _uptime_s(self) -> float:
-        return round(time.time() - self._settings.started_at, 1)
+        return round(time.time() - self.settings.started_at, 1)
 
     def card_of(self, node: NodeId) -> NodeCard | None:
         """None for a node that is not known."""
@@ -185,14 +189,14 @@ class StatusBuilder:
         mqtt = self._mqtt()
         return HealthInput(
             view=view,
-            degraded_ms=self._settings.degraded_ms,
+            degraded_ms=self.settings.degraded_ms,
             engine=self.engine_facts(),
             gpu_waits=self._gpu_waits(),
             downloads=self.downloads(),
             edge_of=self._failed_edge()[0],
             mqtt_text=mqtt.text if mqtt.state == "connecting" else "",
             wired_text=self.wired(),
-            found=self.found(),
+            found=(*self.found(), *self.record.found),
         )
 
     def engine_facts(self) -> EngineFacts:
@@ -233,7 +237,7 @@ class StatusBuilder:
             reasons=health.reasons,
             notes=health.notes,
             cluster=ClusterSummary(
-                self._settings.cluster_name, sum(node.state is not NodeState.DOWN for node in view.nodes)
+                self.settings.cluster_name, sum(node.state is not NodeState.DOWN for node in view.nodes)
             ),
             nodes=self.node_lines(view),
             links=tuple(self._link_line(link) for link in view.links),
@@ -349,16 +353,16 @@ class StatusBuilder:
 
     def _gpu_waits(self) -> tuple[tuple[NodeId, str], ...]:
         """Each node tells of its own rank."""
-        own, limit_s = self._engine.statuses.get(self._me), self._settings.watchdog_s
+        own, limit_s = self._engine.statuses.get(self._me), self.settings.watchdog_s
         if own is None or not own.gpu_waited_s:
             return ()
-        return ((self._me, wait_text(own.gpu_waited_s, limit_s, self._settings.sync)),)
+        return ((self._me, wait_text(own.gpu_waited_s, limit_s, self.settings.sync)),)
 
     def _engine_state(self, statuses: list[RankStatus | None]) -> EngineState:
         host = self._engine
         plan = host.plan
         if plan is None:
-            hosts = self._settings.engine_enabled and self._card().engine
+            hosts = self.settings.engine_enabled and self._card().engine
             return EngineState.LOADING if hosts and self._card().model else EngineState.OFF
         if not plan.model or not plan.ring:
             return EngineState.OFF

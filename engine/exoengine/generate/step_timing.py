@@ -176,5 +176,6 @@ class Books:
             self._board.end()
             return
         decoding = all(work.holding.caches.position >= work.generation.length - 1 for work in works)
+        self._board.prefilling = not decoding
         deadline = self._pace.step_deadline_s if decoding else self._pace.chunk_deadline_s
         self._board.begin("the wait for the next step", deadline)

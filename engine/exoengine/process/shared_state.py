@@ -37,6 +37,7 @@ class Board:
         self.gpu_wait_violations = 0
         self.replayed_tokens = 0
         self.positions: tuple[tuple[int, int], ...] = ()
+        self.prefilling = False
         self.uses_processor = False
         """Did this process, since the control thread looked last?"""
         self._keep_until = 0.0
@@ -75,6 +76,7 @@ class Board:
             step=self.step,
             in_step_s=in_step_s,
             positions=self.positions,
+            prefilling=self.prefilling,
             computing=in_step_s >= LONG_STEP_S and self.uses_processor,
             sync_mode="safe" if self.safe else "fast",
             sync_reason=self.sync_reason,

@@ -13,7 +13,7 @@ NAMES = {ME: "studio1", PEER: "studio2"}
 
 def codes(watch: HostWatch, now: float = 0.0, **figures: Any) -> list[str]:
     whole = HostFigures(**{"folder": "/data", "disk_free_bytes": 9 * GIB, "memory_available": 0.5, **figures})
-    return [found.code for found in watch.findings(whole, NAMES, now)]
+    return [found.code for found in watch.facts(whole, NAMES, now)]
 
 
 def test_nothing_is_wrong_with_a_usual_host() -> None:
@@ -22,10 +22,10 @@ def test_nothing_is_wrong_with_a_usual_host() -> None:
 
 def test_a_full_disk_is_told_until_there_is_room_again() -> None:
     watch = HostWatch(ME)
-    assert codes(watch, disk_free_bytes=GIB - 1) == ["disk_low"]
-    assert codes(watch, disk_free_bytes=int(1.9 * GIB)) == ["disk_low"]
-    assert codes(watch, disk_free_bytes=2 * GIB) == []
-    assert codes(watch, disk_free_bytes=int(1.9 * GIB)) == []
+    assert codes(watch, disk_free_bytes=GIB // 2 - 1) == ["disk_low"]
+    assert codes(watch, disk_free_bytes=int(0.9 * GIB)) == ["disk_low"]
+    assert codes(watch, disk_free_bytes=GIB) == []
+    assert codes(watch, disk_free_bytes=int(0.9 * GIB)) == []
 
 
 def test_memory_that_is_gone_is_told_until_there_is_some_again() -> None:
@@ -38,7 +38,7 @@ def test_memory_that_is_gone_is_told_until_there_is_some_again() -> None:
 def test_a_clock_that_is_off_is_named_with_its_side() -> None:
     watch = HostWatch(ME)
     figures = HostFigures("/data", 9 * GIB, 0.5, clocks={PEER: -61.0})
-    (found,) = watch.findings(figures, NAMES, 0.0)
+    (found,) = watch.facts(figures, NAMES, 0.0)
     assert (found.code, found.subject) == ("clock_skew", PEER)
     assert found.text == "the clock of studio2 is 61 s behind this node's: their events do not line up"
     assert codes(watch, clocks={PEER: 3.0}) == ["clock_skew"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from exod.cli.base.paint import Paint
 from exod.cli.screens.status import status_screen
@@ -68,7 +69,7 @@ class Studio:
         host._send_datagram = refused  # type: ignore[method-assign]
         self._status = StatusBuilder(
             lambda: host.card,
-            StatusSettings("home", 5.0, False, 2.0, "dynamic", clock.time()),
+            StatusSettings("home", 5.0, False, 2.0, "dynamic", clock.time(), Path()),
             ClusterRecord(),
             self,  # type: ignore[arg-type]
             StillEngine(),

@@ -11,13 +11,14 @@ from typing import Final
 
 import msgspec
 
+from exod.core.base.facts import Fact
 from exod.model import NodeId
 
 GIB: Final = 1 << 30
 
-DISK_LOW: Final = 1 * GIB
-DISK_WELL: Final = 2 * GIB
-"""Logs, events and the files of the data folder need some 100 MB; a model's next file needs several GB."""
+DISK_LOW: Final = GIB // 2
+DISK_WELL: Final = GIB
+"""Logs, events and the files of the data folder need some 100 MB. A download checks for its own room."""
 
 MEMORY_LOW: Final = 0.03
 MEMORY_WELL: Final = 0.06
@@ -48,12 +49,6 @@ class HostFigures(msgspec.Struct, frozen=True):
     restarts: dict[NodeId, int] = {}
 
 
-class Finding(msgspec.Struct, frozen=True):
-    code: str
-    subject: NodeId
-    text: str
-
-
 class HostWatch:
     """Keeps what was low, and when workers were replaced."""
 
@@ -67,7 +62,7 @@ class HostWatch:
         self.together: frozenset[NodeId] = frozenset()
         """The nodes whose workers ended at nearly the same time, when last asked."""
 
-    def findings(self, figures: HostFigures, names: dict[NodeId, str], now: float) -> list[Finding]:
+    def facts(self, figures: HostFigures, names: dict[NodeId, str], now: float) -> list[Fact]:
         """All that holds now."""
         self._note_restarts(figures.restarts, now)
         return [
@@ -78,18 +73,18 @@ class HostWatch:
             *self._crashed_together(names, now),
         ]
 
-    def _disk(self, figures: HostFigures) -> list[Finding]:
+    def _disk(self, figures: HostFigures) -> list[Fact]:
         free = figures.disk_free_bytes
         self._disk_low = free < (DISK_WELL if self._disk_low else DISK_LOW)
         text = f"{free / GIB:.1f} GiB are free on the volume of {figures.folder}"
-        return [Finding("disk_low", self._me, text)] if self._disk_low else []
+        return [Fact("disk_low", self._me, text)] if self._disk_low else []
 
-    def _memory(self, figures: HostFigures) -> list[Finding]:
+    def _memory(self, figures: HostFigures) -> list[Fact]:
         self._memory_low = figures.memory_available < (MEMORY_WELL if self._memory_low else MEMORY_LOW)
         text = f"{figures.memory_available:.1%} of the memory is available: the system pages, and steps wait for it"
-        return [Finding("memory_low", self._me, text)] if self._memory_low else []
+        return [Fact("memory_low", self._me, text)] if self._memory_low else []
 
-    def _clock(self, clocks: dict[NodeId, float], names: dict[NodeId, str]) -> list[Finding]:
+    def _clock(self, clocks: dict[NodeId, float], names: dict[NodeId, str]) -> list[Fact]:
         found = []
         for peer, ahead_s in clocks.items():
             if abs(ahead_s) >= (CLOCK_WELL_S if peer in self._clocks_off else CLOCK_OFF_S):
@@ -97,7 +92,7 @@ class HostWatch:
                 way = "ahead of" if ahead_s > 0 else "behind"
                 name = names.get(peer, peer)
                 text = f"the clock of {name} is {abs(ahead_s):.0f} s {way} this node's: their events do not line up"
-                found.append(Finding("clock_skew", peer, text))
+                found.append(Fact("clock_skew", peer, text))
             else:
                 self._clocks_off.discard(peer)
         self._clocks_off &= clocks.keys()
@@ -111,14 +106,14 @@ class HostWatch:
         while self._restarted and self._restarted[0][0] < now - RESTARTS_WITHIN_S:
             self._restarted.popleft()
 
-    def _restart_loop(self, now: float) -> list[Finding]:
+    def _restart_loop(self, now: float) -> list[Fact]:
         mine = sum(node == self._me for _, node in self._restarted)
         text = f"this node's worker was replaced {mine} times within {RESTARTS_WITHIN_S / 60:.0f} minutes"
-        return [Finding("restart_loop", self._me, text)] if mine >= RESTARTS else []
+        return [Fact("restart_loop", self._me, text)] if mine >= RESTARTS else []
 
-    def _crashed_together(self, names: dict[NodeId, str], now: float) -> list[Finding]:
+    def _crashed_together(self, names: dict[NodeId, str], now: float) -> list[Fact]:
         self.together = frozenset(node for at, node in self._restarted if at >= now - TOGETHER_S)
         if len(self.together) < 2:
             return []
         who = ", ".join(sorted(names.get(node, node) for node in self.together))
-        return [Finding("workers_crashed", self._me, f"the workers of {who} ended at nearly the same time")]
+        return [Fact("workers_crashed", self._me, f"the workers of {who} ended at nearly the same time")]
