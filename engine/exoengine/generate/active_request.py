@@ -15,6 +15,7 @@ from exoengine.generate.prefill_chunks import LARGEST_TOKENS, chunk_tokens
 from exoengine.generate.prompt_cache import Holding
 from exoengine.generate.request import Generation
 from exoengine.generate.resume import Resumption
+from exoengine.model.cache_batch import StageBatch
 from exoengine.model.sampling import Sampler
 from exoengine.ring.pass_log import SINGLY, Course, pass_end
 from exoengine.ring.step_messages import Vote
@@ -24,7 +25,16 @@ CHUNKS_AHEAD: Final = 4
 fewer than CHUNKS_KEPT of cache_rollback.py, so that every rank can go back to where the slowest is."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, frozen=True)
+class BatchAhead:
+    """The next pass of a batch that a rank alone has begun before the outcomes of the last one."""
+
+    passing: Pass
+    caches: StageBatch
+    works: tuple[Work, ...]
+
+
+@dataclasses.dataclass(eq=False)
 class Work:
     generation: Generation
     sampler: Sampler
@@ -42,7 +52,7 @@ class Work:
     """The mode of the next step that starts."""
     coming_safe: bool = True
     """The mode of the step that rank 0 starts ahead: from the votes before the newest step's were counted."""
-    ahead: Pass | Built | None = None
+    ahead: Pass | Built | BatchAhead | None = None
     """The part of the next step that exists before its `Step` message: rank 0 has started its pass, the other ranks
     have built theirs."""
     stop: Vote = Vote.NONE
@@ -54,7 +64,7 @@ class Work:
     @property
     def has_begun_ahead(self) -> bool:
         """Is a pass of its next step under way in this rank's layers?"""
-        return isinstance(self.ahead, Pass)
+        return isinstance(self.ahead, Pass | BatchAhead)
 
     @property
     def is_decoding(self) -> bool:

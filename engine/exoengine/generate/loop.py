@@ -245,7 +245,8 @@ class Generations:
             self._runner.run_ahead(work)
 
     def _lead_batch(self, works: Sequence[Work]) -> None:
-        batch = self._plan.batch(works)
+        others = len(works) < len(self._works) or self._openings.orders or self._backlog.next_beside(self._works)
+        batch = self._plan.batch(works, self._size == 1 and not others)
         note_said(works, self._works.values())
         for work in works:
             work.outstanding += 1

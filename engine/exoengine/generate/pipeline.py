@@ -192,7 +192,7 @@ class Pipeline:
         waited_s = self._group.waited_s - passing.waited_before_s
         return Result(drawn, out, waited_s, 0.0 if passing.safe else waited_s)
 
-    def run_ahead(self, safe: bool, caches: StageCaches) -> Pass:
+    def run_ahead(self, safe: bool, caches: StageCaches | StageBatch) -> Pass:
         """Starts the first stage's pass of the token that the step under way draws. That step must allow it
         (`Step.ahead`), and this rank must have finished its part of it.
         """
@@ -205,7 +205,7 @@ class Pipeline:
             # A receive that failed gives zeros, which every vocabulary has.
             arrival = self._expect((1,), TOKEN_DTYPE, self._size - 1, self._token_is_safe)
             token = arrival.array
-        built = self._build(caches.position, safe, True, token.reshape(1, 1), caches, None, arrival)
+        built = self._build(caches.position, safe, True, token.reshape(-1, 1), caches, None, arrival)
         passing = built.take_up(begun) if isinstance(built, Built) else built
         begin_evaluation([passing.out, *caches.arrays()])
         return passing

@@ -22,9 +22,9 @@ from exoengine.generate.active_request import CHUNKS_AHEAD, Work
 def next_pass(works: Collection[Work], stages: int, in_batches: bool) -> list[Work]:
     """The requests whose step is sent next, in one pass; empty where an outcome must come first."""
     free = [work for work in works if work.can_go_on]
-    begun = next((work for work in works if work.has_begun_ahead), None)
-    if begun is not None:
-        return [begun] if begun in free else []  # its stage is at work on it already
+    begun = [work for work in works if work.has_begun_ahead]
+    if begun:  # their stage is at work on it already
+        return sorted(begun, key=lambda work: work.generation.order) if all(work in free for work in begun) else []
     if _under_way(works, in_batches) >= max(CHUNKS_AHEAD, stages + 1):
         return []
     decoding = [work for work in free if work.is_decoding]

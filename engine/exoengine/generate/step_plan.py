@@ -34,12 +34,13 @@ class StepPlan:
         goes_on = index + 1 < generation.max_tokens and not votes & (Vote.CANCEL | Vote.PAUSE)
         return Step(generation.order, start, 1, SINGLY, index, safe, votes, goes_on and alone)
 
-    def batch(self, works: Sequence[Work]) -> Batch:
-        """The next token of each."""
+    def batch(self, works: Sequence[Work], alone: bool) -> Batch:
+        """The next token of each; `alone`: no other request, on a rank that has all layers by itself."""
         parts = tuple(
             Part(work.generation.order, work.issued, len(work.generation.tokens), _cancels(work)) for work in works
         )
-        batch = Batch(parts, any(work.next_safe for work in works), Vote.NONE)
+        goes_on = alone and not any(_cancels(work) or _ends_next(work) for work in works)
+        batch = Batch(parts, any(work.next_safe for work in works), Vote.NONE, goes_on and not self._pause_wanted())
         return joined_batch(batch, [False] * len(works), self._asks(batch.start, deciding=True))
 
     def voted(self, step: Step, work: Work) -> Step:
@@ -58,6 +59,10 @@ class StepPlan:
         """What this rank wants of the group, whatever the sequence."""
         votes = Vote.PAUSE if self._pause_wanted() else Vote.NONE
         return votes | Vote.SAFE if deciding and self._runner.policy.choose(start).safe else votes
+
+
+def _ends_next(work: Work) -> bool:
+    return len(work.generation.tokens) + 1 >= work.generation.max_tokens
 
 
 def _cancels(work: Work) -> Vote:

@@ -14,12 +14,12 @@ from typing import Any, Final
 
 import mlx.core as mx
 
-from exoengine.generate.active_request import Work
+from exoengine.generate.active_request import BatchAhead, Work
 from exoengine.generate.outbox import Outbox
 from exoengine.generate.pipeline import Built, Draw, Drawn, Pass, Pipeline, Result
 from exoengine.generate.sent_activations import split_rows
 from exoengine.generate.sync_mode import NOTHING_MEASURED, SyncPolicy, WatchdogModel
-from exoengine.model.cache_batch import OneByOne, batched
+from exoengine.model.cache_batch import OneByOne, StageBatch, batched
 from exoengine.model.loading import LoadedModel
 from exoengine.model.sampling import PENALTY_CONTEXT_TOKENS, draw_likeliest
 from exoengine.process.shared_state import Board
@@ -97,9 +97,10 @@ class StepRunner:
         generation, holding = work.generation, work.holding
         caches = holding.caches
         ahead, said = work.ahead, (step.start, step.count, step.singly, step.safe)
-        if ahead is not None and said != (ahead.start, 1, True, ahead.safe):
+        if isinstance(ahead, BatchAhead) or (ahead and said != (ahead.start, 1, True, ahead.safe)):
             self.give_up_ahead(work)
-        ahead, work.ahead = work.ahead, None
+            ahead = None
+        work.ahead = None
         if (caches.position if ahead is None else ahead.start) != step.start:
             raise RingLostError("rank 0 asks for a step that does not fit this rank's caches")
         decoding = step.draw >= 0
@@ -135,23 +136,28 @@ class StepRunner:
         """Runs this rank's part of a step of all `works`, in one pass where the stage takes batches. Raises as
         `run`; the caches of each are then as they were, or lost.
         """
+        begun = self._take_batch_ahead(works)
         for work, part in zip(works, batch.parts, strict=True):
-            self.give_up_ahead(work)
-            if work.holding.caches.position != part.start:
+            if work.holding.caches.position != part.start + (begun is not None):
                 raise RingLostError("rank 0 asks for a batch that does not fit this rank's caches")
-        members = [work.holding.caches for work in works]
         try:
-            caches = batched(members) if self.takes_batches else OneByOne(members)
-            caches.mark()
+            caches = begun.caches if begun is not None else self._bring_together(works)
             tokens = [
                 work.generation.sequence(part.start, 1) for work, part in zip(works, batch.parts, strict=True)
             ]
             likely = [work.generation.request.sampling.logprobs for work in works]
-            draw, meanwhile = _draw_each(works), self._outbox.flush
-            result = self._joined.run(batch, tokens, caches, draw, likely, True, None, meanwhile)
+
+            def meanwhile() -> None:
+                self._outbox.flush()
+                if batch.ahead and self.draws_itself and isinstance(caches, StageBatch):
+                    self._begin_batch_ahead(works, caches)
+
+            passing = begun.passing if begun is not None else None
+            result = self._joined.run(batch, tokens, caches, _draw_each(works), likely, True, passing, meanwhile)
         except BaseException:
             for work, part in zip(works, batch.parts, strict=True):
                 work.holding.undo(part.start)
+                work.ahead = None  # what was begun upon this pass went with it
             raise
         sent = split_rows(result.sent) if result.sent is not None else [None] * len(works)
         for work, part, hidden in zip(works, batch.parts, sent, strict=True):
@@ -161,6 +167,33 @@ class StepRunner:
                 work.holding.sent.add(part.start, hidden)
         self._note(result, decoding=True)
         return result.drawn
+
+    def _take_batch_ahead(self, works: Sequence[Work]) -> BatchAhead | None:
+        """What this rank has begun of the batch of exactly those already. Anything else is given up."""
+        ahead = works[0].ahead
+        if isinstance(ahead, BatchAhead) and ahead.works == tuple(works) and ahead.caches.is_ahead:
+            for work in works:
+                work.ahead = None
+            ahead.caches.is_ahead = False
+            return ahead
+        for work in works:
+            self.give_up_ahead(work)
+        return None
+
+    def _bring_together(self, works: Sequence[Work]) -> StageBatch | OneByOne:
+        members = [work.holding.caches for work in works]
+        caches = batched(members) if self.takes_batches else OneByOne(members)
+        caches.mark()
+        return caches
+
+    def _begin_batch_ahead(self, works: Sequence[Work], caches: StageBatch) -> None:
+        """As `_begin_ahead`, on a rank that has all layers by itself."""
+        caches.mark()
+        passing = self._joined.run_ahead(any(work.next_safe for work in works), caches)
+        caches.is_ahead = True
+        ahead = BatchAhead(passing, caches, tuple(works))
+        for work in works:
+            work.ahead = ahead
 
     def _note(self, result: Result, decoding: bool) -> None:
         """What a pass showed of waits."""
@@ -212,6 +245,11 @@ class StepRunner:
         ahead, work.ahead = work.ahead, None
         if isinstance(ahead, Built):
             ahead.undo()
+        elif isinstance(ahead, BatchAhead):
+            for other in ahead.works:
+                other.ahead = None
+            if ahead.caches.is_ahead:
+                ahead.caches.step_back()
         elif ahead is not None:
             work.holding.undo(ahead.start)
 

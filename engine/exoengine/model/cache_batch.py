@@ -51,6 +51,10 @@ class StageBatch:
         self._leaves: list[Any] = [_merged(leaves) for leaves in zip(*(one.leaves for one in members), strict=True)]
         self._by_reference = [leaf for leaf in self._leaves if type(leaf) is not APPENDING]
         by_identity = {id(leaf): mine for leaf, mine in zip(members[0].leaves, self._leaves, strict=True)}
+        self._before: list[State] = []
+        """Of the caches that go back by reference, before the last pass."""
+        self.is_ahead = False
+        """Was the last pass begun ahead, so that it may be given up?"""
         self._stand_ins: list[Any] = []
         self._all = [self._stand_for(cache, by_identity) for cache in members[0].everything]
 
@@ -111,9 +115,22 @@ class StageBatch:
     def mark(self) -> None:
         """Before a pass: each member can go back to here."""
         if self._by_reference:
-            states = [(type(leaf), copied(vars(leaf))) for leaf in self._by_reference]
+            self._before = [copied(vars(leaf)) for leaf in self._by_reference]
+            kinds = [type(leaf) for leaf in self._by_reference]
+            states = list(zip(kinds, self._before, strict=True))
             for row, member in enumerate(self.members):
                 member.note_mark(_Row(states, row))
+
+    def step_back(self) -> None:
+        """Before the last pass, which was begun ahead; nobody else knows of it."""
+        self.is_ahead = False
+        for leaf in self._leaves:
+            if type(leaf) is APPENDING:
+                leaf.trim(1)
+        for leaf, state in zip(self._by_reference, self._before, strict=True):
+            vars(leaf).clear()
+            vars(leaf).update(copied(state))
+        self._go_to(self.position - 1)
 
     # --- its end ------------------------------------------------------------------------------------------
 
@@ -128,6 +145,8 @@ class StageBatch:
 
     def dissolve(self) -> None:
         """Each member has its own caches again; lost where a fault left what must not be evaluated."""
+        if self.is_ahead:
+            self.step_back()
         members, leaves = self.members, self._leaves
         self._leaves, self._by_reference, self._all = [], [], []
         states: list[list[State]] = [[] for _ in members]

@@ -94,8 +94,9 @@ class Batch(msgspec.Struct, frozen=True, tag="batch", array_like=True):
     safe: bool
     votes: int
     """As a step's, for all of them."""
+    ahead: bool = False
+    """A rank alone begins the next batch of the same sequences before it has told what this one drew."""
 
-    ahead: ClassVar[bool] = False
     singly: ClassVar[bool] = True
     count: ClassVar[int] = 1
 

@@ -41,6 +41,13 @@ def noted(self, step, tokens, *args):
         time.sleep(0.004)
     return run(self, step, tokens, *args)
 Pipeline.run = noted
+begin = Pipeline.run_ahead
+def begun(self, safe, caches):
+    if hasattr(caches, "members"):
+        with (Path({folder!r}) / "ahead").open("a") as out:
+            print(len(caches.members), file=out)
+    return begin(self, safe, caches)
+Pipeline.run_ahead = begun
 """
 """Each step takes a while, so that a test that disturbs an answer comes in time."""
 
@@ -253,6 +260,30 @@ def test_likelihoods_come_with_each_answer_that_asks_for_them(ranks: Cluster, ll
     assert all(out.logprob is None for answer in answers[:2] for out in answer.outs)
     for number, answer in enumerate(answers[2:]):
         assert all(out.logprob is not None and len(out.top_logprobs) == number for out in answer.outs)
+
+
+@pytest.mark.parametrize("config", [LLAMA, SLIDING[0], HYBRID[0]], ids=lambda config: str(config["model_type"]))
+def test_a_rank_alone_takes_back_what_it_began_of_a_batch_that_one_leaves(
+    ranks: Cluster, notes: Path, tmp_path: Path, config: dict[str, object]
+) -> None:
+    """A twentieth of the tokens ends an answer, so somebody leaves all the time, and others join."""
+    ends = set(range(0, 260, 20))
+    folder = write_model(tmp_path / "model", {**config, "eos_token_id": sorted(ends)})
+    layers = config["num_hidden_layers"]
+    assert isinstance(layers, int)
+    assert all(isinstance(said, Loaded) for said in ranks.load(folder, [layers], serving=Serving(6)))
+    ranks.form()
+    (notes / "ahead").write_text("")
+    wanted = [*asked(10), *asked(2, 200, first=20)]
+    begun = [ranks.begin(one) for one in wanted]
+    ranks.ranks[0].send(Cancel(wanted[-1].request_id))
+    for one, answer in zip(wanted, finish_all(ranks, begun), strict=True):
+        assert isinstance(one.prompt, tuple)
+        expected = undisturbed(folder, one.prompt, one.max_tokens, one.sampling)
+        last = next((index for index, token in enumerate(expected) if token in ends), len(expected))
+        cancelled = answer.finished is not None and answer.finished.reason == "cancelled"
+        assert answer.tokens == expected[: len(answer.tokens) if cancelled else last + 1]
+    assert (notes / "ahead").read_text(), "no batch was begun ahead"
 
 
 def test_what_fails_in_a_batch_is_found_by_running_each_alone(tmp_path: Path, llama: Path) -> None:
