@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from exod.model import ContextSettings, NodeCard
-from exod.own_card import with_sizes
+from exod.model import ContextSettings, NodeCard, ParallelChoice
+from exod.own_card import with_choice, with_newer_choice, with_sizes
 from exoengine.model_files.memory_fit import WHOLE_CONTEXT, ModelSizes
 from tests.core.pair.cards import card
 
@@ -37,3 +37,14 @@ def test_the_context_that_is_set_is_part_of_it(context: int, needs: int) -> None
 def test_what_the_model_needs_that_was_found_last_is_said_in_any_case() -> None:
     found = with_sizes(a_card("all"), "another", SIZES)
     assert (found.found_model, found.found_mib) == ("another", 43)
+
+
+def test_each_choice_is_newer_than_the_last_and_the_newest_goes_round() -> None:
+    ranks = (card(1).id, card(2).id)
+    first = with_choice(a_card("all"), "tensor", "m", ranks)
+    second = with_choice(first, "pipeline", "m", ranks)
+    assert second.choice == ParallelChoice(2, "pipeline", "m", ranks)
+    other = with_newer_choice(card(2), second)
+    assert other == msgspec.structs.replace(card(2), choice=second.choice)
+    assert with_newer_choice(other, first) == other
+    assert with_newer_choice(other, card(1)) == other

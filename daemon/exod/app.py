@@ -63,7 +63,7 @@ from exod.network.local_network import LocalNetwork
 from exod.network.mdns_discovery import Announcement, Discovery
 from exod.network.mesh_driver import MeshDriver
 from exod.network.probe_sockets import ProbeSockets
-from exod.own_card import own_card, reached_at, with_sizes
+from exod.own_card import own_card, reached_at, with_choice, with_newer_choice, with_sizes
 from exod.peers.contacts import Contacts
 from exod.peers.control_plane import ControlPlane
 from exod.peers.membership_driver import MembershipDriver
@@ -206,6 +206,7 @@ class Daemon:
             ring_key(key),
             doubts_orphans=self.platform.system == "darwin",
             serving=Serving(config.engine.max_concurrent, config.engine.prompt_cache),
+            parallel=config.engine.parallel,
         )
         self.engine = EngineDriver(
             engine_core,
@@ -216,8 +217,10 @@ class Daemon:
             on_event=lambda kind, data: self.events.write(Event(0.0, kind, identity.id, data)),
             on_change=self.refresh_soon,
             on_model_wish=self.wish.ask_model,
-            on_ring_port=self._ring_port_moved,
+            # Of this card the coordinator makes the next plan.
+            on_ring_port=lambda port: self._set_card(msgspec.structs.replace(self.card, ring_port=port)),
             on_edge=self.driver.feed,
+            on_choice=lambda *chosen: self._set_card(with_choice(self.card, *chosen)),
         )
         self.engine.worker.on_exit = self._worker_exited
         self.engine.wired_bytes = self.platform.wired_bytes
@@ -409,10 +412,6 @@ class Daemon:
         self._set_card(msgspec.structs.replace(self.card, wish=wish))
         self.engine.feed(DrainChanged(wish.draining))
 
-    def _ring_port_moved(self, port: int) -> None:
-        """Someone else has the port: the next plan, which the coordinator makes of this card, uses this one."""
-        self._set_card(msgspec.structs.replace(self.card, ring_port=port))
-
     # --- peers ----------------------------------------------------------------------------------------------
 
     def _routes_changed(self) -> None:
@@ -421,6 +420,7 @@ class Daemon:
     def _peer_card(self, card: NodeCard) -> None:
         self.peer_book.note(card)
         self.wish.heard(card.wish)
+        self._set_card(with_newer_choice(self.card, card))
         self.driver.feed(PeerCardReceived(card))
         self.refresh_soon()
 

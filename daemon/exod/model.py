@@ -142,6 +142,20 @@ class ClusterWish(msgspec.Struct, frozen=True):
     """No more requests are admitted."""
 
 
+class ParallelChoice(msgspec.Struct, frozen=True, order=True):
+    """What `engine.parallel = "auto"` takes for a model on these ranks: the newest of all members' cards counts, so
+    that it outlives the coordinator that made it.
+    """
+
+    number: Counter
+    """Rises with each choice."""
+    way: str
+    """`pipeline` or `tensor`."""
+    model: str
+    ranks: tuple[NodeId, ...]
+    """In the order of their ids."""
+
+
 class NodeCard(msgspec.Struct, frozen=True):
     """What a node tells the others about itself: in the control plane's greeting and at each change."""
 
@@ -171,6 +185,8 @@ class NodeCard(msgspec.Struct, frozen=True):
     """The coordinator's wish counts."""
     pair_routes: tuple[str, ...] = ()
     """Remote addresses it reaches through a router (its static peers): candidates beside shared subnets."""
+    choice: ParallelChoice | None = None
+    """The newest that it knows of."""
     wish: ClusterWish | None = None
     """The newest command that it knows of."""
     hosted: str = ""

@@ -12,7 +12,7 @@ import msgspec
 from exod import VERSION
 from exod.config.settings import Config
 from exod.identity import Identity
-from exod.model import ContextSettings, NodeCard
+from exod.model import ContextSettings, NodeCard, NodeId, ParallelChoice
 from exod.platform.system import Platform
 from exoengine.model_files.memory_fit import ModelSizes, SpanTable
 
@@ -53,6 +53,19 @@ def reached_at(card: NodeCard) -> tuple[tuple[str, ...], int]:
     """Where others reach this node's daemon: addresses and port. A node without a network reaches itself."""
     addresses = tuple(one.address for one in card.addresses)
     return addresses or ("127.0.0.1",), card.mesh_port
+
+
+def with_choice(card: NodeCard, way: str, model: str, ranks: tuple[NodeId, ...]) -> NodeCard:
+    """The card of the node that chose how a model is run: the next plan, which it makes, follows it."""
+    number = 1 + (card.choice.number if card.choice is not None else 0)
+    return msgspec.structs.replace(card, choice=ParallelChoice(number, way, model, ranks))
+
+
+def with_newer_choice(card: NodeCard, other: NodeCard) -> NodeCard:
+    """The card of a node that keeps what another one chose: it may coordinate the next plan."""
+    if other.choice is None or (card.choice is not None and card.choice >= other.choice):
+        return card
+    return msgspec.structs.replace(card, choice=other.choice)
 
 
 def _model_name(model: str, source: Path | None) -> str:

@@ -54,6 +54,35 @@ class Serving(msgspec.Struct, frozen=True):
 
 DEFAULT_SERVING: Final = Serving()
 
+CHUNK_TOKENS: Final = 128
+"""A chunk of a prompt whose time is measured: the smallest that a prefill has where nothing else runs."""
+
+SMALL_BYTES: Final = 8 * 1024
+LARGE_BYTES: Final = 128 * 1024
+"""What is summed to measure an edge: what one token of a large model needs, and enough more that the rate of a wire
+shows."""
+
+
+class StepCosts(msgspec.Struct, frozen=True):
+    """What a rank's layers take by themselves, in seconds; 0: not known."""
+
+    token_s: float = 0.0
+    chunk_s: float = 0.0
+    """Of CHUNK_TOKENS tokens."""
+
+
+class EdgeCosts(msgspec.Struct, frozen=True):
+    """What a sum of two neighbours takes over this rank's slowest edge, in seconds; 0: not known."""
+
+    small_s: float = 0.0
+    """Of SMALL_BYTES."""
+    large_s: float = 0.0
+    """Of LARGE_BYTES."""
+
+
+NOTHING_MEASURED: Final = StepCosts()
+NO_EDGES: Final = EdgeCosts()
+
 
 # --- daemon -> worker ---------------------------------------------------------------------------------------
 
@@ -218,6 +247,9 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """Does it know TextAsked? One of an earlier exod that was adopted ends its daemon's connection for it."""
     keeps_waiting: bool = False
     """Does it know KeepWaiting?"""
+    step_costs: StepCosts = NOTHING_MEASURED
+    edge_costs: EdgeCosts = NO_EDGES
+    """Both as in Loaded and Formed."""
 
 
 class LoadProgress(msgspec.Struct, frozen=True, tag="load_progress"):
@@ -243,6 +275,7 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     """Why it may be slow or fail although it was loaded, for people."""
     part: int = 0
     parts: int = 1
+    step_costs: StepCosts = NOTHING_MEASURED
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
@@ -263,6 +296,7 @@ class Formed(msgspec.Struct, frozen=True, tag="formed"):
     attempt: int
     resumed_step: int
     """The first step that will be run again or next in the active request; -1 where none is active."""
+    edge_costs: EdgeCosts = NO_EDGES
 
 
 class Aborted(msgspec.Struct, frozen=True, tag="aborted"):

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from exoengine.process.shared_state import Board, State
 from exoengine.protocol import (
+    NOTHING_MEASURED,
     PROTOCOL_VERSION,
     Abort,
     Aborted,
@@ -129,6 +130,8 @@ class Worker:
             wired_bytes=model.wired_bytes if model else 0,
             answers_texts=True,
             keeps_waiting=True,
+            step_costs=model.step_costs if model else NOTHING_MEASURED,
+            edge_costs=self._group.edge_costs,
         )
 
     def _watch_edge(self) -> None:
@@ -229,6 +232,7 @@ class Worker:
                 warning=model.warning,
                 part=message.part,
                 parts=message.parts,
+                step_costs=model.step_costs,
             )
         )
 
@@ -292,7 +296,7 @@ class Worker:
         self._formed, self._prepared = plan, None
         generations.joined(plan.rank, plan.size)
         self._set("ready")
-        self._emit(Formed(plan.plan_hash, plan.attempt, generations.next_step))
+        self._emit(Formed(plan.plan_hash, plan.attempt, generations.next_step, self._group.edge_costs))
 
     def _act_on_abort(self) -> None:
         """The control thread has shut the connections down already; here the group is dropped."""

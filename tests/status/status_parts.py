@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from exod.core.engine.engine_events import ModelFacts
 from exod.core.engine.engine_messages import RankStatus
 from exod.core.status.view import LinkView, MeshView, NodeEntry, NodeView, PathView
 from exod.daemon_api.shapes import MqttSummary
@@ -35,7 +36,18 @@ class StillSync:
 
 
 @dataclass
+class StillModel:
+    facts: ModelFacts | None = None
+
+
+@dataclass
+class StillWish:
+    wished: str = "auto"
+
+
+@dataclass
 class StillRank:
+    model: StillModel = field(default_factory=StillModel)
     loaded: Loaded | None = None
     worker: StillProcess = field(default_factory=StillProcess)
     load: StillLoad = field(default_factory=StillLoad)
@@ -54,10 +66,14 @@ class StillEngine:
     suspended: str = ""
     statuses: dict[NodeId, RankStatus] = field(default_factory=dict)
     rank: StillRank = field(default_factory=StillRank)
+    auto: StillWish = field(default_factory=StillWish)
     scheduler: StillQueue = field(default_factory=StillQueue)
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+
+    def ranks(self) -> list[RankStatus]:
+        return list(self.statuses.values())
 
     def trouble(self) -> str:
         return "it is told to load"

@@ -18,15 +18,9 @@ from typing import Any
 from exod.core.base.errors import IllegalMoveError
 from exod.core.base.events import PeerConnected
 from exod.core.engine import engine_events as events
+from exod.core.engine.auto_parallel import AutoParallel
 from exod.core.engine.client_requests import ClientCommand, ClientRequests
-from exod.core.engine.engine_events import (
-    EngineCommand,
-    EngineInput,
-    SendTo,
-    StatusChanged,
-    TellAll,
-    is_only_output,
-)
+from exod.core.engine.engine_events import EngineCommand, EngineInput, SendTo, StatusChanged, TellAll
 from exod.core.engine.engine_messages import (
     UNKNOWN_ORIGIN,
     BeginRequest,
@@ -84,8 +78,10 @@ class EngineCore:
         ring_key: bytes = b"",
         doubts_orphans: bool = False,
         serving: Serving = DEFAULT_SERVING,
+        parallel: str = "auto",
     ) -> None:
         self._me = me
+        self.auto = AutoParallel(parallel)
         self.rank = Rank(me, incarnation, sync, ring_key, serving)
         self.rank.stuck.doubts_orphans = doubts_orphans
         self.formation = Formation(me)
@@ -134,7 +130,7 @@ class EngineCore:
         if handler is None:
             raise IllegalMoveError("not an input of the engine's core", event=event)
         handler(event, now)
-        if not is_only_output(event):
+        if not events.is_only_output(event):
             self._follow_up(now)
         self._hear_self(now)
         return self._drain()
@@ -165,6 +161,9 @@ class EngineCore:
         """Whatever happened: the group or the queue may go on because of it."""
         self._from_formation(self.formation.handle_timer(now))
         self._schedule(now)
+        if self.formation.formed and self.is_drained:
+            known = self.rank.model.facts
+            self._commands += self.auto.consider(self.plan, self.formation.attempt, known, self.ranks())
 
     def _hear_self(self, now: float) -> None:
         while self._to_self:

@@ -127,6 +127,23 @@ class DownloadLine(msgspec.Struct, frozen=True):
     total_bytes: int
 
 
+class ForecastLine(msgspec.Struct, frozen=True):
+    """One way of running the model, predicted from what its ranks measured, for a short context."""
+
+    way: Literal["alone", "pipeline", "tensor"]
+    token_ms: float
+    prefill_ms: float
+    """Of a prompt of 1,024 tokens."""
+    runs: bool
+    """Is it the present one?"""
+    text: str = ""
+    """Why it cannot be; which node is meant by `alone`."""
+    measured_token_ms: float | None = None
+    """Of the present one, by its last answer."""
+    error: float | None = None
+    """How far the prediction is from that: 0.1 is 10% more than measured."""
+
+
 class EngineSummary(msgspec.Struct, frozen=True):
     state: EngineState
     model: str | None
@@ -142,6 +159,10 @@ class EngineSummary(msgspec.Struct, frozen=True):
     requests_active: int = 0
     requests_waiting: int = 0
     downloads: tuple[DownloadLine, ...] = ()
+    forecasts: tuple[ForecastLine, ...] = ()
+    """What was predicted for each way of running the model here; nothing where its ranks measured nothing yet."""
+    parallel_reason: str = ""
+    """Why it runs as it does, in words."""
 
 
 class MqttSummary(msgspec.Struct, frozen=True):

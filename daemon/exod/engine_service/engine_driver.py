@@ -55,7 +55,7 @@ class EngineDriver:
     """`send(node, message)` reaches another node; `tell_all` every other node; `on_event(type, data)` takes the
     contract's events, `on_edge` what the rank met on an edge of the ring; `on_change` says that something in the
     status changed; `on_ring_port` takes the port that the ring is to listen on from the next plan on,
-    `on_model_wish` the model that this node's card is to name.
+    `on_model_wish` the model that this node's card is to name, `on_choice` how (way, model, ranks).
     """
 
     def __init__(
@@ -70,12 +70,14 @@ class EngineDriver:
         on_model_wish: Callable[[str], None],
         on_ring_port: Callable[[int], None],
         on_edge: Callable[[RingEvidence], None],
+        on_choice: Callable[[str, str, tuple[NodeId, ...]], None] = lambda way, model, ranks: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.core = core
         self._send, self._tell_all = send, tell_all
         self._on_event, self._on_change = on_event, on_change
         self._on_model_wish, self._on_ring_port, self._on_edge = on_model_wish, on_ring_port, on_edge
+        self._on_choice = on_choice
         self._clock = clock
         self.streams = ClientStreams(self.feed)
         self.worker = WorkerProcess(folder, environment, self._worker_said, self._worker_gone)
@@ -260,6 +262,8 @@ class EngineDriver:
             case events.AnnounceUnfit(text=text):
                 log.warning("rank_unfit" if text else "rank_fit_again", text=text)
                 self.on_unfit(text)
+            case events.ChooseParallel(way=way, model=model, ranks=ranks):
+                self._on_choice(way, model, ranks)
             case events.EmitEvent(type=kind, data=data):
                 self._on_event(kind, data)
             case events.StatusChanged():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from exod.core.engine.engine_events import ModelFacts
 from exod.core.engine.engine_messages import RankStatus
 from exod.model import MeshPlan, NodeId
 from exoengine.protocol import Hello, Loaded
@@ -36,8 +37,25 @@ class SyncSource(Protocol):
     def violations(self) -> int: ...
 
 
+class ModelSource(Protocol):
+    @property
+    def facts(self) -> ModelFacts | None:
+        """What is known of the model; None while it is looked for."""
+        ...
+
+
+class WishSource(Protocol):
+    @property
+    def wished(self) -> str:
+        """This node's `engine.parallel`."""
+        ...
+
+
 class RankSource(Protocol):
     """This node's rank."""
+
+    @property
+    def model(self) -> ModelSource: ...
 
     @property
     def loaded(self) -> Loaded | None: ...
@@ -80,6 +98,9 @@ class EngineSource(Protocol):
     def rank(self) -> RankSource: ...
 
     @property
+    def auto(self) -> WishSource: ...
+
+    @property
     def scheduler(self) -> QueueSource: ...
 
     @property
@@ -90,6 +111,10 @@ class EngineSource(Protocol):
 
     @property
     def completion_tokens(self) -> int: ...
+
+    def ranks(self) -> list[RankStatus]:
+        """Of the plan's ranks, those that reported under it, in rank order."""
+        ...
 
     def trouble(self) -> str:
         """What the engine waits for; empty where it runs."""

@@ -49,6 +49,7 @@ from exod.daemon_api.shapes import (
 from exod.model import EngineState, Event, NodeCard, NodeId, NodeState, PathSnapshot
 from exod.plain_text import labels
 from exod.status.engine_source import EngineSource
+from exod.status.forecast_lines import forecast_lines, parallel_reason
 from exod.status.record import ClusterRecord
 
 CRASHES_SHOWN_S: Final = 3600.0
@@ -336,6 +337,8 @@ class StatusBuilder:
             requests_active=sum(len(status.under_way) for status in statuses[:1] if status is not None),
             requests_waiting=host.scheduler.waiting,
             downloads=tuple(DownloadLine(one.node, one.done_bytes, one.total_bytes) for one in downloads),
+            forecasts=forecast_lines(host, self.named, figures.tokens_per_s if figures else 0.0),
+            parallel_reason=self.named(parallel_reason(host)),
         )
 
     def downloads(self) -> tuple[Downloading, ...]:

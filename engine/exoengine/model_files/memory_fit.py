@@ -40,6 +40,8 @@ class ModelSizes(msgspec.Struct, frozen=True, kw_only=True):
     """What the number of those ranks must divide."""
     kv_is_divided: bool = True
     """Has each of them its part of the KV cache? Not of latent attention's, which all heads share."""
+    hidden_size: int = 0
+    """Of a token's hidden state, in values; 0: the config does not say."""
 
     @property
     def total_layers(self) -> int:

@@ -127,6 +127,7 @@ def inspect(folder: Path) -> ModelSummary:
         can_shard=can_shard(str(config["model_type"])),
         heads=head_counts(text),
         kv_is_divided=not text.get("kv_lora_rank"),
+        hidden_size=_hidden_size(text),
     )
 
 
@@ -317,9 +318,12 @@ def _kv_bytes_per_token(config: dict[str, Any]) -> int:
     if heads is None:
         return 0  # a state-space model: nothing in it grows with the context
     kv_heads = _whole(config.get("num_key_value_heads")) or heads
-    hidden = _whole(config.get("hidden_size")) or _whole(config.get("n_embd")) or 0
-    head_dim = _whole(config.get("head_dim")) or hidden // heads
+    head_dim = _whole(config.get("head_dim")) or _hidden_size(config) // heads
     return 2 * kv_heads * head_dim * KV_BYTES_PER_VALUE
+
+
+def _hidden_size(config: dict[str, Any]) -> int:
+    return _whole(config.get("hidden_size")) or _whole(config.get("n_embd")) or 0
 
 
 def _kv_windows(config: dict[str, Any], total_layers: int) -> tuple[int, ...]:

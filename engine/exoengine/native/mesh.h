@@ -59,8 +59,8 @@ class Mesh {
   // `sockets` maps each peer to the descriptors of its connections, in the same order at both ends. They are
   // copied: the caller may close its own.
   Mesh(const std::map<int, std::vector<int>>& sockets, int spin_us, double deadline_s)
-      : spin_(std::chrono::microseconds(spin_us)),
-        deadline_(std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(deadline_s))) {
+      : spin_(std::chrono::microseconds(spin_us)) {
+    wait(deadline_s);
     if (!own_pipe(wake_)) fail("no more descriptors");
     for (const auto& [peer, descriptors] : sockets)
       for (int fd : descriptors) {
@@ -90,7 +90,10 @@ class Mesh {
   void abort() { fail("aborted"); }
 
   // From any thread: what moves from now on may take so long in all.
-  void allow(double seconds) { left_ns_ = static_cast<int64_t>(std::clamp(seconds, 0.0, 1e9) * 1e9); }
+  void allow(double seconds) { left_ns_ = nanoseconds(seconds); }
+
+  // From any thread: so long a byte is waited for from now on.
+  void wait(double seconds) { deadline_ns_ = nanoseconds(seconds); }
 
   bool is_over() const { return over_.load(std::memory_order_acquire); }
 
@@ -153,6 +156,8 @@ class Mesh {
     uint32_t in_sequence, in_blocks, in_open;
   };
 
+  static int64_t nanoseconds(double seconds) { return static_cast<int64_t>(std::clamp(seconds, 0.0, 1e9) * 1e9); }
+
   static uint32_t blocks(size_t bytes) {
     return bytes == 0 ? 1 : static_cast<uint32_t>((bytes + BLOCK_BYTES - 1) / BLOCK_BYTES);
   }
@@ -172,12 +177,13 @@ class Mesh {
       }
       if (!open) return true;
       auto now = Clock::now();
+      auto deadline = std::chrono::nanoseconds(deadline_ns_.load());
       if (moved) {
         last = now;
-      } else if (now - last >= deadline_) {
+      } else if (now - last >= deadline) {
         return fail("no byte moved within the deadline");
       } else if (now - last >= spin_) {
-        sleep(jobs, std::min(last + deadline_, end) - now);
+        sleep(jobs, std::min(last + deadline, end) - now);
       }
       if (now >= end) return fail("a graph had waited for its peers as long as it may");
     }
@@ -322,7 +328,8 @@ class Mesh {
     ::poll(waiting.data(), waiting.size(), static_cast<int>(std::clamp<long long>(ms, 1, 60'000)));
   }
 
-  Clock::duration spin_, deadline_;
+  Clock::duration spin_;
+  std::atomic<int64_t> deadline_ns_{0};
   std::map<int, Peer> peers_;
   std::map<int, std::deque<std::atomic<uint64_t>>> carried_;
   int wake_[2] = {-1, -1};  // readable once the mesh is over: nobody ever reads it

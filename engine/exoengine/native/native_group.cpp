@@ -234,6 +234,7 @@ class NativeGroup : public mx::distributed::detail::GroupImpl, public std::enabl
 // What Python keeps beside the `mx.distributed.Group` that it hands to MLX.
 struct Control {
   std::shared_ptr<exod::Shared> shared;
+  int rank;
 };
 
 NB_MODULE(_native_group, m) {
@@ -241,6 +242,12 @@ NB_MODULE(_native_group, m) {
   nb::class_<Control>(m, "Control")
       .def("abort", [](Control& c) { c.shared->mesh.abort(); }, nb::call_guard<nb::gil_scoped_release>())
       .def("allow", [](Control& c, double seconds) { c.shared->mesh.allow(seconds); })
+      .def("wait", [](Control& c, double seconds) { c.shared->mesh.wait(seconds); })
+      .def("pair",  // the group of this rank and one more, over the same connections; nothing is said to make it
+           [](Control& c, int peer) {
+             std::vector<int> members{std::min(c.rank, peer), std::max(c.rank, peer)};
+             return mx::distributed::Group(std::make_shared<exod::NativeGroup>(c.shared, members, c.rank > peer));
+           })
       .def_prop_ro("failed", [](Control& c) { return c.shared->failed.load(); })
       .def_prop_ro("is_over", [](Control& c) { return c.shared->mesh.is_over(); })
       .def_prop_ro("reason", [](Control& c) { return c.shared->mesh.reason(); })
@@ -268,7 +275,7 @@ NB_MODULE(_native_group, m) {
         std::vector<int> members(size);
         for (int r = 0; r < size; r++) members[r] = r;
         auto group = std::make_shared<exod::NativeGroup>(shared, members, rank);
-        return nb::make_tuple(mx::distributed::Group(group), Control{shared});
+        return nb::make_tuple(mx::distributed::Group(group), Control{shared, rank});
       },
       nb::arg("rank"), nb::arg("size"), nb::arg("sockets"), nb::arg("spin_us"), nb::arg("deadline_s"));
 }

@@ -20,6 +20,8 @@ import time
 from typing import Any, Final
 
 from exoengine.native.module import NativeModule
+from exoengine.protocol import NO_EDGES, EdgeCosts
+from exoengine.ring import edge_costs
 from exoengine.ring.edge_proof import Seen, tell_nobody
 from exoengine.ring.hidden_states import DataRing
 from exoengine.ring.message_ring import RingLostError, TokenRing
@@ -52,6 +54,8 @@ class RingGroup:
         self._senders: list[socket.socket] = []
         self._watch = SendWatch()
         self._graph_wait_s = 0.0
+        self._measuring_ns = 0
+        """What was waited while the edges were measured: no step's."""
         self._abort_reason: AbortReason | None = None
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
@@ -62,6 +66,8 @@ class RingGroup:
         """Why nothing of this group may be sent or received inside a graph; empty where it may."""
         self.tokens: TokenRing | None = None
         """The small messages of this group; None with a single rank."""
+        self.edge_costs: EdgeCosts = NO_EDGES
+        """What a sum over this rank's edges took when the group was formed."""
         self.data: DataRing | None = None
         """What safe steps send and receive, outside MLX; None with a single rank."""
 
@@ -78,7 +84,7 @@ class RingGroup:
     @property
     def waited_s(self) -> float:
         """How long receives and collectives inside graphs took so far in this group: what a GPU waited for."""
-        return self._control.waited_ns / 1e9 if self._control is not None else 0.0
+        return (self._control.waited_ns - self._measuring_ns) / 1e9 if self._control is not None else 0.0
 
     def allow_wait(self, already_s: float = 0.0) -> None:
         """A graph begins, or goes on that has waited `already_s`: what it waits for its peers is limited in all."""
@@ -145,6 +151,7 @@ class RingGroup:
         self.tokens = TokenRing(plan.rank, plan.size, left, right, edges.keys[left], edges.keys[right])
         self.data = DataRing(edges.data_left, edges.data_right)
         self._make_native(plan, edges, graph_wait_s)
+        self._measure_edges(plan, deadline)
 
     def _make_native(self, plan: RingPlan, edges: Edges, graph_wait_s: float) -> None:
         module = self._native.get()
@@ -162,6 +169,20 @@ class RingGroup:
             self.handle, self._control, self._graph_wait_s = handle, control, graph_wait_s
             if self._abort_reason is not None:
                 control.abort()  # it came while the group was made
+
+    def _measure_edges(self, plan: RingPlan, deadline: float) -> None:
+        """Its neighbours may still wait for their other ones: they are given as long as the group."""
+        self.edge_costs, self._measuring_ns = NO_EDGES, 0
+        if self._control is None:
+            return
+        self._control.wait(max(0.0, deadline - time.monotonic()))
+        costs = edge_costs.measure(self._control, plan.rank, plan.size)
+        self._control.wait(self._graph_wait_s)
+        try:
+            self.check()
+        except RingLostError as error:
+            raise FormError("edge", str(error)) from error
+        self.edge_costs, self._measuring_ns = costs, self._control.waited_ns
 
     def _called_off(self) -> str | None:
         return self._abort_reason.text if self._abort_reason is not None else None

@@ -46,7 +46,7 @@ BACKLOG: Final = 512
 which would come again a second later."""
 
 MAGIC: Final = b"EXOR"
-VERSION: Final = 6
+VERSION: Final = 7
 _HELLO: Final = struct.Struct(">4sBBHHI32s16s")
 MAC_BYTES: Final = 32
 NONCE_BYTES: Final = 16

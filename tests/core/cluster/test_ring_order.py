@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import msgspec
 import pytest
@@ -19,7 +20,18 @@ from exod.core.cluster.ring_order import (
     ring_order,
     ring_pairs,
 )
-from exod.model import ContextSettings, Edge, Epoch, Kind, LeftOut, Member, MeshPlan, NodeId, path_id
+from exod.model import (
+    ContextSettings,
+    Edge,
+    Epoch,
+    Kind,
+    LeftOut,
+    Member,
+    MeshPlan,
+    NodeId,
+    ParallelChoice,
+    path_id,
+)
 from tests.core.pair.cards import card
 
 EPOCH = Epoch(3, 1_000)
@@ -199,3 +211,41 @@ def test_a_tensor_group_has_an_edge_between_each_two_ranks_that_have_a_path(
     possible = {pair_of(one, other) for one, other in itertools.combinations(ring, 2)} & set(edges)
     assert set(pairs) == (possible if len(ring) > 1 else set())
     assert len(across) == len(possible) - len(ring_pairs(ring))
+
+
+def chosen(number: int, way: str, model: str, *ranks: NodeId) -> ParallelChoice:
+    return ParallelChoice(number, way, model, tuple(sorted(ranks)))
+
+
+def planned(*choices: ParallelChoice | None, wish: str = "auto", apart: Sequence[Pair] = ()) -> str:
+    """What the plan says of nodes whose cards have these choices; all but those `apart` reach each other."""
+    nodes = [node(place) for place in range(len(choices))]
+    pairs = {pair: edge(*pair) for pair in itertools.combinations(nodes, 2) if pair not in apart}
+    cards = [
+        msgspec.structs.replace(card(place), id=one, parallel=wish, choice=choice, model="m")
+        for place, (one, choice) in enumerate(zip(nodes, choices, strict=True))
+    ]
+    plan = build_plan(EPOCH, cards[0], cards, pairs)
+    assert plan is not None
+    return plan.parallel
+
+
+def test_what_was_chosen_for_the_model_on_these_ranks_is_in_the_plan_whoever_remembers_it() -> None:
+    ranks = [node(place) for place in range(3)]
+    choice = chosen(1, "tensor", "m", *ranks)
+    assert planned(choice, None, None) == planned(None, None, choice) == "tensor"
+    assert planned(choice, chosen(2, "pipeline", "m", *ranks), None) == "auto"
+
+
+def test_ranks_that_do_not_all_reach_each_other_stay_a_pipeline() -> None:
+    ranks = [node(place) for place in range(4)]
+    choice = chosen(1, "tensor", "m", *ranks)
+    assert planned(choice, None, None, None) == "tensor"
+    assert planned(choice, None, None, None, apart=[(ranks[0], ranks[2])]) == "auto"
+
+
+def test_a_choice_for_other_ranks_or_another_model_or_against_a_wish_is_none() -> None:
+    ranks = [node(place) for place in range(3)]
+    assert planned(chosen(1, "tensor", "m", *ranks[:2]), None, None) == "auto"
+    assert planned(chosen(1, "tensor", "other", *ranks), None, None) == "auto"
+    assert planned(chosen(1, "tensor", "m", *ranks), None, None, wish="pipeline") == "pipeline"

@@ -323,6 +323,8 @@ class EngineHost:
                 self.world.tell(self.host, f"cannot serve: {text}" if text else "can serve again")
                 self.host.unfit = text
                 self._card_changed()
+            case events.ChooseParallel():
+                pass  # modelled ranks measure nothing
             case events.EmitEvent(type=kind, data=data):
                 self.world.told_engine_event(self.host, kind, data)
             case events.StatusChanged():

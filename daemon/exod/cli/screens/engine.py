@@ -9,6 +9,7 @@ from exod.daemon_api.shapes import (
     ClusterReport,
     DoctorReport,
     EngineReport,
+    EngineSummary,
     MeshReport,
     PreflightReport,
     RankDetail,
@@ -52,6 +53,23 @@ def _name(node: NodeId | None, names: dict[NodeId, str]) -> str:
     return "none" if node is None else names.get(node, node)
 
 
+def _ways(engine: EngineSummary, paint: Paint, width: int) -> list[str]:
+    """How the model could be run here, what was predicted of it, and why it runs as it does."""
+    lines = [f"  {paint.plain(text)}" for text in wrap(engine.parallel_reason, width - 2) if text]
+    rows = []
+    for one in engine.forecasts:
+        name = {"alone": "one node alone", "pipeline": "pipeline", "tensor": "tensor group"}[one.way]
+        figures = f"{ms(one.token_ms)} a token, 1,024 tokens of prompt in {ms(one.prefill_ms)}"
+        if one.measured_token_ms is not None and one.error is not None:
+            figures += f" (measured {ms(one.measured_token_ms)}, predicted {one.error:+.0%})"
+        cannot = one.token_ms == 0 or (one.text and one.way != "alone")
+        said = f"cannot be: {one.text}" if cannot else f"predicted {figures}"
+        if one.way == "alone" and one.text:
+            said += f"; {one.text}"
+        rows.append([Cell(name, "bold" if one.runs else "dim"), Cell(said, "" if one.runs else "dim")])
+    return lines + paint.columns(rows, indent=4)
+
+
 def engine_screen(report: EngineReport, paint: Paint, width: int) -> list[str]:
     """The hosted model and every rank's process."""
     engine = report.engine
@@ -85,6 +103,7 @@ def engine_screen(report: EngineReport, paint: Paint, width: int) -> list[str]:
         lines.append(f"  {paint.plain(', '.join(facts))}")
     if engine.state is not EngineState.OFF:
         lines += [f"  {paint.styled(text, 'dim')}" for text in wrap(sync_words(engine), width - 2)]
+    lines += _ways(engine, paint, width)
     lines += paint.columns([_rank_row(rank) for rank in report.ranks], indent=2)
     for rank in report.ranks:
         lines += [f"    {paint.styled(text, 'warn')}" for text in wrap(rank.text, width - 4) if text]

@@ -245,6 +245,7 @@ def _engine_words(engine: EngineSummary, paint: Paint, width: int, said: str) ->
         lines += _words(engine.text, paint, width, "dim" if level in ("good", "idle") else level)
     if engine.state is not EngineState.OFF and engine.ranks:
         lines += _words(sync_words(engine), paint, width)
+        lines += _words(engine.parallel_reason, paint, width) if engine.parallel_reason else []
     return lines
 
 

@@ -129,6 +129,8 @@ def build_plan(
     ring = ring_order([card.id for card in members if card.engine and card.id not in without], edges, running)
     if ring is None:
         return None
+    model = hosted_model(coordinator, members)
+    parallel = _parallel(coordinator, members, model, ring, edges)
     plan = MeshPlan(
         epoch=epoch,
         coordinator=coordinator.id,
@@ -136,17 +138,35 @@ def build_plan(
         ring=ring,
         edges=tuple(
             _directed(source, target, cards, edges)
-            for source, target in [*_around(ring), *_across(ring, edges, coordinator.parallel)]
+            for source, target in [*_around(ring), *_across(ring, edges, parallel)]
         ),
-        model=hosted_model(coordinator, members),
+        model=model,
         split=coordinator.split,
         memory_mib=tuple(cards[one].memory_mib for one in ring),
         context=coordinator.context,
-        parallel=coordinator.parallel,
+        parallel=parallel,
         left_out=left_out,
         hash="",
     )
     return msgspec.structs.replace(plan, hash=plan_hash(plan))
+
+
+def _parallel(
+    coordinator: NodeCard,
+    members: Sequence[NodeCard],
+    model: str,
+    ring: tuple[NodeId, ...],
+    edges: Mapping[Pair, PairEdge],
+) -> str:
+    """The coordinator's wish; `tensor` where that is `auto`, and it was chosen for this model on these ranks, which
+    all reach each other.
+    """
+    choices = [card.choice for card in members if card.choice is not None]
+    ranks = tuple(sorted(ring))
+    newest = max((one for one in choices if (one.model, one.ranks) == (model, ranks)), default=None)
+    if coordinator.parallel != "auto" or newest is None or newest.way != "tensor":
+        return coordinator.parallel
+    return "tensor" if all(pair in edges for pair in itertools.combinations(ranks, 2)) else "auto"
 
 
 def _around(ring: tuple[NodeId, ...]) -> list[tuple[NodeId, NodeId]]:

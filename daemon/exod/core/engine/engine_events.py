@@ -7,6 +7,8 @@ connection to a peer is the same input as the mesh's core takes: `PeerConnected`
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from exod.core.base.events import PeerConnected
@@ -249,6 +251,15 @@ class AnnounceUnfit(msgspec.Struct, frozen=True):
     text: str
 
 
+class ChooseParallel(msgspec.Struct, frozen=True):
+    """Put on this node's card how `engine.parallel = "auto"` runs this model on these ranks."""
+
+    way: Literal["pipeline", "tensor"]
+    model: str
+    ranks: tuple[NodeId, ...]
+    """In the order of their ids."""
+
+
 # --- commands: people and clients ---------------------------------------------------------------------------
 
 
@@ -316,6 +327,7 @@ EngineCommand = (
     | WishModel
     | AnnounceRingPort
     | AnnounceUnfit
+    | ChooseParallel
     | EmitEvent
     | StatusChanged
     | LogIgnored

@@ -12,7 +12,16 @@ from typing import Final, Literal
 import msgspec
 
 from exod.model import Counter, NodeId
-from exoengine.protocol import Finished, GenerationRequest, RequestFailed, TokenOut
+from exoengine.protocol import (
+    NO_EDGES,
+    NOTHING_MEASURED,
+    EdgeCosts,
+    Finished,
+    GenerationRequest,
+    RequestFailed,
+    StepCosts,
+    TokenOut,
+)
 
 UNKNOWN_ORIGIN: Final = NodeId("")
 """Of a generation that outlived its daemon, until its origin makes itself known."""
@@ -84,6 +93,10 @@ class RankStatus(msgspec.Struct, frozen=True, tag="rank"):
     memory_mib: int = 0
     recommended_mib: int = 0
     """Of the GPU's memory, what its MLX says that it should use at most; 0 where it says nothing."""
+    costs: StepCosts = NOTHING_MEASURED
+    """What its layers took by themselves when they were loaded."""
+    edges: EdgeCosts = NO_EDGES
+    """What a sum over its edges took when its group was formed."""
     wired_mib: int = 0
     """How much of it is wired for its layers and its KV cache at most."""
     download_done: int = 0

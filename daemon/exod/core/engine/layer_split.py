@@ -78,7 +78,7 @@ def _by_memory(memory_mib: tuple[int, ...], context: ContextSettings, sizes: Mod
     what comes after. Cost: (bytes over what the nodes can hold, fill), whose squares make an uneven cut costly.
     """
     ranks, layers = len(memory_mib), sizes.total_layers
-    table = _table(context, sizes)
+    table = span_table(context, sizes)
     best: dict[int, tuple[int, int, Spans]] = {0: (0, 0, ())}
     for rank, mib in enumerate(memory_mib):
         size, left = max(1, mib << 20), ranks - rank - 1
@@ -97,11 +97,12 @@ def _by_memory(memory_mib: tuple[int, ...], context: ContextSettings, sizes: Mod
 
 def rank_needs(plan: MeshPlan, sizes: ModelSizes) -> list[SpanNeeds]:
     """What each rank's share needs, in rank order. ValueError as `layer_spans`."""
-    table = _table(plan.context, sizes, tensor_parts(plan, sizes))
+    table = span_table(plan.context, sizes, tensor_parts(plan, sizes))
     return [table.needs(first, last) for first, last in layer_spans(plan, sizes)]
 
 
-def _table(context: ContextSettings, sizes: ModelSizes, parts: int = 1) -> SpanTable:
+def span_table(context: ContextSettings, sizes: ModelSizes, parts: int = 1) -> SpanTable:
+    """What each span of layers, or one of `parts` of it, needs under a plan's settings of the context."""
     return SpanTable(sizes, context.max_tokens, context.kv_bits, context.kv_group_size, parts)
 
 

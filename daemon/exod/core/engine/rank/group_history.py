@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 from exod.core.engine.engine_events import EmitEvent
-from exoengine.protocol import Aborted, Formed, Heartbeat
+from exoengine.protocol import NO_EDGES, Aborted, Formed, Heartbeat, Hello
 
 Cause = Literal["move", "fault"]
 
@@ -21,6 +21,8 @@ class GroupHistory:
         """(plan, attempt) of the group that the worker stands in."""
         self._lost: tuple[float, Cause, str] | None = None
         self._heartbeat_gap_ms = 0.0
+        self.edges = NO_EDGES
+        """What a sum took over the edges of the newest group."""
         self.last_gap_ms = 0.0
         """Of the newest recovery: between two tokens where one was held up, else between the groups."""
         self.gave_up = ""
@@ -33,14 +35,17 @@ class GroupHistory:
     def is_of(self, plan_hash: str, attempt: int) -> bool:
         return self._group == (plan_hash, attempt)
 
-    def found(self, plan_hash: str | None, attempt: int, formed: bool) -> None:
+    def found(self, hello: Hello) -> None:
         """What a worker's hello says: it may stand in the group of an earlier daemon's plan."""
-        self._group = (plan_hash, attempt) if formed and plan_hash is not None else None
+        plan_hash = hello.plan_hash
+        self._group = (plan_hash, hello.attempt) if hello.formed and plan_hash is not None else None
+        self.edges = hello.edge_costs
         self._heartbeat_gap_ms = 0.0
 
     def formed(self, formed: Formed, now: float) -> list[EmitEvent]:
         """The worker stands in a group. The event says how long the gap was, where there was a group before."""
         self._group, lost, self._lost = (formed.plan_hash, formed.attempt), self._lost, None
+        self.edges = formed.edge_costs
         if lost is None:
             return []
         at, cause, reason = lost

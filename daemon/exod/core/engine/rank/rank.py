@@ -409,7 +409,7 @@ class Rank:
         self.worker.said_hello(hello, now)
         self.fitness.greeted()
         self.stuck.greeted(hello)
-        self._group.found(hello.plan_hash, hello.attempt, hello.formed)
+        self._group.found(hello)
         newest_first = sorted(hello.requests, key=lambda request: -request.order)
         stale = [request for request in newest_first if not self.requests.adopt(self._me, request)]
         # With stale requests it must load again, as in `ended`: that makes it forget them.

@@ -120,6 +120,8 @@ class StatusReports:
             last_gap_ms=parts.group.last_gap_ms,
             memory_mib=heartbeat.memory_bytes >> 20 if heartbeat is not None else 0,
             recommended_mib=hello.recommended_bytes >> 20 if hello is not None else 0,
+            costs=parts.load.costs,
+            edges=parts.group.edges,
             wired_mib=parts.load.wired_bytes >> 20,
             download_done=parts.model.download.done_bytes,
             download_total=parts.model.download.total_bytes,

@@ -6,7 +6,7 @@ Decides which of the worker's answers belongs to what was asked; never what is a
 from __future__ import annotations
 
 from exod.core.engine.engine_events import EmitEvent
-from exoengine.protocol import Hello, Load, Loaded, LoadFailed
+from exoengine.protocol import NOTHING_MEASURED, Hello, Load, Loaded, LoadFailed, StepCosts
 
 
 class WorkerLoad:
@@ -23,6 +23,10 @@ class WorkerLoad:
     @property
     def wired_bytes(self) -> int:
         return self.held.wired_bytes if self.held is not None else 0
+
+    @property
+    def costs(self) -> StepCosts:
+        return self.held.step_costs if self.held is not None else NOTHING_MEASURED
 
     @property
     def warning(self) -> str:
@@ -53,6 +57,7 @@ class WorkerLoad:
             wired_bytes=hello.wired_bytes,
             part=load.part,
             parts=load.parts,
+            step_costs=hello.step_costs,
         )
         return True
 

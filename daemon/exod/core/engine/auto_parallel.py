@@ -1,0 +1,53 @@
+"""When `engine.parallel = "auto"` looks at what was measured, and what follows.
+
+Decides, on the coordinator: once for each group that was formed, while nothing is generated and nothing waits, so
+never in mid-answer. What is faster is parallel_forecast.py's. What was chosen goes to all with the node's card, and
+the next plan follows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from exod.core.engine.engine_events import ChooseParallel, EmitEvent, ModelFacts
+from exod.core.engine.engine_messages import RankStatus
+from exod.core.engine.parallel_forecast import Way, choice, forecasts, in_words
+from exod.model import MeshPlan, NodeId
+
+WORTH_BYTES: Final = 256 << 20
+"""A smaller model takes a few milliseconds a token however it is run. What its sums take differs by as much each
+time that it is measured, and is not worth another load."""
+
+
+def present_way(ranks: Sequence[RankStatus]) -> Way:
+    return "tensor" if any(rank.parts > 1 for rank in ranks) else "pipeline"
+
+
+class AutoParallel:
+    """`wished` is this node's `engine.parallel`."""
+
+    def __init__(self, wished: str) -> None:
+        self.wished = wished
+        self._considered: tuple[str, int] | None = None
+        """(plan, attempt) of the group whose figures were looked at last."""
+        self._chosen: set[tuple[str, tuple[NodeId, ...]]] = set()
+        """(model, ranks) that a way was chosen for."""
+
+    def consider(
+        self, plan: MeshPlan | None, attempt: int, facts: ModelFacts | None, ranks: Sequence[RankStatus]
+    ) -> list[ChooseParallel | EmitEvent]:
+        """The plan's group stands, and nobody waits for an answer."""
+        if plan is None or facts is None or self.wished != "auto" or self._considered == (plan.hash, attempt):
+            return []
+        found, now = forecasts(plan, facts.sizes, ranks), present_way(ranks)
+        if not found or sum(facts.sizes.layer_bytes) < WORTH_BYTES:
+            return []
+        self._considered = (plan.hash, attempt)
+        key = (plan.model, tuple(sorted(plan.ring)))
+        other = choice(found, now, key in self._chosen or now == "tensor")
+        if other is None or other == "alone":
+            return []
+        self._chosen.add(key)
+        data: dict[str, object] = {"way": other, "reason": in_words(found, other, "auto")}
+        return [ChooseParallel(other, *key), EmitEvent("engine.parallel", data)]
