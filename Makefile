@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cross native-macos launcher dist formula resolve floors run test clients home-assistant lab bench sim fuzz attack chaos clean
+.PHONY: help setup setup-cross native-macos launcher dist formula resolve floors run test parity clients home-assistant lab bench sim fuzz attack chaos clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST) | sort
@@ -62,6 +62,9 @@ test: setup ## ruff, mypy --strict and the test suite
 home-assistant: setup-cross ## Home Assistant in build/home-assistant, whose own schemas judge what MQTT publishes for it
 	$(PYTHON) -m venv build/home-assistant
 	$(BIN)/uv pip install --quiet --python build/home-assistant/bin/python homeassistant==2024.3.3 paho-mqtt==1.6.1
+
+parity: setup ## every architecture that mlx-lm can divide, as a tensor group of two ranks and of four
+	PARITY=all $(BIN)/pytest tests/engine/model/test_tensor_architectures.py
 
 clients: setup-cross ## other projects' clients in build/clients, which tests/clients runs unmodified
 	$(PYTHON) -m venv build/clients

@@ -171,3 +171,40 @@ PARTED: Final = [
     )),
 ]  # fmt: skip
 """What mlx-lm can divide for tensor parallelism, with heads for four ranks."""
+
+PARTED_MORE: Final = [
+    _of("exaone_moe", _MOE, _FOUR, head_dim=16, num_shared_experts=1, sliding_window=16, layer_types=_ALTERNATING,
+        is_moe_layer=[False,True,True,True]),
+    _of("glm4_moe_lite", _LATENT, _ROUTED, _FOUR),
+    {"model_type": "kimi_k25", "text_config": _of("deepseek_v3", _LATENT, _ROUTED, _FOUR, rope_scaling=_YARN)},
+    _of("longcat_flash_ngram", _LATENT, _FOUR, attention_method="MLA", zero_expert_type="identity",
+        ffn_hidden_size=128, moe_topk=2, expert_ffn_hidden_size=64, n_routed_experts=2, zero_expert_num=2, num_layers=4,
+        routed_scaling_factor=1.0, mla_scale_q_lora=True, mla_scale_kv_lora=True, attention_bias=False,
+        ngram_vocab_size_ratio=4, emb_neighbor_num=2, emb_split_num=2),
+    _of("minimax", _FOUR, num_experts_per_tok=2, num_local_experts=4, shared_intermediate_size=64, rotary_dim=8,
+        head_dim=16),
+    _of("ministral3", _FOUR, head_dim=16, rope_parameters={"rope_theta": 1000.0, "llama_4_scaling_beta": 0.1,
+        "original_max_position_embeddings": 2048, "type": "default", "rope_type": "default"}, layer_types=_ALTERNATING,
+        sliding_window=16),
+    _of("mistral4", _LATENT, _ROUTED, _FOUR, first_k_dense_replace=1, rope_parameters={"rope_theta": 1000.0,
+        "llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 2048, "type": "yarn", "factor": 4.0,
+        "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0}),
+    _of("step3p5", _FOUR, num_attention_groups=4, head_dim=16, sliding_window=16, layer_types=_ALTERNATING,
+        moe_num_experts=4, moe_top_k=2, moe_intermediate_size=64, share_expert_dim=64, moe_layers_enum="1, 2, 3"),
+    {"model_type": "minimax_m3_vl", "text_config": _of("x", _FOUR, dense_intermediate_size=128,
+        shared_intermediate_size=64, num_local_experts=4, num_experts_per_tok=2, head_dim=16, moe_layer_freq=[0, 1, 1,
+        1])},
+    {"model_type": "kimi_k3", "text_config": _of("kimi_linear", _FOUR, q_lora_rank=8, kv_lora_rank=8,
+        qk_nope_head_dim=16, qk_rope_head_dim=16, v_head_dim=16, num_experts=4, num_experts_per_token=2,
+        num_shared_experts=1, moe_intermediate_size=64, first_k_dense_replace=1, linear_attn_config={"num_heads": 4,
+        "head_dim": 32, "kda_layers": [1, 3], "full_attn_layers": [2, 4], "short_conv_kernel_size": 4})},
+    _of("deepseek_v41", _FOUR, head_dim=32, q_lora_rank=16, qk_rope_head_dim=16, o_groups=4, o_lora_rank=16,
+        moe_intermediate_size=64, n_routed_experts=4, num_experts_per_tok=2, sliding_window=16,
+        compress_ratios=(0, 4, 0, 4), index_n_heads=4, index_head_dim=32, index_topk=16, candidate_topk_blocks=8, rms_norm_eps=1e-6),
+    {**LLAMA, **_FOUR, "model_type": "iquestloopcoder", "head_dim": 16, "num_hidden_layers": 4, "loop_num": 2,
+        "loop_window_size": 16, "rope_theta": 1000.0, "attention_bias": False, "mlp_bias": False},
+]  # fmt: skip
+"""The others that mlx-lm can divide, on a CPU."""
+
+NEEDS_METAL: Final = ("muse_spark",)
+"""mlx-lm divides it, but its attention is a kernel for Metal alone."""
