@@ -6,7 +6,7 @@ import msgspec
 
 from exod.cli.base.paint import Paint
 from exod.cli.screens.engine import engine_screen
-from exod.daemon_api.shapes import ForecastLine
+from exod.daemon_api.forecast_line import ForecastLine
 from tests.fake_daemon import FakeDaemon
 
 GIB = 1 << 30

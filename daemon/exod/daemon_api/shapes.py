@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from exod.daemon_api.forecast_line import ForecastLine
 from exod.model import (
     EngineState,
     Event,
@@ -125,23 +126,6 @@ class DownloadLine(msgspec.Struct, frozen=True):
     node: NodeId
     done_bytes: int
     total_bytes: int
-
-
-class ForecastLine(msgspec.Struct, frozen=True):
-    """One way of running the model, predicted from what its ranks measured, for a short context."""
-
-    way: Literal["alone", "pipeline", "tensor"]
-    token_ms: float
-    prefill_ms: float
-    """Of a prompt of 1,024 tokens."""
-    runs: bool
-    """Is it the present one?"""
-    text: str = ""
-    """Why it cannot be; which node is meant by `alone`."""
-    measured_token_ms: float | None = None
-    """Of the present one, by its last answer."""
-    error: float | None = None
-    """How far the prediction is from that: 0.1 is 10% more than measured."""
 
 
 class EngineSummary(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from exod.core.engine.auto_parallel import present_way
 from exod.core.engine.parallel_forecast import Forecast, Way, forecasts, in_words
-from exod.daemon_api.shapes import ForecastLine
+from exod.daemon_api.forecast_line import ForecastLine
 from exod.status.engine_source import EngineSource
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from exoengine.model_files.tensor_support import can_shard
 from exoengine.protocol import Loaded, SyncSettings
-from tests.engine.architectures import NEEDS_METAL, PARTED, PARTED_MORE
+from tests.engine.divisible import NEEDS_METAL, PARTED, PARTED_MORE
 from tests.engine.driver import Cluster, cluster, request
 from tests.engine.models import undisturbed, write_model
 
