@@ -300,9 +300,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "exoengine.model": ("exoengine.model_files", "exoengine.typed_text"),
     "exoengine.ring": ("exoengine.framing", "exoengine.interface_binding", "exoengine.native"),
     "exoengine.process": (),
+    "exoengine.measure": ("exoengine.model",),
     "exoengine.generate": ("exoengine.model", "exoengine.model_files", "exoengine.process", "exoengine.ring"),
     "exoengine.worker": (
         "exoengine.generate",
+        "exoengine.measure",
         "exoengine.model",
         "exoengine.model_files",
         "exoengine.native",

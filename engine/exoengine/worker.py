@@ -82,6 +82,7 @@ class Worker:
         self._model: LoadedModel | None = None
         self._asked: Load | None = None
         """What `_model` was loaded for."""
+        self._step_costs = NOTHING_MEASURED
         self._load_s = 0.0
         self._held: HeldLayers | None = None
         self._generations: Generations | None = None
@@ -130,7 +131,7 @@ class Worker:
             wired_bytes=model.wired_bytes if model else 0,
             answers_texts=True,
             keeps_waiting=True,
-            step_costs=model.step_costs if model else NOTHING_MEASURED,
+            step_costs=self._step_costs,
             edge_costs=self._group.edge_costs,
         )
 
@@ -180,10 +181,12 @@ class Worker:
 
     def _load(self, message: Load) -> None:
         from exoengine.generate.loop import Generations
+        from exoengine.measure.step_costs import measure
         from exoengine.model.loading import HeldLayers, LoadCalledOffError, load
         from exoengine.model_files.model_folder import ModelFolderError
 
         self._part("replaced", "another model is loaded")
+        self._step_costs = NOTHING_MEASURED
         self._model = self._generations = self._asked = None
         self._texts.use(None)
         gc.collect()
@@ -199,6 +202,7 @@ class Worker:
         held = self._held = self._held or HeldLayers()
         try:
             self._model = load(message, note, held, self._native.get() if message.parts > 1 else None)
+            self._step_costs = measure(self._model.stage)
         except LoadCalledOffError:
             self._set("empty")
             return
@@ -232,7 +236,7 @@ class Worker:
                 warning=model.warning,
                 part=message.part,
                 parts=message.parts,
-                step_costs=model.step_costs,
+                step_costs=self._step_costs,
             )
         )
 

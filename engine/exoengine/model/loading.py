@@ -16,7 +16,7 @@ import psutil
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_config, load_model
 
-from exoengine.model import gpu_memory, step_costs
+from exoengine.model import gpu_memory
 from exoengine.model.cache_rollback import NotQuantisableError, Quantisation
 from exoengine.model.stages import NotSplittableError, Stage, parameter_bytes
 from exoengine.model.tensor_share import NotDivisibleError, divide, regroup
@@ -24,7 +24,7 @@ from exoengine.model.text import Tokenizer
 from exoengine.model_files.memory_fit import Fit, SpanNeeds, SpanTable, gib, judge_fit, why_not_divisible
 from exoengine.model_files.model_folder import ModelFolderError, ModelSummary, inspect
 from exoengine.model_files.wired_memory import wired_limit
-from exoengine.protocol import NOTHING_MEASURED, Load, StepCosts
+from exoengine.protocol import Load
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,6 @@ class LoadedModel:
     warning: str = ""
     parts: int = 1
     """Of each layer it has one of so many parts; then `regroup` before it is run, and after."""
-    step_costs: StepCosts = NOTHING_MEASURED
     _stand_in: Any = None
 
     @property
@@ -136,7 +135,6 @@ def load(
     _probe(stage, folder)
     if asked.kv_bits:
         _quantise(stage, summary, Quantisation(asked.kv_bits, asked.kv_group_size))
-    costs = step_costs.measure(stage)
     mx.clear_cache()
     return LoadedModel(
         folder=folder,
@@ -148,7 +146,6 @@ def load(
         wired_bytes=wired_bytes,
         warning=warning,
         parts=asked.parts,
-        step_costs=costs,
         _stand_in=stand_in,
     )
 
