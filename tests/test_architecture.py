@@ -288,7 +288,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "exod.cli": ("exod.cli.base", "exod.cli.commands"),
     # the engine
-    "exoengine.protocol": ("exoengine.framing", "exoengine.generation_request"),
+    "exoengine.protocol": ("exoengine.cost_figures", "exoengine.framing", "exoengine.generation_request"),
+    "exoengine.cost_figures": (),
     "exoengine.generation_request": (),
     "exoengine.framing": (),
     "exoengine.decoding": (),

@@ -14,6 +14,13 @@ from typing import Final, Literal
 import msgspec
 
 from exoengine import framing
+from exoengine.cost_figures import CHUNK_TOKENS as CHUNK_TOKENS
+from exoengine.cost_figures import LARGE_BYTES as LARGE_BYTES
+from exoengine.cost_figures import NO_EDGES as NO_EDGES
+from exoengine.cost_figures import NOTHING_MEASURED as NOTHING_MEASURED
+from exoengine.cost_figures import SMALL_BYTES as SMALL_BYTES
+from exoengine.cost_figures import EdgeCosts as EdgeCosts
+from exoengine.cost_figures import StepCosts as StepCosts
 from exoengine.decoding import DecodingError, decode
 from exoengine.generation_request import ChatMessage as ChatMessage
 from exoengine.generation_request import GenerationRequest as GenerationRequest
@@ -53,35 +60,6 @@ class Serving(msgspec.Struct, frozen=True):
 
 
 DEFAULT_SERVING: Final = Serving()
-
-CHUNK_TOKENS: Final = 128
-"""A chunk of a prompt whose time is measured: the smallest that a prefill has where nothing else runs."""
-
-SMALL_BYTES: Final = 8 * 1024
-LARGE_BYTES: Final = 128 * 1024
-"""What is summed to measure an edge: what one token of a large model needs, and enough more that the rate of a wire
-shows."""
-
-
-class StepCosts(msgspec.Struct, frozen=True):
-    """What a rank's layers take by themselves, in seconds; 0: not known."""
-
-    token_s: float = 0.0
-    chunk_s: float = 0.0
-    """Of CHUNK_TOKENS tokens."""
-
-
-class EdgeCosts(msgspec.Struct, frozen=True):
-    """What a sum of two neighbours takes over this rank's slowest edge, in seconds; 0: not known."""
-
-    small_s: float = 0.0
-    """Of SMALL_BYTES."""
-    large_s: float = 0.0
-    """Of LARGE_BYTES."""
-
-
-NOTHING_MEASURED: Final = StepCosts()
-NO_EDGES: Final = EdgeCosts()
 
 
 # --- daemon -> worker ---------------------------------------------------------------------------------------
