@@ -6,7 +6,7 @@ docs/simulation.md records seed and story of each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -17,6 +17,7 @@ from exod.core.cluster import unanimous_ack
 from exod.core.pair import dead_detection, link, path_selection
 from exod.core.probe.datagram import Datagram
 from tests.sim.engine.planted import PLANTED as IN_THE_ENGINE
+from tests.sim.invariants import InvariantBrokenError
 
 
 def _drop_the_incarnation_check() -> Any:
@@ -71,6 +72,20 @@ PLANTED = {
     "replay": (_accept_replays, "12"),
 }
 """Name -> (the bug, the invariant that it breaks)."""
+
+
+def find(name: str, scenario: Callable[[int], object], seeds: Iterable[int], mark: str) -> tuple[int, str]:
+    """With the bug planted: the first seed whose story has `mark` in its first line, and the story; -1 where there
+    is none.
+    """
+    for seed in seeds:
+        with planted(name):
+            try:
+                scenario(seed)
+            except InvariantBrokenError as error:
+                if mark in str(error).partition("\n")[0]:
+                    return seed, str(error)
+    return -1, ""
 
 
 @contextmanager

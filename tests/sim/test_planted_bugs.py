@@ -7,8 +7,7 @@ from unittest import mock
 import pytest
 
 from tests.sim import small_world
-from tests.sim.invariants import InvariantBrokenError
-from tests.sim.planted import PLANTED, planted
+from tests.sim.planted import PLANTED, find
 from tests.sim.scenarios import run
 
 WITHIN = 80
@@ -17,24 +16,10 @@ WITHIN = 80
 
 @pytest.mark.parametrize("name", sorted(PLANTED))
 def test_a_planted_bug_is_found_with_its_story(name: str) -> None:
-    _, invariant = PLANTED[name]
-    for seed in range(WITHIN):
-        story = _broken(name, seed)
-        if f": {invariant}: " in story.partition("\n")[0]:
-            break
-    else:
-        pytest.fail(f"{name} was not found in {WITHIN} scenarios")
+    seed, story = find(name, run, range(WITHIN), f": {PLANTED[name][1]}: ")
+    assert story, f"{name} was not found in {WITHIN} scenarios"
     assert f"seed {seed}" in story, "a story names its seed"
     assert "starts, incarnation" in story, "a story begins at the beginning"
-
-
-def _broken(name: str, seed: int) -> str:
-    try:
-        with planted(name):
-            run(seed)
-    except InvariantBrokenError as error:
-        return str(error)
-    return ""
 
 
 def test_the_small_world_finds_an_end_that_does_not_listen() -> None:

@@ -6,8 +6,7 @@ import pytest
 
 from tests.sim.engine.planted import PLANTED
 from tests.sim.engine.scenarios import run
-from tests.sim.invariants import InvariantBrokenError
-from tests.sim.planted import planted
+from tests.sim.planted import find
 
 WITHIN = 30
 """Scenarios in which each bug must show."""
@@ -15,21 +14,7 @@ WITHIN = 30
 
 @pytest.mark.parametrize("name", sorted(PLANTED))
 def test_a_bug_planted_in_the_engine_is_found_with_its_story(name: str) -> None:
-    _, invariant = PLANTED[name]
-    for seed in range(WITHIN):
-        story = _broken(name, seed)
-        if f"{invariant}: " in story.partition("\n")[0]:
-            break
-    else:
-        pytest.fail(f"{name} was not found in {WITHIN} scenarios")
+    seed, story = find(name, run, range(WITHIN), f"{PLANTED[name][1]}: ")
+    assert story, f"{name} was not found in {WITHIN} scenarios"
     assert f"seed {seed}" in story, "a story names its seed"
     assert "starts, incarnation" in story, "a story begins at the beginning"
-
-
-def _broken(name: str, seed: int) -> str:
-    try:
-        with planted(name):
-            run(seed)
-    except InvariantBrokenError as error:
-        return str(error)
-    return ""

@@ -52,17 +52,11 @@ def register_debug(commands: Commands) -> None:
 
 def mesh_show(shell: Shell) -> ExitCode:
     """The agreed plan, its edges, and every plan before it."""
-    from exod.cli.base.client import understood
     from exod.cli.screens.engine import mesh_screen
+    from exod.cli.screens.reports import show_report
     from exod.daemon_api.shapes import MeshReport
 
-    with shell.daemon() as daemon:
-        data = daemon.raw("mesh")
-    report = understood(data, MeshReport)
-    if shell.as_json:
-        shell.show_json(data)
-    else:
-        shell.show(mesh_screen(report, shell.paint(), shell.width))
+    report = show_report(shell, "mesh", MeshReport, lambda one: mesh_screen(one, shell.paint(), shell.width))
     return _mesh_code(report)
 
 
@@ -86,15 +80,11 @@ def mesh_jaccl(shell: Shell) -> ExitCode:
 
 def run_command(shell: Shell, verb: str, **args: Any) -> ExitCode:
     """Lets the daemon do something, and tells what it came to."""
-    from exod.cli.base.client import COMMAND_DEADLINE_S, understood
+    from exod.cli.base.client import COMMAND_DEADLINE_S
+    from exod.cli.screens.reports import show_report
     from exod.daemon_api.shapes import Done
 
-    with shell.daemon() as daemon:
-        data = daemon.raw(verb, deadline_s=COMMAND_DEADLINE_S, **args)
-    if shell.as_json:
-        shell.show_json(data)
-    else:
-        shell.show([shell.paint().plain(understood(data, Done).text)])
+    show_report(shell, verb, Done, lambda done: [shell.paint().plain(done.text)], COMMAND_DEADLINE_S, **args)
     return ExitCode.OK
 
 
@@ -103,17 +93,11 @@ def run_command(shell: Shell, verb: str, **args: Any) -> ExitCode:
 
 def engine_status(shell: Shell) -> ExitCode:
     """The hosted model: its state, every rank's process, how steps are synchronised."""
-    from exod.cli.base.client import understood
     from exod.cli.screens.engine import engine_screen
+    from exod.cli.screens.reports import show_report
     from exod.daemon_api.shapes import EngineReport
 
-    with shell.daemon() as daemon:
-        data = daemon.raw("engine")
-    report = understood(data, EngineReport)
-    if shell.as_json:
-        shell.show_json(data)
-    else:
-        shell.show(engine_screen(report, shell.paint(), shell.width))
+    report = show_report(shell, "engine", EngineReport, lambda one: engine_screen(one, shell.paint(), shell.width))
     return _engine_code(report)
 
 
@@ -157,17 +141,15 @@ def engine_drain(shell: Shell) -> ExitCode:
 
 def preflight(shell: Shell) -> ExitCode:
     """The checks before inference, each with its figure. 4 where one fails."""
-    from exod.cli.base.client import COMMAND_DEADLINE_S, understood
+    from exod.cli.base.client import COMMAND_DEADLINE_S
     from exod.cli.screens.engine import preflight_screen
+    from exod.cli.screens.reports import show_report
     from exod.daemon_api.shapes import PreflightReport
 
-    with shell.daemon() as daemon:
-        data = daemon.raw("preflight", deadline_s=COMMAND_DEADLINE_S)
-    report = understood(data, PreflightReport)
-    if shell.as_json:
-        shell.show_json(data)
-    else:
-        shell.show(preflight_screen(report, shell.paint(), shell.width))
+    def screen(report: PreflightReport) -> list[str]:
+        return preflight_screen(report, shell.paint(), shell.width)
+
+    report = show_report(shell, "preflight", PreflightReport, screen, COMMAND_DEADLINE_S)
     return ExitCode.OK if report.ok else ExitCode.DEGRADED
 
 

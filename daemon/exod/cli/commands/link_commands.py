@@ -31,8 +31,8 @@ def register(commands: Commands) -> None:
 
 def links(shell: Shell, peer: str | None, history_peer: str | None, watch: bool) -> ExitCode:
     """Every path, and why it is in use or not. `links history`: each decision with its figures."""
-    from exod.cli.base.client import understood
     from exod.cli.screens.links import links_screen
+    from exod.cli.screens.reports import show_report, watch_report
     from exod.daemon_api.shapes import LinksReport
 
     if peer == HISTORY:
@@ -40,26 +40,12 @@ def links(shell: Shell, peer: str | None, history_peer: str | None, watch: bool)
     if history_peer is not None:
         raise UsageError(f"one peer at a time; unexpected: {history_peer}")
 
-    def ask() -> bytes:
-        with shell.daemon() as daemon:
-            return daemon.raw("links", peer=peer)
-
-    def frame() -> tuple[list[str], ExitCode]:
-        report = understood(ask(), LinksReport)
-        return links_screen(report, shell.paint(), shell.width), _links_code(report)
+    def screen(report: LinksReport) -> list[str]:
+        return links_screen(report, shell.paint(), shell.width)
 
     if watch:
-        from exod.cli.screens.watch import watch as draw
-        from exod.cli.screens.watch import watch_json
-
-        return watch_json(shell, ask) if shell.as_json else draw(shell, frame)
-    if shell.as_json:
-        data = ask()
-        shell.show_json(data)
-        return _links_code(understood(data, LinksReport))
-    lines, code = frame()
-    shell.show(lines)
-    return code
+        return watch_report(shell, "links", LinksReport, screen, _links_code, peer=peer)
+    return _links_code(show_report(shell, "links", LinksReport, screen, peer=peer))
 
 
 def _links_code(report: LinksReport) -> ExitCode:
@@ -76,19 +62,17 @@ def _links_code(report: LinksReport) -> ExitCode:
 
 
 def _history(shell: Shell, peer: str | None) -> ExitCode:
-    from exod.cli.base.client import understood
     from exod.cli.screens.links import history_screen
+    from exod.cli.screens.reports import show_report
     from exod.cli.screens.rtt_plot import rtt_plot
     from exod.daemon_api.shapes import LinkHistoryReport
 
-    with shell.daemon() as daemon:
-        data = daemon.raw("links_history", peer=peer, limit=HISTORY_ENTRIES)
-    if shell.as_json:
-        shell.show_json(data)
-    else:
-        report, paint = understood(data, LinkHistoryReport), shell.paint()
+    def screen(report: LinkHistoryReport) -> list[str]:
+        paint = shell.paint()
         plot = rtt_plot(report.traces, paint, shell.width)
-        shell.show([*plot, *history_screen(report.decisions, paint, shell.width)])
+        return [*plot, *history_screen(report.decisions, paint, shell.width)]
+
+    show_report(shell, "links_history", LinkHistoryReport, screen, peer=peer, limit=HISTORY_ENTRIES)
     return ExitCode.OK
 
 
@@ -118,18 +102,15 @@ def ping(shell: Shell, peer: str, via: str | None, count: int) -> ExitCode:
 
 def netcheck(shell: Shell) -> ExitCode:
     """This host's interfaces, and what makes each eligible or not. Then mDNS and ports."""
-    from exod.cli.base.client import COMMAND_DEADLINE_S, understood
+    from exod.cli.base.client import COMMAND_DEADLINE_S
     from exod.cli.screens.links import netcheck_screen
+    from exod.cli.screens.reports import show_report
     from exod.daemon_api.shapes import NetcheckReport
 
-    with shell.daemon() as daemon:
-        data = daemon.raw("netcheck", deadline_s=COMMAND_DEADLINE_S)
-    report = understood(data, NetcheckReport)
-    if shell.as_json:
-        shell.show_json(data)
-    else:
-        shell.show(netcheck_screen(report, shell.paint(), shell.width))
-    return _netcheck_code(report)
+    def screen(report: NetcheckReport) -> list[str]:
+        return netcheck_screen(report, shell.paint(), shell.width)
+
+    return _netcheck_code(show_report(shell, "netcheck", NetcheckReport, screen, COMMAND_DEADLINE_S))
 
 
 def _netcheck_code(report: NetcheckReport) -> ExitCode:

@@ -42,30 +42,16 @@ def add_watch(parser: Parser) -> None:
 
 def status(shell: Shell, watch: bool) -> ExitCode:
     """One screen that says what is, and why. Health and its reasons, nodes, links, mesh, engine, MQTT."""
-    from exod.cli.base.client import understood
+    from exod.cli.screens.reports import show_report, watch_report
     from exod.cli.screens.status import status_screen
     from exod.daemon_api.shapes import StatusReport
 
-    def ask() -> bytes:
-        with shell.daemon() as daemon:
-            return daemon.raw("status")
-
-    def frame() -> tuple[list[str], ExitCode]:
-        report = understood(ask(), StatusReport)
-        return status_screen(report, shell.paint(), shell.width, time.time()), exit_code(report)
+    def screen(report: StatusReport) -> list[str]:
+        return status_screen(report, shell.paint(), shell.width, time.time())
 
     if watch:
-        from exod.cli.screens.watch import watch as draw
-        from exod.cli.screens.watch import watch_json
-
-        return watch_json(shell, ask) if shell.as_json else draw(shell, frame)
-    if shell.as_json:
-        data = ask()
-        shell.show_json(data)
-        return exit_code(understood(data, StatusReport))
-    lines, code = frame()
-    shell.show(lines)
-    return code
+        return watch_report(shell, "status", StatusReport, screen, exit_code)
+    return exit_code(show_report(shell, "status", StatusReport, screen))
 
 
 def exit_code(report: StatusReport) -> ExitCode:
