@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from typing import Final
 
-CABLE_ADDRESSES: Final = (
-    'sudo networksetup -setmanual "Thunderbolt Bridge" 10.254.0.1 255.255.255.252; '
-    "on the other Mac the same with 10.254.0.2"
-)
-"""Gives a Mac's Thunderbolt bridge a subnet of its own: two hosts need no more than a /30."""
+BRIDGE_SERVICE: Final = "Thunderbolt Bridge"
+"""What an English macOS calls the bridge's network service when it makes it."""
+
+
+def cable_addresses(service: str = BRIDGE_SERVICE) -> str:
+    """Gives a Mac's Thunderbolt bridge a subnet of its own: two hosts need no more than a /30."""
+    return (
+        f'sudo networksetup -setmanual "{service}" 10.254.0.1 255.255.255.252; '
+        "on the other Mac the same with 10.254.0.2"
+    )
 
 
 def is_right(leaves_from: str | None, local: str) -> bool:
@@ -37,6 +42,8 @@ def route_cure(platform: str, interface: str, local: str, remote: str) -> str:
     """`local` is the address of `interface`."""
     if platform == "darwin":
         # No route: one that is bound to an interface makes macOS send the peer's frames to this Mac itself.
-        return f"give {interface} a subnet of its own (System Settings, Network); for the cable: {CABLE_ADDRESSES}"
+        return (
+            f"give {interface} a subnet of its own (System Settings, Network); for the cable: {cable_addresses()}"
+        )
     # Not `add`: that fails where a route to this very address exists already and leads elsewhere.
     return f"sudo ip route replace {remote}/32 dev {interface} src {local}"

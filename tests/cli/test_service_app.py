@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from exod.cli.service import verbs as service
-from exod.cli.service.host import CommandResult, Host, MisuseError, ServiceError
+from exod.cli.service.host import CommandResult, Host, MisuseError, ServiceError, shared_library
 from launchd import app
 from tests.cli.test_service import UID, Launchd, Systemd, files, linux, mac
 
@@ -138,6 +138,39 @@ def test_a_python_without_a_library_starts_itself_and_says_so(machine: Mac, tmp_
     assert plist["ProgramArguments"][:4] == [str(host.python), "-P", "-m", "exod"]
     with pytest.raises(MisuseError, match="--build-launcher"):
         service.install(host=host, build_launcher=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "variables", "found"),
+    [
+        ("Homebrew", {"PYTHONFRAMEWORKPREFIX": "{}/Cellar/python@3.13/3.13.5/Frameworks", "LDLIBRARY": "Py.fw/Py"},
+         "{}/opt/python@3.13/Frameworks/Py.fw/Py"),
+        ("Homebrew's link", {"PYTHONFRAMEWORKPREFIX": "{}/opt/python@3.13/Frameworks", "LDLIBRARY": "Py.fw/Py"},
+         "{}/opt/python@3.13/Frameworks/Py.fw/Py"),
+        ("python.org", {"PYTHONFRAMEWORKPREFIX": "{}/Library/Frameworks", "LDLIBRARY": "Py.fw/Py"},
+         "{}/Library/Frameworks/Py.fw/Py"),
+        ("uv, which moved it", {"LIBDIR": "/install/lib", "LDLIBRARY": "libpython3.13.dylib"},
+         "{}/uv/lib/libpython3.13.dylib"),
+        ("pyenv, as it builds by default", {"LIBDIR": "{}/uv/lib", "LDLIBRARY": "libpython3.13.a"}, None),
+    ],
+)  # fmt: skip
+def test_pythons_library_is_found_whoever_built_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, variables: dict[str, str], found: str | None
+) -> None:
+    for name in (
+        "Cellar/python@3.13/3.13.5/Frameworks/Py.fw/Py",
+        "Library/Frameworks/Py.fw/Py",
+        "uv/lib/libpython3.13.dylib",
+        "uv/lib/libpython3.13.a",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "opt").mkdir()
+    (tmp_path / "opt/python@3.13").symlink_to(tmp_path / "Cellar/python@3.13/3.13.5")
+    values = {name: text.format(tmp_path) for name, text in variables.items()}
+    monkeypatch.setattr("exod.cli.service.host.sysconfig.get_config_var", values.get)
+    monkeypatch.setattr("exod.cli.service.host.sys.base_prefix", str(tmp_path / "uv"))
+    assert shared_library() == (Path(found.format(tmp_path)) if found else None), kind
 
 
 def test_what_is_printed_is_what_is_installed_here_too(machine: Mac, tmp_path: Path) -> None:

@@ -53,6 +53,11 @@ def test_a_bridge_without_ipv4_is_named_with_its_cure() -> None:
     assert check.cure.endswith('sudo networksetup -setdhcp "Thunderbolt Bridge"')
 
 
+def test_commands_name_the_service_as_this_mac_does() -> None:
+    (check,) = check_thunderbolt([port("3")], [ETHERNET, bridge(eligible=False)], "en0", "Thunderbolt-Brücke")
+    assert check.cure.startswith('sudo networksetup -setnetworkserviceenabled "Thunderbolt-Brücke" on; ')
+
+
 def test_three_macs_in_a_ring_are_told_how_to_open_it() -> None:
     cables = [port("1"), port("2", "studio3")]
     *_, ring = check_thunderbolt(cables, [ETHERNET, bridge("10.254.0.1/24")], "en0")

@@ -23,10 +23,10 @@ MAC, LINUX = frozenset({"darwin"}), frozenset({"linux"})
 
 TABLE = {
     # Thunderbolt: networksetup(8) and ifconfig(8) of macOS; what the service and the bridge are called is fixed.
-    'sudo networksetup -setmanual "Thunderbolt Bridge" 10.254.0.1 255.255.255.252': (MAC, "networksetup(8)"),
-    'sudo networksetup -setnetworkserviceenabled "Thunderbolt Bridge" on': (MAC, "networksetup(8)"),
-    'sudo networksetup -setnetworkserviceenabled "Thunderbolt Bridge" off': (MAC, "networksetup(8)"),
-    'sudo networksetup -setdhcp "Thunderbolt Bridge"': (MAC, "networksetup(8)"),
+    'sudo networksetup -setmanual "{}" 10.254.0.1 255.255.255.252': (MAC, "networksetup(8)"),
+    'sudo networksetup -setnetworkserviceenabled "{}" on': (MAC, "networksetup(8)"),
+    'sudo networksetup -setnetworkserviceenabled "{}" off': (MAC, "networksetup(8)"),
+    'sudo networksetup -setdhcp "{}"': (MAC, "networksetup(8)"),
     "sudo ifconfig {} create": (MAC, "ifconfig(8), bridge parameters; lost at a restart"),
     "sudo ifconfig {} addm {} up": (MAC, "ifconfig(8), bridge parameters; lost at a restart"),
     "sudo ipconfig set {} DHCP": (MAC, "ipconfig(8)"),

@@ -14,6 +14,7 @@ from exod.platform.darwin_text import (
     parse_hardware_ports,
     parse_ifconfig,
     parse_nwi_primary,
+    parse_service_names,
     parse_thunderbolt,
 )
 
@@ -172,6 +173,13 @@ def test_a_disabled_service_is_said_and_one_enabled_service_enables_the_device()
     assert parse_disabled_services(SERVICE_ORDER) == {"bridge0"}
     assert "disabled" in classify_interface(STUDIO, "bridge0", [])[1]
     assert "disabled" not in classify_interface(STUDIO, "en1", [])[1]
+
+
+def test_a_service_has_the_name_that_it_was_given_on_this_mac() -> None:
+    german = SERVICE_ORDER.replace(") Thunderbolt Bridge", ") Thunderbolt-Brücke")
+    assert parse_service_names(german)["bridge0"] == "Thunderbolt-Brücke"
+    assert "bridge0" not in parse_service_names(SERVICE_ORDER.replace(") Thunderbolt Bridge", ') My "$(cable)"'))
+    assert parse_disabled_services(german) == {"bridge0"}
 
 
 def test_hardware_ports_survive_empty_blocks_and_windows_of_missing_lines() -> None:

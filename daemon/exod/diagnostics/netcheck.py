@@ -17,9 +17,10 @@ import msgspec
 
 from exod.daemon_api.discovery_state import DiscoveryState
 from exod.daemon_api.shapes import InterfaceLine, NetcheckReport, NetworkCheck
-from exod.diagnostics.thunderbolt_advice import check_thunderbolt
+from exod.diagnostics.thunderbolt_advice import BRIDGE, check_thunderbolt
 from exod.model import Kind
 from exod.platform.system import Platform
+from exod.wrong_route import BRIDGE_SERVICE
 
 CONNECT_S: Final = 2.0
 """For a TCP handshake: a VPN takes 0.1 s, and one lost SYN is sent again after 1 s."""
@@ -48,7 +49,7 @@ async def netcheck(
     checks = [
         check_mdns(discovery),
         check_primary(primary, interfaces),
-        *check_thunderbolt(ports, interfaces, primary),
+        *check_thunderbolt(ports, interfaces, primary, platform.network_service(BRIDGE) or BRIDGE_SERVICE),
         *check_cable_address(interfaces, platform.system),
         *answers,
     ]

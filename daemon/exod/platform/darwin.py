@@ -25,6 +25,7 @@ from exod.platform.darwin_text import (
     parse_hardware_ports,
     parse_ifconfig,
     parse_nwi_primary,
+    parse_service_names,
     parse_thunderbolt,
 )
 from exod.platform.system import Ancillary, Classification
@@ -84,6 +85,7 @@ class Darwin:
         self._facts = NetworkFacts(
             ports=parse_hardware_ports(ports) if ports else before.ports,
             disabled=parse_disabled_services(services) if services else before.disabled,
+            services=parse_service_names(services) if services else before.services,
             interfaces=parse_ifconfig(interfaces) if interfaces else before.interfaces,
         )
         if limit is not None and limit.strip().isdecimal():
@@ -127,6 +129,9 @@ class Darwin:
 
     async def primary_interface(self) -> str | None:
         return parse_nwi_primary(await self._commands.output("/usr/sbin/scutil", "--nwi") or "")
+
+    def network_service(self, interface: str) -> str:
+        return self._facts.services.get(interface, "")
 
     async def thunderbolt(self) -> tuple[ThunderboltPort, ...]:
         report = await self._commands.output("/usr/sbin/system_profiler", "SPThunderboltDataType", "-json")

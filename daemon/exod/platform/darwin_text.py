@@ -37,6 +37,8 @@ class NetworkFacts(msgspec.Struct, frozen=True):
     """Device -> hardware port: `en5` -> `Thunderbolt 4`."""
     disabled: frozenset[str] = frozenset()
     """Devices whose network service is switched off in System Settings."""
+    services: Mapping[str, str] = MappingProxyType({})
+    """Device -> network service: `bridge0` -> `Thunderbolt Bridge`, in the language that macOS was set up in."""
     interfaces: Mapping[str, InterfaceFacts] = MappingProxyType({})
 
 
@@ -129,15 +131,30 @@ def parse_disabled_services(text: str) -> frozenset[str]:
     """
     disabled: set[str] = set()
     enabled: set[str] = set()
-    is_disabled = False
+    for device, _, is_disabled in _services(text):
+        (disabled if is_disabled else enabled).add(device)
+    return frozenset(disabled - enabled)
+
+
+def parse_service_names(text: str) -> dict[str, str]:
+    """The same output -> device -> its first service's name, where a shell can take that between double quotes."""
+    names: dict[str, str] = {}
+    for device, name, _ in _services(text):
+        if not set(name) & set('"$`\\!'):
+            names.setdefault(device, name)
+    return names
+
+
+def _services(text: str) -> Iterator[tuple[str, str, bool]]:
+    """Device, service, and whether the service is disabled."""
+    name, is_disabled = "", False
     for line in text.splitlines():
         line = line.strip()
         if (device := _SERVICE_DEVICE.fullmatch(line)) is not None:
-            if device["device"].strip():
-                (disabled if is_disabled else enabled).add(device["device"].strip())
+            if name and device["device"].strip():
+                yield device["device"].strip(), name, is_disabled
         elif (service := _SERVICE.fullmatch(line)) is not None:
-            is_disabled = service["place"].startswith("*")
-    return frozenset(disabled - enabled)
+            name, is_disabled = service["name"].strip(), service["place"].startswith("*")
 
 
 _INTERFACE_HEAD = re.compile(r"(?P<name>[A-Za-z][\w.-]*): flags=")

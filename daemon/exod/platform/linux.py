@@ -100,6 +100,9 @@ class Linux:
                 return self._stamps.to_monotonic(seconds * 1_000_000_000 + nanoseconds, now)
         return None
 
+    def network_service(self, interface: str) -> str:
+        return ""
+
     async def primary_interface(self) -> str | None:
         return parse_default_route(_read(self._proc / "route"))
 

@@ -20,7 +20,8 @@ DARWIN: Final[tuple[tuple[str, ...], ...]] = (
     ("/usr/bin/vm_stat",),
     ("/usr/sbin/sysctl", "hw.model", "hw.memsize", "hw.pagesize", "machdep.cpu.brand_string", "vm.swapusage"),
     ("/usr/sbin/sysctl", "-n", "iogpu.wired_limit_mb"),
-    ("/usr/bin/defaults", "read", "/Library/Preferences/com.apple.network.local-network"),
+    # Where `sudo defaults write` puts it; only root may read it, so without sudo this says that.
+    ("/usr/bin/defaults", "read", "/var/root/Library/Preferences/com.apple.network.local-network"),
     (
         "/usr/bin/log", "show", "--last", "10m", "--style", "compact", "--predicate",
         'process == "exod" OR (eventMessage CONTAINS "exod" AND eventMessage CONTAINS[c] "local network")',

@@ -66,6 +66,9 @@ class Platform(Protocol):
     async def primary_interface(self) -> str | None:
         """The interface of the default route."""
 
+    def network_service(self, interface: str) -> str:
+        """What `networksetup` calls the interface's service on this Mac; empty where that is not known."""
+
     async def thunderbolt(self) -> tuple[ThunderboltPort, ...]:
         """The Thunderbolt receptacles; empty where there are none or the system does not tell."""
 

@@ -191,7 +191,11 @@ class Mac:
             ("/usr/sbin/netstat", "-rn", "-f", "inet"): f"Routing tables\n\nInternet:\ndefault {self.primary}\n",
             ("/usr/sbin/arp", "-an"): "? (169.254.10.2) at 2:0:5e:0:0:2 on bridge0 ifscope [bridge]\n",
             DARWIN[SYSCTL]: self.sysctl(),
-            ("/usr/bin/defaults", "read", "/Library/Preferences/com.apple.network.local-network"): "{\n}\n",
+            (
+                "/usr/bin/defaults",
+                "read",
+                "/var/root/Library/Preferences/com.apple.network.local-network",
+            ): "{\n}\n",
             DARWIN[LOG_SHOW]: self.log_show(),
             ("/sbin/route", "-n", "get", "169.254.10.2"): self.route_get(),
             ("/bin/launchctl", "print", "gui/501/com.exod.agent"): self.launchctl_print(),

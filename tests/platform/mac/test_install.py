@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,10 +53,25 @@ def environment(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(environment: Path, *argv: str, code: int = 0) -> str:
+@pytest.fixture(scope="module")
+def namespace() -> Iterator[tuple[str, ...]]:
+    """What starts a command where there is loopback and nothing else; empty where no such place is made."""
+    if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("ip") is None:
+        yield ()
+        return
+    name = f"exod-wheel-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True, timeout=60)
+    try:
+        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True, timeout=60)
+        yield ("ip", "netns", "exec", name)
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True, timeout=60)
+
+
+def run(environment: Path, *argv: str, code: int = 0, namespace: tuple[str, ...] = ()) -> str:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("EXOD_", "PYTHON"))}
     done = subprocess.run(
-        [environment / "bin" / argv[0], *argv[1:]],
+        [*namespace, environment / "bin" / argv[0], *argv[1:]],
         cwd=environment,
         env=kept,
         capture_output=True,
@@ -82,11 +98,13 @@ def test_the_installed_wheel_prints_a_service_and_holds_the_launcher(environment
     assert run(environment, "python", "-P", "-c", telling) == f"{size} True\n"
 
 
-def test_the_installed_wheel_answers_in_a_chat(environment: Path, tmp_path: Path) -> None:
+def test_the_installed_wheel_answers_in_a_chat(
+    environment: Path, namespace: tuple[str, ...], tmp_path: Path
+) -> None:
     config = write_config(tmp_path, engine={"model": "embedded:count"})
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("EXOD_", "PYTHON"))}
     daemon = subprocess.Popen(
-        [environment / "bin/exod", "run", "--demo", "--config", config],
+        [*namespace, environment / "bin/exod", "run", "--demo", "--config", config],
         cwd=environment,
         env={**kept, "EXOD_MQTT__BROKER": "embedded"},
         stdout=subprocess.DEVNULL,
@@ -94,9 +112,9 @@ def test_the_installed_wheel_answers_in_a_chat(environment: Path, tmp_path: Path
     )
     try:
         exoctl = ("exoctl", "--config", str(config))
-        run(environment, *exoctl, "wait", "--for", "ready", "--timeout", READY_WITHIN_S)
-        said = run(environment, *exoctl, "chat", "count from 3 to 12")
-        status = json.loads(run(environment, *exoctl, "status", "--json"))
+        run(environment, *exoctl, "wait", "--for", "ready", "--timeout", READY_WITHIN_S, namespace=namespace)
+        said = run(environment, *exoctl, "chat", "count from 3 to 12", namespace=namespace)
+        status = json.loads(run(environment, *exoctl, "status", "--json", namespace=namespace))
         assert [int(number) for number in re.findall(r"\d+", said)] == list(range(3, 13))
         assert status["engine"]["model"] == "embedded:count"
     finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -104,7 +105,16 @@ def shared_library() -> Path | None:
         Path(sys.base_prefix) / "lib",  # a Python that was moved after it was built, as uv's are
     )
     candidates = (Path(folder) / name for folder in folders if folder)
-    return next((path for path in candidates if path.is_absolute() and path.is_file()), None)
+    return next((_lasting(path) for path in candidates if path.is_absolute() and path.is_file()), None)
+
+
+_OF_ONE_VERSION = re.compile(r"/Cellar/([^/]+)/[^/]+/")
+
+
+def _lasting(path: Path) -> Path:
+    """By Homebrew's link to a formula's newest version: the folder of one version goes when it is upgraded."""
+    linked = Path(_OF_ONE_VERSION.sub(r"/opt/\1/", str(path)))
+    return linked if linked.is_file() else path
 
 
 def run_command(argv: Sequence[str]) -> CommandResult:
