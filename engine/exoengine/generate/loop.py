@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
-from typing import Final
 
 import mlx.core as mx
 
@@ -33,7 +32,7 @@ from exoengine.generate.outbox import Outbox
 from exoengine.generate.pipeline import Built, Drawn
 from exoengine.generate.prompt_cache import Holding, Holdings
 from exoengine.generate.queue import Backlog, Faults, wait_for_begin
-from exoengine.generate.rank_progress import Openings, check_alike, history, unfinished_anywhere
+from exoengine.generate.rank_progress import Openings, admission, check_alike, history, unfinished_anywhere
 from exoengine.generate.request import Generation
 from exoengine.generate.schedule import next_pass, note_said
 from exoengine.generate.step_plan import StepPlan, outcomes_of
@@ -57,9 +56,6 @@ from exoengine.ring.step_messages import (
     Vote,
     travels_on,
 )  # fmt: skip
-
-CLEAR_CACHE_STEPS: Final = 256
-"""How often MLX's pool of free buffers is given back, as mlx-lm does."""
 
 
 class Paused(Exception):  # noqa: N818 - no error: the ranks agreed to leave the group at a step's end
@@ -86,7 +82,7 @@ class Generations:
         self._awaited: Open | None = None
         """An `Open` message for a request that this rank has not got from its daemon yet."""
         self._holdings = Holdings(serving.prompt_cache, model.stage.new_caches)
-        self._openings = Openings(self._holdings)
+        self._openings = Openings(self._holdings, model.kv_room)
         self._running: Sequence[Generation] = ()
         """The requests whose step was run last: an error that is not the ring's is counted against them."""
         self._faults = Faults()
@@ -203,7 +199,7 @@ class Generations:
             return False
         if len(self._works) + len(self._openings.orders) < self._max_concurrent:
             generation = self._backlog.next_beside({*self._works, *self._openings.orders})
-            if generation is not None:
+            if generation is not None and (not self._openings.is_full or generation.cancelled):
                 self._say_open(generation)
                 return True
         works = next_pass(self._works.values(), self._runner.stages, self._runner.takes_batches)
@@ -385,8 +381,7 @@ class Generations:
         if outcome.token >= 0:
             self._books.count_token(work.generation, outcome.order)
             work.generation.add(outcome.token, outcome.likelihood)
-            if len(work.generation.tokens) % CLEAR_CACHE_STEPS == 0:
-                mx.clear_cache()
+            self._runner.tidy(len(work.generation.tokens))
             work.next_safe = Vote.SAFE in votes  # a chunk of the prefill says nothing about steps
             self._runner.show_mode(work.next_safe)
         else:
@@ -439,9 +434,14 @@ class Generations:
         if generation is None or len(message.standings) != self._size:
             raise RingLostError("the ranks opened a request that this one does not know")
         self._running = (generation,)
-        found = history(message.standings)
+        found, (refusal, waits) = history(message.standings), admission(message.standings)
         if found is None:
-            self._disagree(generation)
+            text = "the ranks were given different beginnings of this answer"
+            self._refuse(generation, "histories_differ", text)
+        elif refusal:
+            self._refuse(generation, "context_length_exceeded", refusal)
+        elif waits:
+            self._openings.is_full = bool(self._works)
         else:
             generation.adopt(*found)
             generation.alone |= any(standing.alone for standing in message.standings)
@@ -461,14 +461,14 @@ class Generations:
         self._works[generation.order] = self._openings.start(generation, standings, self._rank, told, self._model)
         self._pace.opened(len(generation.tokens), generation.order)
 
-    def _disagree(self, generation: Generation) -> None:
-        """The ranks were given different beginnings of one answer. All ranks find this, and the request fails."""
+    def _refuse(self, generation: Generation, code: str, text: str) -> None:
+        """All ranks find the same, and the request fails."""
         self._retire(generation)
-        text = "the ranks were given different beginnings of this answer"
-        self._outbox.add(RequestFailed(generation.request.request_id, "histories_differ", text))
+        self._outbox.add(RequestFailed(generation.request.request_id, code, text))
 
     def _retire(self, generation: Generation) -> None:
         """Ends the request without an answer; nothing of it is kept."""
+        self._openings.is_full = False
         self._backlog.drop(generation)
         self._holdings.forget(generation.order)
         self._faults.forget(generation.order)
@@ -478,6 +478,7 @@ class Generations:
         """The request is finished on every rank, or the next opening will show that it is."""
         order = generation.order
         self._works.pop(order, None)
+        self._openings.is_full = False
         self._holdings.finish(generation)
         self._faults.forget(order)
         self._backlog.finished(generation)

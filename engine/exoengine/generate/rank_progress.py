@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from exoengine.generate.active_request import Work
 from exoengine.generate.prompt_cache import Holding, Holdings, not_everywhere, offer_of_running
 from exoengine.generate.request import Generation
 from exoengine.generate.resume import Resumption, resume
 from exoengine.model.sampling import Sampler
+from exoengine.model_files.kv_room import KvRoom
 from exoengine.ring.message_ring import RingLostError, TokenRing, decode, encode
 from exoengine.ring.pass_log import Course
 from exoengine.ring.step_messages import NO_LIKELIHOOD, Likelihood, Roll, Source, Standing
@@ -49,11 +52,24 @@ def history(standings: Sequence[Standing]) -> tuple[tuple[int, ...], tuple[Likel
     return longest, tuple(known)
 
 
+def admission(standings: Sequence[Standing]) -> tuple[str, bool]:
+    """What the ranks together say of a request that is new: why it can never run, and must it wait?"""
+    if any(one.started or one.tokens or one.cancelled for one in standings):
+        return "", False
+    refusal = next((one.refusal for one in standings if one.refusal), "")
+    return refusal, any(one.waits for one in standings)
+
+
 class Openings:
     """Requests for which this rank has sent its standing and not all others have arrived."""
 
-    def __init__(self, holdings: Holdings) -> None:
+    def __init__(self, holdings: Holdings, room: KvRoom) -> None:
         self._holdings = holdings
+        self._room = room
+        self.is_full = False
+        """Does the next request wait until another one ends, for its memory?"""
+        self._wanted: dict[int, int] = {}
+        """By order, the bytes of KV cache that a request is counted with."""
         self._told: dict[int, dict[int, Holding]] = {}
         """By order, the caches that were offered to the request: they are kept as long as they may be chosen."""
 
@@ -63,8 +79,9 @@ class Openings:
 
     def forget(self) -> None:
         self._told = {}
+        self.is_full = False
 
-    def tell(self, generation: Generation, works: Iterable[Work]) -> Standing:
+    def tell(self, generation: Generation, works: Collection[Work]) -> Standing:
         """This rank's standing. To a new request it offers what its caches hold of others; `works` are open."""
         told = self._told[generation.order] = {}
         offers = []
@@ -75,7 +92,20 @@ class Openings:
                 if work.holding.caches.can_trim:
                     told[work.generation.order] = work.holding
                     offers.append(offer_of_running(work.generation, generation.prompt))
-        return _standing(generation, self._holdings.usable(generation.order), offers)
+        standing = _standing(generation, self._holdings.usable(generation.order), offers)
+        refusal, waits = self._admission(generation, works)
+        return msgspec.structs.replace(standing, refusal=refusal, waits=waits)
+
+    def _admission(self, generation: Generation, works: Iterable[Work]) -> tuple[str, bool]:
+        """Can a request that is new never run on this rank, and why; and must it wait for others?"""
+        asked = len(generation.prompt) + len(generation.given), generation.max_tokens - len(generation.given)
+        others = {*(work.generation.order for work in works), *self._told} - {generation.order}
+        held = sum(wanted for order, wanted in self._wanted.items() if order in others)
+        self._wanted = {order: wanted for order, wanted in self._wanted.items() if order in others}
+        wanted = self._wanted[generation.order] = self._room.wanted_bytes(*asked)
+        if generation.course is not None or generation.tokens:
+            return "", False
+        return self._room.refusal(*asked), self._room.must_wait(wanted, held)
 
     def close(self, order: int) -> dict[int, Holding]:
         """What this rank had offered, once all standings are here. Raises RingLostError where it sent none."""

@@ -35,6 +35,10 @@ CUDA_GRAPHS_DIFFER: Final = "with MLX's CUDA build, steps that wait for the netw
 docs/engine.md."""
 
 
+CLEAR_CACHE_STEPS: Final = 256
+"""How often MLX's pool of free buffers is given back, as mlx-lm does."""
+
+
 class StepRunner:
     """Runs the steps of one loaded model, over any number of groups."""
 
@@ -258,6 +262,12 @@ class StepRunner:
         if isinstance(work.ahead, Pass) and work.ahead.arrival is not None:
             work.ahead.arrival.sit_out()
         self.give_up_ahead(work)
+
+    @staticmethod
+    def tidy(tokens: int) -> None:
+        """An answer has so many tokens now."""
+        if tokens % CLEAR_CACHE_STEPS == 0:
+            mx.clear_cache()
 
     # --- the mode ---------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from exoengine.model.cache_rollback import NotQuantisableError, Quantisation
 from exoengine.model.stages import NotSplittableError, Stage, parameter_bytes
 from exoengine.model.tensor_share import NotDivisibleError, divide, regroup
 from exoengine.model.text import Tokenizer
+from exoengine.model_files.kv_room import KvRoom
 from exoengine.model_files.memory_fit import Fit, SpanNeeds, SpanTable, gib, judge_fit, why_not_divisible
 from exoengine.model_files.model_folder import ModelFolderError, ModelSummary, inspect
 from exoengine.model_files.wired_memory import wired_limit
@@ -37,6 +38,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     weight_bytes: int
     max_context_tokens: int
+    kv_room: KvRoom
     wired_bytes: int = 0
     warning: str = ""
     parts: int = 1
@@ -146,6 +148,7 @@ def load(
         wired_bytes=wired_bytes,
         warning=warning,
         parts=asked.parts,
+        kv_room=_kv_room(asked, summary, recommended),
         _stand_in=stand_in,
     )
 
@@ -164,6 +167,12 @@ def check_fit(asked: Load, summary: ModelSummary, available: int, recommended: i
         f"{asked.folder}: {needs.text}; {given}:"
         f" give this node fewer layers{', a shorter context' if needs.cache_bytes else ''} or more memory",
     )
+
+
+def _kv_room(asked: Load, summary: ModelSummary, recommended: int) -> KvRoom:
+    """What a GPU may use beside the weights, which are in memory; without one what the system calls available."""
+    free = recommended - mx.get_active_memory() if recommended else psutil.virtual_memory().available
+    return KvRoom(max(0, free), lambda tokens: _needs(asked, summary, tokens).cache_bytes)
 
 
 def _needs_at_most(asked: Load, summary: ModelSummary) -> SpanNeeds:

@@ -155,6 +155,10 @@ class Standing(msgspec.Struct, frozen=True, array_like=True):
     """From the beginning on, for how many tokens it has kept what it sent downstream."""
     sources: tuple[Source, ...] = ()
     """Where the request is opened for the first time: all that this rank's caches hold of other sequences."""
+    refusal: str = ""
+    """Why this rank's memory can never hold it, where it is opened for the first time; empty where it can."""
+    waits: bool = False
+    """Must it wait, for the memory of others that are open here?"""
     alone: bool = False
     """Did a batch that it was in fail by itself here? Which sequence is at fault shows when each runs alone."""
 
