@@ -151,6 +151,12 @@ ALERTS: Final[dict[str, AlertKind]] = {
         "A part of exod met a bug and is started again, after a pause that doubles. The rest goes on.",
         "exoctl report collects what a bug report needs; exoctl events shows what failed",
     ),
+    "out_of_memory": AlertKind(
+        "error",
+        0.0,
+        "The kernel killed this node's rank for memory. It is started again five times in ten minutes at most.",
+        "free memory, raise the limit, give this node fewer layers (engine.split), or load a smaller model",
+    ),
     "memory_wired": AlertKind(
         "warning",
         0.0,

@@ -24,7 +24,6 @@ from exod.core.base.events import (
     Command,
     CommitPlan,
     Emit,
-    ForgetPeer,
     MessageReceived,
     PeerCardReceived,
     PeerConnected,
@@ -179,7 +178,7 @@ class Daemon:
             on_disconnected=lambda peer: self.driver.feed(PeerDisconnected(peer)),
         )
         self.local_network = LocalNetwork(self.platform, identity.id, self.events.write)
-        self.control.on_yield = self._yield_to_twin
+        self.control.on_yield = self.driver.forget_peers
         self.prober.on_refused = self.control.on_refused = self.local_network.refused
         self.contacts = Contacts(self.control, self._routes_changed)
         self.interfaces = InterfaceWatcher(
@@ -265,7 +264,11 @@ class Daemon:
             failed_edges=lambda: self.edge_watch.failed,
             api_url=lambda: self.http.url,
             local_network=lambda: self.local_network.text,
-            found=lambda: (*self.control.facts(config.cluster.name), *self.services.facts()),
+            found=(
+                lambda: self.control.facts(config.cluster.name),
+                self.services.facts,
+                lambda: self.engine.core.rank.worker.memory.facts(identity.id, time.monotonic()),
+            ),
             wired=lambda: self.engine.core.rank.worker.wired.text(time.monotonic()),
         )
         self.link_pace = LinkPace(lambda: self.engine.core.is_drained, self.driver.feed)
@@ -428,12 +431,6 @@ class Daemon:
         self.driver.feed(PeerConnected(peer))
         self.engine.feed(PeerConnected(peer))
         self.control.send(peer, self.status.node_report())
-
-    def _yield_to_twin(self) -> None:
-        """Another host was first under this identity: to this node its peers are gone."""
-        for peer, link in list(self.core.links.items()):
-            self.driver.feed(PeerLeft(peer, link.peer_incarnation))
-            self.driver.feed(ForgetPeer(peer))
 
     def _peer_message(self, peer: NodeId, message: PeerMessage) -> None:
         match message:

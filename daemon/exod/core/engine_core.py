@@ -362,7 +362,7 @@ class EngineCore:
             self._commands += keep_waiting(self.rank.worker, self.rank.requests)
 
     def _worker_gone(self, event: events.WorkerGone, now: float) -> None:
-        self._from_rank(self.rank.worker_gone(event.text, now), now)
+        self._from_rank(self.rank.worker_gone(event.text, now, event.for_memory), now)
 
     def _memory_wired(self, event: events.MemoryWired, now: float) -> None:
         self.rank.worker.wired.observe(event.wired_bytes)

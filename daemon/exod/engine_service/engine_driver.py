@@ -199,7 +199,7 @@ class EngineDriver:
 
     def _worker_gone(self, text: str) -> None:
         self.texts.gone()
-        self.feed(events.WorkerGone(text))
+        self.feed(events.WorkerGone(text, self.worker.killed_for_memory))
 
     @contextmanager
     def _surviving(self, what: str) -> Iterator[None]:

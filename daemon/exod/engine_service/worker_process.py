@@ -26,6 +26,7 @@ import msgspec
 import psutil
 import structlog
 
+from exod.engine_service.oom_counters import give_up_first, read_counters
 from exoengine.decoding import DecodingError, from_json
 from exoengine.native.build import cache_in
 from exoengine.protocol import FromWorker, Leave, ProtocolError, ToWorker, decode_from_worker, encode, read_frame
@@ -93,6 +94,9 @@ class WorkerProcess:
         """How long a worker that is to be killed has to free what it wired."""
         self.on_exit: Callable[[int, int, str], None] = lambda pid, code, written: None
         """Takes how a worker that this daemon started has ended: its pid, exit code, and what it wrote last."""
+        self.killed_for_memory = False
+        """The last one: did the kernel's counters show a kill in its life?"""
+        self._oom_before = read_counters()
         self._log_start = 0
         self._life: asyncio.Task[None] | None = None
         self._process: psutil.Process | None = None
@@ -152,6 +156,7 @@ class WorkerProcess:
 
     async def _live(self) -> None:
         text = "it could not be started"
+        self.killed_for_memory, self._oom_before = False, read_counters()
         try:
             child = None
             reader = await self._adopt()
@@ -195,6 +200,7 @@ class WorkerProcess:
         with contextlib.suppress(psutil.NoSuchProcess):
             self._process = psutil.Process(child.pid)
             self._record(child.pid)
+        give_up_first(child.pid)
         log.info("worker_started", pid=child.pid)
         return child
 
@@ -245,7 +251,7 @@ class WorkerProcess:
         process = self._process
         if child is not None:
             code = await self._end_of_child(child)
-            text = _ending(code)
+            text = self._oom_text(code) or _ending(code)
             self.on_exit(child.pid, code, self._last_written())
         else:
             text = "its connection was lost"
@@ -257,6 +263,11 @@ class WorkerProcess:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._socket_path())
         log.info("worker_ended", text=text)
+        return text
+
+    def _oom_text(self, code: int) -> str:
+        text = read_counters().kill_since(self._oom_before) if code == -signal.SIGKILL else ""
+        self.killed_for_memory = bool(text)
         return text
 
     async def _end_of_child(self, child: asyncio.subprocess.Process) -> int:

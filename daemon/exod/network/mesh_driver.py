@@ -22,9 +22,11 @@ from exod.core.base.events import (
     CommitPlan,
     DatagramReceived,
     Emit,
+    ForgetPeer,
     Input,
     LogRejected,
     LoopLagged,
+    PeerLeft,
     PersistEpoch,
     RaiseIncarnation,
     RouteChecked,
@@ -105,6 +107,12 @@ class MeshDriver:
             self.datagrams_received += 1
         self._inputs.append(event)
         self._work()
+
+    def forget_peers(self) -> None:
+        """To this node all its peers are gone."""
+        for peer, link in list(self.core.links.items()):
+            self.feed(PeerLeft(peer, link.peer_incarnation))
+            self.feed(ForgetPeer(peer))
 
     def _work(self) -> None:
         """Handles the inputs that wait, and what they made due."""

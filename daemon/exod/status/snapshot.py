@@ -104,7 +104,7 @@ class StatusBuilder:
         api_url: Callable[[], str],
         local_network: Callable[[], str] = str,
         wired: Callable[[], str] = str,
-        found: Callable[[], tuple[Fact, ...]] = tuple,
+        found: Sequence[Callable[[], tuple[Fact, ...]]] = (),
     ) -> None:
         """`local_network`: why macOS keeps this node from the others; `wired`: why no rank is started again. Both
         are empty where nothing is wrong. `found`: what other parts of the daemon know to be wrong.
@@ -197,7 +197,7 @@ class StatusBuilder:
             edge_of=self._failed_edge()[0],
             mqtt_text=mqtt.text if mqtt.state == "connecting" else "",
             wired_text=self.wired(),
-            found=(*self.found(), *self.record.found),
+            found=(*self.record.found, *(fact for part in self.found for fact in part())),
         )
 
     def engine_facts(self) -> EngineFacts:

@@ -21,6 +21,7 @@ VERSION_SKEW: Final = "version_skew"
 IDENTITY_TWIN: Final = "identity_twin"
 OTHER_KEY: Final = "other_key"
 SERVICE_FAILED: Final = "service_failed"
+OUT_OF_MEMORY: Final = "out_of_memory"
 
 
 class Fact(msgspec.Struct, frozen=True):

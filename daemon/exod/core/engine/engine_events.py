@@ -74,6 +74,8 @@ class WorkerGone(msgspec.Struct, frozen=True):
     """
 
     text: str
+    for_memory: bool = False
+    """Did the kernel kill it because memory ran out? `text` has the figures then."""
 
 
 class MemoryWired(msgspec.Struct, frozen=True):

@@ -75,6 +75,11 @@ class HostedModel:
         self.failure = self.lasting_failure = (code, text)
         self.retry_at = now + FAILED_RETRY_S
 
+    def give_up(self, code: str, text: str) -> None:
+        """It cannot be hosted, and is not tried again by itself."""
+        self.failure = self.lasting_failure = (code, text)
+        self.retry_at = None
+
     def clear_failure(self) -> None:
         """Under another plan it is tried at once: another share of the layers may fit."""
         self.failure = self.retry_at = None

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final, assert_never
 
+from exod.core.base.facts import OUT_OF_MEMORY
 from exod.core.engine.engine_events import (
     EmitEvent,
     EngineCommand,
@@ -128,6 +129,7 @@ class Rank:
             self.requests.void(self.requests.begun_order)  # another model must not go on with this one's answers
             self._group.retired()
             self.fitness.wanted_anew()
+            self.worker.memory.wanted_anew()
         elif set(plan.ring) < set(before.ring) and self.load.held is not None:
             self.worker.keep(self.load.held, len(before.ring) / len(plan.ring), now)
         self.model.clear_failure()
@@ -335,10 +337,12 @@ class Rank:
 
     # --- what becomes of the process ------------------------------------------------------------------------
 
-    def worker_gone(self, text: str, now: float) -> list[RankCommand]:
+    def worker_gone(self, text: str, now: float, for_memory: bool = False) -> list[RankCommand]:
         """The worker's process ended, or it could not be started."""
-        text = self.worker.killed_for or text
+        text = text if for_memory else self.worker.killed_for or text
         asked = self.worker.ended(now)
+        if for_memory and not asked and (last := self.worker.killed_for_memory(text, now)):
+            self.model.give_up(OUT_OF_MEMORY, last)
         given_up = self.requests.process_died(text) if self.load.held is not None and not asked else []
         if self.load.held is None and not asked:
             self.fitness.process_ended(text, now)

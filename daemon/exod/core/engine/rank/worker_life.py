@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 from exod.core.base.errors import IllegalMoveError
+from exod.core.engine.memory_kills import MemoryKills
 from exod.core.engine.rank.wired_watch import LOOK_AGAIN_S, WiredWatch
 from exoengine.protocol import Heartbeat, Hello, Load, Loaded
 
@@ -109,6 +110,7 @@ class WorkerLife:
     def __init__(self) -> None:
         self._state = WorkerState.NONE
         self.wired = WiredWatch()
+        self.memory = MemoryKills()
         self._recent: deque[str] = deque(maxlen=RECENT_MOVES)
         self.hello: Hello | None = None
         self.heartbeat: Heartbeat | None = None
@@ -203,6 +205,11 @@ class WorkerLife:
         self.killed_for, self._formed_at = "", None
         self.done()
         return asked
+
+    def killed_for_memory(self, text: str, now: float) -> str:
+        """After its end. The text of giving up, where this was once too often; else the next start waits longer."""
+        self._restart_at = now + self.memory.killed(text, now)
+        return self.memory.text(now) if self.memory.is_spent(now) else ""
 
     # --- what it holds --------------------------------------------------------------------------------------
 
