@@ -197,7 +197,7 @@ class ControlThread:
         watch = ProcessorWatch(time.monotonic(), time.process_time())
         while not self._stopping.is_set():
             now = time.monotonic()
-            self._board.uses_processor = watch.look(now, time.process_time())
+            self._board.uses_processor = watch.look(now, time.process_time(), self._board.begun)
             self._enforce(now)
             figures = (self._board.state, self._board.safe, self._board.sync_reason)
             if now >= beat_at or figures != before:

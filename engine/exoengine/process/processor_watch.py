@@ -20,9 +20,14 @@ class ProcessorWatch:
         self._at, self._used_s = now, used_s
         self.is_busy = False
 
-    def look(self, now: float, used_s: float) -> bool:
-        """`used_s`: the processor time of the process so far. Judges the time since the last look."""
-        if now - self._at >= LOOK_S:
+    def look(self, now: float, used_s: float, begun: float | None = None) -> bool:
+        """`used_s`: the processor time of the process so far. Judges the time since the last look, and of that only
+        what lies in the step that was `begun`: what came before says nothing about it.
+        """
+        if begun is not None and begun > self._at:
+            self.is_busy = False
+            self._at, self._used_s = now, used_s
+        elif now - self._at >= LOOK_S:
             self.is_busy = used_s - self._used_s >= BUSY_SHARE * (now - self._at)
             self._at, self._used_s = now, used_s
         return self.is_busy

@@ -55,6 +55,11 @@ class Board:
         with self._lock:
             self._begun = self._until = None
 
+    @property
+    def begun(self) -> float | None:
+        """When what goes on now began, monotonic; None where nothing does."""
+        return self._begun
+
     def keep_waiting(self, for_s: float) -> None:
         """Some rank is seen to compute: until then nothing is overdue."""
         self._keep_until = time.monotonic() + for_s

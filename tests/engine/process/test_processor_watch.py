@@ -17,3 +17,12 @@ def test_a_look_that_comes_at_once_does_not_judge_by_a_moment() -> None:
     assert watch.look(1.0, 1.0)
     assert watch.look(1.0 + LOOK_S / 2, 1.0)
     assert not watch.look(1.0 + LOOK_S, 1.0)
+
+
+def test_what_was_used_before_a_step_says_nothing_about_it() -> None:
+    """A rank that has just loaded and formed, and then hangs in its first step."""
+    watch = ProcessorWatch(0.0, 0.0)
+    assert watch.look(1.0, 1.0)
+    assert not watch.look(1.5, 1.4, begun=1.45)
+    assert not watch.look(1.5 + LOOK_S, 1.4, begun=1.45)
+    assert watch.look(1.5 + 2 * LOOK_S, 2.0, begun=1.45)
