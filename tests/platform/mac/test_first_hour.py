@@ -117,8 +117,14 @@ def in_the_document() -> dict[str, str]:
     return dict(blocks)
 
 
+FROM_A_NODE = {"loading", "ready", "answered"}
+"""Compared in test_install.py, with what a node of the installed wheel prints."""
+
+
 def test_every_screen_of_the_first_hour_is_what_is_printed() -> None:
-    assert in_the_document() == screens()
+    written = in_the_document()
+    assert {name: screen for name, screen in written.items() if name not in FROM_A_NODE} == screens()
+    assert written.keys() >= FROM_A_NODE
 
 
 def test_commands_in_the_document_are_ones_that_there_are() -> None:

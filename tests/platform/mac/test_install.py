@@ -20,6 +20,7 @@ from launchd import formula
 from launchd.supported import complaint
 from tests.conftest import missing
 from tests.platform.mac.resolve import resolve
+from tests.platform.mac.test_first_hour import FROM_A_NODE, in_the_document
 from tests.test_single_node import READY_WITHIN_S, write_config
 
 ROOT = Path(__file__).parents[3]
@@ -113,10 +114,14 @@ def test_the_installed_wheel_answers_in_a_chat(
     try:
         exoctl = ("exoctl", "--config", str(config))
         run(environment, *exoctl, "wait", "--for", "ready", "--timeout", READY_WITHIN_S, namespace=namespace)
+        loading = run(environment, *exoctl, "engine", "load", "embedded:count", namespace=namespace)
+        ready = run(environment, *exoctl, "wait", "--for", "ready", namespace=namespace)
         said = run(environment, *exoctl, "chat", "count from 3 to 12", namespace=namespace)
         status = json.loads(run(environment, *exoctl, "status", "--json", namespace=namespace))
         assert [int(number) for number in re.findall(r"\d+", said)] == list(range(3, 13))
         assert status["engine"]["model"] == "embedded:count"
+        shown = {"loading": loading.strip(), "ready": ready.strip(), "answered": said.strip()}
+        assert {name: in_the_document()[name] for name in FROM_A_NODE} == shown
     finally:
         daemon.terminate()
         try:
