@@ -69,9 +69,9 @@ def summarize_pair(link: Link) -> PairSummary:
             up=link.liveness.state is NodeState.UP,
         ),
         usable=_carrying(link),
-        plan_prefix=link.peer_plan_prefix,
+        plan_prefix=link.statements.plan_prefix,
         detect_ms=link.detect_ms,
         verdict_at=link.verdict_at,
         unfit=frozenset(one.candidate.path for one in link.paths if one.ring.unfit and one.state in USABLE),
-        misses=link.peer_misses,
+        misses=link.statements.misses,
     )

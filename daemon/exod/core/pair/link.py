@@ -7,7 +7,8 @@ peer's report, there (3). Whatever changes is sent at once on every path that wa
 round trip.
 
 Decides what a datagram may change and when to look again. Leaves to others: a path's own state (path.py), the order
-(path_order.py), the choice (path_selection.py), the register (pair_agreement.py), the datagrams (probe_sender.py).
+(path_order.py), the choice (path_selection.py), the register (pair_agreement.py), the datagrams (probe_sender.py),
+what the peer says in its datagrams (peer_statements.py).
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from exod.core.pair.pair_agreement import PairAgreement
 from exod.core.pair.path_rating import SLOW_ALARM, rate_path
 from exod.core.pair.path_selection import PathSelector
 from exod.core.pair.peer_liveness import PeerLiveness
+from exod.core.pair.peer_statements import PeerStatements
 from exod.core.pair.ring_judgement import judge_ring
 from exod.core.probe.candidate_paths import candidate_paths
-from exod.core.probe.datagram import Datagram, PathReport
+from exod.core.probe.datagram import Datagram
 from exod.core.probe.path import USABLE, Path
 from exod.core.probe.path_order import why_left
 from exod.core.probe.path_table import PathTable
@@ -69,13 +71,9 @@ class Link:
         self.detect_ms: float | None = None
         """How long the newest verdict against the selected path took from the last sign of health."""
         self.verdict_at: float | None = None
-        self.peer_plan_prefix = ""
-        self.peer_misses = False
-        """The peer does not hear every node that others hear."""
+        self.statements = PeerStatements(self.paths)
         self.changed = True
         """Something that a plan depends on changed since the flag was last cleared (by node.py)."""
-        self._peer_order = 0
-        self._last_reports: tuple[PathReport, ...] | None = None
         self._wish: tuple[PathId, float] | None = None
         self._raised = 0
         self._poked_at = -POKE_S
@@ -131,15 +129,14 @@ class Link:
 
     def _adopt_candidates(self, now: float) -> None:
         if self.paths.adopt(candidate_paths(self.me, self.peer), self.probes.first_seq(), now):
-            self._last_reports = None
+            self.statements.expect_reports()
         self.probes.hasten(self.paths.present, now)
 
     def _peer_restarted(self, incarnation: int, now: float) -> None:
         before, self.peer_incarnation = self.peer_incarnation, incarnation
         self._journal.decide(now, self.peer.id, "peer has a new incarnation", before=before, after=incarnation)
         self.paths.forget_windows()
-        self._peer_order = 0
-        self.peer_plan_prefix, self.peer_misses = "", False
+        self.statements.restart()
         self.liveness.restart(now)
         self._restart(now)
 
@@ -150,7 +147,7 @@ class Link:
         self.agreement = self._new_agreement()
         self.selection_cause = "no path is measured yet"
         self._followed = None
-        self._last_reports = None
+        self.statements.expect_reports()
         self._refresh_agreed(now)
         self.changed = True
         self._next_check.at_once(now)
@@ -204,7 +201,7 @@ class Link:
         ):
             self._peer_changed(now)
             unsettled = True
-        unsettled |= self._take_word(datagram, now)
+        unsettled |= self._take_statements(datagram, now)
         if datagram.urgent and self.probes.answer_urgent(now):
             self.probes.hasten(self.paths.heard, now)
         selected = self.selected_path
@@ -228,32 +225,18 @@ class Link:
             self._journal.command(RaiseIncarnation(known))
         self._poke(now)
 
-    def _take_word(self, datagram: Datagram, now: float) -> bool:
+    def _take_statements(self, datagram: Datagram, now: float) -> bool:
         """The peer's reports, register, wish and plan. Returns whether anything that matters here changed."""
         unsettled = False
-        if datagram.order > self._peer_order:
-            self._peer_order = datagram.order
-            if (datagram.plan_prefix, datagram.misses) != (self.peer_plan_prefix, self.peer_misses):
-                self.peer_plan_prefix, self.peer_misses = datagram.plan_prefix, datagram.misses
-                self.changed = True
-            if datagram.reports != self._last_reports:
-                unsettled = self._take_reports(datagram.reports)
+        if self.statements.is_newer(datagram):
+            unsettled = self.statements.take(datagram)
+            self.changed |= self.statements.changed
+            self.statements.changed = False
             if datagram.wish is not None and self.selects:
                 self.selector.pin(datagram.wish, now + WISH_S)
                 unsettled |= datagram.wish != self.selected
         if self.agreement.observe(datagram.selection):
             unsettled = True
-        return unsettled
-
-    def _take_reports(self, reports: tuple[PathReport, ...]) -> bool:
-        self._last_reports = reports
-        by_path = {report.path: report for report in reports}
-        unsettled = False
-        for path in self.paths:
-            before = (path.peer_own, path.peer_route, path.ring.peer_unfit)
-            path.told(by_path.get(path.candidate.path))
-            unsettled |= before != (path.peer_own, path.peer_route, path.ring.peer_unfit)
-            self.changed |= before[2] is not path.ring.peer_unfit
         return unsettled
 
     def _reject(self, remote: str, code: str, text: str) -> None:
