@@ -98,6 +98,7 @@ def make_peace(world: JointWorld) -> None:
         if engine_host.worker is not None:
             for why in ("signal", "hang"):
                 engine_host.worker.resume(why)
+            engine_host.worker.computes_until = world.now
     mesh_scenarios.make_peace(world)
     for client in world.clients:
         client.hurry()
