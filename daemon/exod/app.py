@@ -216,10 +216,10 @@ class Daemon:
             on_event=lambda kind, data: self.events.write(Event(0.0, kind, identity.id, data)),
             on_change=self.refresh_soon,
             on_model_wish=self.wish.ask_model,
-            # Of this card the coordinator makes the next plan.
             on_ring_port=lambda port: self._set_card(msgspec.structs.replace(self.card, ring_port=port)),
             on_edge=self.driver.feed,
             on_choice=lambda *chosen: self._set_card(with_choice(self.card, *chosen)),
+            keeps_spare=config.engine.spare == "auto",
         )
         self.engine.worker.on_exit = self._worker_exited
         self.engine.wired_bytes = self.platform.wired_bytes
@@ -269,6 +269,7 @@ class Daemon:
                 self.services.facts,
                 lambda: self.engine.core.rank.worker.memory.facts(identity.id, time.monotonic()),
             ),
+            spare=lambda: self.engine.worker.spare.text,
             wired=lambda: self.engine.core.rank.worker.wired.text(time.monotonic()),
         )
         self.link_pace = LinkPace(lambda: self.engine.core.is_drained, self.driver.feed)

@@ -32,6 +32,11 @@ from exoengine.generation_request import Tools as Tools
 
 PROTOCOL_VERSION: Final = 1
 
+SPARE_READY: Final = b"r"
+SPARE_GO: Final = b"g"
+"""On the standard input of a spare worker (`--spare`), which is a socket of its daemon: it says the one when it has
+imported everything, and becomes a worker at the other. Where the stream ends, it ends."""
+
 MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
 """A prompt of 1,000,000 tokens or characters with its history fits well; more is a broken peer."""
 

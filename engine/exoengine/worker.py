@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from exoengine.process.shared_state import Board, State
+from exoengine.process.spare import Spare
 from exoengine.protocol import (
     NOTHING_MEASURED,
     PROTOCOL_VERSION,
@@ -430,7 +431,9 @@ def main() -> None:
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--orphan-deadline-s", type=float, default=ORPHAN_DEADLINE_S)
     parser.add_argument("--native", type=Path, help="where native groups are built and found")
+    parser.add_argument("--spare", action="store_true", help="wait on standard input until a worker is wanted")
     arguments = parser.parse_args()
+    spare = Spare() if arguments.spare else None
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the daemon, which then tells its workers
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     _begin_mlx()
@@ -439,6 +442,9 @@ def main() -> None:
 
     native = NativeModule(arguments.native or cache_in(arguments.socket.parent))
     native.begin()
+    if spare is not None:
+        native.get()
+        spare.wait()
     Worker(arguments.socket, arguments.orphan_deadline_s, native).run()
     sys.stdout.flush()
     os._exit(0)  # MLX's threads may still wait for a neighbour that is gone

@@ -1,7 +1,7 @@
 """A process that speaks a worker's protocol and does no work.
 
 A cancel is a wish here: `crash` ends the process at once, `mute` makes it deaf to Leave and SIGTERM, `close` closes
-the connection, `garbage` breaks the protocol.
+the connection, `garbage` breaks the protocol. With `--spare` it waits first, as a worker does.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 
+from exoengine.process import spare
 from exoengine.protocol import Cancel, Hello, Leave, Left, decode_to_worker, encode, read_frame
 
 
@@ -44,4 +45,7 @@ async def main(path: str) -> None:
     await ended.wait()
 
 
+if "--spare" in sys.argv:
+    spare.NEEDED = ()  # type: ignore[misc]
+    spare.Spare().wait()
 asyncio.run(main(sys.argv[sys.argv.index("--socket") + 1]))

@@ -84,7 +84,8 @@ class Node:
             "node": {"name": self.name, "data_dir": str(self.data_dir)},
             "cluster": {"name": "lab"},
             "mesh": {"port": MESH_PORT, "kinds": KINDS},
-            "engine": {"model": "embedded:count", "ring_port": RING_PORT},
+            # tests/lab/test_spare_worker.py has spares; elsewhere they would take the others' time.
+            "engine": {"model": "embedded:count", "ring_port": RING_PORT, "spare": "off"},
             "api": {"port": API_PORT},
             "log": {"format": "json"},
         }

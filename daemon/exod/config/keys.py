@@ -69,6 +69,7 @@ _FIXED: Final[dict[str, dict[str, Key]]] = {
         "recovery_deadline_s": Key(60.0, checks.number(1, 3600, "s")),
         "max_concurrent": Key(8, checks.whole(1, MOST_CONCURRENT)),
         "prompt_cache": Key("25%", checks.amount),
+        "spare": Key("auto", checks.choice("auto", "off")),
     },
     "api": {
         "host": Key("127.0.0.1", checks.api_host),

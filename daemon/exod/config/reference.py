@@ -63,6 +63,8 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
         "recovery_deadline_s": "For so many seconds a client waits while the engine recovers.",
         "max_concurrent": "So many requests are answered at once; the others wait, and clients take turns.",
         "prompt_cache": "What the KV caches of finished requests may occupy: a share of memory, or bytes.",
+        "spare": "auto keeps a second process ready that replaces a rank's process at once (about 100 MiB), "
+        "where 2 GiB of memory are available; off keeps none.",
     },
     "api": {
         "host": "The address to listen on. Anything but loopback needs key_file.",

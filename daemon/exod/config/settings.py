@@ -71,6 +71,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     recovery_deadline_s: float
     max_concurrent: int
     prompt_cache: str
+    spare: str
 
 
 class ApiConfig(msgspec.Struct, frozen=True):

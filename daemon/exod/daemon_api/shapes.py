@@ -147,6 +147,8 @@ class EngineSummary(msgspec.Struct, frozen=True):
     """What was predicted for each way of running the model here; nothing where its ranks measured nothing yet."""
     parallel_reason: str = ""
     """Why it runs as it does, in words."""
+    spare: str = ""
+    """This node's spare worker: `ready`, or why there is none."""
 
 
 class MqttSummary(msgspec.Struct, frozen=True):

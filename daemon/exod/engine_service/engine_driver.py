@@ -72,6 +72,7 @@ class EngineDriver:
         on_edge: Callable[[RingEvidence], None],
         on_choice: Callable[[str, str, tuple[NodeId, ...]], None] = lambda way, model, ranks: None,
         clock: Callable[[], float] = time.monotonic,
+        keeps_spare: bool = False,
     ) -> None:
         self.core = core
         self._send, self._tell_all = send, tell_all
@@ -80,7 +81,9 @@ class EngineDriver:
         self._on_choice = on_choice
         self._clock = clock
         self.streams = ClientStreams(self.feed)
-        self.worker = WorkerProcess(folder, environment, self._worker_said, self._worker_gone)
+        self.worker = WorkerProcess(
+            folder, environment, self._worker_said, self._worker_gone, keeps_spare=keeps_spare
+        )
         self.on_model: Callable[[str, ModelSizes], None] = lambda model, sizes: None
         """Takes what is known of a model that was found."""
         self.on_recommended: Callable[[int], None] = lambda size: None
@@ -260,7 +263,7 @@ class EngineDriver:
                 log.warning("ring_port_taken", next=port)
                 self._on_ring_port(port)
             case events.AnnounceUnfit(text=text):
-                log.warning("rank_unfit" if text else "rank_fit_again", text=text)
+                log.info("rank_fitness", fit=not text)  # the alert has the reason
                 self.on_unfit(text)
             case events.ChooseParallel(way=way, model=model, ranks=ranks):
                 self._on_choice(way, model, ranks)

@@ -27,9 +27,20 @@ import psutil
 import structlog
 
 from exod.engine_service.oom_counters import give_up_first, read_counters
+from exod.engine_service.spare_worker import SpareWorker
 from exoengine.decoding import DecodingError, from_json
 from exoengine.native.build import cache_in
-from exoengine.protocol import FromWorker, Leave, ProtocolError, ToWorker, decode_from_worker, encode, read_frame
+from exoengine.protocol import (
+    FromWorker,
+    Hello,
+    Leave,
+    Loaded,
+    ProtocolError,
+    ToWorker,
+    decode_from_worker,
+    encode,
+    read_frame,
+)
 
 log = structlog.get_logger()
 
@@ -44,7 +55,9 @@ MAX_WORDS_BYTES: Final = 16 * 1024
 MAX_SOCKET_PATH_BYTES: Final = 100
 """sockaddr_un holds 104 bytes on macOS and 108 on Linux."""
 
-CONNECT_INTERVAL_S: Final = 0.05
+CONNECT_INTERVAL_S: Final = 0.01
+"""A spare listens a few milliseconds after its word; an attempt costs some microseconds."""
+
 ADOPT_DEADLINE_S: Final = 8.0
 """A worker's control thread greets at once, whatever its main thread does; one that was stopped does not."""
 
@@ -83,8 +96,10 @@ class WorkerProcess:
         on_message: Callable[[FromWorker], None],
         on_gone: Callable[[str], None],
         command: tuple[str, ...] = COMMAND,
+        keeps_spare: bool = False,
     ) -> None:
         self._command = command
+        self.spare = SpareWorker(self._launch_spare, keeps_spare)
         self._swept = False
         """Was the whole host looked through for a worker without a record, once in this daemon's life?"""
         self._folder = folder
@@ -136,7 +151,10 @@ class WorkerProcess:
                     _signal(self._process, signal.SIGCONT)
 
     async def leave(self, deadline_s: float = LEAVE_DEADLINE_S) -> None:
-        """Asks the worker to leave its group and end; escalates past the deadline. Returns when it is gone."""
+        """Asks the worker to leave its group and end, and ends the spare; escalates past the deadline. Returns when
+        it is gone.
+        """
+        self.spare.close()
         process, life = self._process, self._life
         if process is None or life is None:
             return
@@ -183,26 +201,45 @@ class WorkerProcess:
         path = self._socket_path()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-        with self._log() as output:
-            self._log_start = output.tell() if output.seekable() else 0
-            child = await asyncio.create_subprocess_exec(
-                *self._command,
-                "--native",
-                str(cache_in(self._folder)),
-                "--socket",
-                path,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                env={**os.environ, **self._environment},
-            )
+        child = self.spare.take()
+        if child is None:
+            child = await self._launch(asyncio.subprocess.DEVNULL)
+        else:
+            self._log_start = self._log_size()
+            log.info("spare_worker_used", pid=child.pid)
         with contextlib.suppress(psutil.NoSuchProcess):
             self._process = psutil.Process(child.pid)
             self._record(child.pid)
         give_up_first(child.pid)
         log.info("worker_started", pid=child.pid)
         return child
+
+    async def _launch_spare(self, standard_input: int) -> asyncio.subprocess.Process:
+        return await self._launch(standard_input, "--spare")
+
+    async def _launch(self, standard_input: int, *options: str) -> asyncio.subprocess.Process:
+        with self._log() as output:
+            if not options:
+                self._log_start = self._log_size()
+            return await asyncio.create_subprocess_exec(
+                *self._command,
+                *options,
+                "--native",
+                str(cache_in(self._folder)),
+                "--socket",
+                self._socket_path(),
+                stdin=standard_input,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                env={**os.environ, **self._environment},
+            )
+
+    def _log_size(self) -> int:
+        try:
+            return (self._folder / LOG_FILE).stat().st_size
+        except OSError:
+            return 0
 
     def _log(self) -> BinaryIO:
         """Where the worker writes. A full disk must not cost the rank: what it says is then lost."""
@@ -238,13 +275,26 @@ class WorkerProcess:
             async with asyncio.timeout(ADOPT_DEADLINE_S if adopted else None):
                 body = await read_frame(reader)
             while body is not None:
-                self._on_message(decode_from_worker(body))
+                self._take(decode_from_worker(body))
                 body = await read_frame(reader)
         except ProtocolError as error:
             log.error("worker_protocol_broken", error=str(error))
         except TimeoutError:
             log.warning("worker_mute", text="an earlier daemon left it, and it does not answer")
             self.kill("it did not answer the daemon that adopted it")
+
+    def _take(self, message: FromWorker) -> None:
+        match message:
+            case Loaded():
+                self.spare.prepare()
+            case Hello(pid=pid) if self._process is not None and pid != self._process.pid:
+                # A spare of an earlier daemon that was still ending was found instead of the one that listens.
+                with contextlib.suppress(psutil.Error):
+                    found = psutil.Process(pid)
+                    self._process = found if self._is_ours(found.cmdline()) else self._process
+            case _:
+                pass
+        self._on_message(message)
 
     async def _bury(self, child: asyncio.subprocess.Process | None) -> str:
         """The connection is gone: the process ends too, now or by force. Returns what became of it, in words."""
@@ -348,6 +398,7 @@ class WorkerProcess:
         return None
 
     def _is_ours(self, command_line: list[str]) -> bool:
+        """A spare of an earlier daemon, too: it ends by itself, and one that went to work is a worker."""
         return self._command[-1] in command_line and command_line[-2:] == ["--socket", self._socket_path()]
 
     def _socket_path(self) -> str:

@@ -104,6 +104,7 @@ class StatusBuilder:
         api_url: Callable[[], str],
         local_network: Callable[[], str] = str,
         wired: Callable[[], str] = str,
+        spare: Callable[[], str] = str,
         found: Sequence[Callable[[], tuple[Fact, ...]]] = (),
     ) -> None:
         """`local_network`: why macOS keeps this node from the others; `wired`: why no rank is started again. Both
@@ -113,7 +114,7 @@ class StatusBuilder:
         self._card, self.settings, self.record = card, settings, record
         self._core, self._engine, self._events = core, engine, events
         self._mqtt, self._failed_edges, self._api_url = mqtt, failed_edges, api_url
-        self.local_network, self.wired, self.found = local_network, wired, found
+        self.local_network, self.wired, self.spare, self.found = local_network, wired, spare, found
         self._judge = HealthJudge()
 
     # --- this node, for the others --------------------------------------------------------------------------
@@ -336,6 +337,7 @@ class StatusBuilder:
             parallel="tensor" if any(one is not None and one.parts > 1 for one in statuses) else "pipeline",
             requests_active=sum(len(status.under_way) for status in statuses[:1] if status is not None),
             requests_waiting=host.scheduler.waiting,
+            spare=self.spare(),
             downloads=tuple(DownloadLine(one.node, one.done_bytes, one.total_bytes) for one in downloads),
             forecasts=forecast_lines(host, self.named, figures.tokens_per_s if figures else 0.0),
             parallel_reason=self.named(parallel_reason(host)),

@@ -93,6 +93,8 @@ def engine_screen(report: EngineReport, paint: Paint, width: int) -> list[str]:
         facts.append(f"best {rate(engine.baseline_tokens_per_s)}")
     if engine.last_gap_ms is not None:
         facts.append(f"last gap {ms(engine.last_gap_ms)}")
+    if engine.spare:
+        facts.append(f"spare worker {engine.spare}")
     if report.total_layers is not None:
         facts.append(counted(report.total_layers, "layer"))
     if report.max_context_tokens:

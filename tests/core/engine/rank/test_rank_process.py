@@ -119,9 +119,7 @@ def test_a_sound_process_is_replaced_at_once_however_often_its_group_was_formed_
         now += LIVED_S
         rank.worker_said(Aborted(PLAN.hash, attempt, "peer_lost", "", -1), now - 1)
         form_again(now - 1)
-        rank.worker_gone("it was killed", now)
-        now += RESTART_PAUSE_FIRST_S
-        assert only(rank.handle_timer(now), StartWorker) == [StartWorker()]
+        assert only(rank.worker_gone("it was killed", now), StartWorker) == [StartWorker()]
         rank.worker_said(hello(), now)
         rank.worker_said(loaded(6, 12), now)
         form_again(now)
@@ -218,8 +216,9 @@ def test_the_pause_is_forgotten_once_a_group_has_lived() -> None:
     prepare(rank, now=33.0)
     rank.order(order(PLAN, 1, "form"), 33.0)
     rank.worker_said(Formed(PLAN.hash, 1, -1), 33.0)
-    rank.worker_gone("it crashed", 100.0)
-    assert rank.next_deadline() == 100.0 + RESTART_PAUSE_FIRST_S
+    assert only(rank.worker_gone("it crashed", 100.0), StartWorker) == [StartWorker()]
+    assert only(rank.worker_gone("it crashed", 101.0), StartWorker) == []
+    assert rank.next_deadline() == 101.0 + RESTART_PAUSE_FIRST_S
 
 
 def test_a_crash_is_told_once_with_its_reason() -> None:

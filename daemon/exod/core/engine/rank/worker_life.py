@@ -193,11 +193,8 @@ class WorkerLife:
         if not asked:
             self.restarts += 1
             lived = self._formed_at is not None and now - self._formed_at >= LIVED_S
-            self._pause_s = (
-                RESTART_PAUSE_FIRST_S
-                if lived
-                else min(RESTART_PAUSE_LIMIT_S, max(RESTART_PAUSE_FIRST_S, self._pause_s * 2))
-            )
+            longer_s = min(RESTART_PAUSE_LIMIT_S, max(RESTART_PAUSE_FIRST_S, self._pause_s * 2))
+            self._pause_s = 0.0 if lived else longer_s
             self._restart_at = now + self._pause_s
         self.wired.ended(self.heartbeat.memory_bytes if self.heartbeat is not None else 0, now)
         self.hello = self.heartbeat = None
