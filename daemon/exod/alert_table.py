@@ -88,6 +88,12 @@ ALERTS: Final[dict[str, AlertKind]] = {
         "exoctl cluster invite where the right key is, exoctl cluster join --replace on the other, then restart "
         "exod there; or another cluster.name for one of them",
     ),
+    "peers_unheard": AlertKind(
+        "warning",
+        0.0,
+        "No node that cluster.peers names has answered within 30 s of the start.",
+        "exoctl netcheck says what answers there; exod must run there, and TCP and UDP port 52410 be open",
+    ),
     "wishes_differ": AlertKind(
         "warning",
         2.0,
@@ -230,6 +236,18 @@ NOTES: Final[dict[str, AlertKind]] = {
         600.0,
         'With engine.sync = "dynamic" every step has been safe for ten minutes or more. The text says why.',
         "exoctl engine status says what makes steps safe; exoctl engine native says whether they could be fast",
+    ),
+    "nobody_heard": AlertKind(
+        "warning",
+        0.0,
+        "No other node was heard within 30 s of the start. Where one Mac is meant to be alone, all is well.",
+        "name the other nodes in cluster.peers, or allow UDP port 5353 on both hosts",
+    ),
+    "no_ipv4": AlertKind(
+        "warning",
+        5.0,
+        "A Thunderbolt interface is up and has no IPv4 address.",
+        "give it an address, or let DHCP or the system assign one",
     ),
 }
 """What is shown as a note and makes nothing unhealthy: it may be just as it should be. Notes are no alerts."""

@@ -62,6 +62,7 @@ from exod.network.local_network import LocalNetwork
 from exod.network.mdns_discovery import Announcement, Discovery
 from exod.network.mesh_driver import MeshDriver
 from exod.network.probe_sockets import ProbeSockets
+from exod.network.unheard import Unheard
 from exod.own_card import own_card, reached_at, with_choice, with_newer_choice, with_sizes
 from exod.peers.contacts import Contacts
 from exod.peers.control_plane import ControlPlane
@@ -193,6 +194,9 @@ class Daemon:
             else None
         )
         self.static_peers = StaticPeers(config.cluster.peers, self.contacts.static_peer)
+        heard = self.discovery.state if self.discovery is not None else None
+        known, seen, static = self.peer_book.names, self.interfaces.verdicts, config.cluster.peers
+        self.unheard = Unheard(identity.id, self.core.links.__len__, heard, static, known, seen)
 
     def _create_engine(self, key: bytes) -> None:
         config, identity = self._config, self.identity
@@ -267,6 +271,7 @@ class Daemon:
             found=(
                 lambda: self.control.facts(config.cluster.name),
                 self.services.facts,
+                self.unheard.facts,
                 lambda: self.engine.core.rank.worker.memory.facts(identity.id, time.monotonic()),
             ),
             spare=lambda: self.engine.worker.spare.text,
@@ -279,12 +284,8 @@ class Daemon:
         answers = self._create_answers()
         self.socket = LocalApi(answers, config.control_socket, debug_enabled=config.debug.enabled)
         self.http = HttpApi.from_config(answers, config)
-        self.events.on_event += [self.counters.event_written, self.mqtt.emit, self._event_forgets]
-
-    def _event_forgets(self, event: Event) -> None:
-        if event.type == "node.forgotten":
-            self.peer_book.forget(NodeId(event.subject))
-            self.membership.forget(NodeId(event.subject))
+        self.events.on_event += [self.counters.event_written, self.mqtt.emit]
+        self.events.on_event += [self.peer_book.event_written, self.membership.event_written]
 
     def _create_answers(self) -> Answers:
         config = self._config

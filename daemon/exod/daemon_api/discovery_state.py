@@ -32,3 +32,5 @@ class DiscoveryState(msgspec.Struct, frozen=True):
     announced_on: tuple[str, ...]
     peers: tuple[Found, ...]
     error: str
+    hears_itself: bool = True
+    """Did a datagram of this node's own come back? Else multicast is blocked on this very host."""

@@ -73,6 +73,12 @@ def check_mdns(state: DiscoveryState | None) -> NetworkCheck:
         return NetworkCheck("mdns", "multicast DNS", ok=False, text=text, cure=cure)
     heard = ", ".join(sorted(peer.name for peer in state.peers)) or "nobody yet"
     text = f"announced on {', '.join(state.announced_on)}; heard: {heard}"
+    if not state.hears_itself:
+        text = f"announced on {', '.join(state.announced_on)}, and not even heard on this host: it is blocked here"
+        cure = "allow UDP port 5353 in this host's firewall, or name the other nodes in cluster.peers"
+        return NetworkCheck("mdns", "multicast DNS", ok=False, text=text, cure=cure)
+    if not state.peers:
+        text += "; where other nodes should be, it may be blocked: name them in cluster.peers"
     return NetworkCheck("mdns", "multicast DNS", ok=True, text=text)
 
 

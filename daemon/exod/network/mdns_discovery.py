@@ -104,8 +104,7 @@ class Discovery:
         self._again: dict[str, asyncio.TimerHandle] = {}
         self._resolving: dict[str, asyncio.Task[None]] = {}
         self._error = ""
-        self.hears_itself = False
-        """Did a datagram of this node's own come back? Else multicast is blocked on this very host."""
+        self._hears_itself = False
 
     def follow(self, addresses: tuple[LocalAddress, ...]) -> None:
         """The eligible addresses are these now. Quick; the work is done by `run`."""
@@ -117,7 +116,7 @@ class Discovery:
 
     def state(self) -> DiscoveryState:
         peers = tuple(found for found in self._peers.values() if found is not None)
-        return DiscoveryState(self._bound, peers, self._error)
+        return DiscoveryState(self._bound, peers, self._error, self._hears_itself)
 
     async def run(self) -> None:
         """Until cancelled; then says goodbye, within `GOODBYE_S`."""
@@ -225,7 +224,7 @@ class Discovery:
         self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange
     ) -> None:
         """zeroconf calls it by these names, on the event loop."""
-        self.hears_itself = self.hears_itself or name == instance_name(self._me.node_id)
+        self._hears_itself = self._hears_itself or name == instance_name(self._me.node_id)
         if state_change is ServiceStateChange.Removed:
             self._forget(name)
             return

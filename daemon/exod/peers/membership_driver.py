@@ -28,7 +28,7 @@ from exod.core.membership.membership import (
     RemoveAgain,
 )
 from exod.errors import RequestError
-from exod.model import NodeId
+from exod.model import Event, NodeId
 from exod.peers.connection import Connection
 from exod.peers.invitation import invitation_token
 from exod.peers.key_ring import KeyRing
@@ -176,6 +176,10 @@ class MembershipDriver:
         self._carry_out(commands, None)
         self._follow()
         return invitation_token(secret, addresses, port, self._cluster)
+
+    def event_written(self, event: Event) -> None:
+        if event.type == "node.forgotten":
+            self.forget(NodeId(event.subject))
 
     def forget(self, peer: NodeId) -> None:
         self._carry_out(self.core.forget(peer), None)

@@ -14,7 +14,7 @@ import structlog
 
 from exod import data_files
 from exod.data_files import Damaged
-from exod.model import NodeCard, NodeId
+from exod.model import Event, NodeCard, NodeId
 
 log = structlog.get_logger()
 
@@ -59,6 +59,9 @@ class PeerBook:
     def entries(self) -> list[Remembered]:
         return list(self._peers.values())
 
+    def names(self) -> list[str]:
+        return [one.name for one in self._peers.values()]
+
     def note(self, card: NodeCard) -> None:
         """A peer showed its card: written down when it says something new."""
         addresses = tuple(address.address for address in card.addresses[:MAX_ADDRESSES])
@@ -71,6 +74,10 @@ class PeerBook:
         while len(self._peers) > MAX_PEERS:
             del self._peers[min(self._peers, key=lambda peer: self._peers[peer].seen)]
         self._save()
+
+    def event_written(self, event: Event) -> None:
+        if event.type == "node.forgotten":
+            self.forget(NodeId(event.subject))
 
     def forget(self, peer: NodeId) -> None:
         """It is not dialled any more after the next start."""

@@ -21,6 +21,9 @@ VERSION_SKEW: Final = "version_skew"
 IDENTITY_TWIN: Final = "identity_twin"
 OTHER_KEY: Final = "other_key"
 SERVICE_FAILED: Final = "service_failed"
+NOBODY_HEARD: Final = "nobody_heard"
+PEERS_UNHEARD: Final = "peers_unheard"
+NO_IPV4: Final = "no_ipv4"
 OUT_OF_MEMORY: Final = "out_of_memory"
 
 
