@@ -63,7 +63,7 @@ class PeerConnection(Protocol):
     def abort(self) -> None: ...
 
 
-class Peers(Protocol):
+class PeerConnections(Protocol):
     """What the checks need of the connections to other daemons."""
 
     def send(self, peer: NodeId, message: PreflightMessage) -> object: ...
@@ -77,7 +77,7 @@ class Preflight:
     def __init__(
         self,
         me: NodeId,
-        control: Peers,
+        control: PeerConnections,
         engine: EngineCore,
         core: NodeCore,
         degraded_ms: float,

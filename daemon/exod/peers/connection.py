@@ -39,7 +39,7 @@ _AT_ONCE: Final = struct.pack("ii", 1, 0)
 """struct linger: closing resets the connection."""
 
 
-class Plane(Protocol):
+class ConnectionOwner(Protocol):
     """Whom a connection reports to."""
 
     def opened(self, connection: Connection) -> None: ...
@@ -54,7 +54,7 @@ class Plane(Protocol):
 class Connection(asyncio.Protocol):
     """Created by ControlPlane only. `closed` is done when it is gone, for whatever reason."""
 
-    def __init__(self, plane: Plane, dialled: bool) -> None:
+    def __init__(self, plane: ConnectionOwner, dialled: bool) -> None:
         self._plane = plane
         self.dialled = dialled
         self.peer: NodeId | None = None

@@ -37,8 +37,8 @@ CONNECT_S: Final = 3.0
 ANSWER_S: Final = 10.0
 
 
-class Door(msgspec.Struct, frozen=True):
-    """What the word says."""
+class InvitationText(msgspec.Struct, frozen=True):
+    """What the text of an invitation holds."""
 
     secret: bytes
     addresses: tuple[str, ...]
@@ -54,7 +54,7 @@ def invitation_token(secret: bytes, addresses: tuple[str, ...], port: int, clust
     return PREFIX + base64.urlsafe_b64encode(check + body).decode().rstrip("=")
 
 
-def read_invitation(token: str) -> Door:
+def read_invitation(token: str) -> InvitationText:
     try:
         encoded = token.strip().removeprefix(PREFIX)
         data = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
@@ -67,7 +67,7 @@ def read_invitation(token: str) -> Door:
         if len(places) != 4 * count or not count or not port:
             raise ValueError
         addresses = tuple(str(ipaddress.IPv4Address(places[4 * one : 4 * one + 4])) for one in range(count))
-        return Door(secret, addresses, port, body[at:].decode())
+        return InvitationText(secret, addresses, port, body[at:].decode())
     except (ValueError, struct.error):
         raise TrustError(
             f"this is not a whole invitation: it begins with {PREFIX} and is one word, as printed by: "
@@ -75,7 +75,7 @@ def read_invitation(token: str) -> Door:
         ) from None
 
 
-def redeem(door: Door, own_key: bytes) -> bytes:
+def redeem(door: InvitationText, own_key: bytes) -> bytes:
     """The cluster key, from the node that invited."""
     key = invitation_key(door.secret)
     context = tls_contexts(key, NodeId(secrets.token_hex(8)), own_key)[1]

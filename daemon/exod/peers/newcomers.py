@@ -43,7 +43,7 @@ COUNTS_S: Final = 15.0
 RENEW: Final = "on the host that has the copy: exoctl cluster renew-identity, then restart exod there"
 
 
-class Plane(Protocol):
+class PeerPools(Protocol):
     def peers(self) -> Sequence[NodeId]: ...
 
     def pool(self, peer: NodeId) -> Sequence[Connection]: ...
@@ -66,7 +66,7 @@ class Newcomers:
     def __init__(
         self,
         me: NodeId,
-        plane: Plane,
+        plane: PeerPools,
         spawn: Callable[[Coroutine[object, object, None], str], None],
         own: set[str],
     ) -> None:

@@ -25,7 +25,7 @@ from exod.core.engine.engine_messages import RankPhase, RankStatus
 from exod.core.engine.rank.sync_watch import wait_text
 from exod.core.node import NodeCore
 from exod.core.status.health import Downloading, HealthInput, HealthJudge, HealthSnapshot
-from exod.core.status.serving import EngineFacts, Serving, serving
+from exod.core.status.serving import EngineFacts, ServiceVerdict, serving
 from exod.core.status.view import LinkView, NodeView, PathView
 from exod.daemon_api.peer_reports import NodeReport
 from exod.daemon_api.shapes import (
@@ -214,7 +214,7 @@ class StatusBuilder:
             local_network_text=self.local_network(),
         )
 
-    def serving(self) -> Serving:
+    def serving(self) -> ServiceVerdict:
         return serving(self.engine_facts())
 
     def _failed_edge(self) -> tuple[NodeId | None, str]:

@@ -20,7 +20,7 @@ from exod import data_files
 from exod.core.base.facts import Fact
 from exod.core.engine.engine_messages import RankStatus
 from exod.core.status.host_watch import HostFigures, HostWatch
-from exod.core.status.throughput import Baseline, Setting, ThroughputWatch, band_of, low_text
+from exod.core.status.throughput import Baseline, ThroughputWatch, Workload, band_of, low_text
 from exod.model import MeshPlan, NodeId, Reason
 from exoengine.protocol import Heartbeat
 
@@ -115,7 +115,7 @@ class Watches:
         )
 
 
-def _setting(moment: Moment, me: NodeId) -> Setting | None:
+def _setting(moment: Moment, me: NodeId) -> Workload | None:
     """None unless this node's rank decodes and does nothing else."""
     plan, beat = moment.plan, moment.heartbeat
     own = next((rank for rank in moment.ranks if rank is not None and rank.sender == me), None)
@@ -125,7 +125,7 @@ def _setting(moment: Moment, me: NodeId) -> Setting | None:
     sequences = len(beat.positions)
     if not sequences:
         return None
-    return Setting(plan.model, layers, beat.sync_mode, band_of(beat.kv_tokens // sequences), sequences)
+    return Workload(plan.model, layers, beat.sync_mode, band_of(beat.kv_tokens // sequences), sequences)
 
 
 def _safe_steps(moment: Moment, me: NodeId) -> list[Fact]:

@@ -17,9 +17,6 @@ from exoengine.protocol import Sampling
 PENALTY_CONTEXT_TOKENS: Final = 20
 """How far back presence and frequency penalties look: mlx-lm's default."""
 
-MAX_TOP_LOGPROBS: Final = 20
-"""OpenAI's limit for `top_logprobs`."""
-
 _MASK_64: Final = (1 << 64) - 1
 
 

@@ -55,7 +55,7 @@ class Status(msgspec.Struct, frozen=True):
         return bool(self.file)
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class SelfTestResult(msgspec.Struct, frozen=True):
     """What the self-test said of one file with one MLX; a failed build has a verdict without a file."""
 
     sha256: str
@@ -141,7 +141,7 @@ def _make_ready(now: Recipe, cache: Path, again: bool) -> Status:
         said = _run(now.command(compiler, made), BUILD_DEADLINE_S)
         if said is not None:
             reason = f"{compiler[-1]} could not build it: {said}"
-            failed = Verdict("", _stamp(now), reason, f"mend the compiler, then: {BUILD_COMMAND}")
+            failed = SelfTestResult("", _stamp(now), reason, f"mend the compiler, then: {BUILD_COMMAND}")
             _write(folder / VERDICT, failed)
             return Status(reason=failed.reason, cure=failed.cure)
         file = folder / now.file_name
@@ -152,10 +152,10 @@ def _make_ready(now: Recipe, cache: Path, again: bool) -> Status:
     return Status(file=str(file.absolute()))
 
 
-def _tested(now: Recipe, file: Path, folder: Path) -> Verdict:
+def _tested(now: Recipe, file: Path, folder: Path) -> SelfTestResult:
     said = _run([sys.executable, "-P", "-m", "exoengine.native.self_test", str(file)], TEST_DEADLINE_S)
     reason = "" if said is None else f"its self-test failed: {said}"
-    verdict = Verdict(_sha256(file), _stamp(now), reason, BUILD_COMMAND if reason else "", PROOF)
+    verdict = SelfTestResult(_sha256(file), _stamp(now), reason, BUILD_COMMAND if reason else "", PROOF)
     _write(folder / VERDICT, verdict)
     return verdict
 
@@ -179,7 +179,7 @@ def _candidates(now: Recipe, cache: Path) -> list[Path]:
     return [file for folder in (PREBUILT, cache) if (file := folder / now.key / now.file_name).is_file()]
 
 
-def _verdict_of(now: Recipe, file: Path, cache: Path) -> Verdict | None:
+def _verdict_of(now: Recipe, file: Path, cache: Path) -> SelfTestResult | None:
     """That of this very file with this very MLX."""
     found = [_read(path) for path in (file.with_name(VERDICT), cache / now.key / VERDICT)]
     sha256 = _sha256(file)
@@ -200,14 +200,14 @@ def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _read(path: Path) -> Verdict | None:
+def _read(path: Path) -> SelfTestResult | None:
     try:
-        return from_json(path.read_bytes(), Verdict)
+        return from_json(path.read_bytes(), SelfTestResult)
     except (OSError, DecodingError):
         return None
 
 
-def _write(path: Path, verdict: Verdict) -> None:
+def _write(path: Path, verdict: SelfTestResult) -> None:
     new = path.with_suffix(f".{os.getpid()}")
     new.write_bytes(msgspec.json.encode(verdict))
     os.replace(new, path)

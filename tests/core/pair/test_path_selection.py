@@ -14,7 +14,7 @@ from exod.core.pair.path_selection import (
     FIRST_PATIENCE_S,
     VOLUNTARY,
     Cause,
-    Choice,
+    PathChoice,
     PathSelector,
 )
 from exod.core.pair.token_bucket import BUCKET, BUCKET_WINDOW_S
@@ -59,7 +59,7 @@ class Pair:
         self.selector = PathSelector(CoreConfig())
         self.current: PathId | None = None
 
-    def decide(self, now: float, *ratings: PathRating) -> Choice | None:
+    def decide(self, now: float, *ratings: PathRating) -> PathChoice | None:
         choice = self.selector.decide(self.current, ratings, now)
         if choice is not None:
             self.current = choice.path

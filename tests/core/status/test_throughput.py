@@ -9,17 +9,17 @@ from exod.core.status.throughput import (
     MAX_BASELINES,
     NEW_NORMAL_S,
     Baseline,
-    Setting,
     ThroughputWatch,
+    Workload,
     band_of,
     low_text,
 )
 
-ALONE = Setting("m", "a: 1-8, b: 9-16", "fast", 4_096, 1)
+ALONE = Workload("m", "a: 1-8, b: 9-16", "fast", 4_096, 1)
 
 
 def run(
-    watch: ThroughputWatch, rate: float, seconds: float, start: float, setting: Setting | None = ALONE
+    watch: ThroughputWatch, rate: float, seconds: float, start: float, setting: Workload | None = ALONE
 ) -> float:
     for second in range(int(seconds)):
         watch.observe(setting, rate, start + second)

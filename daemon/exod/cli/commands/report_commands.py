@@ -19,7 +19,7 @@ from exod.cli.base.options import Commands, Shell
 from exod.errors import ExitCode, ExodError
 
 if TYPE_CHECKING:
-    from exod.cli.report.contents import Part
+    from exod.cli.report.contents import ReportFile
     from exod.cli.report.redaction import Redact
     from exod.config.settings import Config
 
@@ -53,15 +53,15 @@ def report(shell: Shell, output: Path | None) -> ExitCode:
     first.
     """
     from exod.cli.report.archive import write
-    from exod.cli.report.contents import Part
+    from exod.cli.report.contents import ReportFile
 
     now = time.time()
     path = output or Path(time.strftime("exod-report-%Y%m%d-%H%M%S.tar.gz", time.localtime(now)))
     config, gathered = _gather(shell)
     redact = _redaction(config, gathered)
-    parts = [Part(redact(part.name), redact(part.text)) for part in gathered]
+    parts = [ReportFile(redact(part.name), redact(part.text)) for part in gathered]
     listed = [f"{part.name} ({len(part.text.encode())} bytes)" for part in parts]
-    parts.insert(0, Part("CONTENTS.txt", "\n".join(listed) + "\n"))
+    parts.insert(0, ReportFile("CONTENTS.txt", "\n".join(listed) + "\n"))
     if not shell.as_json:
         shell.show(["the report holds:", *(f"  {line}" for line in listed)])
     write(path, parts, now)
@@ -72,7 +72,7 @@ def report(shell: Shell, output: Path | None) -> ExitCode:
     return ExitCode.OK
 
 
-def _gather(shell: Shell) -> tuple[Config | None, list[Part]]:
+def _gather(shell: Shell) -> tuple[Config | None, list[ReportFile]]:
     from exod.cli.report import contents
     from exod.config.settings import load
 
@@ -81,7 +81,7 @@ def _gather(shell: Shell) -> tuple[Config | None, list[Part]]:
     try:
         config = load(shell.config_file)
     except ExodError as error:
-        parts.append(contents.Part("config.txt", f"[{error}]\n"))
+        parts.append(contents.ReportFile("config.txt", f"[{error}]\n"))
     else:
         parts += _configured(config)
     parts += _answers(shell)
@@ -90,7 +90,7 @@ def _gather(shell: Shell) -> tuple[Config | None, list[Part]]:
     return config, parts
 
 
-def _configured(config: Config) -> Iterator[Part]:
+def _configured(config: Config) -> Iterator[ReportFile]:
     """The configuration, and what the data folder and the service's logs hold."""
     from exod.cli.report import contents
     from exod.platform.this_host import current
@@ -100,11 +100,11 @@ def _configured(config: Config) -> Iterator[Part]:
     import msgspec
 
     in_force = msgspec.json.format(msgspec.json.encode(config, enc_hook=str), indent=2).decode()
-    yield contents.Part("config-in-force.json", f"{in_force}\n")
+    yield contents.ReportFile("config-in-force.json", f"{in_force}\n")
     folder = config.node.data_dir
     listing = sorted(folder.iterdir()) if folder.is_dir() else []
     sizes = "".join(f"{one.name} {one.lstat().st_size}\n" for one in listing)
-    yield contents.Part("data-folder.txt", sizes or f"[{folder} is empty, or not there]\n")
+    yield contents.ReportFile("data-folder.txt", sizes or f"[{folder} is empty, or not there]\n")
     logs = Path.home() / "Library" / "Logs" / "exod"
     files = [folder / "events.ndjson", folder / "worker.log", logs / "exod.log", logs / "exod.err.log"]
     for path in [*files, *([config.log.file] if config.log.file is not None else [])]:
@@ -113,7 +113,7 @@ def _configured(config: Config) -> Iterator[Part]:
     yield from contents.crash_heads(current().crash_folders())
 
 
-def _answers(shell: Shell) -> Iterator[Part]:
+def _answers(shell: Shell) -> Iterator[ReportFile]:
     """What the daemon says; without one, why there is none, once."""
     import msgspec
 
@@ -125,24 +125,24 @@ def _answers(shell: Shell) -> Iterator[Part]:
                 extra = {"limit": HISTORY} if verb == "links_history" else {}
                 try:
                     answer = daemon.raw(verb, deadline_s=ASK_DEADLINE_S, **extra)
-                    yield contents.Part(name, msgspec.json.format(answer, indent=2).decode() + "\n")
+                    yield contents.ReportFile(name, msgspec.json.format(answer, indent=2).decode() + "\n")
                 except ExodError as error:
-                    yield contents.Part(name, f"[{error}]\n")
+                    yield contents.ReportFile(name, f"[{error}]\n")
             decoder = msgspec.json.Decoder(dict[str, object])
             lines = [msgspec.json.encode(one) for one in daemon.stream("events", decoder) if one is not None]
-            yield contents.Part("events.ndjson", contents.bounded(b"\n".join(lines) + b"\n"))
+            yield contents.ReportFile("events.ndjson", contents.bounded(b"\n".join(lines) + b"\n"))
     except ExodError as error:
-        yield contents.Part("daemon.txt", f"[{error}]\n")
+        yield contents.ReportFile("daemon.txt", f"[{error}]\n")
 
 
-def _doctor(shell: Shell) -> Part:
+def _doctor(shell: Shell) -> ReportFile:
     import msgspec
 
     from exod.cli.commands.host_commands import examine
-    from exod.cli.report.contents import Part
+    from exod.cli.report.contents import ReportFile
 
     found = msgspec.json.format(msgspec.json.encode(examine(shell)), indent=2).decode()
-    return Part("doctor.json", f"{found}\n")
+    return ReportFile("doctor.json", f"{found}\n")
 
 
 def _commands(system: str) -> tuple[tuple[str, ...], ...]:
@@ -158,7 +158,7 @@ def _commands(system: str) -> tuple[tuple[str, ...], ...]:
 # --- what must not be in it ---------------------------------------------------------------------------------
 
 
-def _redaction(config: Config | None, parts: list[Part]) -> Redact:
+def _redaction(config: Config | None, parts: list[ReportFile]) -> Redact:
     from exod.cli.report.redaction import Redaction
 
     return Redaction(_secrets(config), _people(), _hosts(config, parts))
@@ -187,7 +187,7 @@ def _people() -> list[str]:
     return [name for name in names if name]
 
 
-def _hosts(config: Config | None, parts: list[Part]) -> list[str]:
+def _hosts(config: Config | None, parts: list[ReportFile]) -> list[str]:
     """The names of this host and of every node that an answer names."""
     from exoengine.decoding import DecodingError, from_json
 

@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from exod.cli.report.contents import Part
+from exod.cli.report.contents import ReportFile
 from exod.errors import ExodError
 
 
@@ -16,7 +16,7 @@ class ReportError(ExodError):
     """The archive could not be written."""
 
 
-def write(path: Path, parts: Sequence[Part], at: float) -> None:
+def write(path: Path, parts: Sequence[ReportFile], at: float) -> None:
     """`at`: Unix seconds, the time of every file in it. A file that is there is not written over."""
     folder = path.name.removesuffix(".gz").removesuffix(".tar") or "exod-report"
     try:

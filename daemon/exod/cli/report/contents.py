@@ -32,7 +32,7 @@ MAX_CRASHES: Final = 8
 PACKAGES: Final = ("exod", "mlx", "mlx-lm", "mlx-metal", "msgspec", "zeroconf", "psutil", "aiomqtt", "uvloop")
 
 
-class Part(msgspec.Struct, frozen=True):
+class ReportFile(msgspec.Struct, frozen=True):
     """One file of the report."""
 
     name: str
@@ -40,7 +40,7 @@ class Part(msgspec.Struct, frozen=True):
     text: str
 
 
-def versions() -> Part:
+def versions() -> ReportFile:
     lines = [f"system {platform.platform()}", f"machine {platform.machine()}", f"python {sys.version}"]
     lines.append(f"environment {sys.prefix}")
     for name in PACKAGES:
@@ -48,10 +48,10 @@ def versions() -> Part:
             lines.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             lines.append(f"{name} is not installed")
-    return Part("versions.txt", "\n".join(lines) + "\n")
+    return ReportFile("versions.txt", "\n".join(lines) + "\n")
 
 
-def outputs(commands: Sequence[Sequence[str]]) -> list[Part]:
+def outputs(commands: Sequence[Sequence[str]]) -> list[ReportFile]:
     """The commands run side by side, each to its own file, with its arguments and exit code on top."""
     with ThreadPoolExecutor(8) as pool:
         texts = list(pool.map(_output, commands))
@@ -61,7 +61,7 @@ def outputs(commands: Sequence[Sequence[str]]) -> list[Part]:
         name = _file_name(argv)
         names[name] = names.get(name, 0) + 1
         suffix = f"-{names[name]}" if names[name] > 1 else ""
-        parts.append(Part(f"system/{name}{suffix}.txt", text))
+        parts.append(ReportFile(f"system/{name}{suffix}.txt", text))
     return parts
 
 
@@ -84,9 +84,9 @@ def _file_name(argv: Sequence[str]) -> str:
     return "-".join("".join(char for char in word if char.isalnum() or char in "._") for word in words if word)
 
 
-def file(path: Path, name: str) -> Part:
+def file(path: Path, name: str) -> ReportFile:
     """The end of a file of this host."""
-    return Part(name, read_end(path, MAX_PART_BYTES))
+    return ReportFile(name, read_end(path, MAX_PART_BYTES))
 
 
 def read_end(path: Path, most: int) -> str:
@@ -98,7 +98,7 @@ def read_end(path: Path, most: int) -> str:
         return f"[{path}: {error.strerror}]\n"
 
 
-def crash_heads(folders: Sequence[Path]) -> Iterator[Part]:
+def crash_heads(folders: Sequence[Path]) -> Iterator[ReportFile]:
     """The beginnings of the newest reports of crashed processes of ours."""
     found: list[tuple[float, Path]] = []
     for folder in folders:
@@ -109,9 +109,9 @@ def crash_heads(folders: Sequence[Path]) -> Iterator[Part]:
     for _, path in sorted(found, reverse=True)[:MAX_CRASHES]:
         try:
             with path.open("rb") as stream:
-                yield Part(f"crashes/{path.name}", stream.read(CRASH_HEAD_BYTES).decode("utf-8", "replace"))
+                yield ReportFile(f"crashes/{path.name}", stream.read(CRASH_HEAD_BYTES).decode("utf-8", "replace"))
         except OSError as error:
-            yield Part(f"crashes/{path.name}", f"[{error.strerror}]\n")
+            yield ReportFile(f"crashes/{path.name}", f"[{error.strerror}]\n")
 
 
 def _is_ours(path: Path) -> bool:

@@ -52,7 +52,7 @@ class Cause(StrEnum):
 VOLUNTARY = frozenset({Cause.DEGRADED, Cause.UPGRADE})
 
 
-class Choice(msgspec.Struct, frozen=True):
+class PathChoice(msgspec.Struct, frozen=True):
     path: PathId | None
     cause: Cause
     reason: str
@@ -84,7 +84,7 @@ class PathSelector:
         """Are the voluntary switches of the last ten minutes used up?"""
         return self._bucket.is_empty(now)
 
-    def decide(self, current: PathId | None, ratings: Sequence[PathRating], now: float) -> Choice | None:
+    def decide(self, current: PathId | None, ratings: Sequence[PathRating], now: float) -> PathChoice | None:
         """The new choice, or None to stay."""
         self.deadline = None
         self._remember(ratings, current, now)
@@ -105,7 +105,7 @@ class PathSelector:
 
     def _first(
         self, current: PathId | None, ranked: list[PathRating], ratings: Sequence[PathRating], now: float
-    ) -> Choice | None:
+    ) -> PathChoice | None:
         if not ranked:
             self._first_usable_at = None
             return None
@@ -117,7 +117,7 @@ class PathSelector:
         self._anew, self._first_usable_at = False, None
         if ranked[0].path == current:
             return None  # the peer is back, and so is the path in use
-        return Choice(ranked[0].path, Cause.FIRST, why_best(ranked))
+        return PathChoice(ranked[0].path, Cause.FIRST, why_best(ranked))
 
     def _forced(
         self,
@@ -125,24 +125,24 @@ class PathSelector:
         present: PathRating | None,
         ranked: list[PathRating],
         ratings: Sequence[PathRating],
-    ) -> Choice | None:
+    ) -> PathChoice | None:
         if ranked:
             best = min(ranked, key=lambda one: (not one.fit, not one.audible, order(one)))
             left = current if present is None else present.name
             if present is not None and not present.eligible and present.state in (PathState.UP, PathState.DEGRADED):
-                return Choice(best.path, Cause.ROUTE, f"the route of {left} leaves another interface")
-            return Choice(best.path, Cause.DEATH, f"{left} is dead")
+                return PathChoice(best.path, Cause.ROUTE, f"the route of {left} leaves another interface")
+            return PathChoice(best.path, Cause.DEATH, f"{left} is dead")
         self._anew = True
         if current is not None and any(one.state in (PathState.UP, PathState.DEGRADED) for one in ratings):
-            return Choice(None, Cause.ROUTE, "no path that the ring's connections would take")
+            return PathChoice(None, Cause.ROUTE, "no path that the ring's connections would take")
         return None  # silence on all paths switches nothing
 
-    def _flee_unfit(self, present: PathRating, ranked: list[PathRating]) -> Choice | None:
+    def _flee_unfit(self, present: PathRating, ranked: list[PathRating]) -> PathChoice | None:
         if present.fit or not ranked[0].fit:
             return None
-        return Choice(ranked[0].path, Cause.RING, f"the ring failed on {present.name}")
+        return PathChoice(ranked[0].path, Cause.RING, f"the ring failed on {present.name}")
 
-    def _voluntary(self, present: PathRating, ranked: list[PathRating], now: float) -> Choice | None:
+    def _voluntary(self, present: PathRating, ranked: list[PathRating], now: float) -> PathChoice | None:
         for better in ranked:
             if grade(better) >= grade(present) or not better.fit:
                 return None
@@ -161,16 +161,16 @@ class PathSelector:
                 self._ask_again(now + RECHECK_S)
             else:
                 cause = Cause.DEGRADED if fled else Cause.UPGRADE
-                return Choice(better.path, cause, comparison(better, present), free)
+                return PathChoice(better.path, cause, comparison(better, present), free)
         return None
 
-    def _pinned(self, current: PathId | None, ranked: list[PathRating], now: float) -> Choice | None:
+    def _pinned(self, current: PathId | None, ranked: list[PathRating], now: float) -> PathChoice | None:
         if self._pin is None or not self._is_pinned(self._pin[0], now):
             return None
         path, until = self._pin
         self._ask_again(until)
         if path != current and any(one.path == path for one in ranked):
-            return Choice(path, Cause.PIN, "pinned by hand")
+            return PathChoice(path, Cause.PIN, "pinned by hand")
         return None
 
     def _is_pinned(self, path: PathId, now: float) -> bool:
@@ -191,7 +191,7 @@ class PathSelector:
             self._records[path] = PathHistory(self._config, now)
         return self._records[path]
 
-    def _note(self, choice: Choice, current: PathId | None, now: float) -> None:
+    def _note(self, choice: PathChoice, current: PathId | None, now: float) -> None:
         self._anew = choice.path is None
         if choice.cause in VOLUNTARY and not choice.free:
             self._bucket.spend(now)

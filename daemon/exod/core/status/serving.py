@@ -40,7 +40,7 @@ class EngineFacts(msgspec.Struct, frozen=True):
     local_network_text: str = ""
 
 
-class Serving(msgspec.Struct, frozen=True):
+class ServiceVerdict(msgspec.Struct, frozen=True):
     serves: bool
     code: str = ""
     """Empty where all is well; one that serves may have something to say all the same."""
@@ -49,39 +49,39 @@ class Serving(msgspec.Struct, frozen=True):
     """Is a request taken at all, to be answered at once or as soon as it can be?"""
 
 
-def serving(given: EngineFacts) -> Serving:
+def serving(given: EngineFacts) -> ServiceVerdict:
     if given.draining:
         text = "the cluster is drained and admits no requests until exoctl engine load MODEL"
-        return Serving(False, DRAINING, text, admits=False)
+        return ServiceVerdict(False, DRAINING, text, admits=False)
     match given.state:
         case EngineState.OFF:
             text = given.text or "no model is loaded: exoctl engine load MODEL"
-            return Serving(False, NO_MODEL, text, admits=False)
+            return ServiceVerdict(False, NO_MODEL, text, admits=False)
         case EngineState.FAILED:
             if given.local_network_text:
-                return Serving(False, LOCAL_NETWORK_DENIED, given.local_network_text, admits=False)
-            return Serving(False, ENGINE_FAILED, given.text or "the engine failed", admits=False)
+                return ServiceVerdict(False, LOCAL_NETWORK_DENIED, given.local_network_text, admits=False)
+            return ServiceVerdict(False, ENGINE_FAILED, given.text or "the engine failed", admits=False)
         case EngineState.READY | EngineState.GENERATING:
             return _of_a_group(given)
         case state:
             return _of_a_wait(given, state)
 
 
-def _of_a_group(given: EngineFacts) -> Serving:
+def _of_a_group(given: EngineFacts) -> ServiceVerdict:
     if given.edge_text:
-        return Serving(False, EDGE_FAILED, given.edge_text)
+        return ServiceVerdict(False, EDGE_FAILED, given.edge_text)
     if given.waiting and given.state is EngineState.READY:
         text = f"{given.waiting} requests wait although the ranks are ready and generate nothing"
-        return Serving(True, REQUESTS_WAIT, text)
+        return ServiceVerdict(True, REQUESTS_WAIT, text)
     if given.local_network_text:
-        return Serving(True, LOCAL_NETWORK_DENIED, given.local_network_text)  # this node alone still answers
-    return Serving(True)
+        return ServiceVerdict(True, LOCAL_NETWORK_DENIED, given.local_network_text)  # this node alone still answers
+    return ServiceVerdict(True)
 
 
-def _of_a_wait(given: EngineFacts, state: EngineState) -> Serving:
+def _of_a_wait(given: EngineFacts, state: EngineState) -> ServiceVerdict:
     if given.local_network_text:
-        return Serving(False, LOCAL_NETWORK_DENIED, given.local_network_text)
+        return ServiceVerdict(False, LOCAL_NETWORK_DENIED, given.local_network_text)
     if given.downloading:
-        return Serving(False, DOWNLOADING, given.text)
+        return ServiceVerdict(False, DOWNLOADING, given.text)
     code = ENGINE_RECOVERING if state is EngineState.RECOVERING else ENGINE_LOADING
-    return Serving(False, code, given.text or f"the engine is {state}")
+    return ServiceVerdict(False, code, given.text or f"the engine is {state}")

@@ -1,7 +1,7 @@
 """Are tokens coming as fast as this model did before, under the same plan and conditions?
 
 The theory. Seconds in which only decoding goes on are comparable when the model, the plan, the kind of steps, the
-context's band and the number of sequences are the same: that is a Setting. Of each, the best median of LEARN_S is
+context's band and the number of sequences are the same: that is a Workload. Of each, the best median of LEARN_S is
 kept as its baseline. When the median of the last LOW_S is below LOW of the baseline the throughput is low, until it
 is above WELL of it. What has been low for NEW_NORMAL_S of decoding is the new baseline: someone changed the
 machine, and an alert that nobody can clear helps nobody.
@@ -34,7 +34,7 @@ BANDS: Final = (4_096, 16_384, 65_536)
 """Tokens in the KV cache. Attention costs more with each: within a band the rate changes by less than LOW."""
 
 
-class Setting(msgspec.Struct, frozen=True):
+class Workload(msgspec.Struct, frozen=True):
     """What must be the same for two rates to be compared."""
 
     model: str
@@ -46,14 +46,14 @@ class Setting(msgspec.Struct, frozen=True):
 
 
 class Baseline(msgspec.Struct, frozen=True):
-    setting: Setting
+    setting: Workload
     tokens_per_s: float
 
 
 class Low(msgspec.Struct, frozen=True):
     """The throughput is low: what it is, and what it was."""
 
-    setting: Setting
+    setting: Workload
     tokens_per_s: float
     baseline_tokens_per_s: float
 
@@ -75,7 +75,7 @@ class ThroughputWatch:
 
     def __init__(self, baselines: tuple[Baseline, ...] = ()) -> None:
         self._best = OrderedDict((one.setting, one.tokens_per_s) for one in baselines[-MAX_BASELINES:])
-        self._setting: Setting | None = None
+        self._setting: Workload | None = None
         self._samples: deque[tuple[float, float]] = deque()
         self._low_for_s = 0.0
         self.low: Low | None = None
@@ -85,7 +85,7 @@ class ThroughputWatch:
         """The one that was met last stands last."""
         return tuple(Baseline(setting, rate) for setting, rate in self._best.items())
 
-    def observe(self, setting: Setting | None, tokens_per_s: float, now: float) -> None:
+    def observe(self, setting: Workload | None, tokens_per_s: float, now: float) -> None:
         """Once a second. `setting` is None where nothing is decoded, or something else goes on beside it: then
         what was found stays.
         """
@@ -103,13 +103,13 @@ class ThroughputWatch:
         self._learn(setting, now)
         self._judge(setting, now)
 
-    def _begin(self, setting: Setting) -> None:
+    def _begin(self, setting: Workload) -> None:
         if setting != self._setting:
             self.low, self._low_for_s = None, 0.0
         self._setting = setting
         self._samples.clear()
 
-    def _learn(self, setting: Setting, now: float) -> None:
+    def _learn(self, setting: Workload, now: float) -> None:
         recent = [rate for at, rate in self._samples if at >= now - LEARN_S]
         if now - self._samples[0][0] < LEARN_S:
             return
@@ -118,7 +118,7 @@ class ThroughputWatch:
         while len(self._best) > MAX_BASELINES:
             self._best.popitem(last=False)
 
-    def _judge(self, setting: Setting, now: float) -> None:
+    def _judge(self, setting: Workload, now: float) -> None:
         best = self._best.get(setting)
         if best is None:
             return

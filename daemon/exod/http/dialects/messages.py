@@ -25,8 +25,6 @@ MAX_TOOLS: Final = 512
 NAME: Final = re.compile(r"[a-zA-Z0-9_.:/-]{1,128}")
 """OpenAI allows 64 letters, digits, _ and -; other servers' clients use dots, colons and slashes, too."""
 
-NO_TEMPLATE: Final[dict[str, Any]] = {}
-
 
 class Part(msgspec.Struct):
     type: str
@@ -173,9 +171,6 @@ def _spec(function: Function) -> dict[str, Any]:
         spec["description"] = function.description
     spec["parameters"] = function.parameters or {"type": "object", "properties": {}}
     return spec
-
-
-Wish = Literal["auto", "none", "required", "named"]
 
 
 def _choice(choice: str | ToolChoice | None) -> tuple[Any, str]:

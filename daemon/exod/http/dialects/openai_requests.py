@@ -38,6 +38,9 @@ from exod.http.dialects.messages import (
 from exoengine.decoding import DecodingError, from_json
 from exoengine.protocol import GenerationRequest
 
+MAX_TOP_LOGPROBS: Final = 20
+"""OpenAI's limit."""
+
 MAX_TEMPLATE_CHARS: Final = 16 * 1024
 """Of `chat_template_kwargs`: switches and short texts."""
 
@@ -57,7 +60,7 @@ class ChatBody(SharedBody, kw_only=True):
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     tools: list[Tool] | None = None
     tool_choice: str | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
@@ -76,7 +79,7 @@ class CompletionBody(SharedBody, kw_only=True):
     prompt: str | list[Any]
     max_tokens: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS_LIMIT)] | None = None
     max_completion_tokens: Tokens | None = None
-    logprobs: bool | Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
+    logprobs: bool | Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = None
