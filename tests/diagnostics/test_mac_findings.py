@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from exod.diagnostics.mac_findings import of_protected_folders, of_sleep
+from exod.diagnostics.mac_findings import of_firewall, of_protected_folders, of_sleep
 
 HOME = PurePosixPath("/Users/me")
 
@@ -59,3 +59,14 @@ def test_a_mac_that_sleeps_is_told_the_command() -> None:
 @pytest.mark.parametrize("text", [PMSET.format(0), "", "something else"])
 def test_a_mac_that_never_sleeps_or_does_not_tell_is_fine(text: str) -> None:
     assert of_sleep(text) == []
+
+
+def test_a_firewall_that_asks_is_a_fact_and_one_that_blocks_all_a_fault() -> None:
+    assert of_firewall("Firewall is disabled. (State = 0) \n") == of_firewall("") == ([], "")
+    findings, fact = of_firewall("Firewall is enabled. (State = 1) \n")
+    assert findings == []
+    assert "exod and Python must be allowed" in fact
+    ((finding,), fact) = of_firewall("Firewall is blocking all non-essential incoming connections. (State = 2) \n")
+    assert fact == ""
+    assert finding.severity == "error"
+    assert "Block all incoming connections" in finding.cure

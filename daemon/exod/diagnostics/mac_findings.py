@@ -1,4 +1,4 @@
-"""What `exoctl doctor` finds on a Mac alone: protected folders, Local Network privacy, and sleep. Pure."""
+"""What `exoctl doctor` finds on a Mac alone: protected folders, Local Network privacy, sleep, firewall. Pure."""
 
 from __future__ import annotations
 
@@ -80,3 +80,24 @@ def of_sleep(pmset: str) -> list[Finding]:
         "asleep it is out of the mesh"
     )
     return [Finding("sleeps", "warning", "power", text, "sudo pmset -c sleep 0")]
+
+
+FIREWALL: Final = ("/usr/libexec/ApplicationFirewall/socketfilterfw", "--getglobalstate")
+
+
+def of_firewall(told: str) -> tuple[list[Finding], str]:
+    """`told`: what FIREWALL prints, such as `Firewall is enabled. (State = 1)`. The second value is a fact for
+    people where it is on; that is no fault, since it asks for each program.
+    """
+    state = re.search(r"State = (\d)", told)
+    if state is None or state[1] == "0":
+        return [], ""
+    if state[1] == "1":
+        fact = (
+            "macOS's firewall is on: exod and Python must be allowed in System Settings, Network, Firewall, "
+            "Options (the mesh is exod's, the ring Python's)"
+        )
+        return [], fact
+    text = "macOS's firewall blocks all incoming connections: no other node reaches this one"
+    cure = "System Settings, Network, Firewall, Options: switch off “Block all incoming connections”"
+    return [Finding("firewall_blocks", "error", "firewall", text, cure)], ""

@@ -18,6 +18,7 @@ DARWIN: Final[tuple[tuple[str, ...], ...]] = (
     ("/usr/sbin/arp", "-an"),
     ("/usr/bin/pmset", "-g"),
     ("/usr/bin/vm_stat",),
+    ("/usr/libexec/ApplicationFirewall/socketfilterfw", "--getglobalstate"),
     ("/usr/sbin/sysctl", "hw.model", "hw.memsize", "hw.pagesize", "machdep.cpu.brand_string", "vm.swapusage"),
     ("/usr/sbin/sysctl", "-n", "iogpu.wired_limit_mb"),
     # Where `sudo defaults write` puts it; only root may read it, so without sudo this says that.

@@ -20,6 +20,9 @@ LOG_SHOW = next(place for place, argv in enumerate(DARWIN) if argv[1:2] == ("sho
 """Whose arguments are long stand in the report's own list."""
 
 
+FIREWALL_OFF = "Firewall is disabled. (State = 0) \n"
+
+
 @dataclass(frozen=True)
 class Receptacle:
     """One Thunderbolt port: its number, its own interface, and what hangs on it."""
@@ -188,6 +191,7 @@ class Mac:
             ("/usr/sbin/sysctl", "-n", "iogpu.wired_limit_mb"): "0\n",
             ("/usr/bin/pmset", "-g"): self.pmset(),
             ("/usr/bin/vm_stat",): self.vm_stat(),
+            ("/usr/libexec/ApplicationFirewall/socketfilterfw", "--getglobalstate"): FIREWALL_OFF,
             ("/usr/sbin/netstat", "-rn", "-f", "inet"): f"Routing tables\n\nInternet:\ndefault {self.primary}\n",
             ("/usr/sbin/arp", "-an"): "? (169.254.10.2) at 2:0:5e:0:0:2 on bridge0 ifscope [bridge]\n",
             DARWIN[SYSCTL]: self.sysctl(),

@@ -71,6 +71,8 @@ def examine(shell: Shell) -> DoctorReport:
         )
     findings = [*_folder(config), *_key(config), *_api(config), *_environment(), *_model()]
     findings += _mac(config, sys.platform)
+    closed, firewall = _firewall(sys.platform)
+    findings += closed
     checked = ["configuration", "data folder", "cluster key", "environment", "embedded model", "daemon"]
     facts: tuple[str, ...] = ()
     try:
@@ -87,7 +89,7 @@ def examine(shell: Shell) -> DoctorReport:
     except ExodError as error:
         cure = "exoctl service status says whether it runs; end it and start it again"
         findings.append(Finding("daemon.silent", "error", "daemon", str(error), cure))
-    return DoctorReport(tuple(findings), tuple(checked), facts)
+    return DoctorReport(tuple(findings), tuple(checked), (*firewall, *facts))
 
 
 def _api(config: Config) -> list[Finding]:
@@ -151,6 +153,19 @@ def _mac(config: Config, system: str) -> list[Finding]:
         with contextlib.suppress(ServiceError):  # no pmset, no finding
             findings += of_sleep(run_command(("/usr/bin/pmset", "-g")).out)
     return findings
+
+
+def _firewall(system: str) -> tuple[list[Finding], tuple[str, ...]]:
+    if system != "darwin":
+        return [], ()
+    from exod.cli.service.host import ServiceError, run_command
+    from exod.diagnostics.mac_findings import FIREWALL, of_firewall
+
+    try:
+        findings, fact = of_firewall(run_command(FIREWALL).out)
+    except ServiceError:  # no such tool, no finding
+        return [], ()
+    return findings, (fact,) if fact else ()
 
 
 def _folder(config: Config) -> list[Finding]:
