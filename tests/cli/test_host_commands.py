@@ -155,6 +155,16 @@ async def test_the_cluster_is_shown_with_its_nodes_where_a_daemon_runs(exoctl: E
 # --- service ------------------------------------------------------------------------------------------------
 
 
+async def test_no_service_is_installed_beside_an_exod_that_runs_in_a_terminal(exoctl: Exoctl) -> None:
+    """As after `make run`: both would want one data folder, and the service would end at each start."""
+    async with served(exoctl):
+        ended = await exoctl.run("service", "install")
+    assert ended.code == ExitCode.USAGE
+    assert "exod runs here already" in ended.err
+    assert "Ctrl-C" in ended.err
+    assert not list(exoctl.folder.rglob("exod.service"))
+
+
 async def test_service_print_writes_the_unit_of_either_platform(exoctl: Exoctl) -> None:
     plist = await exoctl.run("service", "print", "--platform", "darwin", bare=True)
     unit = await exoctl.run("service", "print", "--platform", "linux", bare=True)

@@ -210,8 +210,25 @@ def service_install(shell: Shell, system: bool, build_launcher: bool) -> ExitCod
     """Writes the unit, loads it and starts exod; safe to repeat."""
     from exod.cli.service import verbs as service
 
+    if service.status(system)[1] is ExitCode.NO_DAEMON:
+        _refuse_beside_another(shell)
     _say(shell, service.install(system, shell.config_file, build_launcher=build_launcher), ExitCode.OK)
     return ExitCode.OK
+
+
+def _refuse_beside_another(shell: Shell) -> None:
+    """A service of a data folder that is in use would be started every few seconds and end each time."""
+    from exod.cli.base.client import NoDaemonError
+    from exod.cli.service.host import MisuseError
+
+    try:
+        shell.daemon().close()
+    except NoDaemonError:
+        return
+    raise MisuseError(
+        f"exod runs here already (it answers on {shell.socket_path()}) and is not this service: end it first, with "
+        "Ctrl-C where it runs in a terminal, or exoctl service uninstall with the other kind of --system"
+    )
 
 
 def service_upgrade(shell: Shell, system: bool) -> ExitCode:
