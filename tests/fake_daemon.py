@@ -8,6 +8,7 @@ and `refuse` make it slow, quiet, break and refuse. Everything that was asked of
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncGenerator
 
@@ -68,7 +69,7 @@ from exod.model import (
     PathState,
     Reason,
 )
-from exoengine.protocol import GenerationRequest, TextAnswered, TextAsked
+from exoengine.protocol import GenerationRequest, RankFigures, TextAnswered, TextAsked
 
 HERE = NodeId("1a2b3c4d5e6f7081")
 PEER = NodeId("9f8e7d6c5b4a3921")
@@ -381,7 +382,12 @@ class FakeDaemon:
         return TextAnswered("", tuple(map(ord, text)), pieces=pieces)
 
     def metrics(self) -> MetricsSnapshot:
-        return MetricsSnapshot(self.status_now, DaemonCounters(datagrams_sent=1234, completion_tokens=58))
+        figures = RankFigures(100, 250, 7, stage_s=6.0, idle_s=2.0, kv_bytes=4096, prompt_cache_bytes=8192)
+        counters = DaemonCounters(
+            datagrams_sent=1234, completion_tokens=58, rank=figures, queue_wait_s=0.7,
+            queue_waits=((0.1, 3), (1.0, 4), (math.inf, 4)), recoveries={"fault": (2, 0.5), "move": (1, 0.2)},
+        )  # fmt: skip
+        return MetricsSnapshot(self.status_now, counters)
 
     # --- commands ---
 

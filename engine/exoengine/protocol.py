@@ -382,6 +382,23 @@ class RequestFailed(msgspec.Struct, frozen=True, tag="request_failed"):
     text: str
 
 
+class RankFigures(msgspec.Struct, frozen=True):
+    """What this rank's stage has done since its process started, and what it holds now."""
+
+    passes: int = 0
+    """In which answers decode."""
+    sequences: int = 0
+    """In all of those passes: divided by their number, the size of a batch."""
+    prefill_passes: int = 0
+    stage_s: float = 0.0
+    """How long it was at work on passes."""
+    idle_s: float = 0.0
+    """How long it was not while requests were open: it waited for another stage, or for what comes next."""
+    kv_bytes: int = 0
+    """Of the open requests' KV caches."""
+    prompt_cache_bytes: int = 0
+
+
 class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     """Once a second and at each change, by the control thread: a worker whose main thread hangs still sends it."""
 
@@ -408,6 +425,7 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     """Is it in a step that takes long, and used the processor since the last look? One that hangs does not."""
     prefilling: bool = False
     """Is the prompt of any open request not computed yet?"""
+    figures: RankFigures = RankFigures()
 
 
 class TextAnswered(msgspec.Struct, frozen=True, tag="text_answered"):

@@ -96,7 +96,7 @@ class EngineCore:
         self.statuses: dict[NodeId, RankStatus] = {}
         """The newest of each node, under whichever plan."""
         self._incarnations: dict[NodeId, int] = {}
-        self.prompt_tokens = self.cached_tokens = self.completion_tokens = 0
+        self.prompt_tokens = self.cached_tokens = self.completion_tokens = self.cached_requests = 0
         self._leaving = False
         self._commands: list[EngineCommand] = []
         self._to_self: deque[EngineMessage] = deque()
@@ -374,6 +374,7 @@ class EngineCore:
         if isinstance(output, Finished):
             self.prompt_tokens += output.prompt_tokens
             self.cached_tokens += output.cached_tokens
+            self.cached_requests += output.cached_tokens > 0
             self.completion_tokens += output.completion_tokens
         held, plan = self.rank.active.get(output.request_id), self.plan
         if held is None or plan is None or not plan.ring or relaying(plan) != self._me:

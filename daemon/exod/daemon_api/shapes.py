@@ -27,6 +27,7 @@ from exod.model import (
     PathState,
     Reason,
 )
+from exoengine.protocol import RankFigures
 
 STATUS_SCHEMA: Final = 1
 """Rises when a field of `status --json` changes its meaning; new fields do not count."""
@@ -471,6 +472,15 @@ class DaemonCounters(msgspec.Struct, frozen=True):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    cached_requests: int = 0
+    """Whose prompt began as one that was in the KV cache."""
+    recoveries: dict[str, tuple[int, float]] = {}
+    """By cause (`fault`, `move`), how many, and the sum of their gaps in seconds."""
+    queue_waits: tuple[tuple[float, int], ...] = ()
+    """Of the requests that this node began as coordinator: how many waited up to so many seconds."""
+    queue_wait_s: float = 0.0
+    rank: RankFigures | None = None
+    """None where this node has no worker."""
     events: int = 0
     mqtt_messages_sent: int = 0
     cpu_s: float = 0.0

@@ -158,6 +158,7 @@ class GenerationEndpoint:
         except StoppedError:
             await reply.fail(shutting_down())
         except RequestError as error:
+            self._metrics.refused(error.code)
             await reply.fail(error)
         except Exception as error:  # a fault of this daemon: the client gets one line, the log the traceback
             _log.exception("generation_request_failed")

@@ -6,6 +6,7 @@ nothing is kept twice. Only the counts of HTTP itself are kept here.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing
@@ -13,13 +14,21 @@ from enum import StrEnum
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.registry import Collector
 
 from exod.alert_table import severity
 from exod.daemon_api.interface import GenerationDelta, TextDelta
 from exod.daemon_api.shapes import DaemonCounters, MetricsSnapshot, StatusReport
+from exod.http.dialects.openai_answers import STATUS_OF_CODE
 from exod.model import EngineState, Health, MeshState, NodeState, PathSnapshot, PathState
+from exoengine.protocol import RankFigures
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -40,6 +49,9 @@ class HttpMetrics:
         self._registry.register(_Snapshot(snapshot))
         self._requests = Counter(
             "exod_http_requests", "Answered requests", ("route", "method", "code"), registry=self._registry
+        )
+        self._refusals = Counter(
+            "exod_generation_refusals", "Generations that ended in an error", ("code",), registry=self._registry
         )
         self._open = Gauge("exod_http_open_requests", "Requests under way", registry=self._registry)
         self._first_token_s = Histogram(
@@ -65,6 +77,10 @@ class HttpMetrics:
         self._open.dec()
         self._requests.labels(route, method, str(status)).inc()
 
+    def refused(self, code: str) -> None:
+        """A generation ended in an error. Only codes that are known become labels: no peer can make up others."""
+        self._refusals.labels(code if code in STATUS_OF_CODE else "other").inc()
+
     async def timed(self, deltas: AsyncGenerator[GenerationDelta, None]) -> AsyncGenerator[GenerationDelta, None]:
         """Passes the deltas on and times them. Closing it closes `deltas`."""
         last = time.monotonic()
@@ -88,6 +104,8 @@ class _Snapshot(Collector):
         yield from _path_metrics(snapshot.status)
         yield from _engine_metrics(snapshot.status)
         yield from _counters(snapshot.counters)
+        yield from _queue_metrics(snapshot.counters)
+        yield from _rank_metrics(snapshot.status, snapshot.counters.rank)
 
     def describe(self) -> Iterable[Metric]:
         """Does not read the daemon before the first scrape."""
@@ -181,6 +199,7 @@ def _counters(counters: DaemonCounters) -> Iterator[Metric]:
         ("exod_engine_gpu_wait_violations", "Fast steps that waited too long", counters.gpu_wait_violations),
         ("exod_prompt_tokens", "Tokens of prompts", counters.prompt_tokens),
         ("exod_cached_prompt_tokens", "Of these, found in the KV cache", counters.cached_tokens),
+        ("exod_prompt_cache_hits", "Requests whose prompt began as one in the KV cache", counters.cached_requests),
         ("exod_completion_tokens", "Generated tokens", counters.completion_tokens),
         ("exod_events", "Entries of the event log", counters.events),
         ("exod_mqtt_messages_sent", "Published messages", counters.mqtt_messages_sent),
@@ -191,6 +210,60 @@ def _counters(counters: DaemonCounters) -> Iterator[Metric]:
     yield _gauge("process_resident_memory_bytes", "Resident memory", counters.resident_bytes)
     yield _gauge("process_open_fds", "Open file descriptors", counters.open_descriptors)
     yield _gauge("exod_loop_lag_seconds", "The event loop's worst lateness in a minute", counters.loop_lag_s)
+
+
+def _queue_metrics(counters: DaemonCounters) -> Iterator[Metric]:
+    causes = (
+        ("exod_engine_recoveries_by_cause", "Groups formed anew, after a fault or for a move", 0),
+        ("exod_engine_recovery_gap_seconds", "The sum of the times without a group, by cause", 1),
+    )
+    for name, text, at in causes:
+        family = CounterMetricFamily(name, text, labels=("cause",))
+        for cause, figures in counters.recoveries.items():
+            family.add_metric((cause,), figures[at])
+        yield family
+    buckets = [("+Inf" if math.isinf(end) else str(end), float(count)) for end, count in counters.queue_waits]
+    yield HistogramMetricFamily(
+        "exod_engine_queue_wait_seconds",
+        "From a request's arrival at the coordinator to its beginning",
+        buckets=buckets or [("+Inf", 0.0)],
+        sum_value=counters.queue_wait_s,
+    )
+
+
+def _rank_metrics(status: StatusReport, figures: RankFigures | None) -> Iterator[Metric]:
+    """Of this node's rank in the plan, since its worker started."""
+    if figures is None or status.node.id not in status.mesh.ring:
+        return
+    rank = str(status.mesh.ring.index(status.node.id))
+    passes = CounterMetricFamily("exod_rank_passes", "Passes through this rank's stage", labels=("rank", "kind"))
+    passes.add_metric((rank, "decode"), figures.passes)
+    passes.add_metric((rank, "prefill"), figures.prefill_passes)
+    yield passes
+    batch = SummaryMetricFamily("exod_rank_batch_sequences", "Sequences in a decode pass", labels=("rank",))
+    batch.add_metric((rank,), figures.passes, figures.sequences)
+    yield batch
+    busy = CounterMetricFamily("exod_rank_stage_seconds", "Time at work on passes", labels=("rank",))
+    busy.add_metric((rank,), figures.stage_s)
+    yield busy
+    text = "Time not at work while requests were open"
+    idle = CounterMetricFamily("exod_rank_idle_seconds", text, labels=("rank",))
+    idle.add_metric((rank,), figures.idle_s)
+    yield idle
+    whole_s = figures.stage_s + figures.idle_s
+    gauges = (
+        (
+            "exod_rank_bubble_ratio",
+            f"{text}, of all such time: 0 to 1",
+            figures.idle_s / whole_s if whole_s else 0.0,
+        ),
+        ("exod_rank_kv_cache_bytes", "Of the open requests' KV caches", figures.kv_bytes),
+        ("exod_rank_prompt_cache_bytes", "Kept of finished requests", figures.prompt_cache_bytes),
+    )
+    for name, about, value in gauges:
+        family = GaugeMetricFamily(name, about, labels=("rank",))
+        family.add_metric((rank,), value)
+        yield family
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import resource
 from collections import Counter
-from typing import Protocol
+from typing import Final, Protocol
 
 import psutil
 
 from exod.daemon_api.shapes import DaemonCounters
 from exod.model import Event
 from exod.status.engine_source import EngineSource
+
+CAUSES: Final = ("fault", "move")
+"""Of recoveries, as group_history.py has them."""
 
 
 class DatagramSource(Protocol):
@@ -53,14 +56,20 @@ class Counters:
         self._events, self._mqtt = events, mqtt
         self._by_type: Counter[str] = Counter()
         self._recovery_s = 0.0
+        self._recoveries: dict[str, tuple[int, float]] = dict.fromkeys(CAUSES, (0, 0.0))
 
     def event_written(self, event: Event) -> None:
         self._by_type[event.type] += 1
         gap_ms = event.data.get("gap_ms")
         if isinstance(gap_ms, float):
             self._recovery_s += gap_ms / 1e3
+        cause = event.data.get("cause")
+        if event.type == "engine.reformed" and isinstance(gap_ms, float) and cause in CAUSES:
+            count, gap_s = self._recoveries[str(cause)]
+            self._recoveries[str(cause)] = count + 1, gap_s + gap_ms / 1e3
 
     def read(self) -> DaemonCounters:
+        heartbeat = self._engine.rank.worker.heartbeat
         process, usage = psutil.Process(), resource.getrusage(resource.RUSAGE_SELF)
         return DaemonCounters(
             datagrams_sent=self._datagrams.datagrams_sent,
@@ -78,6 +87,11 @@ class Counters:
             prompt_tokens=self._engine.prompt_tokens,
             cached_tokens=self._engine.cached_tokens,
             completion_tokens=self._engine.completion_tokens,
+            cached_requests=self._engine.cached_requests,
+            recoveries=dict(self._recoveries),
+            queue_waits=self._engine.scheduler.queue_times.cumulative,
+            queue_wait_s=self._engine.scheduler.queue_times.total_s,
+            rank=heartbeat.figures if heartbeat is not None else None,
             events=self._events.count,
             mqtt_messages_sent=self._mqtt.messages_sent,
             cpu_s=usage.ru_utime + usage.ru_stime,

@@ -7,8 +7,9 @@ from typing import Protocol
 
 from exod.core.engine.engine_events import ModelFacts
 from exod.core.engine.engine_messages import RankStatus
+from exod.core.engine.queue_times import QueueTimes
 from exod.model import MeshPlan, NodeId
-from exoengine.protocol import Hello, Loaded
+from exoengine.protocol import Heartbeat, Hello, Loaded
 
 
 class ProcessSource(Protocol):
@@ -19,6 +20,9 @@ class ProcessSource(Protocol):
 
     @property
     def restarts(self) -> int: ...
+
+    @property
+    def heartbeat(self) -> Heartbeat | None: ...
 
 
 class LoadSource(Protocol):
@@ -77,6 +81,9 @@ class QueueSource(Protocol):
     def draining(self) -> bool: ...
 
     @property
+    def queue_times(self) -> QueueTimes: ...
+
+    @property
     def waiting(self) -> int: ...
 
 
@@ -111,6 +118,9 @@ class EngineSource(Protocol):
 
     @property
     def completion_tokens(self) -> int: ...
+
+    @property
+    def cached_requests(self) -> int: ...
 
     def ranks(self) -> list[RankStatus]:
         """Of the plan's ranks, those that reported under it, in rank order."""

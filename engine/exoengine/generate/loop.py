@@ -73,7 +73,7 @@ class Generations:
         self._runner = StepRunner(model, group, board, self._outbox, settings)
         self.policy = self._runner.policy
         self._pace = Pace(settings)
-        self._books = Books(board, self._pace)
+        self._books = Books(board, self._pace, model.kv_room)
         self._plan = StepPlan(self._runner, self._pace, lambda: self.pause_wanted)
         self._backlog = Backlog(model, self._outbox.add)
         self._max_concurrent = serving.max_concurrent
@@ -398,6 +398,8 @@ class Generations:
 
     def _watch(self) -> None:
         self._books.watch(self._works.values(), self.is_idle)
+        if self.is_idle:
+            self._runner.rests()
 
     def _stop(self, work: Work) -> None:
         """All ranks end the request here because it was cancelled."""
@@ -480,6 +482,7 @@ class Generations:
         self._works.pop(order, None)
         self._openings.is_full = False
         self._holdings.finish(generation)
+        self._books.kept(self._holdings.idle_bytes)
         self._faults.forget(order)
         self._backlog.finished(generation)
         self._pace.closed(order)

@@ -9,6 +9,7 @@ Decides: when caches go back. Which step is run, in which mode, and what its out
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from exoengine.generate.active_request import BatchAhead, Work
 from exoengine.generate.outbox import Outbox
 from exoengine.generate.pipeline import Built, Draw, Drawn, Pass, Pipeline, Result
 from exoengine.generate.sent_activations import split_rows
+from exoengine.generate.step_timing import StageTimes
 from exoengine.generate.sync_mode import NOTHING_MEASURED, SyncPolicy, WatchdogModel
 from exoengine.model.cache_batch import OneByOne, StageBatch, batched
 from exoengine.model.loading import LoadedModel
@@ -47,6 +49,7 @@ class StepRunner:
     ) -> None:
         self.policy: Final = SyncPolicy(settings)
         self._model, self._group, self._board, self._outbox = model, group, board, outbox
+        self._times = StageTimes(board)
         self._watchdog = WatchdogModel(settings.watchdog_s)
         board.longest_gpu_wait_s, board.gpu_wait_violations = 0.0, 0
         board.safe, board.sync_reason = NOTHING_MEASURED.safe, NOTHING_MEASURED.reason
@@ -117,6 +120,7 @@ class StepRunner:
             if step.ahead and self.draws_itself and not (self._divided and (step.safe or work.next_safe)):
                 self._begin_ahead(work)
 
+        at = time.monotonic()
         try:
             result = self._joined.run(
                 step, [generation.sequence(step.start, step.count)], caches, draw,
@@ -130,7 +134,7 @@ class StepRunner:
         work.coming_safe = work.next_safe
         if result.sent is not None:
             holding.sent.add(step.start, result.sent)
-        self._note(result, decoding)
+        self._note(result, at, int(decoding))
         board = self._board
         board.kv_tokens = step.start + step.count
         board.replayed_tokens += max(0, min(work.resumption.furthest - step.start, step.count))
@@ -140,7 +144,7 @@ class StepRunner:
         """Runs this rank's part of a step of all `works`, in one pass where the stage takes batches. Raises as
         `run`; the caches of each are then as they were, or lost.
         """
-        begun = self._take_batch_ahead(works)
+        at, begun = time.monotonic(), self._take_batch_ahead(works)
         for work, part in zip(works, batch.parts, strict=True):
             if work.holding.caches.position != part.start + (begun is not None):
                 raise RingLostError("rank 0 asks for a batch that does not fit this rank's caches")
@@ -169,7 +173,7 @@ class StepRunner:
             work.coming_safe = work.next_safe
             if hidden is not None:
                 work.holding.sent.add(part.start, hidden)
-        self._note(result, decoding=True)
+        self._note(result, at, len(works))
         return result.drawn
 
     def _take_batch_ahead(self, works: Sequence[Work]) -> BatchAhead | None:
@@ -199,10 +203,15 @@ class StepRunner:
         for work in works:
             work.ahead = ahead
 
-    def _note(self, result: Result, decoding: bool) -> None:
-        """What a pass showed of waits."""
+    def rests(self) -> None:
+        """No request is open."""
+        self._times.rests()
+
+    def _note(self, result: Result, begun: float, sequences: int) -> None:
+        """What a pass showed of waits; so many `sequences` drew a token in it."""
+        self._times.ran(begun, result.waited_s or 0.0, sequences)
         self._watchdog.record(result.gpu_waited_s)
-        if decoding and result.waited_s is not None:
+        if sequences and result.waited_s is not None:
             self.policy.observe(result.waited_s)
         board = self._board
         board.longest_gpu_wait_s = self._watchdog.longest_wait_s

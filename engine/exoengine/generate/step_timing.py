@@ -14,16 +14,22 @@ from collections import deque
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from exoengine.protocol import SyncSettings
 from exoengine.ring.step_messages import Outcome
 
 if TYPE_CHECKING:
     from exoengine.generate.active_request import Work
     from exoengine.generate.request import Generation
+    from exoengine.model_files.kv_room import KvRoom
     from exoengine.process.shared_state import Board
 
 DEADLINE_FACTOR: Final = 8.0
 """A step this many times as long as the longest of the recent ones is a hang; a noisy machine stays well below."""
+
+COUNT_BYTES_S: Final = 1.0
+"""How often the KV caches' bytes are added up: as often as a heartbeat comes."""
 
 RECENT_STEPS: Final = 32
 """Over how many tokens speed is measured: about a second of a usual generation."""
@@ -141,11 +147,39 @@ class Pace:
         return since - times.opened, now - since
 
 
+class StageTimes:
+    """How long this rank's stage works, and how long it idles while requests are open."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._last: float | None = None
+        """When its last pass ended; None where no request has been open since."""
+
+    def ran(self, begun: float, waited_s: float, sequences: int) -> None:
+        """A pass is done that began at `begun`; it waited so long for its input. `sequences`: that drew a token."""
+        now, figures = time.monotonic(), self._board.figures
+        between_s = begun - self._last if self._last is not None else 0.0
+        self._last = now
+        self._board.figures = msgspec.structs.replace(
+            figures,
+            passes=figures.passes + (sequences > 0),
+            sequences=figures.sequences + sequences,
+            prefill_passes=figures.prefill_passes + (sequences == 0),
+            stage_s=figures.stage_s + max(0.0, now - begun - waited_s),
+            idle_s=figures.idle_s + max(0.0, between_s) + waited_s,
+        )
+
+    def rests(self) -> None:
+        """No request is open."""
+        self._last = None
+
+
 class Books:
     """Writes on the board how the work goes, and which deadline runs."""
 
-    def __init__(self, board: Board, pace: Pace) -> None:
-        self._board, self._pace = board, pace
+    def __init__(self, board: Board, pace: Pace, room: KvRoom) -> None:
+        self._board, self._pace, self._room = board, pace, room
+        self._counted_at = 0.0
 
     def count_token(self, generation: Generation, order: int) -> None:
         """A token of `generation` counts from now on."""
@@ -172,6 +206,7 @@ class Books:
         """A piece of work is done. As long as a request is open, the next one has a deadline."""
         self._board.kv_tokens = sum(work.holding.caches.position for work in works)
         self._board.positions = tuple((work.generation.order, work.done) for work in works)
+        self._count_bytes(works, idle)
         if idle:
             self._board.end()
             return
@@ -179,3 +214,14 @@ class Books:
         self._board.prefilling = not decoding
         deadline = self._pace.step_deadline_s if decoding else self._pace.chunk_deadline_s
         self._board.begin("the wait for the next step", deadline)
+
+    def kept(self, prompt_cache_bytes: int) -> None:
+        """What finished requests have left in memory."""
+        self._board.figures = msgspec.structs.replace(self._board.figures, prompt_cache_bytes=prompt_cache_bytes)
+
+    def _count_bytes(self, works: Collection[Work], idle: bool) -> None:
+        now = time.monotonic()
+        if idle or now - self._counted_at >= COUNT_BYTES_S:
+            self._counted_at = now
+            kv_bytes = sum(self._room.needs(work.holding.caches.position) for work in works)
+            self._board.figures = msgspec.structs.replace(self._board.figures, kv_bytes=kv_bytes)

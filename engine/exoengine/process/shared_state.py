@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Final, Literal
 
-from exoengine.protocol import Heartbeat
+from exoengine.protocol import Heartbeat, RankFigures
 
 State = Literal["empty", "loading", "loaded", "prepared", "forming", "ready", "generating", "aborted", "leaving"]
 
@@ -38,6 +38,7 @@ class Board:
         self.replayed_tokens = 0
         self.positions: tuple[tuple[int, int], ...] = ()
         self.prefilling = False
+        self.figures = RankFigures()
         self.uses_processor = False
         """Did this process, since the control thread looked last?"""
         self._keep_until = 0.0
@@ -82,6 +83,7 @@ class Board:
             in_step_s=in_step_s,
             positions=self.positions,
             prefilling=self.prefilling,
+            figures=self.figures,
             computing=in_step_s >= LONG_STEP_S and self.uses_processor,
             sync_mode="safe" if self.safe else "fast",
             sync_reason=self.sync_reason,

@@ -97,6 +97,11 @@ def right(folder: Path, one: GenerationRequest, answer: Answer, **known: int) ->
     return answer.tokens == undisturbed(folder, one.prompt, one.max_tokens, one.sampling, **known)[first:]
 
 
+def settled(said: Heartbeat) -> bool:
+    """Nothing is open, and something was answered."""
+    return said.figures.kv_bytes == 0 and said.figures.prompt_cache_bytes > 0
+
+
 def at_token(rank: Rank, begin: Begin, index: int) -> None:
     wanted = begin.request.request_id
     rank.expect(TokenOut, where=lambda said: said.request_id == wanted and said.index >= index)
@@ -112,6 +117,11 @@ def test_as_many_groups_decode_as_there_are_stages(
     wanted = asked(6)
     answers = finish_all(ranks, [ranks.begin(one) for one in wanted])
     assert all(right(llama, one, answer) for one, answer in zip(wanted, answers, strict=True))
+    figures = ranks.ranks[0].expect(Heartbeat, where=settled).figures
+    assert figures.sequences > 1.5 * figures.passes > 0
+    assert figures.prefill_passes > 0
+    assert figures.stage_s > 0
+    assert figures.prompt_cache_bytes > 0
     found = sizes(notes)
     assert max(found) == largest
     assert found.count(largest) > STEPS / 2

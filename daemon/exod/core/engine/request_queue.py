@@ -32,6 +32,7 @@ from exod.core.engine.engine_messages import (
     client_id,
     generation_id,
 )
+from exod.core.engine.queue_times import QueueTimes
 from exod.core.engine.request_progress import Edges, RequestProgress, edges_of
 from exod.model import MeshPlan, NodeId
 
@@ -147,6 +148,7 @@ class Scheduler:
         """Is there a rank that must be asked, or told, until its status changes?"""
         self._hung_group = ("", 0)
         """Plan and attempt of the last group in which a step hung: its other ranks say so, too."""
+        self.queue_times = QueueTimes()
         self.draining = False
 
     @property
@@ -228,6 +230,7 @@ class Scheduler:
             text = f"{MAX_WAITING} requests wait already; try again later"
             return [self._refuse(submit, "queue_full", text)]
         self._waiting.append(submit)
+        self.queue_times.queued(request_id, now)
         return confirmed
 
     def _generation_of(self, request_id: str) -> _UnderWay | None:
@@ -256,6 +259,7 @@ class Scheduler:
                 self._repeat_at = 0.0
 
     def _drop_waiting(self, request_id: str) -> None:
+        self.queue_times.left(request_id)
         self._waiting = [wait for wait in self._waiting if wait.request.request_id != request_id]
         self._had_turn = [wait for wait in self._had_turn if wait.request.request_id != request_id]
 
@@ -358,6 +362,7 @@ class Scheduler:
 
     def _begin(self, ranks: list[RankStatus], now: float) -> list[SchedulerCommand]:
         submit = self._next_turn()
+        self.queue_times.begun(submit.request.request_id, now)
         self._last_order = ((self._last_order >> ORDER_TAG_BITS) + 1) << ORDER_TAG_BITS | self._tag
         generation = generation_id(submit.request.request_id, self._last_order)
         request = msgspec.structs.replace(submit.request, request_id=generation)
