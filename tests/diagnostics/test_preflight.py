@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from exod.core.engine.engine_messages import RankPhase
+from exod.daemon_api.peer_reports import TransferProbe, TransferReply
 from exod.daemon_api.shapes import PreflightCheck
 from exod.diagnostics import preflight as module
 from exod.diagnostics.preflight import Preflight
@@ -31,7 +32,8 @@ def engine(**changes: Any) -> Any:
         model=types.SimpleNamespace(facts=facts),
         span=lambda: (0, 10),
     )
-    return types.SimpleNamespace(**({"plan": PLAN, "rank": rank, "ranks": list} | changes))
+    told = {"plan": PLAN, "rank": rank, "ranks": list, "trouble": lambda: "rank 1 did not answer"}
+    return types.SimpleNamespace(**(told | changes))
 
 
 def a_card(node: NodeId, name: str, bits: int = 0) -> Any:
@@ -77,6 +79,84 @@ def test_a_path_without_a_connection_is_refused() -> None:
     check = failed(checks(), "transfer")
     assert "TCP may be blocked" in check.text
     assert "firewall" in check.cure
+
+
+class Moving:
+    """A connection whose other end acknowledges so many pieces."""
+
+    def __init__(self, pieces: int) -> None:
+        self.left, self.aborted = pieces, False
+        self.sizes: list[int] = []
+        self.preflight: Preflight | None = None
+
+    def send_message(self, message: TransferProbe) -> bool:
+        self.sizes.append(len(message.payload))
+        if self.left > 0 and self.preflight is not None:
+            self.left -= 1
+            self.preflight.handle(B, TransferReply(message.serial, len(message.payload)))
+        return True
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def transfer_over(connection: Moving) -> PreflightCheck:
+    preflight = a_preflight()
+    preflight._control = types.SimpleNamespace(connection_on=lambda *_: connection, send=lambda *_: False)  # type: ignore[assignment]
+    connection.preflight = preflight
+    (check,) = [one for one in asyncio.run(preflight.own_checks()) if one.name == "transfer"]
+    return check
+
+
+def test_four_mebibytes_go_over_each_edge_in_pieces() -> None:
+    connection = Moving(pieces=100)
+    check = transfer_over(connection)
+    assert check.ok
+    assert sum(connection.sizes) == 4 << 20
+    assert set(connection.sizes) == {module.PIECE_BYTES}
+    assert check.text.startswith("4096 KiB")
+
+
+def test_a_slow_path_ends_the_transfer_with_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TRANSFER_S", 1e-9)
+    slow = Moving(pieces=100)
+    check = transfer_over(slow)
+    assert check.ok
+    assert 0 < sum(slow.sizes) < 4 << 20
+    assert "MB/s" in check.figure
+
+
+def test_a_path_that_stops_in_the_midst_is_refused_and_its_connection_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "TRANSFER_DEADLINE_S", 0.05)
+    stops = Moving(pieces=2)
+    check = transfer_over(stops)
+    assert (check.ok, check.figure) == (False, "timed out")
+    assert len(stops.sizes) == 3
+    assert stops.aborted
+
+
+def test_what_the_ring_met_on_an_edge_is_a_check_of_its_own() -> None:
+    check = failed(checks(), "ring")
+    assert (check.figure, check.text) == ("not formed", "rank 1 did not answer")
+    assert "TCP port" in check.cure
+    formed = engine()
+    formed.rank.phase = RankPhase.FORMED
+    (passed,) = [one for one in checks(rank=formed.rank) if one.name == "ring"]
+    assert passed.ok
+    assert str(PLAN.edges[0].target_port) in passed.text
+    unfit = types.SimpleNamespace(
+        ring=types.SimpleNamespace(unfit=True, cause="it took bytes that nobody acknowledged")
+    )
+    preflight = a_preflight(rank=formed.rank)
+    link = types.SimpleNamespace(paths={edge.path: unfit for edge in PLAN.edges}, peer=a_card(B, "studio2"))
+    preflight._core = types.SimpleNamespace(  # type: ignore[assignment]
+        view=preflight._core.view, card=preflight._core.card, links={B: link}
+    )
+    check = failed(asyncio.run(preflight.own_checks()), "ring")
+    assert check.figure == "not fit"
+    assert "nobody acknowledged" in check.text
 
 
 def test_a_share_that_does_not_fit_into_free_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,7 @@ def test_what_is_well_passes_every_check_with_a_figure(pair: Cluster) -> None:
     assert code == 0, checks
     names = [check["name"] for check in checks]
     assert set(names) == {
-        "rtt", "loss", "route", "transfer", "port", "memory", "context", "versions", "model", "serving"
+        "rtt", "loss", "route", "ring", "transfer", "port", "memory", "context", "versions", "model", "serving"
     }  # fmt: skip
     assert names.count("transfer") == 2, "each direction of the ring"
     assert all(check["ok"] and check["figure"] for check in checks)

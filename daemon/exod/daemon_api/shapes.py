@@ -377,7 +377,8 @@ class EngineReport(msgspec.Struct, frozen=True):
 
 class PreflightCheck(msgspec.Struct, frozen=True):
     name: str
-    """Stable: `rtt`, `loss`, `route`, `port`, `transfer`, `versions`, `model`, `context`, `memory`."""
+    """Stable: `rtt`, `loss`, `route`, `port`, `ring`, `transfer`, `versions`, `model`, `context`, `memory`,
+    `serving`."""
     subject: str
     """The edge, node or path that was checked."""
     ok: bool

@@ -38,10 +38,18 @@ from exoengine.model_files.memory_fit import Fit, judge_fit
 
 log = structlog.get_logger()
 
-TRANSFER_BYTES: Final = 1024 * 1024
-"""Long enough to leave slow start behind on a LAN, 8 s at 1 Mbit/s on the worst VPN: within the deadline."""
+TRANSFER_BYTES: Final = 4 * 1024 * 1024
+"""What a long prompt's hidden states come to. Slow start is long over by then."""
+
+PIECE_BYTES: Final = 256 * 1024
+"""Sent one after the other, each when the last was acknowledged: what else the connection carries waits for one
+piece at most."""
+
+TRANSFER_S: Final = 4.0
+"""On a slow path the rate is known by then, and the rest is not sent."""
 
 TRANSFER_DEADLINE_S: Final = 10.0
+"""For a single piece: 2 s at 1 Mbit/s."""
 WATCH_BYTES: Final = 64 * 1024
 """Of the check that runs by itself: several times the largest frame of any interface, nothing to a path in use."""
 
@@ -120,7 +128,8 @@ class Preflight:
         checks: list[PreflightCheck] = []
         for edge in plan.edges:
             if edge.source == self._me:
-                checks += [self._rtt_check(edge), self._route_check(edge), await self._transfer_check(edge)]
+                checks += [self._rtt_check(edge), self._route_check(edge), self._ring_check(edge)]
+                checks.append(await self._transfer_check(edge))
             if edge.target == self._me:
                 checks += [self._loss_check(edge), self._port_check(edge)]
         if self._me in plan.ring:
@@ -198,7 +207,7 @@ class Preflight:
         return any(one.status == psutil.CONN_LISTEN and one.laddr == (address, port) for one in found)
 
     async def _transfer_check(
-        self, edge: Edge, size: int = TRANSFER_BYTES, deadline_s: float = TRANSFER_DEADLINE_S
+        self, edge: Edge, size: int = TRANSFER_BYTES, deadline_s: float | None = None
     ) -> PreflightCheck:
         subject = self._subject(edge)
         connection = self._control.connection_on(edge.target, edge.source_address, edge.target_address)
@@ -208,27 +217,50 @@ class Preflight:
             )
             cure = "check firewalls on both hosts, set the same MTU on both ends, check the cable"
             return PreflightCheck("transfer", subject, False, "none", text, cure)
+        deadline_s = TRANSFER_DEADLINE_S if deadline_s is None else deadline_s
+        started, moved = time.monotonic(), 0
+        while moved < size and (not moved or time.monotonic() - started < TRANSFER_S):
+            piece = min(PIECE_BYTES, size - moved)
+            if not await self._piece_passes(connection, piece, deadline_s):
+                connection.abort()  # messages of the engine would wait behind what does not arrive
+                text = f"{piece} bytes were not acknowledged within {deadline_s:.0f} s: large frames do not pass"
+                cure = "set the same MTU on both ends; check the cable, try another port"
+                return PreflightCheck("transfer", subject, False, "timed out", text, cure)
+            moved += piece
+        figure = f"{moved / (time.monotonic() - started) / 1e6:.1f} MB/s"
+        return PreflightCheck("transfer", subject, True, figure, f"{moved >> 10} KiB over TLS, acknowledged")
+
+    async def _piece_passes(self, connection: PeerConnection, size: int, deadline_s: float) -> bool:
         self._serial += 1
         serial = self._serial
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._transfers[serial] = future
-        started = time.monotonic()
         connection.send_message(TransferProbe(serial, bytes(size)))
         try:
             async with asyncio.timeout(deadline_s):
                 await future
         except TimeoutError:
-            connection.abort()  # messages of the engine would wait behind what does not arrive
-            text = f"{size} bytes were not acknowledged within {deadline_s:.0f} s: large frames do not pass"
-            cure = "set the same MTU on both ends; check the cable, try another port"
-            return PreflightCheck("transfer", subject, False, "timed out", text, cure)
+            return False
         finally:
             del self._transfers[serial]
-        elapsed_s = time.monotonic() - started
-        figure = f"{size / elapsed_s / 1e6:.0f} MB/s"
-        return PreflightCheck(
-            "transfer", subject, True, figure, f"{size >> 10} KiB over TLS and back an acknowledgement"
-        )
+        return True
+
+    def _ring_check(self, edge: Edge) -> PreflightCheck:
+        """What the ring itself met there. No group counts as formed before each edge has moved full frames over the
+        ring's own port, and that is done again after each move.
+        """
+        subject, peer = self._subject(edge), edge.target if edge.source == self._me else edge.source
+        link = self._core.links.get(peer)
+        path = link.paths.get(edge.path) if link is not None else None
+        port = f"{edge.target_address}:{edge.target_port}"
+        cure = f"allow TCP port {edge.target_port} on both hosts; exoctl links shows what the ring met"
+        if path is not None and path.ring.unfit:
+            text = path.ring.cause or "the other end saw the ring fail on it"
+            return PreflightCheck("ring", subject, False, "not fit", f"{text} ({port})", cure)
+        if self._engine.rank.phase is not RankPhase.FORMED:
+            text = self._engine.trouble() or "the ring has not been formed yet"
+            return PreflightCheck("ring", subject, False, "not formed", text, cure)
+        return PreflightCheck("ring", subject, True, "passed", f"full frames passed {port} before the group formed")
 
     # --- the node and the group -----------------------------------------------------------------------------
 

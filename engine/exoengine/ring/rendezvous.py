@@ -256,6 +256,7 @@ class _Meeting:
     def _connect(self, departure: _Departure, now: float) -> None:
         connection = socket.socket()
         connection.setblocking(False)
+        departure.trouble = "has not answered yet"
         departure.connection, departure.received, departure.begun_at = connection, b"", now
         try:
             bind_where_allowed(connection, departure.tie.interface)
