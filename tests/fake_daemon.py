@@ -16,11 +16,11 @@ import msgspec
 
 from exod.core.cluster.jaccl import JacclHost, JacclHostfile
 from exod.daemon_api import stream_keepalive
+from exod.daemon_api.counters import DaemonCounters, MetricsSnapshot
 from exod.daemon_api.interface import GenerationDelta, GenerationEnd, KeepAlive, TextDelta, Usage
 from exod.daemon_api.shapes import (
     ClusterReport,
     ClusterSummary,
-    DaemonCounters,
     DoctorReport,
     Done,
     EdgeLine,
@@ -38,7 +38,6 @@ from exod.daemon_api.shapes import (
     MeshHistoryLine,
     MeshReport,
     MeshSummary,
-    MetricsSnapshot,
     MqttSummary,
     NetcheckReport,
     NetworkCheck,

@@ -34,3 +34,20 @@ class EdgeCosts(msgspec.Struct, frozen=True):
 
 NOTHING_MEASURED: Final = StepCosts()
 NO_EDGES: Final = EdgeCosts()
+
+
+class RankFigures(msgspec.Struct, frozen=True):
+    """What this rank's stage has done since its process started, and what it holds now."""
+
+    passes: int = 0
+    """In which answers decode."""
+    sequences: int = 0
+    """In all of those passes: divided by their number, the size of a batch."""
+    prefill_passes: int = 0
+    stage_s: float = 0.0
+    """How long it was at work on passes."""
+    idle_s: float = 0.0
+    """How long it was not while requests were open: it waited for another stage, or for what comes next."""
+    kv_bytes: int = 0
+    """Of the open requests' KV caches."""
+    prompt_cache_bytes: int = 0

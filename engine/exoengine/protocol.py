@@ -20,6 +20,7 @@ from exoengine.cost_figures import NO_EDGES as NO_EDGES
 from exoengine.cost_figures import NOTHING_MEASURED as NOTHING_MEASURED
 from exoengine.cost_figures import SMALL_BYTES as SMALL_BYTES
 from exoengine.cost_figures import EdgeCosts as EdgeCosts
+from exoengine.cost_figures import RankFigures as RankFigures
 from exoengine.cost_figures import StepCosts as StepCosts
 from exoengine.decoding import DecodingError, decode
 from exoengine.generation_request import ChatMessage as ChatMessage
@@ -380,23 +381,6 @@ class RequestFailed(msgspec.Struct, frozen=True, tag="request_failed"):
     request_id: str
     code: str
     text: str
-
-
-class RankFigures(msgspec.Struct, frozen=True):
-    """What this rank's stage has done since its process started, and what it holds now."""
-
-    passes: int = 0
-    """In which answers decode."""
-    sequences: int = 0
-    """In all of those passes: divided by their number, the size of a batch."""
-    prefill_passes: int = 0
-    stage_s: float = 0.0
-    """How long it was at work on passes."""
-    idle_s: float = 0.0
-    """How long it was not while requests were open: it waited for another stage, or for what comes next."""
-    kv_bytes: int = 0
-    """Of the open requests' KV caches."""
-    prompt_cache_bytes: int = 0
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):

@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from exod.core.engine.engine_messages import RankPhase, RankStatus
-from exod.daemon_api.shapes import DaemonCounters, PreflightReport
+from exod.daemon_api.counters import DaemonCounters
+from exod.daemon_api.shapes import PreflightReport
 from exod.errors import RequestError
 from exod.model import EngineState, Epoch, Health, MeshPlan, NodeId
 from exod.platform.this_host import current

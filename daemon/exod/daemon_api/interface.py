@@ -17,6 +17,7 @@ from typing import Final, Literal, Protocol
 import msgspec
 
 from exod.core.cluster.jaccl import JacclHostfile
+from exod.daemon_api.counters import MetricsSnapshot
 from exod.daemon_api.shapes import (
     ClusterReport,
     DoctorReport,
@@ -26,7 +27,6 @@ from exod.daemon_api.shapes import (
     LinkHistoryReport,
     LinksReport,
     MeshReport,
-    MetricsSnapshot,
     NetcheckReport,
     PingReply,
     PreflightReport,

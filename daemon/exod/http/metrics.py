@@ -24,8 +24,9 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from exod.alert_table import severity
+from exod.daemon_api.counters import DaemonCounters, MetricsSnapshot
 from exod.daemon_api.interface import GenerationDelta, TextDelta
-from exod.daemon_api.shapes import DaemonCounters, MetricsSnapshot, StatusReport
+from exod.daemon_api.shapes import StatusReport
 from exod.http.dialects.openai_answers import STATUS_OF_CODE
 from exod.model import EngineState, Health, MeshState, NodeState, PathSnapshot, PathState
 from exoengine.protocol import RankFigures

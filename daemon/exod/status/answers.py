@@ -23,12 +23,12 @@ from exod.core.cluster.jaccl import JacclHostfile, NotCabledError, hostfile
 from exod.core.engine.engine_events import EngineInput, ModelWanted
 from exod.core.node import NodeCore
 from exod.core.status.view import LinkView, NodeEntry, PathView
+from exod.daemon_api.counters import DaemonCounters, MetricsSnapshot
 from exod.daemon_api.discovery_state import DiscoveryState
 from exod.daemon_api.interface import GenerationDelta
 from exod.daemon_api.resolve_names import short_name
 from exod.daemon_api.shapes import (
     ClusterReport,
-    DaemonCounters,
     DoctorReport,
     Done,
     EngineReport,
@@ -39,7 +39,6 @@ from exod.daemon_api.shapes import (
     LinkHistoryReport,
     LinksReport,
     MeshReport,
-    MetricsSnapshot,
     NetcheckReport,
     PathDetail,
     PingReply,

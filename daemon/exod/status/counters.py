@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 import psutil
 
-from exod.daemon_api.shapes import DaemonCounters
+from exod.daemon_api.counters import DaemonCounters
 from exod.model import Event
 from exod.status.engine_source import EngineSource
 
