@@ -447,6 +447,14 @@ class FakeDaemon:
         self.asked.append(("engine_drain",))
         return Done("drained")
 
+    async def model_pull(self, model: str, everywhere: bool) -> Done:
+        self.asked.append(("model_pull", model, everywhere))
+        return Done("they fetch it")
+
+    async def model_pause(self, model: str) -> Done:
+        self.asked.append(("model_pause", model))
+        return Done("paused")
+
     async def debug_fault(self, path: PathId, drop: bool, delay_ms: float, for_s: float) -> Done:
         self.asked.append(("debug_fault", path, drop, delay_ms, for_s))
         return Done("the fault is in force")

@@ -37,7 +37,7 @@ from exod.core.base.events import (
 )
 from exod.core.base.mesh_messages import MeshMessage
 from exod.core.engine.engine_events import DrainChanged, EngineMessageReceived, PlanCommitted, PlanSuspended
-from exod.core.engine.engine_messages import EngineMessage, RankPhase
+from exod.core.engine.engine_messages import EngineMessage
 from exod.core.engine_core import EngineCore
 from exod.core.node import NodeCore
 from exod.daemon_api.peer_reports import NodeReport, PreflightAnswer, PreflightWish, TransferProbe, TransferReply
@@ -76,6 +76,7 @@ from exod.platform.this_host import current
 from exod.propagation import Propagation, follow_membership
 from exod.services import Run, Services
 from exod.shared_wish import kept_wish
+from exod.sharing.model_sharing import ModelSharing
 from exod.status.answers import Answers, ClusterSettings, Network, Requests
 from exod.status.counters import Counters
 from exod.status.membership_answers import MembershipAnswers
@@ -256,6 +257,11 @@ class Daemon:
             config, identity.id, identity.incarnation, lambda: feed(RenegotiateRequested("asked for over MQTT"))
         )
         self.record = ClusterRecord()
+        self.models = ModelSharing(
+            config, identity.id, self.platform, lambda: self.membership.core.current.key, self.control, self.record,
+            self.events.write, lambda: self.status.node_report(), self.refresh_soon,
+        )  # fmt: skip
+        self.engine.find = self.models.fetches.find
         self.counters = Counters(self.driver, self.control, self.engine.core, self.events, self.mqtt)
         self.status = StatusBuilder(
             lambda: self.card,
@@ -279,8 +285,9 @@ class Daemon:
         )
         self.link_pace = LinkPace(lambda: self.engine.core.is_drained, self.driver.feed)
         self.propagation = Propagation(
-            identity.id, self.core, self.status, self.control, self.engine, self.events, self.mqtt
-        )
+            identity.id, self.core, self.status, self.control, self.engine, self.events, self.mqtt,
+            self.models.follow,
+        )  # fmt: skip
         answers = self._create_answers()
         self.socket = LocalApi(answers, config.control_socket, debug_enabled=config.debug.enabled)
         self.http = HttpApi.from_config(answers, config)
@@ -316,6 +323,7 @@ class Daemon:
                 self.preflight.run,
                 self.engine.generate,
                 self.engine.texts.ask,
+                self.models.fetches,
             ),
             MembershipAnswers(self.membership, self.status, lambda: reached_at(self.card)),
         )
@@ -336,6 +344,7 @@ class Daemon:
                 "control plane": self.control.run,
                 "static peers": self.static_peers.run,
                 "engine": self.engine.run,
+                "models": self.models.run,
                 "edge watch": self.edge_watch.run,
                 "preflight": self.preflight.serve,
                 "mqtt": self.mqtt.run,
@@ -343,8 +352,8 @@ class Daemon:
                 "http": self.http.run,
                 "figures": self.propagation.run,
                 "health": self.propagation.watch,
-                "awake": partial(keep_awake, self.platform.system, self._rank_work),
-                "thunderbolt": self._follow_thunderbolt,
+                "awake": partial(keep_awake, self.platform.system, self.engine.rank_work),
+                "thunderbolt": partial(self.record.follow_thunderbolt, self.platform, self._cabling_changed),
                 "crash reports": partial(self.crash_reports.run, self._crashed, time.time),
             }
             if self.discovery is not None:
@@ -370,11 +379,6 @@ class Daemon:
         for job in jobs.values():
             job.cancel()
 
-    def _rank_work(self) -> tuple[int | None, bool]:
-        """The worker's pid, and does its rank load or answer?"""
-        busy = self.engine.core.rank.phase is RankPhase.LOADING or bool(self.engine.core.rank.active)
-        return self.engine.worker.pid, busy
-
     # --- this node changes ----------------------------------------------------------------------------------
 
     def _addresses_changed(self, addresses: tuple[LocalAddress, ...]) -> None:
@@ -384,6 +388,7 @@ class Daemon:
         self.prober.follow(addresses)
         self.local_network.follow(addresses)
         self.contacts.follow(addresses)
+        self.models.addresses_changed(addresses)
         if self.discovery is not None:
             self.discovery.follow(addresses)
         routed = self.contacts.routed(addresses)
@@ -392,13 +397,6 @@ class Daemon:
         self._set_card(
             msgspec.structs.replace(self.card, addresses=addresses, pair_routes=routed, memory_mib=memory_mib)
         )
-
-    async def _follow_thunderbolt(self) -> None:
-        """Asks anew when interfaces change, as they do when a cable is plugged: the question costs a second."""
-        while True:
-            self._cabling_changed.clear()
-            self.record.thunderbolt = await self.platform.thunderbolt()
-            await self._cabling_changed.wait()
 
     def _memory_recommended(self, size: int) -> None:
         """Kept for the next start, too: a card that changes after the first plan costs a second one."""
@@ -441,6 +439,7 @@ class Daemon:
                 self.refresh_soon()
             case NodeReport():
                 self.record.peer_report(peer, message)
+                self.models.peer_report(peer, message)
                 self.refresh_soon()
             case TransferProbe() | TransferReply() | PreflightWish() | PreflightAnswer():
                 self.preflight.handle(peer, message)

@@ -309,6 +309,47 @@ class Reason(msgspec.Struct, frozen=True):
     since: float
 
 
+class PullRecord(msgspec.Struct, frozen=True):
+    """A person asked by command that nodes have a model's files; of one model the newest record counts."""
+
+    model: str
+    """A repository's id, or a folder's absolute path on the node that was asked."""
+    at: float
+    """Unix seconds, rising with each command."""
+    by: str
+    """The name of the node that was asked."""
+    everywhere: bool = False
+    """On every node, instead of those that host ranks."""
+    paused: bool = False
+
+
+class ModelFetch(msgspec.Struct, frozen=True):
+    """What one node has of a model that it was asked to have."""
+
+    model: str
+    state: str
+    """`waiting`, `fetching`, `paused`, `failed` or `here`."""
+    done_bytes: int = 0
+    total_bytes: int = 0
+    """0 while it is not known what belongs to the model."""
+    bytes_per_s: int = 0
+    sources: tuple[str, ...] = ()
+    """Names of the nodes, and of the hub, that something came from."""
+    asks_hub: bool = False
+    """Does this node ask the hub just now?"""
+    can_ask_hub: bool = False
+    """Would it, if it were its turn?"""
+    code: str = ""
+    text: str = ""
+    """Why it failed, or why it waits."""
+
+    @property
+    def left_s(self) -> float | None:
+        """None where nothing comes."""
+        left = self.total_bytes - self.done_bytes
+        return round(left / self.bytes_per_s, 1) if self.bytes_per_s and left > 0 else None
+
+
 class Event(msgspec.Struct, frozen=True):
     """One entry of the event log. On the wire the fields of `data` lie beside the others."""
 

@@ -57,9 +57,11 @@ class Propagation:
         engine: EngineDriver,
         events: EventLog,
         mqtt: MqttService,
+        on_view: Callable[[NodeView], None],
     ) -> None:
         self._me, self._core, self._status = me, core, status
         self._control, self._engine, self._events, self._mqtt = control, engine, events, mqtt
+        self._on_view = on_view
         self._mqtt_snapshot = MqttSnapshot(me, status)
         self._alerts = Alerts()
         self._watches = Watches(me, status.settings.data_dir)
@@ -75,6 +77,7 @@ class Propagation:
         for link in view.links:
             self._warm_paths(link)
         self._judge_peers(view)
+        self._on_view(view)
         self._engine.feed(LinkHealthChanged(*edge_health(view)))
         plan = self._engine.core.plan
         if self._status.engine().state in (EngineState.READY, EngineState.GENERATING) and plan:

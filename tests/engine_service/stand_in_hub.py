@@ -82,14 +82,14 @@ def model_files(folder: Path, weights_bytes: int = 0) -> dict[str, bytes]:
 
 
 @contextmanager
-def serving(hub: StandInHub) -> Iterator[StandInHub]:
+def serving(hub: StandInHub, address: str = "127.0.0.1") -> Iterator[StandInHub]:
     class Handler(_Handler):
         pass
 
     Handler.hub = hub
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer((address, 0), Handler)
     server.daemon_threads = True
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    hub.url = f"http://{address}:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -72,6 +72,8 @@ class Node:
         self.config_file = self.folder / "exod.toml"
         self.log_file = self.folder / "exod.log"
         self.process: subprocess.Popen[Any] | None = None
+        self.environment: dict[str, str] = {}
+        """Beside this process's own, for the daemon's next start."""
         self.data_dir.mkdir(parents=True, mode=0o700)
         key_file = self.data_dir / "cluster.key"
         key_file.touch(mode=0o600)
@@ -113,7 +115,7 @@ class Node:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment | {"PYTHONUNBUFFERED": "1"},
+                env=environment | {"PYTHONUNBUFFERED": "1"} | self.environment,
             )
 
     def kill9(self) -> None:

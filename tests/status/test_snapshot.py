@@ -93,6 +93,7 @@ def answers_of(status: StatusBuilder, core: StillCore, engine: StillEngine) -> A
             preflight=preflight,
             generate=generate,  # type: ignore[arg-type]
             text=asked,
+            models=Unasked(),  # type: ignore[arg-type]
         ),
         MembershipAnswers(Unasked(), status, lambda: ((), 0)),  # type: ignore[arg-type]
     )

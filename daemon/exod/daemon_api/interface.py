@@ -186,6 +186,16 @@ class DaemonCommands(Protocol):
         """Admits no more requests; returns when the running ones have ended."""
         ...
 
+    async def model_pull(self, model: str, everywhere: bool) -> Done:
+        """Nodes fetch a repository, or a folder of this host: those that host ranks, or all. Returns at once; the
+        status tells how far each is.
+        """
+        ...
+
+    async def model_pause(self, model: str) -> Done:
+        """All nodes stop fetching it, and keep what they have."""
+        ...
+
     async def debug_fault(self, path: PathId, drop: bool, delay_ms: float, for_s: float) -> Done:
         """Only called where the config enables debugging."""
         ...

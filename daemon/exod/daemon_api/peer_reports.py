@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from exod.daemon_api.shapes import PreflightCheck
-from exod.model import NodeId, ThunderboltPort
+from exod.model import ModelFetch, NodeId, PullRecord, ThunderboltPort
 
 
 class NodeReport(msgspec.Struct, frozen=True, tag="node_report"):
@@ -27,6 +27,12 @@ class NodeReport(msgspec.Struct, frozen=True, tag="node_report"):
     """Unix seconds when it was sent; 0 from a version that did not say."""
     hears: tuple[tuple[NodeId, str], ...] = ()
     """The other nodes that it hears: id and name."""
+    files_port: int = 0
+    """Where it gives files of models to others; 0: nowhere."""
+    pulls: tuple[PullRecord, ...] = ()
+    """What people asked for by command, as far as it knows."""
+    fetches: tuple[ModelFetch, ...] = ()
+    """What it has of that."""
 
 
 class TransferProbe(msgspec.Struct, frozen=True, tag="transfer_probe"):

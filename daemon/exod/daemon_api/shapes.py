@@ -13,6 +13,7 @@ from typing import Final, Literal
 import msgspec
 
 from exod.daemon_api.forecast_line import ForecastLine
+from exod.daemon_api.model_lines import DownloadLine, ModelLine
 from exod.model import (
     EngineState,
     Event,
@@ -120,14 +121,6 @@ class SyncMode(msgspec.Struct, frozen=True):
     reason: str
 
 
-class DownloadLine(msgspec.Struct, frozen=True):
-    """One node's download of the wished model, in bytes; `total_bytes` is 0 until the hub has answered."""
-
-    node: NodeId
-    done_bytes: int
-    total_bytes: int
-
-
 class EngineSummary(msgspec.Struct, frozen=True):
     state: EngineState
     model: str | None
@@ -186,6 +179,8 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     """What is good to know and makes nothing unhealthy, with codes as reasons have."""
     api: str = ""
     """The base URL of this node's HTTP API; empty where it does not listen."""
+    models: tuple[ModelLine, ...] = ()
+    """Models that are fetched, or were asked for by command."""
 
 
 # --- links and ping -----------------------------------------------------------------------------------------

@@ -1,8 +1,32 @@
-"""What the process of a download tells the daemon: one JSON object a line on its standard output."""
+"""What the daemon and the process of a download tell each other: one JSON object a line, on its standard input and
+output.
+"""
 
 from __future__ import annotations
 
 import msgspec
+
+from exod.model_transfer.peer_files import Credentials, Source
+
+
+class Job(msgspec.Struct, frozen=True, tag="job"):
+    """The first line. A folder's path instead of a repository is a folder of another node."""
+
+    model: str
+    copies: str = ""
+    """The folder where copies of other nodes' folders lie."""
+
+
+class Ways(msgspec.Struct, frozen=True, tag="ways"):
+    """Who may be asked from now on."""
+
+    may_ask_hub: bool
+    sources: tuple[Source, ...] = ()
+    credentials: Credentials | None = None
+    """Of the cluster; None where no daemon runs: then the hub alone is asked."""
+
+
+Order = Job | Ways
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
@@ -12,6 +36,8 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
     """As the hub announced it."""
     work: int
     """Rises while anything is done, checks of finished files included: one that stands still means silence."""
+    sources: tuple[str, ...] = ()
+    """Names of the nodes, and of the hub, that something came from."""
 
 
 class FolderFound(msgspec.Struct, frozen=True, tag="found"):

@@ -21,11 +21,11 @@ from exod.core.base.events import RingEvidence
 from exod.core.engine import engine_events as events
 from exod.core.engine.edge_evidence import ring_evidence
 from exod.core.engine.engine_events import EngineCommand, EngineInput
-from exod.core.engine.engine_messages import EngineMessage
+from exod.core.engine.engine_messages import EngineMessage, RankPhase
 from exod.core.engine_core import EngineCore
 from exod.daemon_api.interface import GenerationDelta
 from exod.engine_service.client_streams import ClientStreams
-from exod.engine_service.model_search import search
+from exod.engine_service.model_search import Find, find_here_or_at_hub, search
 from exod.engine_service.text_desk import TextDesk
 from exod.engine_service.worker_process import WorkerProcess
 from exod.model import NodeId
@@ -90,6 +90,8 @@ class EngineDriver:
         """Takes how many bytes of the GPU's memory MLX says that a process should use at most."""
         self.on_unfit: Callable[[str], None] = lambda text: None
         """Takes why this node cannot serve as a rank; empty where it can again."""
+        self.find: Find = find_here_or_at_hub
+        """Brings a model to this node's disk."""
         self.wired_bytes: Callable[[], int | None] = lambda: None
         """How much memory is wired on this host; None where the system does not tell."""
         self.texts = TextDesk(self.worker.tell)
@@ -128,6 +130,11 @@ class EngineDriver:
         self.feed(events.Leaving())
         self.stop()
         await self.worker.leave()
+
+    def rank_work(self) -> tuple[int | None, bool]:
+        """The worker's pid, and does its rank load or answer?"""
+        busy = self.core.rank.phase is RankPhase.LOADING or bool(self.core.rank.active)
+        return self.worker.pid, busy
 
     def stop(self) -> None:
         """No timer is due any more, and no work is begun."""
@@ -313,7 +320,7 @@ class EngineDriver:
             self.feed(events.ModelProgress(model, done_bytes, total_bytes))
 
         try:
-            folder, summary = await search(model, downloaded)
+            folder, summary = await search(model, downloaded, self.find)
         except ModelFolderError as error:
             self.feed(events.ModelNotFound(model, error.code, str(error)))
         else:

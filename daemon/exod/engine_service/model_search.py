@@ -11,14 +11,22 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
 import msgspec
 import structlog
 
-from exod.engine_service.download_messages import DownloadMessage, Failed, FolderFound, Progress
+from exod.engine_service.download_messages import (
+    DownloadMessage,
+    Failed,
+    FolderFound,
+    Job,
+    Order,
+    Progress,
+    Ways,
+)
 from exod.errors import ExitCode, RequestError
 from exoengine.decoding import decode
 from exoengine.model_files.model_folder import ModelFolderError, ModelSummary, find_local, inspect
@@ -36,23 +44,10 @@ KILLED_S: Final = 2.0
 
 KEPT_STDERR_BYTES: Final = 4096
 
+Find = Callable[[str, Callable[[int, int], None]], Awaitable[Path]]
+"""Of a model's name and a progress in bytes; gives its folder. Raises ModelFolderError."""
+
 _decoder = msgspec.json.Decoder(DownloadMessage)
-
-
-async def search(model: str, progress: Callable[[int, int], None]) -> tuple[Path, ModelSummary]:
-    """The folder and what it holds. `progress(done_bytes, total_bytes)` is called from the loop while it is
-    downloaded. Cancelling it ends the download. Raises ModelFolderError.
-    """
-    try:
-        folder = await asyncio.to_thread(find_local, model) or await _download(model, progress)
-        return folder, await asyncio.to_thread(inspect, folder)
-    except ModelFolderError:
-        raise
-    except Exception as error:
-        log.error("model_search_failed", model=model, exc_info=error)
-        reason = str(error).strip().partition("\n")[0] or "no reason given"
-        text = f"{model} could not be read: {type(error).__name__}: {reason}"
-        raise ModelFolderError("unreadable", text) from error
 
 
 async def check_model(model: str) -> None:
@@ -68,45 +63,111 @@ async def check_model(model: str) -> None:
         raise RequestError(error.code, text, ExitCode.INTERNAL) from error
 
 
-async def _download(model: str, progress: Callable[[int, int], None]) -> Path:
-    process = await asyncio.create_subprocess_exec(
-        *COMMAND,
-        model,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    written = asyncio.create_task(_last_of(process.stderr), name="download: stderr")
-    log.info("download_started", model=model, pid=process.pid)
+async def find_here_or_at_hub(model: str, progress: Callable[[int, int], None]) -> Path:
+    """For a command where no daemon runs. Raises ModelFolderError."""
+    return await asyncio.to_thread(find_local, model) or await _hub_download(model, progress)
+
+
+async def _hub_download(model: str, progress: Callable[[int, int], None]) -> Path:
+    download = DownloadProcess(Job(model), lambda seen: progress(seen.done_bytes, seen.total_bytes))
+    download.tell(Ways(may_ask_hub=True))
+    return await download.run()
+
+
+async def search(
+    model: str, progress: Callable[[int, int], None], find: Find = find_here_or_at_hub
+) -> tuple[Path, ModelSummary]:
+    """The folder and what it holds. `progress(done_bytes, total_bytes)` is called from the loop while it is
+    downloaded. Cancelling it ends the download. Raises ModelFolderError.
+    """
     try:
-        while True:
-            try:
-                async with asyncio.timeout(SILENCE_S):
-                    line = await process.stdout.readline()
-            except TimeoutError:
-                raise ModelFolderError("hub_silent", _silent_text(model)) from None
-            match decode(_decoder, line) if line else None:
-                case Progress(done_bytes=done, total_bytes=total):
-                    progress(done, total)
-                case FolderFound(folder=folder):
-                    return Path(folder)
-                case Failed(code=code, text=text):
-                    raise ModelFolderError(code, text)
-                case None:
-                    code_text = f"the process of the download ended ({await process.wait()})"
-                    log.error("download_died", model=model, written=await written)
-                    raise ModelFolderError("download", f"{model} could not be downloaded: {code_text}")
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        written.cancel()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(KILLED_S):
-                await process.wait()
-        log.info("download_ended", model=model, pid=process.pid)
+        folder = await find(model, progress)
+        return folder, await asyncio.to_thread(inspect, folder)
+    except ModelFolderError:
+        raise
+    except Exception as error:
+        log.error("model_search_failed", model=model, exc_info=error)
+        reason = str(error).strip().partition("\n")[0] or "no reason given"
+        text = f"{model} could not be read: {type(error).__name__}: {reason}"
+        raise ModelFolderError("unreadable", text) from error
+
+
+class DownloadProcess:
+    """One process, started by `run`; what it is told before is kept until then."""
+
+    def __init__(self, job: Job, progress: Callable[[Progress], None]) -> None:
+        self._job, self._progress = job, progress
+        self._ways: Ways | None = None
+        self._told: Ways | None = None
+        self._stdin: asyncio.StreamWriter | None = None
+
+    def tell(self, ways: Ways) -> None:
+        """Who may be asked from now on."""
+        self._ways = ways
+        if self._stdin is not None and ways != self._told:
+            self._told = ways
+            self._stdin.write(_line(ways))
+
+    async def run(self) -> Path:
+        """The folder, once all is there. Raises ModelFolderError. Cancelling it ends the process."""
+        model = self._job.model
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND,
+            model,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        written = asyncio.create_task(_last_of(process.stderr), name="download: stderr")
+        log.info("download_started", model=model, pid=process.pid)
+        try:
+            self._stdin = process.stdin
+            self._stdin.write(_line(self._job))
+            if self._ways is not None:
+                self.tell(self._ways)
+            while (line := await self._next_line(process.stdout)) and (folder := self._said(line)) is None:
+                pass
+            if line and folder is not None:
+                return folder
+            code_text = f"the process of the download ended ({await process.wait()})"
+            log.error("download_died", model=model, written=await written)
+            raise ModelFolderError("download", f"{model} could not be downloaded: {code_text}")
+        finally:
+            self._stdin = None
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            written.cancel()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(KILLED_S):
+                    await process.wait()
+            log.info("download_ended", model=model, pid=process.pid)
+
+    async def _next_line(self, stream: asyncio.StreamReader) -> bytes:
+        try:
+            async with asyncio.timeout(SILENCE_S):
+                return await stream.readline()
+        except TimeoutError:
+            raise ModelFolderError("hub_silent", _silent_text(self._job.model)) from None
+
+    def _said(self, line: bytes) -> Path | None:
+        """The folder, once it is told."""
+        match decode(_decoder, line):
+            case Progress() as seen:
+                if seen.total_bytes:  # before that it is a sign of life alone
+                    self._progress(seen)
+            case FolderFound(folder=folder):
+                return Path(folder)
+            case Failed(code=code, text=text):
+                raise ModelFolderError(code, text)
+        return None
+
+
+def _line(order: Order) -> bytes:
+    return msgspec.json.encode(order) + b"\n"
 
 
 def _silent_text(model: str) -> str:

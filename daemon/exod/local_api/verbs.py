@@ -74,6 +74,11 @@ class LoadArgs(msgspec.Struct, forbid_unknown_fields=True):
     model: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 
 
+class PullArgs(msgspec.Struct, forbid_unknown_fields=True):
+    model: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+    everywhere: bool = False
+
+
 class EventsArgs(msgspec.Struct, forbid_unknown_fields=True):
     since: float | None = None
     follow: bool = False
@@ -130,6 +135,8 @@ class Verbs:
             "engine_load": self._engine_load,
             "engine_unload": self._command(commands.engine_unload),
             "engine_drain": self._command(commands.engine_drain),
+            "model_pull": self._model_pull,
+            "model_pause": self._model_pause,
             "debug_fault": self._debug_fault,
             "debug_pin": self._debug_pin,
         }
@@ -197,6 +204,13 @@ class Verbs:
 
     async def _engine_load(self, request: LocalRequest) -> Any:
         return await self._commands.engine_load(_args(request, LoadArgs).model)
+
+    async def _model_pull(self, request: LocalRequest) -> Any:
+        args = _args(request, PullArgs)
+        return await self._commands.model_pull(args.model, args.everywhere)
+
+    async def _model_pause(self, request: LocalRequest) -> Any:
+        return await self._commands.model_pause(_args(request, LoadArgs).model)
 
     async def _debug_fault(self, request: LocalRequest) -> Any:
         self._require_debug()

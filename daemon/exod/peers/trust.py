@@ -176,15 +176,21 @@ def tls_contexts(
         context.load_verify_locations(cadata=authority)
         if purpose == ssl.PROTOCOL_TLS_SERVER:
             context.num_tickets = 0  # a session that is taken up again would outlive the key that opened it
-        _load_chain(context, certificate, private_key)
+        load_chain(context, certificate + private_key)
         contexts.append(context)
     return contexts[0], contexts[1]
 
 
-def _load_chain(context: ssl.SSLContext, certificate: bytes, private_key: bytes) -> None:
-    """The ssl module only takes files: one of mode 0600 that lives for this call."""
+def credentials(key: bytes, node_id: NodeId) -> tuple[str, str]:
+    """(the authority's certificate, a certificate of this node with its key), PEM: for a process of this node."""
+    authority, certificate, private_key = _mint(key, node_id, secrets.token_bytes(KEY_BYTES))
+    return authority, (certificate + private_key).decode()
+
+
+def load_chain(context: ssl.SSLContext, chain: bytes) -> None:
+    """A certificate and its key. The ssl module only takes files: one of mode 0600 that lives for this call."""
     with tempfile.NamedTemporaryFile(prefix="exod-", suffix=".pem") as file:
-        file.write(certificate + private_key)
+        file.write(chain)
         file.flush()
         context.load_cert_chain(file.name)
 

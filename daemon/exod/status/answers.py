@@ -71,6 +71,14 @@ class EventStore(Protocol):
     def read(self, since: float | None, follow: bool) -> AsyncGenerator[Event, None]: ...
 
 
+class ModelRequests(Protocol):
+    """Both raise RequestError."""
+
+    async def pull(self, model: str, everywhere: bool) -> None: ...
+
+    def pause(self, model: str) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
     """What the configuration says that only `exoctl cluster` and `exoctl engine load` ask for."""
@@ -107,6 +115,7 @@ class Requests:
     preflight: Callable[[], Awaitable[PreflightReport]]
     generate: Callable[[GenerationRequest], AsyncGenerator[GenerationDelta, None]]
     text: Callable[[TextAsked], Awaitable[TextAnswered]]
+    models: ModelRequests
 
 
 class Answers:
@@ -384,6 +393,15 @@ class Answers:
     async def engine_drain(self) -> Done:
         await self._requests.drain()
         return Done("all requests have ended; exoctl engine load MODEL admits new ones")
+
+    async def model_pull(self, model: str, everywhere: bool) -> Done:
+        await self._requests.models.pull(model, everywhere)
+        whom = "every node" if everywhere else "each node that holds layers"
+        return Done(f"{whom} fetches {model}: exoctl status shows how far, exoctl model pause {model} stops it")
+
+    async def model_pause(self, model: str) -> Done:
+        self._requests.models.pause(model)
+        return Done(f"{model} is fetched no further; what came is kept: exoctl model pull {model} goes on")
 
     async def debug_fault(self, path: PathId, drop: bool, delay_ms: float, for_s: float) -> Done:
         self._known_path(path)

@@ -6,6 +6,7 @@ Unix seconds.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from typing import Final
@@ -14,7 +15,8 @@ import msgspec
 
 from exod.core.base.facts import Fact
 from exod.daemon_api.peer_reports import NodeReport
-from exod.model import MeshPlan, NodeId, ThunderboltPort
+from exod.model import MeshPlan, ModelFetch, NodeId, PullRecord, ThunderboltPort
+from exod.platform.system import Platform
 from exod.status.rtt_history import RttHistory
 
 MAX_MESH_HISTORY: Final = 128
@@ -44,7 +46,19 @@ class ClusterRecord:
         """What the last look at the host and the throughput found."""
         self.clocks: dict[NodeId, float] = {}
         """By how many seconds each peer's clock was ahead of this one when its newest report came."""
+        self.files_port = 0
+        """Where this node gives files of models to others; 0: nowhere."""
+        self.pulls: tuple[PullRecord, ...] = ()
+        self.fetches: tuple[ModelFetch, ...] = ()
+        """What people asked this cluster to have, and what this node has of it."""
         self._reports: dict[NodeId, NodeReport] = {}
+
+    async def follow_thunderbolt(self, platform: Platform, cabling_changed: asyncio.Event) -> None:
+        """Asks anew when interfaces change, as they do when a cable is plugged: the question costs a second."""
+        while True:
+            cabling_changed.clear()
+            self.thunderbolt = await platform.thunderbolt()
+            await cabling_changed.wait()
 
     def peer_report(self, peer: NodeId, report: NodeReport) -> None:
         """A node reports for itself alone."""

@@ -27,11 +27,11 @@ from exod.core.node import NodeCore
 from exod.core.status.health import Downloading, HealthInput, HealthJudge, HealthSnapshot
 from exod.core.status.serving import EngineFacts, ServiceVerdict, serving
 from exod.core.status.view import LinkView, NodeView, PathView
+from exod.daemon_api.model_lines import DownloadLine, ModelLine, model_line
 from exod.daemon_api.peer_reports import NodeReport
 from exod.daemon_api.shapes import (
     ClusterSummary,
     CrashLine,
-    DownloadLine,
     EdgeLine,
     EngineSummary,
     LinkLine,
@@ -137,6 +137,9 @@ class StatusBuilder:
                 for peer, link in self._core.links.items()
                 if link.liveness.state is not NodeState.DOWN
             ),
+            files_port=self.record.files_port,
+            pulls=self.record.pulls,
+            fetches=self.record.fetches,
         )
 
     def _uptime_s(self) -> float:
@@ -248,7 +251,18 @@ class StatusBuilder:
             mqtt=self._mqtt(),
             crashes=self.crashes(),
             api=self._api_url(),
+            models=self._model_lines(view),
         )
+
+    def _model_lines(self, view: NodeView) -> tuple[ModelLine, ...]:
+        """What each node that is there has of the models that people asked for."""
+        names, lines = self.names(), []
+        for node in view.nodes:
+            report = self.record.report(node.id)
+            fetches = report.fetches if report is not None and node.state is not NodeState.DOWN else ()
+            for fetch in self.record.fetches if node.is_self else fetches:
+                lines.append(model_line(node.id, names.get(node.id, node.id), fetch))
+        return tuple(lines)
 
     def crashes(self) -> tuple[CrashLine, ...]:
         recent = self._events.recent("crash.seen", since=time.time() - CRASHES_SHOWN_S)

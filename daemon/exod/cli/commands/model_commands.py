@@ -1,7 +1,7 @@
-"""`exoctl model`: the models on this host: which there are, downloading one beforehand, removing one.
+"""`exoctl model`: the models on this host and in the cluster: which there are, fetching one, removing one.
 
-Works without a running daemon; asks one, where it runs, which model is in use. Downloads by the same process as the
-daemon, so that one goes on with what the other left. Never loads a model.
+Where a daemon runs, `pull` asks it, and all nodes take part; without one it downloads to this host by the same
+process as the daemon, so that one goes on with what the other left. Never loads a model.
 """
 
 from __future__ import annotations
@@ -22,9 +22,14 @@ REPORT_EVERY_S = 5.0
 
 
 def register(commands: Commands) -> None:
-    model = commands.group("model", "the models on this host: list, download, remove", ls)
+    model = commands.group("model", "the models on the nodes: list, fetch, remove", ls)
     model.add("ls", ls)
-    model.add("pull", pull).add_argument("repository", metavar="REPO", help="a Hugging Face repository, OWNER/NAME")
+    pulled = model.add("pull", pull)
+    pulled.add_argument(
+        "repository", metavar="MODEL", help="a Hugging Face repository, OWNER/NAME, or a folder of this host"
+    )
+    pulled.add_argument("--all", dest="everywhere", action="store_true", help="to nodes that hold no layers, too")
+    model.add("pause", pause).add_argument("name", metavar="MODEL", help="as it was given to pull")
     model.add("info", info).add_argument("name", metavar="NAME", help="as exoctl model ls shows it")
     removed = model.add("rm", rm)
     removed.add_argument("name", metavar="NAME", help="as exoctl model ls shows it")
@@ -96,10 +101,31 @@ def info(shell: Shell, name: str) -> ExitCode:
     return ExitCode.OK
 
 
-def pull(shell: Shell, repository: str) -> ExitCode:
-    """Downloads a model to this host, going on where an earlier try stopped. Every node that holds layers of it
-    needs its own copy.
+def pull(shell: Shell, repository: str, everywhere: bool) -> ExitCode:
+    """Brings a model to every node that holds layers, going on where an earlier try stopped: downloaded once, and
+    handed on between nodes. A folder is copied to the nodes that lack it. Without a running exod: to this host.
     """
+    import os
+
+    from exod.cli.base.client import NoDaemonError
+    from exod.cli.commands.model_pull import pull_in_cluster
+
+    model = os.path.abspath(repository) if os.path.isdir(repository) else repository
+    try:
+        with shell.daemon() as daemon:
+            return pull_in_cluster(shell, daemon, model, everywhere)
+    except NoDaemonError:
+        return _pull_here(shell, repository)
+
+
+def pause(shell: Shell, name: str) -> ExitCode:
+    """All nodes stop fetching a model and keep what came; pull goes on with it."""
+    from exod.cli.commands.engine_commands import run_command
+
+    return run_command(shell, "model_pause", model=name)
+
+
+def _pull_here(shell: Shell, repository: str) -> ExitCode:
     import asyncio
 
     from exod.engine_service.model_search import search
@@ -109,7 +135,8 @@ def pull(shell: Shell, repository: str) -> ExitCode:
     progress = _Progress()
     try:
         if find_local(repository) is not None:
-            raise UsageError(f"{repository} is a folder on this host: load it by its path")
+            text = f"{repository} is a folder on this host: load it by its path; to copy it, start exod first"
+            raise UsageError(text)
         folder, summary = asyncio.run(search(repository, progress))
     except ModelFolderError as error:
         raise _refused(error) from None
