@@ -26,6 +26,7 @@ from typing import Final
 import msgspec
 
 from exoengine.decoding import DecodingError, from_json
+from exoengine.native.leash import KILLED
 from exoengine.native.recipe import FOLDER, NotBuildableError, Recipe, find_compiler, recipe
 
 BUILD_DEADLINE_S: Final = 300.0
@@ -155,6 +156,8 @@ def _make_ready(now: Recipe, cache: Path, again: bool) -> Status:
 def _tested(now: Recipe, file: Path, folder: Path) -> SelfTestResult:
     said = _run([sys.executable, "-P", "-m", "exoengine.native.self_test", str(file)], TEST_DEADLINE_S)
     reason = "" if said is None else f"its self-test failed: {said}"
+    if said is not None and "crashed" in said:
+        reason += f"; {file} may be damaged"
     verdict = SelfTestResult(_sha256(file), _stamp(now), reason, BUILD_COMMAND if reason else "", PROOF)
     _write(folder / VERDICT, verdict)
     return verdict
@@ -244,6 +247,8 @@ def _run(command: list[str], deadline_s: float) -> str | None:
         os.close(ours)
     if child.returncode == 0:
         return None
+    if child.returncode > KILLED:
+        return f"it crashed ({signal.Signals(child.returncode - KILLED).name})"
     lines = [line for line in said.splitlines() if line.strip()]
     telling = [line for line in lines if "error" in line.lower()] or lines[-1:]
     return telling[0].strip() if telling else f"it ended with {child.returncode}"
