@@ -45,6 +45,10 @@ PATIENCE_S = 300.0
 COUNTS = {"2 KiB": 512, "4 KiB": 1024, "64 KiB": 16384, "8 MiB": 2 * 1024 * 1024}
 """Elements of float32."""
 SMALL_ROUNDS, LARGE_ROUNDS = 300, 20
+CABLE_BYTES_PER_S = 125_000_000
+"""Slow enough that a machine of two cores keeps up with two of them; the kernel paces each connection."""
+TWO_CABLES = 0.6
+"""Half, and what blocks and headers cost."""
 
 _ports = itertools.count(11920)
 
@@ -90,8 +94,8 @@ def run(rounds: int = ROUNDS) -> list[Row]:
                         if seed:  # the first round warms up
                             times[name].append(value)
             gaps = _cuts(ours, folder)
-        native, ring = _native_cost(Path(place)), _ring_cost()
-    return _rows(times, gaps, native, ring)
+        native, ring, cables = _native_cost(Path(place)), _ring_cost(), _cables_cost(Path(place))
+    return [*_rows(times, gaps, native, ring), *_cable_rows(cables)]
 
 
 def _rows(times: Times, gaps: list[float], native: list[float], ring: list[float]) -> list[Row]:
@@ -223,6 +227,28 @@ def _native_cost(place: Path) -> list[float]:
     small = run_ranks(module, 2, "cost", counts=counts[:-1], spin_us=50, rounds=SMALL_ROUNDS)
     large = run_ranks(module, 2, "cost", counts=counts[-1:], spin_us=50, rounds=LARGE_ROUNDS)
     return [max(pair) for pair in zip(*(one + other for one, other in zip(small, large, strict=True)), strict=True)]
+
+
+def _cables_cost(place: Path) -> tuple[float, float]:
+    """Seconds of an all_sum of 8 MiB over one connection and over two, each as slow as CABLE_BYTES_PER_S."""
+    module, counts = Path(build(cache_in(place)).file), [COUNTS["8 MiB"]]
+    one, two = (
+        run_ranks(
+            module, 2, "cost", lanes=lanes, bytes_per_s=CABLE_BYTES_PER_S, counts=counts, spin_us=50,
+            rounds=LARGE_ROUNDS,
+        )
+        for lanes in (1, 2)
+    )  # fmt: skip
+    return max(one)[0], max(two)[0]
+
+
+def _cable_rows(cables: tuple[float, float]) -> list[Row]:
+    one_s, two_s = cables
+    return [
+        Row("all_sum of 8 MiB, one cable of 1 Gbit/s", one_s * 1e3, "ms"),
+        Row("all_sum of 8 MiB, two such cables", two_s * 1e3, "ms"),
+        Row("two cables / one", two_s / one_s, "", TWO_CABLES),
+    ]
 
 
 def _ring_cost() -> list[float]:

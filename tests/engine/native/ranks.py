@@ -24,13 +24,21 @@ def connections(count: int) -> Iterator[tuple[socket.socket, socket.socket]]:
         yield near, far
 
 
-def run(module: Path, size: int, program: str, lanes: int = 1, **options: Any) -> list[Any]:
-    """Runs `program` of programs.py as `size` ranks; gives what each returned, by rank."""
+SO_MAX_PACING_RATE = 47
+"""Linux; `socket` does not name it."""
+
+
+def run(module: Path, size: int, program: str, lanes: int = 1, bytes_per_s: int = 0, **options: Any) -> list[Any]:
+    """Runs `program` of programs.py as `size` ranks; gives what each returned, by rank. `bytes_per_s`: what each
+    connection carries in each direction at most, as a cable of its own would (on Linux).
+    """
     sockets: list[dict[int, list[socket.socket]]] = [{} for _ in range(size)]
     with contextlib.ExitStack() as stack:
         for low in range(size):
             for high in range(low + 1, size):
                 for near, far in connections(lanes):
+                    for end in (near, far) if bytes_per_s else ():
+                        end.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, bytes_per_s)
                     sockets[low].setdefault(high, []).append(stack.enter_context(near))
                     sockets[high].setdefault(low, []).append(stack.enter_context(far))
         children = [
