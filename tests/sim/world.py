@@ -317,7 +317,10 @@ class Host:
         for edge in plan.edges:
             if edge.source == self.id:
                 wire = self.world.network.wires[edge.source_address, edge.target_address]
-                fault = RingFault.SILENT if wire.cut else wire.ring
+                back = self.world.network.wires[edge.target_address, edge.source_address]
+                fault = (
+                    RingFault.SILENT if wire.cut else wire.ring if wire.ring is not RingFault.MOVED else back.ring
+                )
                 moved = 65_536 if fault is RingFault.MOVED else 1_448
                 self.take(events.RingEvidence(plan.hash, edge.target, fault, moved, moved / 1e6 / wire.mb_per_s))
         self.world.after(RING_TURN_S, self._ring_turn, life, plan)

@@ -91,8 +91,18 @@ class Group:
             self._wait(f"a step of {sorted(self.open)}")
         elif any(worker.pause_wanted for worker in self.workers):
             self._pause()
-        elif self._opens_next():
+        elif self._opens_next() and self._is_computed():
             self._run_steps()
+
+    def _is_computed(self) -> bool:
+        """Are the slow ranks through the step that they are at?"""
+        for worker in self.workers if self.open else ():
+            worker.compute()
+        if any(worker.computes for worker in self.workers):
+            return False
+        for worker in self.workers:
+            worker.computed = False
+        return True
 
     def _wait(self, what: str, idle: bool = False) -> None:
         if idle:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 
 from exod.core.base.cluster_wish import hosted_model
+from exod.core.base.events import RingFault
 from exod.core.engine.engine_messages import RankPhase
 from exod.model import NodeId
 from exoengine.protocol import DEFAULT_SERVING, GenerationRequest, Serving
@@ -81,7 +82,9 @@ class JointWorld(World):
         return host.id in self.full
 
     def group_carries(self, key: GroupKey, ways: list[tuple[str, str]]) -> bool:
-        return all(self.carries(way) for way in ways)
+        """Probes may pass a wire that carries nothing of the ring."""
+        wires = (wire for way in ways for wire in self.network.both(*way))
+        return all(self.carries(way) for way in ways) and all(wire.ring is RingFault.MOVED for wire in wires)
 
     def has_lost_address(self, ways: list[tuple[str, str]]) -> bool:
         return any(address in self.by_address[address].hidden for way in ways for address in way)

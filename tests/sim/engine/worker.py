@@ -66,6 +66,10 @@ class Worker:
         """Why it stands still: "signal" (its daemon can continue it), "hang", "sleep", "power"."""
         self.computes_until = 0.0
         """Until then it is in one step: nothing ends that but its end, or the process's."""
+        self.step_s = 0.0
+        """How long it computes at each step, where that is long."""
+        self.computed = False
+        """Is it through the present step?"""
         self.waits_until = 0.0
         """Until then its daemon lets no step be overdue."""
         self.pause_wanted = False
@@ -372,7 +376,13 @@ class Worker:
 
     # --- the group's side ---------------------------------------------------------------------------------------
 
+    def compute(self) -> None:
+        """The next step of a slow rank begins, or has ended."""
+        if self.step_s and not self.computed:
+            self.computes_until, self.computed = self.world.now + self.step_s, True
+
     def joined(self, group: Group) -> None:
+        self.computed = False
         self.group, self.prepared, self.pause_wanted = group, None, False
         self._say(Formed(*group.key, 0 if self.waiting else -1))
         self.world.after(0.0, self._work)
