@@ -63,7 +63,7 @@ from exod.network.mdns_discovery import Announcement, Discovery
 from exod.network.mesh_driver import MeshDriver
 from exod.network.probe_sockets import ProbeSockets
 from exod.network.unheard import Unheard
-from exod.own_card import own_card, reached_at, with_choice, with_newer_choice, with_sizes
+from exod.own_card import own_card, reached_at, sync_settings, with_choice, with_newer_choice, with_sizes
 from exod.peers.contacts import Contacts
 from exod.peers.control_plane import ControlPlane
 from exod.peers.membership_driver import MembershipDriver
@@ -82,7 +82,7 @@ from exod.status.counters import Counters
 from exod.status.membership_answers import MembershipAnswers
 from exod.status.record import ClusterRecord, PlanChange
 from exod.status.snapshot import StatusBuilder, StatusSettings
-from exoengine.protocol import Serving, SyncSettings
+from exoengine.protocol import Serving
 
 log = structlog.get_logger()
 
@@ -204,7 +204,7 @@ class Daemon:
         engine_core = EngineCore(
             identity.id,
             identity.incarnation,
-            SyncSettings(config.engine.sync, config.engine.safe_context, config.engine.watchdog_s),  # type: ignore[arg-type]
+            sync_settings(config),
             config.engine.recovery_deadline_s,
             config.engine.ring_port,
             ring_key(key),

@@ -15,6 +15,7 @@ from exod.identity import Identity
 from exod.model import ContextSettings, NodeCard, NodeId, ParallelChoice
 from exod.platform.system import Platform
 from exoengine.model_files.memory_fit import ModelSizes, SpanTable
+from exoengine.protocol import SyncSettings
 
 
 def own_card(config: Config, identity: Identity, platform: Platform) -> NodeCard:
@@ -47,6 +48,14 @@ def with_sizes(card: NodeCard, model: str, sizes: ModelSizes) -> NodeCard:
     if card.nodes != "fewest" or model != card.model:
         return card  # `model_mib` can cost a plan
     return msgspec.structs.replace(card, model_mib=found_mib)
+
+
+def sync_settings(config: Config) -> SyncSettings:
+    """How this node's rank evaluates its steps."""
+    engine = config.engine
+    wanted = {"sync": engine.sync, "seal": config.mesh.seal}
+    limits = {"safe_context_tokens": engine.safe_context, "watchdog_s": engine.watchdog_s}
+    return msgspec.convert(wanted | limits, SyncSettings)
 
 
 def reached_at(card: NodeCard) -> tuple[tuple[str, ...], int]:

@@ -52,6 +52,8 @@ class SyncSettings(msgspec.Struct, frozen=True):
     """A decode step longer than this, and than 8 times its usual length, is a hang: the group is aborted."""
     chunk_deadline_s: float = 60.0
     """The same for a chunk of the prefill."""
+    seal: Literal["control", "all"] = "control"
+    """With `all` every step is safe: what goes inside graphs carries no MAC, and everything else does."""
     load_deadline_s: float = 1800.0
     """Loading is reported as failed past this; the process itself may hang in a read and must then be killed."""
 

@@ -285,6 +285,7 @@ class Worker:
                     across=tuple(
                         Tie(one.rank, one.connects, one.host, one.source, one.interface) for one in plan.across
                     ),
+                    all_sealed=generations.policy.settings.seal == "all",
                 ),
                 begun + message.deadline_s,
                 graph_wait_s(generations.policy.settings),

@@ -262,3 +262,11 @@ def test_certificates_for_a_broker_need_tls_and_come_in_pairs() -> None:
     ):
         with pytest.raises(ConfigError, match=rf"mqtt\.{key}"):
             build({"mqtt": table}, {}, None)
+
+
+def test_a_tensor_group_cannot_be_where_everything_is_sealed(tmp_path: Path) -> None:
+    """Its sums go inside graphs, where nothing carries a MAC."""
+    file = tmp_path / "exod.toml"
+    file.write_text('[mesh]\nseal = "all"\n[engine]\nparallel = "tensor"\n')
+    with pytest.raises(ConfigError, match=r'mesh\.seal = "all": allowed beside'):
+        load(file)

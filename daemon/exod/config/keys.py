@@ -51,6 +51,7 @@ _FIXED: Final[dict[str, dict[str, Key]]] = {
         "recover_ms": Key(3.5, checks.number(0.1, 10_000, "ms")),
         "hold_up_s": Key(3.0, checks.number(0, 300, "s")),
         "min_mb_per_s": Key(0.0, checks.number(0, 10_000, "MB/s")),
+        "seal": Key("control", checks.choice("control", "all")),
     },
     "engine": {
         "enabled": Key(True, checks.boolean),

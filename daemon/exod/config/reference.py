@@ -44,6 +44,8 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
         "hold_up_s": "A better path must stay better for so many seconds before it is taken.",
         "min_mb_per_s": "What the ring must move over a path, or it is left for another. "
         "0: by its kind (Thunderbolt 2, Ethernet 1, Wi-Fi 0.5, VPN 0.05).",
+        "seal": "What between ranks carries a MAC: control is everything but what goes inside graphs (fast steps); "
+        "with all nothing goes there, so every step is safe and there is no tensor group.",
     },
     "engine": {
         "enabled": "Does this node host a rank?",

@@ -52,6 +52,7 @@ class MeshConfig(msgspec.Struct, frozen=True):
     recover_ms: float
     hold_up_s: float
     min_mb_per_s: float
+    seal: str
 
 
 class EngineConfig(msgspec.Struct, frozen=True):
@@ -337,6 +338,11 @@ def _assemble(values: dict[str, dict[str, Any]], where: str, source: Path | None
         raise ConfigError(
             f"{where}: mesh.recover_ms = {mesh['recover_ms']:g}: allowed is a number below mesh.degraded_ms "
             f"({mesh['degraded_ms']:g}), or a path would flap at the limit"
+        )
+    if mesh["seal"] == "all" and values["engine"]["parallel"] == "tensor":
+        raise ConfigError(
+            f'{where}: mesh.seal = "all": allowed beside engine.parallel = "auto" or "pipeline" alone, for a '
+            "tensor group's ranks exchange sums inside graphs, where nothing carries a MAC"
         )
     _check_ports(values, where)
     if not is_loopback(api["host"]) and api["key_file"] is None:

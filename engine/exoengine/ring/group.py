@@ -35,6 +35,9 @@ often shorter, and waking up costs more: 274 ms instead of 365 for a token over 
 rank that waits would take the core from one that works."""
 
 
+ALL_SEALED: Final = 'mesh.seal = "all": what goes inside graphs carries no MAC'
+
+
 @dataclasses.dataclass(frozen=True)
 class AbortReason:
     """`code` is stable, `text` is one line for people."""
@@ -149,11 +152,15 @@ class RingGroup:
             connection.setblocking(True)
         left, right = edges.control_left, edges.control_right
         self.tokens = TokenRing(plan.rank, plan.size, left, right, edges.keys[left], edges.keys[right])
-        self.data = DataRing(edges.data_left, edges.data_right)
+        left, right = edges.data_left, edges.data_right
+        self.data = DataRing(left, right, edges.keys[left], edges.keys[right])
         self._make_native(plan, edges, graph_wait_s)
         self._measure_edges(plan, deadline)
 
     def _make_native(self, plan: RingPlan, edges: Edges, graph_wait_s: float) -> None:
+        if plan.all_sealed:
+            self.no_graphs = ALL_SEALED
+            return
         module = self._native.get()
         self.no_graphs = self._native.why_not
         if module is None:

@@ -14,18 +14,28 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import mlx.core as mx
 
 from exoengine.ring.message_ring import RingLostError
+from exoengine.ring.seal import MAC_BYTES, SealError, StateSeal
+
+SMALL_BYTES: Final = 64 * 1024
+"""Up to here content and MAC are joined for one call of the kernel: a copy costs less than a second packet."""
 
 
 class DataRing:
-    """Arrays go to the right (rank + 1) and come from the left (rank - 1), in order."""
+    """Arrays go to the right (rank + 1) and come from the left (rank - 1), in order, each with a MAC by the key of
+    its connection. Without keys (`left_key`, `right_key`) nothing has one: for a wire that is a test's.
+    """
 
-    def __init__(self, left: socket.socket, right: socket.socket) -> None:
+    def __init__(
+        self, left: socket.socket, right: socket.socket, left_key: bytes = b"", right_key: bytes = b""
+    ) -> None:
         self._left, self._right = left, right
+        self._sealed_left = StateSeal(left_key) if left_key else None
+        self._sealed_right = StateSeal(right_key) if right_key else None
 
     def send(self, array: Any) -> None:
         """Of an evaluated array; returns when the kernel has it. Raises RingLostError."""
@@ -35,12 +45,21 @@ class DataRing:
             mx.eval(array)
             content = _content(array)
         try:
-            self._right.sendall(content)
+            if self._sealed_right is None:
+                self._right.sendall(content)
+                return
+            content = content.cast("B")
+            mac = self._sealed_right.mac(content)
+            if content.nbytes <= SMALL_BYTES:
+                self._right.sendall(b"".join((content, mac)))
+            else:
+                self._right.sendall(content)
+                self._right.sendall(mac)
         except OSError as error:
             raise RingLostError(f"the next rank is gone: {error.strerror or error}") from error
 
     def expect(self, shape: tuple[int, ...], dtype: Any) -> Arrival:
-        return _OutsideGraph(self._left, shape, dtype)
+        return _OutsideGraph(self._left, shape, dtype, self._sealed_left)
 
 
 class Arrival(Protocol):
@@ -87,25 +106,42 @@ class _OutsideGraph:
 
     in_graph = False
 
-    def __init__(self, connection: socket.socket, shape: tuple[int, ...], dtype: Any) -> None:
+    def __init__(
+        self, connection: socket.socket, shape: tuple[int, ...], dtype: Any, seal: StateSeal | None
+    ) -> None:
         count = dtype.size
         for extent in shape:
             count *= extent
         memory = mx.zeros(count, mx.uint8, stream=mx.cpu)
         mx.eval(memory)
         self.array = memory.view(dtype).reshape(shape)
-        self._connection = connection
-        self._missing = _content(memory)
+        self._connection, self._seal = connection, seal
+        self._content = _content(memory)
+        self._is_here = False
 
     def let_come(self, wait: bool = True) -> None:
-        while self._missing:
+        if self._is_here:
+            return
+        mac = bytearray(MAC_BYTES if self._seal is not None else 0)
+        self._read([self._content, memoryview(mac)])
+        self._is_here = True
+        try:
+            if self._seal is not None:
+                self._seal.check(self._content, bytes(mac))
+        except SealError as error:
+            raise RingLostError(f"the rank before sent {error}") from None
+
+    def _read(self, parts: list[memoryview]) -> None:
+        """Fills them one after the other, of which the second mostly comes with the first."""
+        while missing := [part for part in parts if part]:
             try:
-                count = self._connection.recv_into(self._missing)
+                count, *_ = self._connection.recvmsg_into(missing)
             except OSError as error:
                 raise RingLostError(f"the rank before is gone: {error.strerror or error}") from error
             if not count:
                 raise RingLostError("the rank before closed its connection")
-            self._missing = self._missing[count:]
+            first = min(count, len(missing[0]))
+            parts = [missing[0][first:], *(part[count - first :] for part in missing[1:])]
 
     def sit_out(self) -> None:
         """It is here already."""

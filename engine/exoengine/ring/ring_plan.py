@@ -59,6 +59,8 @@ class RingPlan:
     listen_interface: str = ""
     """What connecting and listening sockets are bound to; empty: nothing."""
     across: tuple[Tie, ...] = ()
+    all_sealed: bool = False
+    """Is nothing to go inside graphs, where it carries no MAC?"""
 
     @property
     def right(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -15,7 +16,7 @@ import mlx.core as mx
 import pytest
 
 from exoengine.native.module import NativeModule
-from exoengine.ring.group import RingGroup
+from exoengine.ring.group import ALL_SEALED, RingGroup
 from exoengine.ring.message_ring import RingLostError
 from exoengine.ring.ring_plan import FormError, RingPlan
 
@@ -145,6 +146,24 @@ def test_a_wait_of_an_operation_is_measured(pair: Pair) -> None:
     assert received.tolist() == [1, 2]
     assert pair[0].waited_s > 0.15
     assert pair[1].waited_s == 0.0  # a send waits for the GPU, not the other way round
+
+
+def test_where_all_is_sealed_nothing_can_go_inside_a_graph(pair: Pair) -> None:
+    hosts = tuple(f"127.0.0.1:{next(_ports)}" for _ in pair)
+    until = time.monotonic() + FORMS_WITHIN_S
+    sealed = [dataclasses.replace(plan(rank, hosts), all_sealed=True) for rank in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        for formed in [threads.submit(one.form, sealed[rank], until, 10.0) for rank, one in enumerate(pair)]:
+            formed.result()
+    for one in pair:
+        assert (one.handle, one.no_graphs) == (None, ALL_SEALED)
+    here, there = pair[0].data, pair[1].data
+    assert here is not None
+    assert there is not None
+    here.send(mx.array([1, 2]))
+    arrival = there.expect((2,), mx.int32)
+    arrival.let_come()
+    assert arrival.array.tolist() == [1, 2]
 
 
 def test_without_the_module_a_group_is_formed_that_has_no_graphs() -> None:

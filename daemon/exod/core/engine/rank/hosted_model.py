@@ -103,7 +103,10 @@ class HostedModel:
         """Of how many parts each layer is, one on each rank; 1 in a pipeline, and while that is unknown. ValueError
         where the plan asks for what cannot be.
         """
-        return tensor_parts(plan, self.facts.sizes) if plan is not None and self.facts is not None else 1
+        parts = tensor_parts(plan, self.facts.sizes) if plan is not None and self.facts is not None else 1
+        if parts > 1 and self._sync.seal == "all":
+            raise ValueError('engine.parallel = "tensor" cannot be: this node has mesh.seal = "all"; change either')
+        return parts
 
     def share(self, plan: MeshPlan) -> Load | None:
         """What the plan asks this rank's worker to hold; None while the model is unknown. ValueError where the
