@@ -156,11 +156,10 @@ class RingGroup:
         self.data = DataRing(left, right, edges.keys[left], edges.keys[right])
         self._make_native(plan, edges, graph_wait_s)
         self._measure_edges(plan, deadline)
+        if plan.all_sealed:  # measured like the others, which may have graphs
+            self.handle, self.no_graphs = None, ALL_SEALED
 
     def _make_native(self, plan: RingPlan, edges: Edges, graph_wait_s: float) -> None:
-        if plan.all_sealed:
-            self.no_graphs = ALL_SEALED
-            return
         module = self._native.get()
         self.no_graphs = self._native.why_not
         if module is None:
