@@ -1,10 +1,7 @@
 """Messages between the daemon and a worker, and how they are framed.
 
-The worker listens on a Unix socket that its daemon names; the daemon connects, and after a crash of the daemon
-the next one connects again and adopts the worker. One daemon at a time: a newer connection replaces the older.
-A frame (`framing.py`) is MessagePack.
-
-This module imports no MLX and no asyncio: the daemon and its core import it too.
+The worker listens on a Unix socket that its daemon names; the daemon connects, and after a crash the next one
+connects again and adopts it. A newer connection replaces the older. No MLX here: the daemon's core imports it too.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """What a running daemon tells about itself: the shapes of everything that is shown.
 
-One struct per answer of `interface.py`, for all who ask: `exoctl`, the HTTP API, MQTT. `StatusReport` encodes to
-exactly the contract's `status --json` plus fields that only add. Nothing here decides, measures or renders:
-`status/` fills these in, `cli/` and the shells show them. Field names carry their units; times named `at` or
-`since` are Unix seconds; an optional figure is None until it was measured, never 0.
+One struct per answer of `interface.py`. `StatusReport` encodes to the contract's `status --json` plus fields that
+only add. Field names carry units; times named `at` or `since` are Unix seconds; a figure is None until measured.
 """
 
 from __future__ import annotations
@@ -371,8 +369,7 @@ class EngineReport(msgspec.Struct, frozen=True):
 
 class PreflightCheck(msgspec.Struct, frozen=True):
     name: str
-    """Stable: `rtt`, `loss`, `route`, `port`, `ring`, `transfer`, `versions`, `model`, `context`, `memory`,
-    `serving`."""
+    """Stable: rtt, loss, route, port, ring, transfer, versions, model, context, memory, serving."""
     subject: str
     """The edge, node or path that was checked."""
     ok: bool
