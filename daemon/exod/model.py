@@ -222,7 +222,7 @@ class PathSnapshot(msgspec.Struct, frozen=True):
     """0 to 1, over the newest window: the worse direction."""
     selected: bool
     why: str
-    """Why it is chosen, or why it is not, in words."""
+    """Why it is chosen, or why it is not, as text."""
 
 
 class Selection(msgspec.Struct, frozen=True):

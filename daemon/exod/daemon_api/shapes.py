@@ -137,7 +137,7 @@ class EngineSummary(msgspec.Struct, frozen=True):
     forecasts: tuple[ForecastLine, ...] = ()
     """What was predicted for each way of running the model here; nothing where its ranks measured nothing yet."""
     parallel_reason: str = ""
-    """Why it runs as it does, in words."""
+    """Why it runs as it does, as text."""
     spare: str = ""
     """This node's spare worker: `ready`, or why there is none."""
 
@@ -147,7 +147,7 @@ class MqttSummary(msgspec.Struct, frozen=True):
     broker: str | None
     """`host:port` without credentials, or `embedded on host:port`."""
     text: str = ""
-    """Why it is not connected, in words."""
+    """Why it is not connected, as text."""
 
 
 class CrashLine(msgspec.Struct, frozen=True):
@@ -199,7 +199,7 @@ class PathDetail(PathSnapshot, frozen=True):
     last_heard_s: float | None = None
     """Seconds since its last valid datagram."""
     fault: str = ""
-    """A debug fault that lies on it at this end, in words."""
+    """A debug fault that lies on it at this end, as text."""
 
 
 class LinkDetail(msgspec.Struct, frozen=True):
@@ -219,7 +219,7 @@ class LinkDetail(msgspec.Struct, frozen=True):
     peer_left: bool = False
     """It said goodbye."""
     text: str = ""
-    """Why the peer is not up, in words; empty where it is."""
+    """Why the peer is not up, as text; empty where it is."""
 
 
 class LinksReport(msgspec.Struct, frozen=True):
@@ -238,7 +238,7 @@ class LinkDecision(msgspec.Struct, frozen=True):
     """The path, the plan or the node that it is about."""
     decision: str
     figures: dict[str, str] = {}
-    """What the decision was made from, in words."""
+    """What the decision was made from, as text."""
 
 
 class PathTrace(msgspec.Struct, frozen=True):
@@ -285,13 +285,13 @@ class InterfaceLine(msgspec.Struct, frozen=True):
     name: str
     kind: Kind
     kind_source: str
-    """Where the kind was taken from, in words: the hardware port, an address range, the config."""
+    """Where the kind was taken from, as text: the hardware port, an address range, the config."""
     up: bool
     addresses: tuple[str, ...]
     """`address/prefix`."""
     eligible: bool
     why: str
-    """What makes it eligible or not, in words."""
+    """What makes it eligible or not, as text."""
 
 
 class NetworkCheck(msgspec.Struct, frozen=True):
@@ -396,7 +396,7 @@ class ClusterReport(msgspec.Struct, frozen=True):
     """Names the key without giving it away: equal on all nodes of a cluster."""
     nodes: tuple[NodeLine, ...]
     strangers: tuple[str, ...] = ()
-    """Who was refused for another key lately: address and when, in words."""
+    """Who was refused for another key lately: address and when, as text."""
 
 
 class Invited(msgspec.Struct, frozen=True):

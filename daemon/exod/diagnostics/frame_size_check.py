@@ -21,7 +21,8 @@ SETTLE_S: Final = 2.0
 
 AGAIN_S: Final = 5.0
 STRIKES: Final = 2
-"""One failure may be a path that dies in this very moment; the mesh will say so. Two in a row are this edge's."""
+"""One failure may be a path that dies in this very moment; the mesh will say so. Two in a row are a fault of this
+edge."""
 
 Check = Callable[[], Awaitable[tuple[PreflightCheck, ...]]]
 

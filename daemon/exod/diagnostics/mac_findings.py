@@ -19,7 +19,7 @@ VOLUMES: Final = PurePath("/Volumes")
 
 
 def of_protected_folders(places: Mapping[str, PurePath], home: PurePath) -> list[Finding]:
-    """`places`: what lies where, in words: `the model` -> its folder."""
+    """`places`: what lies where, as text: `the model` -> its folder."""
     found = []
     for what, place in places.items():
         guarded = next((home / name for name in PROTECTED if place.is_relative_to(home / name)), None)

@@ -297,7 +297,7 @@ class WorkerProcess:
         self._on_message(message)
 
     async def _bury(self, child: asyncio.subprocess.Process | None) -> str:
-        """The connection is gone: the process ends too, now or by force. Returns what became of it, in words."""
+        """The connection is gone: the process ends too, now or by force. Returns what became of it, as text."""
         process = self._process
         if child is not None:
             code = await self._end_of_child(child)

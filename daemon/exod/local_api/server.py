@@ -1,7 +1,7 @@
 """The control socket: how `exoctl` reaches the daemon. Moves lines between a Unix socket and `DaemonCommands`.
 
 Decides who may connect (the socket's mode 0600: this user), how much one may send, and what a name that a
-person typed stands for; everything else is the daemon's. The protocol is in `protocol.py`, the verbs are in
+person typed stands for; the daemon decides everything else. The protocol is in `protocol.py`, the verbs are in
 `verbs.py`. `start` may raise StartError; `run` serves until it is cancelled.
 """
 

@@ -1,6 +1,6 @@
 """When the core learns that nobody waits for a link: half a minute after the last that was generated or queued.
 
-Decides only that; how often a link is then probed is the core's. `look` is called whenever the engine's state
+Decides only that; the core decides how often a link is then probed. `look` is called whenever the engine's state
 changed. Times are in seconds.
 """
 

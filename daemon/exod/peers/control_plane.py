@@ -287,7 +287,7 @@ class ControlPlane:
         return None
 
     def strangers(self) -> tuple[str, ...]:
-        """Who was refused for another key lately, in words."""
+        """Who was refused for another key lately, as text."""
         return self._strangers.texts()
 
     def _all(self) -> list[Connection]:

@@ -2,7 +2,7 @@
 
 The word holds a secret of 128 bits, where the inviter listens, and the cluster's name; never the cluster key. From
 the secret both ends derive what stands in for the cluster key (key_ring.py), so each proves to the other that it
-has the word, and the key crosses inside of that TLS connection alone. Works without a daemon. Raises TrustError.
+has the invitation, and the key crosses only inside that TLS connection. Works without a daemon. Raises TrustError.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ ANCILLARY_BYTES = 64
 
 
 class Classification(msgspec.Struct, frozen=True):
-    """What an interface is, and how the platform knows, in words for `exoctl netcheck`."""
+    """What an interface is, and how the platform knows, as text for `exoctl netcheck`."""
 
     kind: Kind
     why: str

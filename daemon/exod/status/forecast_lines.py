@@ -23,7 +23,7 @@ def forecast_lines(
 
 
 def parallel_reason(core: EngineSource) -> str:
-    """Why the model runs as it does, in words; empty where nothing is predicted."""
+    """Why the model runs as it does, as text; empty where nothing is predicted."""
     now, found = _predicted(core)
     return in_words(found, now, core.auto.wished)
 

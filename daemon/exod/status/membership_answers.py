@@ -1,4 +1,4 @@
-"""What `exoctl cluster` asks of a running daemon about its key, in words: invite, rotate, remove.
+"""What `exoctl cluster` asks of a running daemon about its key, as text: invite, rotate, remove.
 
 Decides nothing about who is given a key (core/membership/membership.py). Errors for people are RequestError.
 """

@@ -148,7 +148,7 @@ class SpanTable:
 
 
 def why_not_divisible(model: str, sizes: ModelSizes, parts: int) -> str:
-    """Why `parts` ranks cannot run `model` in tensor parallelism, in words; empty where they can, as far as is
+    """Why `parts` ranks cannot run `model` in tensor parallelism, as text; empty where they can, as far as is
     known: what else may be in the way shows when a rank divides it.
     """
     if not sizes.can_shard:

@@ -1,7 +1,6 @@
 """Asks the daemon over its control socket: blocking, because a command does one thing and must start fast.
 
-Decides how long to wait for a silent daemon, and the text where none runs. What an answer means
-is the caller's.
+Decides how long to wait for a silent daemon, and the text where none runs. The caller decides what an answer means.
 """
 
 from __future__ import annotations

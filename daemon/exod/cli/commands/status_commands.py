@@ -109,7 +109,7 @@ def _tell(shell: Shell, gate: Gate) -> None:
 
 
 def _missing(daemon: DaemonClient, gate: Gate) -> str:
-    """What is still missing, in words; empty where nothing is."""
+    """What is still missing, as text; empty where nothing is."""
     from exod.daemon_api.shapes import Readiness, StatusReport
     from exod.model import Health, MeshState
 

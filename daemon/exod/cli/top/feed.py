@@ -1,7 +1,7 @@
 """Where `exoctl top` gets what it shows: a thread that asks the daemon once a second, and threads that act.
 
 Threads, because the client blocks; they end with the program, whatever they wait for. Decides how often it asks and
-that a daemon that went away is asked again; what is shown is the screen's.
+that a daemon that went away is asked again; the screen decides what is shown.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from exod.model import Edge, MeshPlan, NodeCard, NodeId, NodeState
 
 
 def objection(plan: MeshPlan, me: NodeCard, pairs: Mapping[NodeId, PairSummary]) -> str | None:
-    """Why this node cannot say yes, in words; None where it can. Members that are no neighbours may be out of its
+    """Why this node cannot say yes, as text; None where it can. Members that are no neighbours may be out of its
     sight; only that a newer life of one is known here speaks against the plan.
     """
     near = _neighbours(plan, me.id)
@@ -55,7 +55,7 @@ def _edge_objection(edge: Edge, me: NodeCard, pairs: Mapping[NodeId, PairSummary
 
 
 def find_fault(plan: MeshPlan, me: NodeCard, pairs: Mapping[NodeId, PairSummary]) -> str | None:
-    """What broke in the plan in force, in words; None while it can run.
+    """What broke in the plan in force, as text; None while it can run.
 
     Only what stops the ring: a rank that said goodbye, a neighbour that is down, and an edge of this node on a path
     that no longer carries. Other ranks may be out of this node's sight and compute all the same. A slow edge runs

@@ -1,8 +1,8 @@
 """When `engine.parallel = "auto"` looks at what was measured, and what follows.
 
 Decides, on the coordinator: once for each group that was formed, while nothing is generated and nothing waits, so
-never in mid-answer. What is faster is parallel_forecast.py's. What was chosen goes to all with the node's card, and
-the next plan follows it.
+never in mid-answer. parallel_forecast.py decides what is faster. What was chosen goes to all with the node's card,
+and the next plan follows it.
 """
 
 from __future__ import annotations

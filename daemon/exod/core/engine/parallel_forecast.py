@@ -49,7 +49,7 @@ class Forecast(msgspec.Struct, frozen=True):
     prefill_s: float
     """Of PROMPT_TOKENS tokens."""
     obstacle: str = ""
-    """Why it cannot be, in words; empty where it can, as far as is known."""
+    """Why it cannot be, as text; empty where it can, as far as is known."""
     node: NodeId | None = None
     """The one that is alone."""
 

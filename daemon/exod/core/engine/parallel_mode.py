@@ -25,7 +25,7 @@ def tensor_parts(plan: MeshPlan, sizes: ModelSizes) -> int:
 
 
 def obstacle(plan: MeshPlan, sizes: ModelSizes) -> str:
-    """Why the plan's ranks cannot be a tensor group, in words; empty where they can, as far as is known."""
+    """Why the plan's ranks cannot be a tensor group, as text; empty where they can, as far as is known."""
     connected = {frozenset((edge.source, edge.target)) for edge in plan.edges}
     for one, other in itertools.combinations(plan.ring, 2):
         if frozenset((one, other)) not in connected:

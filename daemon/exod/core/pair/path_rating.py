@@ -1,7 +1,7 @@
 """A path as the selection and the texts compare it: its state and grade, and whether what is known of it is new
 enough.
 
-Decides nothing: the order is path_order.py's, the choice path_selection.py's.
+Decides nothing: path_order.py orders paths, path_selection.py chooses one.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def order(rating: PathRating) -> tuple[bool, Grade, float, PathId]:
 
 
 def why_best(ranked: Sequence[PathRating]) -> str:
-    """Why the first of these is the one to begin with, in words."""
+    """Why the first of these is the one to begin with, as text."""
     return "the only path" if len(ranked) == 1 else f"best of {len(ranked)}: {comparison(ranked[0], ranked[1])}"
 
 
@@ -90,7 +90,7 @@ def why_left(left: PathId | None, taken: PathId | None, ratings: Iterable[PathRa
 
 
 def comparison(better: PathRating, worse: PathRating) -> str:
-    """Why one path comes before another, in words."""
+    """Why one path comes before another, as text."""
     if better.fit is not worse.fit:
         return f"the ring failed on {worse.name}"
     if better.state is not worse.state:

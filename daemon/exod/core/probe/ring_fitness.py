@@ -68,7 +68,7 @@ class RingFitness:
         self.own_unfit = False
         self.peer_unfit = False
         self.cause = ""
-        """The newest failure, in words."""
+        """The newest failure, as text."""
         self.until = 0.0
         """When an unfit path may be tried again."""
         self._failed_at: deque[float] = deque(maxlen=FAILURES)

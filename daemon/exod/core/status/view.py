@@ -51,7 +51,7 @@ class PathView(PathSnapshot, frozen=True):
     """The newest sample: what `ping` shows."""
     last_heard_s: float | None
     fault: str = ""
-    """A debug fault that lies on it at this end, in words; empty where none does."""
+    """A debug fault that lies on it at this end, as text; empty where none does."""
 
 
 class LinkView(msgspec.Struct, frozen=True):
