@@ -161,9 +161,9 @@ class EngineCore:
         """Whatever happened: the group or the queue may go on because of it."""
         self._from_formation(self.formation.handle_timer(now))
         self._schedule(now)
-        if self.formation.formed and self.is_drained:
+        if self.formation.formed and self.is_drained and not self.scheduler.active:
             known = self.rank.model.facts
-            self._commands += self.auto.consider(self.plan, self.formation.attempt, known, self.ranks())
+            self._commands += self.auto.consider(self.plan, self.formation.attempt, known, self.ranks(), now)
 
     def _hear_self(self, now: float) -> None:
         while self._to_self:
@@ -483,7 +483,8 @@ class EngineCore:
         ranks = self._known_ranks()
         if ranks is not None:
             edges = edges_of(self.plan) if self.plan is not None else ()
-            for command in self.scheduler.advance(ranks, self.formation.formed, now, edges):
+            formed = self.formation.formed and not self.auto.holds(self.plan, now)
+            for command in self.scheduler.advance(ranks, formed, now, edges):
                 self._send(command.to, command.message)
 
     def _send(self, node: NodeId, message: EngineMessage) -> None:

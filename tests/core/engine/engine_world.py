@@ -33,7 +33,16 @@ from exod.daemon_api.interface import GenerationEnd, TextDelta
 from exod.engine_service.engine_driver import EngineDriver
 from exod.errors import RequestError
 from exod.model import Edge, Epoch, Kind, Member, MeshPlan, NodeId, path_id
-from exoengine.protocol import Begin, GenerationRequest, Leave, Prepare, SyncSettings, ToWorker
+from exoengine.protocol import (
+    NO_EDGES,
+    NOTHING_MEASURED,
+    Begin,
+    GenerationRequest,
+    Leave,
+    Prepare,
+    SyncSettings,
+    ToWorker,
+)
 from tests.core.engine.engine_samples import sizes
 from tests.core.engine.virtual_time import VirtualLoop
 from tests.sim.engine.groups import GroupKey, Rendezvous, token_at
@@ -136,7 +145,8 @@ class FakeProcess:
 
     def _spawn(self) -> None:
         if self._node.host is self._host:
-            self._node.worker = Worker(self._world.hall, self._node.id, self._world.next_pid())
+            worker = self._node.worker = Worker(self._world.hall, self._node.id, self._world.next_pid())
+            worker.step_costs, worker.edge_costs = self._world.costs
             self._connect(self._node.worker)
 
     def _connect(self, worker: Worker) -> None:
@@ -188,7 +198,7 @@ class SimulatedHost(EngineDriver):
 
     async def _resolve(self, model: str) -> None:
         await asyncio.sleep(self.world.random.uniform(0.01, 0.3))
-        facts = ModelFacts(model, f"/models/{model}", sizes(TOTAL_LAYERS))
+        facts = ModelFacts(model, f"/models/{model}", self.world.sizes)
         self.feed(ModelFound(facts))
 
 
@@ -227,6 +237,14 @@ class World:
         self.rankless: set[NodeId] = set()
         """Nodes that host no rank in plans from now on."""
         self.plan: MeshPlan | None = None
+        self.sizes = sizes(TOTAL_LAYERS)
+        self.costs = NOTHING_MEASURED, NO_EDGES
+        """What each worker measures."""
+        self.memory_mib = 1
+        self.parallel = "auto"
+        """Of plans from now on."""
+        self.choices: list[tuple[str, bool]] = []
+        """What a coordinator chose, and whether any client waited for an answer then."""
         self.problems: list[str] = []
         self._epoch = 0
         self._last_due: dict[tuple[NodeId, NodeId], float] = {}
@@ -282,6 +300,7 @@ class World:
             on_model_wish=lambda model: None,
             on_ring_port=lambda port: None,
             on_edge=lambda seen: None,
+            on_choice=lambda way, model, ranks: self._chosen(way),
             clock=self.loop.time,
         )
         host.world = self
@@ -360,7 +379,8 @@ class World:
             edges=_edges(ring),
             model=model,
             split="even",
-            memory_mib=(1,) * len(ring),
+            memory_mib=(self.memory_mib,) * len(ring),
+            parallel=self.parallel,
             hash=f"plan{self._epoch}",
         )
         self.plan = plan
@@ -373,6 +393,12 @@ class World:
         if host is not None and node.incarnation == incarnation and plan is self.plan:
             self.note(f"{node.name} commits {plan.hash}")
             host.feed(PlanCommitted(plan, "a plan"))
+
+    def _chosen(self, way: str) -> None:
+        """The next plan follows it."""
+        self.choices.append((way, not self.all_answered()))
+        self.parallel = "tensor" if way == "tensor" else "auto"
+        self.loop.call_later(0.1, self.commit)
 
     def suspend(self) -> None:
         """The links of the present plan break."""

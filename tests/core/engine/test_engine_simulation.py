@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from exod.core.engine.request_queue import CLAIM_S
-from exoengine.protocol import DEFAULT_SERVING
+from exoengine.protocol import DEFAULT_SERVING, EdgeCosts, StepCosts
+from tests.core.engine.engine_samples import sizes
 from tests.core.engine.engine_world import Client, Node, World
 from tests.sim.engine.groups import token_at
 
@@ -60,6 +62,39 @@ def test_the_requests_of_several_clients_are_computed_at_once() -> None:
         world.ask(node, 40)
     settle(world)
     assert world.hall.most_open == DEFAULT_SERVING.max_concurrent, "the ninth waits"
+    world.close()
+
+
+def measured(sum_s: float) -> World:
+    """Two nodes, on each of which its half of the model takes 6 ms a token; a sum over their edge takes `sum_s`."""
+    world = World(1, 2)
+    plain = sizes(12, 100 << 20)
+    world.sizes = msgspec.structs.replace(plain, can_shard=True, heads=(8, 8), hidden_size=2048)
+    world.memory_mib = 10_000
+    world.costs = StepCosts(0.006, 0.06), EdgeCosts(sum_s, sum_s)
+    for node in world.nodes:
+        world.start_daemon(node)
+    world.commit()
+    return world
+
+
+def test_a_faster_way_is_taken_between_two_answers() -> None:
+    world = measured(sum_s=0.00001)
+    world.ask(world.nodes[1], 400)  # waits for the first group, and is begun in it
+    world.run_until(world.all_answered, ANSWER_BOUND_S, "the first answer")
+    world.run_until(lambda: world.choices, FORM_BOUND_S, "a choice")
+    world.ask(world.nodes[0], 12)
+    settle(world)
+    assert world.choices == [("tensor", False)]
+    assert [status.parts for node in world.up() if node.host for status in node.host.core.ranks()] == [2] * 4
+    world.close()
+
+
+def test_over_a_cable_the_first_group_stays_a_pipeline() -> None:
+    world = measured(sum_s=0.0003)
+    world.ask(world.nodes[0], 12)
+    settle(world)
+    assert world.choices == []
     world.close()
 
 

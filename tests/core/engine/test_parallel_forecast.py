@@ -7,7 +7,7 @@ import dataclasses
 import msgspec
 import pytest
 
-from exod.core.engine.auto_parallel import AutoParallel
+from exod.core.engine.auto_parallel import HELD_S, AutoParallel
 from exod.core.engine.engine_events import ChooseParallel, EmitEvent, ModelFacts
 from exod.core.engine.engine_messages import RankStatus
 from exod.core.engine.parallel_forecast import Forecast, best, choice, forecasts, in_words
@@ -159,27 +159,36 @@ def facts(known: ModelSizes | None = None) -> ModelFacts:
 
 def test_a_faster_way_is_chosen_once_for_a_group_and_told() -> None:
     auto, measured = AutoParallel("auto"), ranks(B, A, cable=RDMA)
-    commands = auto.consider(plan(B, A), 1, facts(), measured)
+    commands = auto.consider(plan(B, A), 1, facts(), measured, 0.0)
     assert commands[0] == ChooseParallel("tensor", "m", (A, B))
     assert isinstance(commands[1], EmitEvent)
     assert commands[1].data["way"] == "tensor"
-    assert auto.consider(plan(B, A), 1, facts(), measured) == []
+    assert auto.consider(plan(B, A), 1, facts(), measured, 0.0) == []
+
+
+def test_requests_wait_for_the_plan_that_follows_and_not_for_ever() -> None:
+    auto, measured = AutoParallel("auto"), ranks(A, B, cable=RDMA)
+    assert not auto.holds(plan(A, B), 10.0)
+    auto.consider(plan(A, B), 1, facts(), measured, 10.0)
+    assert auto.holds(plan(A, B), 10.1)
+    assert not auto.holds(msgspec.structs.replace(plan(A, B), hash="the next"), 10.1)
+    assert not auto.holds(plan(A, B), 10.0 + HELD_S)
 
 
 @pytest.mark.parametrize("wished", ["pipeline", "tensor"])
 def test_a_wish_is_left_alone(wished: str) -> None:
-    assert AutoParallel(wished).consider(plan(A, B), 1, facts(), ranks(A, B, cable=RDMA)) == []
+    assert AutoParallel(wished).consider(plan(A, B), 1, facts(), ranks(A, B, cable=RDMA), 0.0) == []
 
 
 def test_a_small_model_stays_as_it_is() -> None:
     small = msgspec.structs.replace(model(), layer_bytes=(1 << 20,) * LAYERS)
-    assert AutoParallel("auto").consider(plan(A, B), 1, facts(small), ranks(A, B, cable=RDMA)) == []
+    assert AutoParallel("auto").consider(plan(A, B), 1, facts(small), ranks(A, B, cable=RDMA), 0.0) == []
 
 
 def test_a_group_that_has_measured_nothing_is_looked_at_again() -> None:
     auto, silent = AutoParallel("auto"), [msgspec.structs.replace(one, costs=StepCosts()) for one in ranks(A, B)]
-    assert auto.consider(plan(A, B), 1, facts(), silent) == []
-    assert auto.consider(plan(A, B), 1, facts(), ranks(A, B, cable=RDMA)) != []
+    assert auto.consider(plan(A, B), 1, facts(), silent, 0.0) == []
+    assert auto.consider(plan(A, B), 1, facts(), ranks(A, B, cable=RDMA), 0.0) != []
 
 
 def test_four_ranks_whose_plan_names_no_edge_across_are_predicted_too() -> None:

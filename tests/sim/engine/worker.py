@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 from exod.model import NodeId
 from exoengine.protocol import (
+    NO_EDGES,
+    NOTHING_MEASURED,
     Abort,
     Aborted,
     ActiveRequest,
@@ -80,6 +82,7 @@ class Worker:
         self.model: Load | None = None
         self._loading: Load | None = None
         self._layer_s = 0.0
+        self.step_costs, self.edge_costs = NOTHING_MEASURED, NO_EDGES
         self.loads = 0
         """How often it was told to load."""
         self.group: Group | None = None
@@ -306,7 +309,12 @@ class Worker:
             return
         self.model = load
         layers = (load.first_layer, load.last_layer)
-        self._say(Loaded(load.folder, layers, TOTAL_LAYERS, "f", 1, 0.1, 4096, self._layer_s))
+        self._say(
+            Loaded(
+                load.folder, layers, TOTAL_LAYERS, "f", 1, 0.1, 4096, self._layer_s, part=load.part,
+                parts=load.parts, step_costs=self.step_costs,
+            )
+        )  # fmt: skip
 
     def _prepare(self, prepare: Prepare) -> None:
         self.prepared = prepare
@@ -384,7 +392,7 @@ class Worker:
     def joined(self, group: Group) -> None:
         self.computed = False
         self.group, self.prepared, self.pause_wanted = group, None, False
-        self._say(Formed(*group.key, 0 if self.waiting else -1))
+        self._say(Formed(*group.key, 0 if self.waiting else -1, self.edge_costs))
         self.world.after(0.0, self._work)
 
     def lost(self, group: Group, code: str, text: str) -> None:

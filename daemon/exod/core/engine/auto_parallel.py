@@ -20,6 +20,10 @@ WORTH_BYTES: Final = 256 << 20
 time that it is measured, and is not worth another load."""
 
 
+HELD_S: Final = 5.0
+"""A plan is agreed on in less than a second; where it does not come, requests go on in the group that stands."""
+
+
 def present_way(ranks: Sequence[RankStatus]) -> Way:
     return "tensor" if any(rank.parts > 1 for rank in ranks) else "pipeline"
 
@@ -33,21 +37,32 @@ class AutoParallel:
         """(plan, attempt) of the group whose figures were looked at last."""
         self._chosen: set[tuple[str, tuple[NodeId, ...]]] = set()
         """(model, ranks) that a way was chosen for."""
+        self._held, self._held_until = "", 0.0
+
+    def holds(self, plan: MeshPlan | None, now: float) -> bool:
+        """Is a request to wait for the plan that follows a choice? Begun now, it would be in mid-answer then."""
+        return plan is not None and plan.hash == self._held and now < self._held_until
 
     def consider(
-        self, plan: MeshPlan | None, attempt: int, facts: ModelFacts | None, ranks: Sequence[RankStatus]
+        self,
+        plan: MeshPlan | None,
+        attempt: int,
+        facts: ModelFacts | None,
+        ranks: Sequence[RankStatus],
+        now: float,
     ) -> list[ChooseParallel | EmitEvent]:
         """The plan's group stands, and nobody waits for an answer."""
         if plan is None or facts is None or self.wished != "auto" or self._considered == (plan.hash, attempt):
             return []
-        found, now = forecasts(plan, facts.sizes, ranks), present_way(ranks)
+        found, present = forecasts(plan, facts.sizes, ranks), present_way(ranks)
         if not found or sum(facts.sizes.layer_bytes) < WORTH_BYTES:
             return []
         self._considered = (plan.hash, attempt)
         key = (plan.model, tuple(sorted(plan.ring)))
-        other = choice(found, now, key in self._chosen or now == "tensor")
+        other = choice(found, present, key in self._chosen or present == "tensor")
         if other is None or other == "alone":
             return []
         self._chosen.add(key)
+        self._held, self._held_until = plan.hash, now + HELD_S
         data: dict[str, object] = {"way": other, "reason": in_words(found, other, "auto")}
         return [ChooseParallel(other, *key), EmitEvent("engine.parallel", data)]
