@@ -11,10 +11,9 @@ import tomllib
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from exod.cli.service.host import Host
 from exod.model import Event
+from exoengine.decoding import DecodingError, from_json
 
 WITHIN_S: Final = 60.0
 """A refusal counts after 30 s and is looked for each 10 s; the daemon itself starts within a few."""
@@ -67,8 +66,8 @@ class SelfCheck:
         for line in lines:
             if b'"local_network.checked"' in line:
                 try:
-                    return msgspec.json.decode(line, type=Event)
-                except msgspec.DecodeError:  # not written to its end yet
+                    return from_json(line, Event)
+                except DecodingError:  # not written to its end yet
                     continue
         return None
 
