@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from exod.daemon_api.model_lines import ModelLine
 from exod.model import EngineState, Health, Kind, MeshState, NodeId, NodeState, PathId, Reason
 
 
@@ -31,6 +32,8 @@ class MqttNode(msgspec.Struct, frozen=True):
     reasons: tuple[Reason, ...] = ()
     uptime_s: float | None = None
     memory: NodeMemory = NodeMemory()
+    models: tuple[ModelLine, ...] = ()
+    """What it has of the models that people asked for."""
 
 
 class MqttLink(msgspec.Struct, frozen=True):

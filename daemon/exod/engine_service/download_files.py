@@ -244,7 +244,7 @@ def _fetch_or_tell(
     try:
         _fetch(repository, file, sources, worked)
     except Exception as error:
-        is_disk = isinstance(error, OSError) and not _status_of(error)
+        is_disk = isinstance(error, OSError) and error.errno is not None
         if not is_disk and (text := sources.why_bad(file)):
             raise DownloadError("damaged", text) from error
         raise

@@ -88,6 +88,12 @@ class ModelFetches:
     def pulls(self) -> tuple[PullRecord, ...]:
         return tuple(self.core.pulls.values())
 
+    def is_here(self, model: str) -> bool:
+        """As far as is known without reading a disk: what was found or fetched since the start."""
+        if "/" not in model or model.startswith(("/", ".", "~")):
+            return True  # embedded, or a folder, which was looked at
+        return model in self._places
+
     def offered_folders(self) -> dict[str, Path]:
         """Called from threads."""
         return {folder: Path(folder) for folder in tuple(self._folders)}

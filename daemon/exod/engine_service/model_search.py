@@ -60,6 +60,8 @@ async def check_model(model: str) -> None:
             await asyncio.to_thread(inspect, folder)
     except ModelFolderError as error:
         text = f"{error}; the model that runs goes on"
+        if error.code == "no_folder" and model.startswith("/"):
+            text += f"; to copy it here, run on a node that has it: exoctl model pull {model}"
         raise RequestError(error.code, text, ExitCode.INTERNAL) from error
 
 

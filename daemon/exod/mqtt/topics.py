@@ -77,15 +77,27 @@ def _node(node: MqttNode, tree: TopicTree, publisher: NodeId) -> Publication:
         "health": Health.DOWN if down else node.health,
         "reasons": [{"code": r.code, "subject": r.subject, "text": r.text, "since": r.since} for r in node.reasons],
         "version": node.version,
+        "models": [{"model": one.model, "state": one.state, "text": one.text} for one in node.models],
         "by": publisher,
     }
+    fetching = [
+        {
+            "model": one.model,
+            "done_bytes": one.done_bytes,
+            "total_bytes": one.total_bytes,
+            "bytes_per_s": one.bytes_per_s,
+            "left_s": one.left_s,
+        }
+        for one in node.models
+        if one.state == "fetching"
+    ]
     memory = {
         "model_mib": node.memory.model_mib,
         "total_mib": node.memory.total_mib,
         "used_mib": None if down else node.memory.used_mib,
     }
     clocked = {"uptime": None if down or node.uptime_s is None else round(node.uptime_s), "memory": memory}
-    return _state(tree.node(node.id), node.id, steady, clocked=clocked)
+    return _state(tree.node(node.id), node.id, steady, {"fetching": fetching}, clocked=clocked)
 
 
 def _link(link: MqttLink, tree: TopicTree, publisher: NodeId) -> Publication:

@@ -72,11 +72,13 @@ class EventStore(Protocol):
 
 
 class ModelRequests(Protocol):
-    """Both raise RequestError."""
+    """`pull` and `pause` raise RequestError; `is_here`: is it known to be on this node's disk?"""
 
     async def pull(self, model: str, everywhere: bool) -> None: ...
 
     def pause(self, model: str) -> None: ...
+
+    def is_here(self, model: str) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,7 +386,10 @@ class Answers:
             raise RequestError("engine_off", "this node hosts no rank: set engine.enabled = true")
         await self._requests.check_model(model)
         self._requests.feed_engine(ModelWanted(model))
-        return Done(f"{model} is being loaded: exoctl engine status shows how far")
+        text = f"{model} is being loaded: exoctl engine status shows how far"
+        if not self._requests.models.is_here(model):
+            text += f"; where it is not here yet it is fetched first: exoctl model pull {model} shows how far"
+        return Done(text)
 
     async def engine_unload(self) -> Done:
         self._requests.feed_engine(ModelWanted(""))

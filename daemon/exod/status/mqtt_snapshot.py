@@ -62,6 +62,7 @@ class MqttSnapshot:
             health=Health(report.health) if report is not None else None,
             reasons=reasons,
             uptime_s=report.uptime_s if report is not None else None,
+            models=tuple(line for line in self._status.model_lines(view) if line.node == node),
             memory=mqtt_view.NodeMemory(
                 model_mib=card.memory_mib if card is not None else None,
                 total_mib=psutil.virtual_memory().total >> 20 if node == self._me else None,

@@ -251,10 +251,10 @@ class StatusBuilder:
             mqtt=self._mqtt(),
             crashes=self.crashes(),
             api=self._api_url(),
-            models=self._model_lines(view),
+            models=self.model_lines(view),
         )
 
-    def _model_lines(self, view: NodeView) -> tuple[ModelLine, ...]:
+    def model_lines(self, view: NodeView) -> tuple[ModelLine, ...]:
         """What each node that is there has of the models that people asked for."""
         names, lines = self.names(), []
         for node in view.nodes:

@@ -65,25 +65,15 @@ def _told(shell: Shell, model: str, lines: list[ModelLine]) -> ExitCode:
     if shell.as_json:
         shell.show_value({"name": model, "nodes": [msgspec.to_builtins(line) for line in lines]})
     else:
-        shown = [line_text(line) for line in lines] or ["no node that is there holds layers: add --all"]
+        shown = [_line_text(line) for line in lines] or ["no node that is there holds layers: add --all"]
         shell.show([*shown, *([f"to run it: exoctl engine load {model}"] if well else [])])
     return ExitCode.OK if well else ExitCode.DEGRADED
 
 
-def line_text(line: ModelLine) -> str:
-    """One node's progress in one line."""
-    from exod.cli.base.paint import duration, mib
+def _line_text(line: ModelLine) -> str:
+    from exod.cli.screens.fetches import fetch_text
 
-    share = f"{100 * line.done_bytes // line.total_bytes} % of {mib(line.total_bytes)}" if line.total_bytes else ""
-    facts = [line.state, share]
-    if line.bytes_per_s:
-        facts.append(f"{line.bytes_per_s / 1e6:.1f} MB/s")
-    if line.left_s is not None:
-        facts.append(f"{duration(line.left_s)} left")
-    if line.sources:
-        facts.append(f"from {', '.join(line.sources)}")
-    facts.append(line.text)
-    return f"{line.node_name}: {', '.join(fact for fact in facts if fact)}"
+    return f"{line.state}, {fetch_text(line)}"
 
 
 class _Screen:
@@ -101,7 +91,7 @@ class _Screen:
         self._told_at = now
         self.clear()
         for line in lines:
-            print(line_text(line), file=sys.stderr)
+            print(_line_text(line), file=sys.stderr)
         sys.stderr.flush()
         self._drawn = len(lines) if self._on_terminal else 0
 

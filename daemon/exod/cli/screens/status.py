@@ -22,6 +22,7 @@ from exod.cli.base.paint import (
     rate,
     wrap,
 )
+from exod.cli.screens.fetches import fetch_text
 from exod.daemon_api.shapes import EngineSummary, LinkLine, MeshSummary, NodeLine, StatusReport
 from exod.model import EngineState, Health, MeshState, NodeId, NodeState, PathSnapshot, PathState
 from exod.plain_text import labels
@@ -94,6 +95,10 @@ def status_screen(status: StatusReport, paint: Paint, width: int, now: float) ->
     lines += _statement("engine", _ENGINE[engine.state], engine.state.value, _engine_facts(engine), paint, width)
     lines += _engine_words(engine, paint, width, said=" ".join(reason.text for reason in status.reasons))
     lines += _ranks(engine, names, paint)
+    for one in status.models:
+        if one.state != "here":
+            level: Level = "bad" if one.state == "failed" else "warn"
+            lines += _statement("model", level, one.state, f"{one.model} {fetch_text(one)}", paint, width)
     broker = ": ".join(part for part in (mqtt.broker, mqtt.text) if part)
     lines += _statement("mqtt", _MQTT[mqtt.state], mqtt.state, broker, paint, width)
     for crash in status.crashes:
