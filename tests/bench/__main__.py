@@ -39,13 +39,14 @@ SECTIONS: dict[str, Section] = {
     "status": _section("tests.bench.bench_status"),
     "context": _section("tests.bench.bench_context", "tokens"),
     "engine": _section("tests.bench.bench_engine", "rounds"),
+    "concurrency": _section("tests.bench.bench_concurrency", "rounds"),
     "floor": _section("tests.bench.bench_floor"),
     "idle": _section("tests.bench.bench_idle", "minutes", "model"),
     "links": _section("tests.bench.bench_links", "rounds"),
     "tensor": _section("tests.bench.bench_tensor", "rounds"),
     "recovery": _section("tests.bench.bench_recovery", "rounds"),
 }
-NEEDS_A_LAB = {"engine", "floor", "idle", "links", "recovery"}
+NEEDS_A_LAB = {"engine", "concurrency", "floor", "idle", "links", "recovery"}
 
 
 def main() -> int:
@@ -54,7 +55,8 @@ def main() -> int:
     parser.add_argument(
         "--rounds",
         type=int,
-        help="faults of each sort in `links` (30), cuts in `recovery` (20), rounds of `engine` (30)",
+        help="faults of each sort in `links` (30), cuts in `recovery` (20), rounds of `engine` (30) and of"
+        " `concurrency` (7)",
     )
     parser.add_argument("--minutes", type=float, help="how long `idle` watches (5)")
     parser.add_argument("--tokens", type=int, help="the longer context in `context` (200,000)")

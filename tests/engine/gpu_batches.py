@@ -32,10 +32,10 @@ def prompt(number: int) -> list[int]:
     return [number, *((7 * index + 3) % 250 for index in range(48 + number % 16))]
 
 
-def rate(ranks: Cluster, count: int) -> float:
+def rate(ranks: Cluster, count: int, tokens: int = TOKENS) -> float:
     """Tokens a second of all together, from when each has `WARM` until the first one is finished."""
     seen = len(ranks.ranks[0].seen)
-    begun = [ranks.begin(request(prompt(number), TOKENS)).request.request_id for number in range(count)]
+    begun = [ranks.begin(request(prompt(number), tokens)).request.request_id for number in range(count)]
     until = time.monotonic() + WITHIN_S
     counted: tuple[float, int] | None = None
     done = False
