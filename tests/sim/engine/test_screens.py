@@ -1,0 +1,153 @@
+"""Every screen of every node in every state of the joint simulation: they follow from one verdict, and agree.
+
+Statuses are built as the daemon builds them, over the simulated cores, in virtual time. What is judged: `/ready`,
+`/v1/models`, the reasons, MQTT's alerts and what doctor finds say the same of whether a request would be answered,
+and a node that would not answer is unhealthy once the code's time is over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from exod.alert_table import ALERTS
+from exod.core.status.serving import NO_MODEL
+from exod.daemon_api.counters import DaemonCounters
+from exod.daemon_api.shapes import MqttSummary
+from exod.diagnostics.findings import of_reason
+from exod.model import EngineState, Health
+from exod.platform.this_host import current
+from exod.status import mqtt_snapshot, snapshot
+from exod.status.answers import Answers, ClusterSettings, Network, Requests
+from exod.status.mqtt_snapshot import MqttSnapshot
+from exod.status.record import ClusterRecord
+from exod.status.snapshot import StatusBuilder, StatusSettings
+from tests.sim.engine.engine_host import EngineHost
+from tests.sim.engine.joint_world import JointWorld
+from tests.sim.engine.scenarios import STORM_S, build, make_peace
+from tests.status.status_parts import NoEvents
+
+SEEDS = range(1, 6)
+LOOK_S = 0.25
+"""As often as the daemon looks while things happen."""
+PEACE_S = 25.0
+"""Groups are formed again, and what waited for its time has waited."""
+DRAINED_AT_S = 10.0
+WALL = 1_700_000_000.0
+
+
+def not_asked(*_: object) -> None:
+    raise AssertionError("a screen asked for something")
+
+
+@dataclass
+class Screens:
+    """What one life of one node shows."""
+
+    status: StatusBuilder
+    answers: Answers
+    mqtt: MqttSnapshot
+    refused_since: dict[str, float] = field(default_factory=dict)
+
+
+def screens_of(host: EngineHost) -> Screens:
+    core, engine = host.host.core, host.core
+    assert core is not None
+    assert engine is not None
+    settings = StatusSettings("sim", 5.0, host.host.card.engine, 2.0, "dynamic", WALL, Path("data"))
+    status = StatusBuilder(
+        lambda: host.host.card,
+        settings,
+        ClusterRecord(),
+        core,
+        engine,
+        NoEvents(),
+        mqtt=lambda: MqttSummary("off", None),
+        failed_edges=tuple,
+        api_url=str,
+    )
+    answers = Answers(
+        ClusterSettings("sim", Path("key"), True),
+        status,
+        core,
+        engine,
+        NoEvents(),
+        DaemonCounters,
+        Network(current(), tuple, None, tuple),
+        Requests(*[not_asked] * len(Requests.__dataclass_fields__)),  # type: ignore[arg-type]
+        membership=None,  # type: ignore[arg-type]
+    )
+    return Screens(status, answers, MqttSnapshot(host.host.id, status))
+
+
+def judge(screens: Screens, now: float) -> str:
+    """Looks once. Returns the code of what a request would meet, for the test's own count."""
+    status = screens.status
+    if (state := status.engine().state) in (EngineState.READY, EngineState.GENERATING):
+        status.record.served_model = status.engine().model or ""
+    view = status.view()
+    health = status.observe(view)
+    verdict, ready = status.serving(), screens.answers.ready()
+    reasons = {one.code for one in health.reasons}
+    assert (ready.ready, ready.code, ready.text) == (verdict.serves, verdict.code, verdict.text)
+    assert bool(screens.answers.models()) == (verdict.admits and status.engine().model is not None)
+    report = status.status()
+    assert (report.health, {one.code for one in report.reasons}) == (health.health, reasons)
+    told = screens.mqtt.view(view, health)
+    assert {one.code for one in told.alerts} == reasons
+    assert {of_reason(one, one.subject).code for one in health.reasons} == reasons
+    since = screens.refused_since
+    code = "" if verdict.serves or verdict.code == NO_MODEL else verdict.code
+    screens.refused_since = {code: since.get(code, now)} if code else {}
+    for refused, began in screens.refused_since.items():
+        if now - began >= ALERTS[refused].grace_s:
+            assert refused in reasons, (state, verdict, reasons)
+            assert health.health is not Health.HEALTHY
+    if health.health is Health.DOWN:
+        assert not verdict.admits
+    return verdict.code or "serves"
+
+
+class Clock:
+    """The clocks of the host that is looked at."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return WALL + self.now
+
+
+def look_at_all(world: JointWorld, clock: Clock, known: dict[tuple[str, int], Screens], seen: set[str]) -> None:
+    for host in world.engine_hosts:
+        if host.core is not None and host.host.core is not None:
+            key = (host.host.id, host.host.life)
+            if key not in known:
+                known[key] = screens_of(host)
+            clock.now = host.host.local(world.now)
+            seen.add(judge(known[key], clock.now))
+
+
+def test_no_two_screens_disagree_in_any_state_of_the_simulation(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[str] = set()
+    clock = Clock()
+    monkeypatch.setattr(snapshot, "time", clock)
+    monkeypatch.setattr(mqtt_snapshot, "time", clock)
+    for seed in SEEDS:
+        world, _ = build(seed)
+        if seed == SEEDS[-1]:
+            world.at(DRAINED_AT_S, world.engine_hosts[0].ask_drain)
+        known: dict[tuple[str, int], Screens] = {}
+        while world.now < STORM_S:
+            world.run(world.now + LOOK_S)
+            look_at_all(world, clock, known, seen)
+        make_peace(world)
+        while world.now < STORM_S + PEACE_S:
+            world.run(world.now + LOOK_S)
+            look_at_all(world, clock, known, seen)
+    assert seen >= {"serves", "engine_loading", "engine_recovering", "draining"}, seen
