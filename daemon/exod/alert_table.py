@@ -227,7 +227,7 @@ NOTES: Final[dict[str, AlertKind]] = {
     "deaf_pair": AlertKind(
         "warning",
         10.0,
-        "Two live nodes never hear each other. The ring goes round them.",
+        "Two live nodes never hear each other. Where both compute, the ring goes round that pair.",
         "look for a cable or a firewall between the two hosts",
     ),
     # A long context or a slow path that comes and goes makes steps safe for a while, as it should.

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import aiomqtt
@@ -418,6 +418,22 @@ async def test_one_reason_is_logged_once_however_often_it_is_tried(tmp_path: Pat
             await asyncio.sleep(1.2)
     assert [entry["event"] for entry in logs] == ["mqtt_not_connected"]
     assert f"127.0.0.1:{port} cannot be reached" in logs[0]["text"]
+
+
+@pytest.mark.anyio
+async def test_a_broker_that_sends_garbage_is_called_no_broker(tmp_path: Path) -> None:
+    async def garbage(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mail.example ESMTP\r\n" * 4)
+        with suppress(OSError):
+            await reader.read(1024)
+        writer.close()
+
+    server = await asyncio.start_server(garbage, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    mqtt = service(tmp_path, port, broker=f"mqtt://127.0.0.1:{port}")
+    async with server, running(mqtt.run()):
+        await until(lambda: bool(mqtt.status.text), "a reason")
+        assert mqtt.status.text == f"what listens on 127.0.0.1:{port} is no MQTT broker: set mqtt.broker"
 
 
 @pytest.mark.anyio

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from exod.core.engine.engine_messages import RankPhase, RankStatus
 from exod.daemon_api.counters import DaemonCounters
+from exod.daemon_api.interface import GenerationDelta
 from exod.daemon_api.shapes import PreflightReport
 from exod.errors import RequestError
 from exod.model import EngineState, Epoch, Health, MeshPlan, NodeId
@@ -147,6 +149,23 @@ def test_what_cannot_be_served_is_refused_before_the_engine_is_asked() -> None:
     answers = answers_of(status_of(core, engine), core, engine)
     with pytest.raises(RequestError, match="exoctl engine load"):
         answers.generate(GenerationRequest("r1", 1, prompt="1 2"))
+
+
+@pytest.mark.anyio
+async def test_an_error_on_the_way_names_nodes_and_shows_no_ids() -> None:
+    core, engine = StillCore(seen()), StillEngine(plan=PLAN, statuses={ME.id: FORMED})
+    answers = answers_of(status_of(core, engine), core, engine)
+
+    async def fails() -> AsyncGenerator[GenerationDelta, None]:
+        if core.seen.nodes:
+            raise RequestError("recovery_failed", f"the rank of {PEER.id} is loading", retry_after_s=1.0)
+        yield GenerationDelta()
+
+    with pytest.raises(RequestError) as caught:
+        async for _ in answers._named(fails()):
+            pass
+    assert caught.value.text == f"the rank of {PEER.name} is loading"
+    assert (caught.value.code, caught.value.retry_after_s) == ("recovery_failed", 1.0)
 
 
 def test_links_of_a_peer_that_nobody_knows_are_none() -> None:

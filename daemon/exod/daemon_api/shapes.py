@@ -100,6 +100,8 @@ class MeshSummary(msgspec.Struct, frozen=True):
     ring: tuple[NodeId, ...]
     edges: tuple[EdgeLine, ...]
     last_change: MeshChange | None
+    names: dict[NodeId, str] = {}
+    """Of the ring's nodes: this node need not hear all of them."""
 
 
 class RankLine(msgspec.Struct, frozen=True):

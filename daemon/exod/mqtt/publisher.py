@@ -28,6 +28,7 @@ from exod.errors import StartError
 from exod.model import Event, NodeId
 from exod.mqtt.broker_address import PORT, BrokerAddress
 from exod.mqtt.broker_choice import BrokerHost, sweep_leftovers
+from exod.mqtt.broker_probe import Listener, who_listens
 from exod.mqtt.client import Client
 from exod.mqtt.home_assistant import RENEGOTIATE
 from exod.mqtt.publish_schedule import MqttLedger
@@ -185,13 +186,22 @@ class MqttService:
             address = await host.locate()
             await self._session(address)
         except* (aiomqtt.MqttError, StartError, OSError) as group:
-            self._lost(address, _first(group))
+            self._lost(address, _first(group), await self._what_listens(address))
         except* Exception as group:  # a fault of ours or a library's: said in full, and no reason to end
             _log.exception("mqtt_failed", broker=str(address))
             self._lost(address, _first(group))
 
-    def _lost(self, address: BrokerAddress | None, error: BaseException) -> None:
-        text = str(error) or type(error).__name__
+    async def _what_listens(self, address: BrokerAddress | None) -> str:
+        """Where a broker that a person configured answers with something else: the client only says that its time
+        is over.
+        """
+        if address is None or address.tls or self._summary.state == "connected":
+            return ""
+        listener = await who_listens(address.host, address.port)
+        return f"what listens on {address} is no MQTT broker: set mqtt.broker" * (listener is Listener.STRANGER)
+
+    def _lost(self, address: BrokerAddress | None, error: BaseException, known: str = "") -> None:
+        text = known or str(error) or type(error).__name__
         self._set(MqttSummary("connecting", None if address is None else str(address), text))
 
     def _set(self, summary: MqttSummary) -> None:

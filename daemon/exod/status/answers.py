@@ -10,6 +10,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -465,7 +466,17 @@ class Answers:
         verdict = self._status.serving()
         if not verdict.admits:
             raise RequestError("not_ready", verdict.text, ExitCode.INTERNAL)
-        return self._requests.generate(request)
+        return self._named(self._requests.generate(request))
+
+    async def _named(self, deltas: AsyncGenerator[GenerationDelta, None]) -> AsyncGenerator[GenerationDelta, None]:
+        """Whoever reads an error knows nodes by their names."""
+        async with aclosing(deltas):
+            try:
+                async for delta in deltas:
+                    yield delta
+            except RequestError as error:
+                text = self._status.named(error.text)
+                raise RequestError(error.code, text, error.exit_code, error.retry_after_s) from None
 
 
 def _reply(seq: int, peer: NodeId, name: str, path: PathView, rtt_us: float | None, text: str) -> PingReply:

@@ -67,6 +67,10 @@ class ClusterRecord:
             if report.wall:
                 self.clocks[peer] = report.wall - time.time()
 
+    def reports(self) -> list[NodeReport]:
+        """The newest of each node."""
+        return list(self._reports.values())
+
     def report(self, peer: NodeId) -> NodeReport | None:
         """The newest of `peer`; None where none came."""
         return self._reports.get(peer)

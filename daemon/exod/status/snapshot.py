@@ -174,8 +174,9 @@ class StatusBuilder:
 
     def names(self) -> dict[NodeId, str]:
         """What nodes are called in texts for people."""
-        known = [(self._me, self._card().name), *((peer, one.peer.name) for peer, one in self._core.links.items())]
-        return dict(labels(known))
+        known = {self._me: self._card().name} | {peer: one.peer.name for peer, one in self._core.links.items()}
+        told = {node: name for report in self.record.reports() for node, name in report.hears}
+        return labels((told | known).items())
 
     def named(self, text: str) -> str:
         """Node ids in a text for people become names."""
@@ -291,6 +292,7 @@ class StatusBuilder:
             coordinator=mesh.coordinator,
             plan=plan.hash if plan is not None else None,
             ring=plan.ring if plan is not None else (),
+            names={node: self.names()[node] for node in (plan.ring if plan else ()) if node in self.names()},
             edges=tuple(
                 EdgeLine(
                     edge.source,

@@ -79,7 +79,7 @@ def engine_level(state: EngineState) -> Level:
 
 def status_screen(status: StatusReport, paint: Paint, width: int, now: float) -> list[str]:
     """The whole screen, each line at most `width` columns where its figures allow."""
-    names = dict(labels((node.id, node.name) for node in status.nodes))
+    names = status.mesh.names | labels((node.id, node.name) for node in status.nodes)
     lines = _headline(status, names, paint, width, now)
     lines.append("")
     lines += _labelled("nodes", _nodes(status.nodes, names, paint), paint, width)

@@ -110,11 +110,13 @@ def _deaf_pairs(view: NodeView, names: Mapping[NodeId, str]) -> Iterator[Fact]:
     hears = {node: {one for one, _ in heard} for node, heard in view.hearings}
     hears[view.me.id] = {node.id for node in _live(view)}
     silent = {node.id for node in view.nodes if node.state is NodeState.DOWN}
+    ring = set(view.mesh.plan.ring) if view.mesh.plan is not None else set()
     live = set().union(*hears.values()) - silent
     for one in sorted(hears.keys() & live):
         for other in sorted(live - {one}):
             both_told = other in hears
             if other in hears[one] or (both_told and (one in hears[other] or other < one)):
                 continue
-            text = f"{known[one]} and {known[other]} do not hear each other; the ring goes round that pair"
+            text = f"{known[one]} and {known[other]} do not hear each other"
+            text += "; the ring goes round that pair" * ({one, other} <= ring)
             yield Fact("deaf_pair", "--".join(sorted((one, other))), text)
