@@ -235,6 +235,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exod.core.base",
         "exod.core.engine",
         "exod.core.status",
+        "exod.daemon_api",
         "exod.diagnostics",
         "exod.engine_service",
         "exod.mqtt",

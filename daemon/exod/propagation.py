@@ -19,6 +19,7 @@ from exod.core.status.alerts import Alerts, alert_facts
 from exod.core.status.edge_health import edge_health
 from exod.core.status.health import HealthSnapshot
 from exod.core.status.view import LinkView, NodeView
+from exod.daemon_api.shared_tick import until_next
 from exod.diagnostics.event_log import EventLog
 from exod.engine_service.engine_driver import EngineDriver
 from exod.model import EngineState, Event, Health, NodeId, NodeState, PathState, Reason
@@ -111,14 +112,14 @@ class Propagation:
         while True:
             self.refresh_soon()
             self._status.record.rtt.observe(self._status.view().links)
-            await asyncio.sleep(REFRESH_S)
+            await asyncio.sleep(until_next(REFRESH_S))
             self._control.broadcast(self._status.node_report())
 
     async def watch(self) -> None:
         """Looks at the health between two refreshes until cancelled."""
         try:
             while True:
-                await asyncio.sleep(WATCH_S)
+                await asyncio.sleep(until_next(WATCH_S))
                 self._status.record.found = self._watches.look(self._moment(), time.monotonic())
                 if _told(self.observe(self._status.view())) != self._told:
                     self.refresh_soon()

@@ -37,10 +37,11 @@ from exod.core.base.mesh_messages import (
 from exod.core.engine.engine_events import EngineMessageReceived, PlanCommitted
 from exod.core.engine.engine_messages import CancelRequest, Queued, RelayAgain, RelayedOutput, SubmitRefused
 from exod.core.engine_core import EngineCore
+from exod.core.membership.membership import ClusterKey, Invitation, Membership, MembershipRecord, RetiredKey
 from exod.core.node import NodeCore
 from exod.core.probe.datagram import Datagram, encode
 from exod.diagnostics.event_log import EVENTS_FILE, EventLog
-from exod.errors import ConfigError, RequestError
+from exod.errors import ConfigError, RequestError, TrustError
 from exod.http.body import check_body_type, check_weight
 from exod.http.connection import MAX_HEAD_BYTES, FramingConnection
 from exod.http.dialects.openai_requests import read_chat, read_completion
@@ -48,12 +49,15 @@ from exod.http.exchange import check_framing, headers_of
 from exod.http.guard import HttpGuard
 from exod.identity import IDENTITY_FILE, STATE_FILE, claim
 from exod.local_api import server as local_api
+from exod.membership_file import FILE as MEMBERSHIP_FILE
+from exod.membership_file import MembershipFile
 from exod.model import Epoch, Kind, NodeId
 from exod.network.mdns_discovery import SERVICE, read_announcement
+from exod.peers.invitation import invitation_token, read_invitation
 from exod.peers.peer_addresses import FILE as PEERS_FILE
 from exod.peers.peer_addresses import PeerBook
-from exod.peers.peer_messages import FrameError, Goodbye, Greeting, take
-from exod.peers.trust import tls_contexts
+from exod.peers.peer_messages import Admission, FrameError, Goodbye, Greeting, KeyHeld, KeyOffer, KeyRefused, take
+from exod.peers.trust import tls_contexts, write_key
 from exod.platform.crash_parser import CrashTextError, parse_ips
 from exoengine.embedded import model_folder as embedded_folder
 from exoengine.model_files.model_folder import ModelFolderError, inspect
@@ -222,6 +226,9 @@ def framed(message: object) -> bytes:
     return struct.pack(">I", len(encoded)) + encoded
 
 
+PIN = "b" * 64
+
+
 class Cores:
     """A node's two cores, which forget nothing of what they were told before."""
 
@@ -233,6 +240,7 @@ class Cores:
         self.node = NodeCore(ME, KEY, CoreConfig(), "linux", 1, 0, self.now)
         self.node.handle(events.PeerCardReceived(PEER), self.now)
         self.node.handle(events.PeerConnected(PEER.id), self.now)
+        self.membership = Membership(ME.id, MembershipRecord(ClusterKey(0, KEY, "a"), pins={PEER.id: PIN}))
         self.engine = EngineCore(ME.id, 1, SyncSettings(), 60.0, 52420)
         self.engine.handle(PlanCommitted(a_plan(ME.id, PEER.id), "why"), self.now)
 
@@ -256,6 +264,8 @@ def after_tls(data: bytes) -> None:
                     CORES.node.handle(events.PeerCardReceived(found), now)
             case Propose() | Ack() | Nack() | Commit() | Committed() | LinkReport() | RenegotiateWish():
                 CORES.node.handle(events.MessageReceived(PEER.id, message), now)
+            case KeyOffer(number=number, key=key, by=by, removed=removed):
+                CORES.membership.offered(PEER.id, PIN, ClusterKey(number, key, by), removed, now)
             case CancelRequest() | RelayAgain() | Queued() | SubmitRefused() | RelayedOutput():
                 CORES.engine.handle(EngineMessageReceived(PEER.id, message), now)
 
@@ -448,7 +458,24 @@ OWN_FILES = (
     b'{"incarnation":1750000000000,"epoch_number":7}',
     b'{"00000000000000aa":{"name":"x","port":52410,"addresses":["10.0.0.2"],"seen":1750000000.0}}',
     b'{"ts":1.0,"type":"node.down","subject":"a","data":{"x":1}}',
+    msgspec.json.encode(
+        MembershipRecord(
+            ClusterKey(2, KEY, "a"),
+            (RetiredKey(ClusterKey(1, bytes(32), "b"), 2e9),),
+            {NodeId("1" * 16): "a" * 64},
+            {NodeId("2" * 16): 1},
+            (Invitation(bytes(16), 2e9, True),),
+        )
+    ),
     b'[node]\nname = "a"\n[mesh]\nport = 52410\nkinds = { bridge0 = "thunderbolt" }\n[api]\norigins = ["app://x"]\n',
+)
+
+
+KEY_MESSAGES = (
+    KeyOffer(3, KEY, "a", {NodeId("1" * 16): 2}),
+    KeyHeld("0000-0000-0000-0000"),
+    KeyRefused("no"),
+    Admission("home", KEY),
 )
 
 
@@ -456,14 +483,23 @@ def own_files(data: bytes) -> None:
     folder = DISK.folder / "data"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for name in (IDENTITY_FILE, STATE_FILE, PEERS_FILE, EVENTS_FILE, "exod.toml"):
+    for name in (IDENTITY_FILE, STATE_FILE, PEERS_FILE, EVENTS_FILE, MEMBERSHIP_FILE, "exod.toml"):
         (folder / name).write_bytes(data)
     identity = claim(folder)
     identity.release()
     assert 0 < identity.incarnation < 2**63
     PeerBook(folder).entries()
+    write_key(folder / "cluster.key", KEY)
+    assert MembershipFile(folder, folder / "cluster.key").read("a").current.key == KEY
     EventLog(folder).recent("node.down", 0.0)
     load(folder / "exod.toml", {})
+
+
+INVITATION = invitation_token(bytes(16), ("10.0.0.1", "10.0.0.2"), 52410, "home").encode()
+
+
+def invitation(data: bytes) -> None:
+    read_invitation(data.decode("utf-8", "replace"))
 
 
 CRASHES = (b'{"app_name":"x","bug_type":"309"}\n{"pid":1,"procName":"x"}',)
@@ -481,7 +517,7 @@ def all_targets() -> Sequence[Target]:
         Target("control plane before TLS", (client_hello(),), before_tls, (ssl.SSLError,), 0.3),
         Target(
             "control plane after TLS",
-            tuple(framed(one) for one in (*MESH_MESSAGES, *ENGINE_MESSAGES)),
+            tuple(framed(one) for one in (*MESH_MESSAGES, *ENGINE_MESSAGES, *KEY_MESSAGES)),
             after_tls,
             (FrameError,),
         ),
@@ -495,6 +531,7 @@ def all_targets() -> Sequence[Target]:
         Target("worker", tuple(encode_protocol(one)[4:] for one in WORKER_MESSAGES), worker),
         Target("multicast DNS", mdns_packets(), mdns),
         Target("model folder", model_seeds(), model, (ModelFolderError,), 0.2),
+        Target("invitation", (INVITATION,), invitation, (TrustError,)),
         Target("own files", OWN_FILES, own_files, (ConfigError,), 0.05),
         Target(
             "crash report",

@@ -24,6 +24,7 @@ from exod.core.engine.engine_events import EngineCommand, EngineInput
 from exod.core.engine.engine_messages import EngineMessage, RankPhase
 from exod.core.engine_core import EngineCore
 from exod.daemon_api.interface import GenerationDelta
+from exod.daemon_api.shared_tick import until_next
 from exod.engine_service.client_streams import ClientStreams
 from exod.engine_service.model_search import Find, find_here_or_at_hub, search
 from exod.engine_service.text_desk import TextDesk
@@ -122,7 +123,7 @@ class EngineDriver:
         """Until cancelled."""
         while (wired := self.wired_bytes()) is not None:
             self.feed(events.MemoryWired(wired))
-            await asyncio.sleep(WIRED_EVERY_S)
+            await asyncio.sleep(until_next(WIRED_EVERY_S))
         await asyncio.get_running_loop().create_future()
 
     async def leave(self) -> None:

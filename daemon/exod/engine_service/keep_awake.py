@@ -15,6 +15,7 @@ from typing import Final
 import structlog
 
 from exod.core.engine.awake import Awake
+from exod.daemon_api.shared_tick import until_next
 
 log = structlog.get_logger()
 
@@ -40,7 +41,7 @@ async def keep_awake(
                 await _end(holder)
                 holder = await _start(command, wanted) if wanted is not None else None
                 held = wanted
-            await asyncio.sleep(LOOK_INTERVAL_S)
+            await asyncio.sleep(until_next(LOOK_INTERVAL_S))
     finally:
         await _end(holder)
 

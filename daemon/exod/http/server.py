@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from exod.config.settings import Config
 from exod.daemon_api.interface import DaemonCommands
+from exod.daemon_api.shared_tick import until_next
 from exod.errors import ExitCode, RequestError
 from exod.http.body import BodyReader
 from exod.http.connection import CROWDED, HEAD_DEADLINE_S, Door, HttpConnection
@@ -106,7 +107,7 @@ class _Server(uvicorn.Server):
         while not await self.on_tick(RENEWS_DATE):
             self._each_second()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(DATE_TICK_S):
+                async with asyncio.timeout(until_next(DATE_TICK_S)):
                     await self._exit_wanted.wait()
 
     @contextlib.contextmanager

@@ -24,6 +24,7 @@ import structlog
 from exod.config.settings import Config
 from exod.daemon_api.mqtt_view import MqttView
 from exod.daemon_api.shapes import MqttSummary
+from exod.daemon_api.shared_tick import until_next
 from exod.errors import StartError
 from exod.model import Event, NodeId
 from exod.mqtt.broker_address import PORT, BrokerAddress
@@ -283,9 +284,10 @@ class MqttService:
                 async with asyncio.TaskGroup() as tasks:
                     for publication in due[start : start + IN_FLIGHT]:
                         tasks.create_task(self._send(client, publication), name="mqtt-send")
-            await asyncio.sleep(PACE_S)
+            if due:
+                await asyncio.sleep(PACE_S)
             with suppress(TimeoutError):
-                async with asyncio.timeout(TICK_S):
+                async with asyncio.timeout(until_next(TICK_S)):
                     await self._wake.wait()
 
     async def _send(self, client: Client, publication: Publication) -> None:

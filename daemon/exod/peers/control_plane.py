@@ -18,6 +18,7 @@ from typing import Final
 import structlog
 
 from exod.core.base.facts import Fact
+from exod.daemon_api.shared_tick import until_next
 from exod.model import MAX_SHOWN, NodeCard, NodeId
 from exod.peers.connection import MAX_CONNECTIONS_PER_PEER, Connection, surplus
 from exod.peers.dial_targets import Target, contact_targets
@@ -475,8 +476,9 @@ class ControlPlane:
     async def _keep_alive(self) -> None:
         data = encode(StillThere())
         while True:
-            due = time.monotonic() + KEEP_ALIVE_S
-            await asyncio.sleep(KEEP_ALIVE_S)
+            pause_s = until_next(KEEP_ALIVE_S)
+            due = time.monotonic() + pause_s
+            await asyncio.sleep(pause_s)
             now = time.monotonic()
             for connection in self._all():
                 if now - connection.heard_at > SILENCE_S and now - due < LAG_S:
