@@ -198,3 +198,11 @@ def test_a_worker_in_a_strangers_folder_runs_none_of_its_code(tmp_path: Path) ->
     done = subprocess.run([*COMMAND, "--help"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert not (tmp_path / "ran").exists()
     assert "--socket" in done.stdout
+
+
+@pytest.mark.parametrize("text", ["two\nlines", "\x1b[31mred", "\u202eturned", "\ud800"])
+def test_no_error_repeats_what_a_terminal_obeys(text: str) -> None:
+    """Texts of errors repeat what somebody sent, wherever they are written."""
+    error = RequestError("invalid_value", f"'{text}' is not allowed")
+    assert error.text.isprintable()
+    assert str(error) == error.text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from exod.plain_text import printable
+
 
 class ExitCode(IntEnum):
     """The exit codes of the contract."""
@@ -42,7 +44,8 @@ class TrustError(ExodError):
 
 
 class RequestError(ExodError):
-    """What was asked for cannot be done; `code` is stable. Carried over the control socket and HTTP.
+    """What was asked for cannot be done; `code` is stable. Carried over the control socket and HTTP. Texts repeat
+    what somebody sent: each is one line, and holds nothing that a terminal obeys.
 
     `retry_after_s`: when it is worth asking again; None where that is not known.
     """
@@ -52,8 +55,8 @@ class RequestError(ExodError):
     def __init__(
         self, code: str, text: str, exit_code: ExitCode = ExitCode.USAGE, retry_after_s: float | None = None
     ) -> None:
-        super().__init__(text)
+        self.text = printable(text)
+        super().__init__(self.text)
         self.retry_after_s = retry_after_s
         self.code = code
-        self.text = text
         self.exit_code = exit_code

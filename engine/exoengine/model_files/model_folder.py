@@ -347,8 +347,8 @@ def _kv_windows(config: dict[str, Any], total_layers: int) -> tuple[int, ...]:
 def _max_context_tokens(config: dict[str, Any]) -> int:
     for key in CONTEXT_KEYS:
         value = config.get(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 and math.isfinite(value):
-            return min(int(value), MAX_WHOLE)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf:
+            return int(min(value, MAX_WHOLE))  # JSON has whole numbers that no float holds
     return DEFAULT_CONTEXT_TOKENS
 
 

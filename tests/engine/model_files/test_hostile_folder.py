@@ -110,6 +110,8 @@ def test_a_configuration_that_no_model_has_is_refused(folder: Path, values: dict
     [
         {"max_position_embeddings": 1e30},
         {"max_position_embeddings": 10**30},
+        {"max_position_embeddings": 10**400},
+        {"vocab_size": 10**400, "sliding_window": 10**400},
         {"num_attention_heads": 10**40, "head_dim": 10**40},
         {"vocab_size": 10**40},
         {"sliding_window": 10**40},
