@@ -23,11 +23,15 @@ from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
+import msgspec
 
+from exod.core.engine.parallel_forecast import forecasts
+from exoengine.model_files.model_folder import inspect
 from exoengine.native.build import build, cache_in
-from exoengine.protocol import Abort, Aborted, Loaded, SyncSettings, TokenOut
+from exoengine.protocol import Abort, Aborted, Formed, Loaded, SyncSettings, TokenOut
 from tests.bench.engine_peer import prompt
 from tests.bench.rows import Row, percentile
+from tests.core.engine.engine_samples import A, B, a_plan, status
 from tests.engine.driver import Answer, Cluster, cluster, request
 from tests.engine.models import QWEN2, write_model
 from tests.engine.native.ranks import run as run_ranks
@@ -93,9 +97,10 @@ def run(rounds: int = ROUNDS) -> list[Row]:
                     for name, value in turn(seed).items():
                         if seed:  # the first round warms up
                             times[name].append(value)
+            predicted = [_predicted(ours, folder, is_tensor) for is_tensor in (True, False)]
             gaps = _cuts(ours, folder)
         native, ring, cables = _native_cost(Path(place)), _ring_cost(), _cables_cost(Path(place))
-    return [*_rows(times, gaps, native, ring), *_cable_rows(cables)]
+    return [*_rows(times, gaps, native, ring), *_cable_rows(cables), *_errors(predicted, times)]
 
 
 def _rows(times: Times, gaps: list[float], native: list[float], ring: list[float]) -> list[Row]:
@@ -174,15 +179,35 @@ def _theirs(name: str, peers: list[subprocess.Popen[str]], seed: int) -> dict[st
     return found
 
 
-def _load(ranks: Cluster, folder: Path, sync: str, is_tensor: bool) -> None:
+def _predicted(ranks: Cluster, folder: Path, is_tensor: bool) -> tuple[str, float]:
+    """Seconds of a token, as the daemons would predict it of this way while it runs."""
+    said, formed = _load(ranks, folder, "fast", is_tensor)
+    statuses = [
+        status(node, layers=one.layers, parts=one.parts, costs=one.step_costs, edges=group.edge_costs)
+        for node, one, group in zip((A, B), said, formed, strict=True)
+    ]
+    plan = msgspec.structs.replace(a_plan(A, B), memory_mib=(1 << 20, 1 << 20))
+    ways: dict[str, float] = {one.way: one.token_s for one in forecasts(plan, inspect(folder), statuses)}
+    name = "tensor" if is_tensor else "pipeline"
+    return name, ways[name]
+
+
+def _errors(predicted: list[tuple[str, float]], times: Times) -> list[Row]:
+    """How far each prediction is from the median that was measured."""
+    medians = {name: statistics.median(times[f"{name}, fast: a token"]) for name, _ in predicted}
+    return [Row(f"{name}: predicted / measured", token_s / medians[name], "") for name, token_s in predicted]
+
+
+def _load(ranks: Cluster, folder: Path, sync: str, is_tensor: bool) -> tuple[list[Loaded], list[Formed]]:
     settings = SyncSettings(sync=sync, watchdog_s=20.0)  # type: ignore[arg-type]
     said = (
         ranks.load_parts(folder, 2, LAYERS, settings)
         if is_tensor
         else ranks.load(folder, [LAYERS // 2, LAYERS // 2], settings)
     )
-    assert all(isinstance(one, Loaded) for one in said), said
-    ranks.form()
+    loaded = [one for one in said if isinstance(one, Loaded)]
+    assert len(loaded) == len(said), said
+    return loaded, ranks.form()
 
 
 def _ours(name: str, ranks: Cluster, folder: Path, sync: str, is_tensor: bool, seed: int) -> dict[str, float]:

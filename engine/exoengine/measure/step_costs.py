@@ -22,34 +22,34 @@ CHUNKS: Final = 2
 program can only make it slower."""
 
 LONG_S: Final = 1.0
-"""A chunk that takes longer is not run again: what a first run needs beside is little then."""
+"""What has taken so long is not run again, and a chunk that would takes fewer tokens: a load must not wait for this
+on a slow machine."""
+
+FEWEST_TOKENS: Final = 8
+"""Fewer say nothing of a prompt: a matrix would still be read once for each."""
 
 
 def measure(stage: Stage) -> StepCosts:
     """Runs made-up tokens through the stage, with caches of their own."""
     try:
-        chunk_s = _fastest(stage, CHUNK_TOKENS, CHUNKS)
-        return StepCosts(_fastest(stage, 1, TOKENS), chunk_s)
+        token_s = _fastest(stage, 1, TOKENS)
+        tokens = max(FEWEST_TOKENS, min(CHUNK_TOKENS, int(LONG_S / token_s)))
+        return StepCosts(token_s, _fastest(stage, tokens, CHUNKS) * CHUNK_TOKENS / tokens)
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotQuantisableError):
         return StepCosts()  # the probe has shown that the model runs: a prompt as short as this may not suit it
 
 
 def _fastest(stage: Stage, tokens: int, times: int) -> float:
-    caches, best = stage.new_caches(), 0.0
-    for number in range(1 + times):
+    """Without the first run, unless that took long already."""
+    caches, took_s = stage.new_caches(), list[float]()
+    while len(took_s) <= times and sum(took_s) < LONG_S:
         given, hidden = _input(stage, tokens)
         begun = time.perf_counter()
         out = stage.run(given, hidden, caches).out
         # The head runs for a token that is drawn; a prompt's chunk leaves only what the caches keep, or hands on.
         mx.eval(out[:, -1:] if tokens == 1 or not stage.is_last else [], caches.arrays())
-        took = time.perf_counter() - begun
-        if number == 0:
-            best = took
-            if took > LONG_S:
-                break
-        else:
-            best = took if number == 1 else min(best, took)
-    return best
+        took_s.append(time.perf_counter() - begun)
+    return min(took_s[1:] or took_s)
 
 
 def _input(stage: Stage, tokens: int) -> tuple[Any, Any]:

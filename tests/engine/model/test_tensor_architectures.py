@@ -26,7 +26,7 @@ from tests.engine.models import undisturbed, write_model
 PROMPT = [(7 * index + 3) % 250 for index in range(40)]
 STEPS = 64
 SEED = 9
-WITHIN_S = 240.0
+WITHIN_S = 1800.0 if os.environ.get("PARITY") == "all" else 240.0
 """MLX's ring spins on every rank: on a busy machine its answers come slowly, four on two cores hardly."""
 
 EVERY = [*PARTED, *PARTED_MORE]
