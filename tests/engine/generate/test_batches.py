@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from exoengine.embedded import model_folder
 from exoengine.protocol import (
     Abort,
     Aborted,
     Begin,
     Cancel,
+    ChatMessage,
     Finished,
     GenerationRequest,
     Heartbeat,
@@ -95,6 +97,10 @@ def right(folder: Path, one: GenerationRequest, answer: Answer, **known: int) ->
     assert isinstance(one.prompt, tuple)
     first = answer.outs[0].index
     return answer.tokens == undisturbed(folder, one.prompt, one.max_tokens, one.sampling, **known)[first:]
+
+
+def counts_right(answer: Answer, first: int, last: int) -> bool:
+    return answer.text.split() == [str(number) for number in range(first, last + 1)]
 
 
 def settled(said: Heartbeat) -> bool:
@@ -203,6 +209,37 @@ def test_sequences_join_and_leave_while_links_are_cut(ranks: Cluster, notes: Pat
     answers = finish_all(ranks, begun)
     assert all(right(llama, one, answer) for one, answer in zip(wanted, answers, strict=True))
     assert max(sizes(notes)) >= 2
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_demo_model_counts_right_in_batches_over_faults(ranks: Cluster, notes: Path, parts: int) -> None:
+    """Its margins are wide, so no rounding of a batch may show: every answer must be the right one."""
+    folder = model_folder("embedded:count")
+    said = (
+        ranks.load_parts(folder, 2, 8, serving=Serving(6))
+        if parts == 2
+        else ranks.load(folder, [4, 4], serving=Serving(6))
+    )
+    assert all(isinstance(one, Loaded) for one in said), said
+    ranks.form()
+    sizes(notes)
+    pairs = [(number, number + 40 + 3 * number) for number in range(1, 8)]
+    wanted = [
+        GenerationRequest(
+            f"count{parts}-{first}", 400, messages=(ChatMessage("user", f"count from {first} to {last}"),)
+        )
+        for first, last in pairs
+    ]
+    begun = [ranks.begin(one) for one in wanted]
+    for victim, (number, index) in enumerate(((1, 5), (4, 20), (5, 40))):
+        at_token(ranks.ranks[0], begun[number], index)
+        ranks.ranks[victim % 2].send(Abort("the test cuts a link"))
+        for rank in ranks.ranks:
+            rank.expect(Aborted)
+        ranks.form()
+    answers = finish_all(ranks, begun)
+    assert all(counts_right(answer, *pair) for answer, pair in zip(answers, pairs, strict=True))
+    assert max(sizes(notes)) >= 3
 
 
 @pytest.mark.parametrize("victim", [0, 1])
