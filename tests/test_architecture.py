@@ -300,6 +300,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exod.diagnostics",
         "exod.engine_service",
         "exod.identity",
+        "exod.model_transfer",
         "exod.peers",
         "exod.platform",
         "exoengine.embedded",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ import msgspec
 import pytest
 
 from exod.cli.commands.model_commands import progress_line
+from exod.daemon_api.model_lines import ModelLine
+from exod.model_transfer.model_places import FileList, copy_folder, put_together, write_list
+from exod.model_transfer.transfer_messages import OfferedFile
 from exoengine.embedded import model_folder
 from tests.cli.running import Exoctl, served
 from tests.engine_service.stand_in_hub import MODEL, StandInHub, model_files, serving
@@ -92,3 +96,47 @@ def test_progress_tells_share_rate_and_time_left() -> None:
     assert progress_line(0, 0, 0, 0.0) == "0.0 MiB of 0.0 MiB"
     line = progress_line(600 * 2**20, 1000 * 2**20, 200 * 2**20, 10.0)
     assert line == "60 % 600 MiB of 1000 MiB, 21.0 MB/s, 20 s left"
+
+
+async def test_a_copy_of_another_nodes_folder_is_listed_by_its_path_and_removed(
+    exoctl: Exoctl, hub: StandInHub, tmp_path: Path
+) -> None:
+    copies = exoctl.socket.parent / "models"
+    place = copy_folder(copies, "/models/mine")
+    (place / "blobs").mkdir(parents=True)
+    files = []
+    for name, content in hub.files.items():
+        etag = hashlib.sha256(content).hexdigest()
+        (place / "blobs" / etag).write_bytes(content)
+        files.append(OfferedFile(name, len(content), etag))
+    listed = FileList("/models/mine", "a" * 40, tuple(files))
+    write_list(place, listed)
+    put_together(place, listed)
+    shown = await exoctl.run("model", "ls")
+    assert ("/models/mine" in shown.out, "whole" in shown.out) == (True, True)
+    assert (await exoctl.run("model", "info", "/models/mine")).code == 0
+    assert (await exoctl.run("model", "rm", "/models/mine", "--yes")).code == 0
+    assert not place.exists()
+    assert json.loads((await exoctl.run("model", "ls", "--json")).out) == {"models": []}
+
+
+async def test_where_exod_runs_it_is_asked_and_every_nodes_progress_is_shown(exoctl: Exoctl) -> None:
+    async with served(exoctl) as daemon:
+        nodes = [node.id for node in daemon.status_now.nodes]
+        lines = tuple(
+            ModelLine(node, f"studio{number}", MODEL, "here", 100, 100, sources=("studio1",))
+            for number, node in enumerate(nodes, 1)
+        )
+        daemon.status_now = msgspec.structs.replace(daemon.status_now, models=lines)
+        pulled = await exoctl.run("model", "pull", MODEL, "--all")
+        failed = msgspec.structs.replace(lines[0], state="failed", code="disk_full", text="free 3 GiB")
+        daemon.status_now = msgspec.structs.replace(daemon.status_now, models=(failed, *lines[1:]))
+        refused = await exoctl.run("model", "pull", MODEL)
+        paused = await exoctl.run("model", "pause", MODEL)
+    assert (pulled.code, f"exoctl engine load {MODEL}" in pulled.out) == (0, True), pulled.err
+    assert "studio1: 100 % of 0.0 MiB, from studio1" in pulled.out
+    assert (refused.code, "free 3 GiB" in refused.out) == (4, True)
+    assert paused.code == 0
+    assert [one for one in daemon.asked if one[0].startswith("model")] == [
+        ("model_pull", MODEL, True), ("model_pull", MODEL, False), ("model_pause", MODEL),
+    ]  # fmt: skip

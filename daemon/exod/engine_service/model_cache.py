@@ -1,7 +1,8 @@
-"""The models on this host that came from a hub: which there are, whether they are whole, and removing one.
+"""The models on this host that came from elsewhere: which there are, whether they are whole, and removing one.
 
-Reads Hugging Face's cache folder, whose layout is `models--OWNER--NAME/{blobs,refs,snapshots}`. Removes a
-repository as a whole, never one that is being downloaded. Sizes in bytes. Raises ModelFolderError, one line each.
+Reads Hugging Face's cache folder, whose layout is `models--OWNER--NAME/{blobs,refs,snapshots}`, and the folder
+where copies of other nodes' folders lie in the same way (`copies`); a copy's name is its path on that node.
+Removes one as a whole, never one that is being downloaded. Sizes in bytes. Raises ModelFolderError, one line each.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Final
 import msgspec
 
 from exod.engine_service.download_files import PART_SUFFIX
+from exod.model_transfer.model_places import place_of, read_list
 from exoengine.model_files.model_folder import ModelFolderError, ModelSummary, inspect
 
 PREFIX: Final = "models--"
@@ -32,8 +34,13 @@ class CachedModel(msgspec.Struct, frozen=True):
     text: str = ""
 
 
-def cached_models() -> list[CachedModel]:
+def cached_models(copies: Path) -> list[CachedModel]:
     """All of them, by name. A folder that cannot be read is listed, not passed over."""
+    copied = sorted(one for one in copies.glob("*") if one.is_dir()) if copies.is_dir() else []
+    return [*_repositories(), *(_look(folder, listed.model) for folder in copied if (listed := read_list(folder)))]
+
+
+def _repositories() -> list[CachedModel]:
     cache = _cache_folder()
     try:
         folders = sorted(one for one in cache.iterdir() if one.name.startswith(PREFIX) and one.is_dir())
@@ -41,12 +48,13 @@ def cached_models() -> list[CachedModel]:
         return []
     except OSError as error:
         raise ModelFolderError("unreadable", f"{cache} cannot be read: {error.strerror}") from None
-    return [_look(folder) for folder in folders[:MAX_MODELS]]
+    names = ((folder, folder.name.removeprefix(PREFIX).replace("--", "/", 1)) for folder in folders[:MAX_MODELS])
+    return [_look(folder, name) for folder, name in names]
 
 
-def cached_model(name: str) -> CachedModel:
-    """One by its repository id. Raises ModelFolderError where there is none."""
-    found = next((one for one in cached_models() if one.name == name), None)
+def cached_model(name: str, copies: Path) -> CachedModel:
+    """One by its repository id, or a copy by its path. Raises ModelFolderError where there is none."""
+    found = next((one for one in cached_models(copies) if one.name == name), None)
     if found is None:
         text = f"{name} is not on this host; what is: exoctl model ls; to download it: exoctl model pull {name}"
         raise ModelFolderError("no_such_model", text)
@@ -61,17 +69,17 @@ def summary_of(model: CachedModel) -> ModelSummary:
     return inspect(model.folder)
 
 
-def remove(name: str) -> int:
-    """Removes a repository with all that lies there of it, and returns the bytes that are free then."""
-    model = cached_model(name)
-    folder = _cache_folder() / (PREFIX + name.replace("/", "--"))
+def remove(name: str, copies: Path) -> int:
+    """Removes a model with all that lies there of it, and returns the bytes that are free then."""
+    model = cached_model(name, copies)
+    folder = place_of(name, _cache_folder(), copies)
     lock = folder / "exod-download.lock"
     try:
         with lock.open("w") as held:
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                text = f"{name} is being downloaded; end that first: exoctl engine unload"
+                text = f"{name} is being fetched; first: exoctl model pause {name}, or exoctl engine unload"
                 raise ModelFolderError("busy", text) from None
             shutil.rmtree(folder)
     except OSError as error:
@@ -87,8 +95,7 @@ def _cache_folder() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def _look(folder: Path) -> CachedModel:
-    name = folder.name.removeprefix(PREFIX).replace("--", "/", 1)
+def _look(folder: Path, name: str) -> CachedModel:
     sizes = {one.name: one.lstat().st_size for one in (folder / "blobs").glob("*") if one.is_file()}
     partial = sum(size for blob, size in sizes.items() if blob.endswith((PART_SUFFIX, ".incomplete")))
     whole, text = None, "no revision of it is here"

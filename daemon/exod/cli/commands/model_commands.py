@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exod.cli.base.options import Commands, Shell, UsageError
@@ -37,13 +38,13 @@ def register(commands: Commands) -> None:
 
 
 def ls(shell: Shell) -> ExitCode:
-    """Every model in this user's Hugging Face cache, its size, and whether it is whole."""
+    """Every model in this user's Hugging Face cache, and each copy of another node's folder: is it whole?"""
     from exod.cli.base.paint import Cell, mib
     from exod.engine_service.model_cache import cached_models
     from exoengine.model_files.model_folder import ModelFolderError
 
     try:
-        models = cached_models()
+        models = cached_models(_copies(shell))
     except ModelFolderError as error:
         raise _refused(error) from None
     loaded = _loaded(shell)
@@ -72,7 +73,7 @@ def info(shell: Shell, name: str) -> ExitCode:
     from exoengine.model_files.model_folder import ModelFolderError
 
     try:
-        model = cached_model(name)
+        model = cached_model(name, _copies(shell))
         summary = summary_of(model)
     except ModelFolderError as error:
         raise _refused(error) from None
@@ -156,14 +157,14 @@ def rm(shell: Shell, name: str, yes: bool) -> ExitCode:
     from exoengine.model_files.model_folder import ModelFolderError
 
     try:
-        model = cached_model(name)
+        model = cached_model(name, _copies(shell))
         if name == _loaded(shell):
             text = f"{name} is what the engine runs; first: exoctl engine unload"
             raise RequestError("in_use", text, ExitCode.USAGE)
         if not yes and not _agreed(f"remove {name} ({mib(model.size_bytes)}) from this host's disk?"):
             shell.show(["left as it is"])
             return ExitCode.OK
-        freed = remove(name)
+        freed = remove(name, _copies(shell))
     except ModelFolderError as error:
         raise _refused(error) from None
     if shell.as_json:
@@ -171,6 +172,13 @@ def rm(shell: Shell, name: str, yes: bool) -> ExitCode:
     else:
         shell.show([f"removed {name}: {mib(freed)} are free again"])
     return ExitCode.OK
+
+
+def _copies(shell: Shell) -> Path:
+    """Where the daemon of this socket keeps copies of other nodes' folders."""
+    from exod.model_transfer.model_places import COPIES
+
+    return shell.socket_path().parent / COPIES
 
 
 def _say_nothing_of_ours() -> None:
