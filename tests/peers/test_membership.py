@@ -17,6 +17,7 @@ from exod.peers.connection import Connection
 from exod.peers.invitation import invitation_token, read_invitation, redeem
 from exod.peers.membership_driver import MembershipDriver
 from exod.peers.peer_messages import KeyOffer
+from exod.peers.trust import invite_token, join_token
 from tests.peers.test_control_plane import KEY, A, B, Daemon, until
 
 C = NodeId("000000000000000c")
@@ -202,6 +203,14 @@ async def test_an_invitation_that_nobody_gave_or_that_ended_opens_nothing() -> N
         await a.membership.rotate()
         with pytest.raises(TrustError, match="not open there any more"):
             await asyncio.to_thread(redeem, door, OWN[B])
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "two\nlines", "", "x" * 64])
+async def test_an_invitation_shows_no_name_that_a_terminal_obeys(name: str) -> None:
+    with pytest.raises(TrustError, match="not a whole invitation"):
+        read_invitation(invitation_token(b"z" * 16, ("127.0.0.1",), 1, name))
+    with pytest.raises(TrustError, match="not a whole invitation"):
+        join_token(invite_token(KEY, name))
 
 
 @pytest.mark.parametrize("word", ["exod2-", "exod2-AAAA", "exod2-" + "A" * 60, "exod2-\u00e9", "exod1-x"])

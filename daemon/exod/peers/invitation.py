@@ -23,7 +23,8 @@ from exod.errors import TrustError
 from exod.model import NodeId
 from exod.peers.key_ring import invitation_key, server_name
 from exod.peers.peer_messages import Admission, KeyRefused, take
-from exod.peers.trust import KEY_BYTES, tls_contexts
+from exod.peers.trust import KEY_BYTES, cluster_name, tls_contexts
+from exod.plain_text import printable
 from exoengine.framing import FrameError
 
 PREFIX: Final = "exod2-"
@@ -32,6 +33,8 @@ MAX_ADDRESSES: Final = 4
 
 _HEAD: Final = struct.Struct(">16sHB")
 _CHECK_BYTES: Final = 4
+
+MAX_TEXT: Final = 300
 
 CONNECT_S: Final = 3.0
 ANSWER_S: Final = 10.0
@@ -67,7 +70,7 @@ def read_invitation(token: str) -> InvitationText:
         if len(places) != 4 * count or not count or not port:
             raise ValueError
         addresses = tuple(str(ipaddress.IPv4Address(places[4 * one : 4 * one + 4])) for one in range(count))
-        return InvitationText(secret, addresses, port, body[at:].decode())
+        return InvitationText(secret, addresses, port, cluster_name(body[at:]))
     except (ValueError, struct.error):
         raise TrustError(
             f"this is not a whole invitation: it begins with {PREFIX} and is one word, as printed by: "
@@ -109,5 +112,5 @@ def _answer(connection: ssl.SSLSocket) -> bytes:
         if isinstance(message, Admission) and len(message.key) == KEY_BYTES:
             return message.key
         if isinstance(message, KeyRefused):
-            raise TrustError(message.text)
+            raise TrustError(printable(message.text, MAX_TEXT))
     raise TrustError("the node that invited gave no answer; try again, or make another invitation")

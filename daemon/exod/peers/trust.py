@@ -27,6 +27,9 @@ from exod.model import NodeId
 KEY_BYTES: Final = 32
 TOKEN_PREFIX: Final = "exod1-"
 
+CLUSTER_NAME: Final = r"[A-Za-z0-9._-]{1,63}"
+"""As the configuration allows it."""
+
 NODE_KEY_FILE: Final = "node.key"
 
 CERTIFICATE_START: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -136,6 +139,14 @@ def invite_token(key: bytes, name: str) -> str:
     return TOKEN_PREFIX + base64.urlsafe_b64encode(check + body).decode().rstrip("=")
 
 
+def cluster_name(found: bytes) -> str:
+    """The name in an invitation, which is shown: it may be any text of whoever made that. Raises ValueError."""
+    name = found.decode()
+    if not re.fullmatch(CLUSTER_NAME, name):
+        raise ValueError
+    return name
+
+
 def join_token(token: str) -> tuple[str, bytes]:
     """(cluster name, key) of an invitation. Raises TrustError where it is not whole."""
     text = token.strip()
@@ -147,7 +158,7 @@ def join_token(token: str) -> tuple[str, bytes]:
         check, body = data[:4], data[4:]
         if len(body) <= KEY_BYTES or hashlib.sha256(body).digest()[:4] != check:
             raise ValueError
-        return body[KEY_BYTES:].decode(), body[:KEY_BYTES]
+        return cluster_name(body[KEY_BYTES:]), body[:KEY_BYTES]
     except ValueError:
         raise TrustError(
             f"this is not a whole invitation: it begins with {TOKEN_PREFIX} and is one word, as printed by: "

@@ -19,7 +19,7 @@ from exod.core.membership.membership import (
     RefusePeer,
     RemoveAgain,
 )
-from exod.model import NodeId
+from exod.model import MAX_COUNTER, NodeId
 
 A, B, C = NodeId("a" * 16), NodeId("b" * 16), NodeId("c" * 16)
 PINS = {A: "a" * 64, B: "b" * 64, C: "c" * 64}
@@ -151,6 +151,14 @@ def test_what_a_retired_connection_says_of_numbers_counts_for_nothing() -> None:
     a.rotate(SECOND, "studio1", (), NOW)
     assert a.greeted(B, PINS[B], 99, FIRST) == []
     assert a.current.number == 1
+
+
+def test_nobody_can_claim_a_number_after_which_no_key_could_be_made() -> None:
+    """Else a member could make sure that it is never removed."""
+    a = member(A)
+    assert a.greeted(B, PINS[B], MAX_COUNTER, FIRST) == []
+    assert refusals(a.offered(B, PINS[B], ClusterKey(MAX_COUNTER, OTHER, "evil"), {}, NOW))
+    assert a.current == ClusterKey(0, FIRST, "a")
 
 
 def test_an_invitation_for_one_is_for_the_first_who_redeems_it() -> None:

@@ -33,6 +33,11 @@ MAX_PINS: Final = 64
 
 MAX_REMOVED: Final = 256
 
+MOST_AHEAD: Final = 1_000_000
+"""How many rotations a node may have missed. A member that claimed the last number that the wire has room for could
+never be rotated out.
+"""
+
 MAX_INVITATIONS: Final = 16
 MAX_INVITED_S: Final = 7 * 86_400.0
 """A door that stays open longer is no invitation; the cluster key itself is handed over then."""
@@ -163,6 +168,8 @@ class Membership:
         """A peer gives its key."""
         if self.record.pins.get(peer) != pin:
             return [RefusePeer(peer, "it offers a key, but is not the node that this one knows by that id")]
+        if key.number > self.current.number + MOST_AHEAD:
+            return [RefusePeer(peer, "it offers a key with a number that no cluster reaches")]
         merged = self._merged(removed)
         if key.order > self.current.order:
             commands = self._adopt(key, merged, now) + self._repeat_removals(removed)
@@ -218,7 +225,7 @@ class Membership:
             commands.append(Keep())
         elif known is not None and known != pin:
             commands.append(RefusePeer(peer, "it shows another key of its own than before, and gets no new key"))
-        if number > self.current.number:
+        if self.current.number < number <= self.current.number + MOST_AHEAD:
             current = self.current
             self._change(current=ClusterKey(number, current.key, current.by))
             commands.append(Keep())
