@@ -35,8 +35,6 @@ _STATE_PLACE = {PathState.UP: 0, PathState.DEGRADED: 1, PathState.INIT: 2, PathS
 class PathView(PathSnapshot, frozen=True):
     """All that is known of one path."""
 
-    remote_interface: str
-    own_state: PathState
     peer_state: PathState
     lasting_loss: float
     """0 to 1, of what comes to this end, over ten seconds of a path in use."""
@@ -151,9 +149,7 @@ def _path_view(path: Path, link: Link, platform: str, now: float) -> PathView:
         kind=candidate.kind,
         local=candidate.local.address,
         remote=candidate.remote.address,
-        remote_interface=candidate.remote.interface,
         state=path.state,
-        own_state=path.own,
         peer_state=path.peer_own,
         rtt_ms=path.rtt.floor_ms,
         rtt_p90_ms=path.rtt.p90_ms,
