@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import msgspec
 import pytest
 
 from exod.core.engine.engine_messages import ModelWish
@@ -15,9 +16,10 @@ from exod.model import NodeId
 from exod.peers import membership_driver
 from exod.peers.connection import Connection
 from exod.peers.invitation import invitation_token, read_invitation, redeem
+from exod.peers.key_ring import invitation_key, server_name
 from exod.peers.membership_driver import MembershipDriver
-from exod.peers.peer_messages import KeyOffer
-from exod.peers.trust import invite_token, join_token
+from exod.peers.peer_messages import CONTROL_PROTOCOL, Greeting, KeyOffer, encode
+from exod.peers.trust import invite_token, join_token, tls_contexts
 from tests.peers.test_control_plane import KEY, A, B, Daemon, until
 
 C = NodeId("000000000000000c")
@@ -167,10 +169,6 @@ async def test_a_guest_offers_no_key() -> None:
         word = a.membership.invite(600, False, ("127.0.0.1",), a.port)
         door = read_invitation(word)
         stranger = MembershipDriver(C, "c", "x", a.membership.core.record)
-        from exod.peers.key_ring import invitation_key, server_name
-        from exod.peers.peer_messages import encode
-        from exod.peers.trust import tls_contexts
-
         key = invitation_key(door.secret)
         context = tls_contexts(key, stranger.core._me, OWN[C])[1]
         reader, writer = await asyncio.open_connection(
@@ -180,6 +178,34 @@ async def test_a_guest_offers_no_key() -> None:
         await reader.read()
         writer.close()
         assert key_of(a) == KEY
+
+
+async def opened_as(a: Daemon, node: NodeId, key: bytes) -> bytes:
+    """What a node hears of somebody who says to be `node` and proves by `key` that it belongs there; it greets."""
+    context = tls_contexts(key, node, OWN[C])[1]
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", a.port, ssl=context, server_hostname=server_name(key)
+    )
+    card = msgspec.structs.replace(a.card(), id=node, incarnation=2)
+    writer.write(encode(Greeting(CONTROL_PROTOCOL, card, life="another", joined=True)))
+    async with asyncio.timeout(20):
+        heard = await reader.read()
+    writer.close()
+    return heard
+
+
+async def test_nobody_is_taken_for_a_twin_by_an_invitation_or_an_old_key() -> None:
+    """A node leaves its peers to a twin that was there first: nobody with less than the key may say that it is."""
+    async with daemon(A).running() as a:
+        door = read_invitation(a.membership.invite(600, False, ("127.0.0.1",), a.port))
+        heard = await opened_as(a, A, invitation_key(door.secret))
+        assert b"admission" in heard
+        assert b"greeting" not in heard
+        await a.membership.rotate()
+        heard = await opened_as(a, A, KEY)
+        assert b"key_refused" in heard
+        assert b"greeting" not in heard
+        assert not a.plane.newcomers.yields
 
 
 async def test_an_invitation_gives_the_key_which_is_not_in_the_word() -> None:

@@ -385,7 +385,7 @@ class ControlPlane:
         if self._card is None:
             connection.abort()  # not ready yet
             return
-        if connection.peer == self._node_id or self._membership.opened(connection):
+        if self._membership.opened(connection):
             self._set_patience(connection)
             number = self._membership.core.current.number
             connection.send(encode(self.newcomers.greeting(self._card, number)))
@@ -431,8 +431,7 @@ class ControlPlane:
         connection.abort()
 
     def _awaits_key(self, connection: Connection) -> bool:
-        is_other = connection.peer != self._node_id and not connection.greeted
-        return is_other and connection.proven_by != self._membership.core.current.key
+        return not connection.greeted and connection.proven_by != self._membership.core.current.key
 
     def admit(self, connection: Connection, greeting: Greeting) -> None:
         """Takes a connection into the pool of its peer, whose present life it is of."""
