@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from exod.core.engine.auto_parallel import present_way
+from exod.core.engine.auto_parallel import next_way, present_way
 from exod.core.engine.parallel_forecast import Forecast, Way, forecasts, in_words
 from exod.daemon_api.forecast_line import ForecastLine
 from exod.status.engine_source import EngineSource
@@ -25,7 +25,9 @@ def forecast_lines(
 def parallel_reason(core: EngineSource) -> str:
     """Why the model runs as it does, as text; empty where nothing is predicted."""
     now, found = _predicted(core)
-    return in_words(found, now, core.auto.wished)
+    facts = core.rank.model.facts
+    to = next_way(found, now, facts.sizes) if found and facts is not None else None
+    return in_words(found, now, core.auto.wished, to)
 
 
 def _predicted(core: EngineSource) -> tuple[Way, tuple[Forecast, ...]]:

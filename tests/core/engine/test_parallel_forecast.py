@@ -7,10 +7,10 @@ import dataclasses
 import msgspec
 import pytest
 
-from exod.core.engine.auto_parallel import HELD_S, AutoParallel
+from exod.core.engine.auto_parallel import HELD_S, AutoParallel, next_way
 from exod.core.engine.engine_events import ChooseParallel, EmitEvent, ModelFacts
 from exod.core.engine.engine_messages import RankStatus
-from exod.core.engine.parallel_forecast import Forecast, best, choice, forecasts, in_words
+from exod.core.engine.parallel_forecast import Forecast, Way, best, choice, forecasts, in_words
 from exod.model import MeshPlan, NodeId
 from exoengine.model_files.memory_fit import ModelSizes
 from exoengine.protocol import EdgeCosts, StepCosts
@@ -152,6 +152,31 @@ def test_a_cluster_that_is_slower_than_one_node_says_so() -> None:
 
 def facts(known: ModelSizes | None = None) -> ModelFacts:
     return ModelFacts("m", "/models/m", known or model())
+
+
+@pytest.mark.parametrize(
+    ("cable", "present", "said"),
+    [
+        (RDMA, "pipeline", "a tensor group is predicted to be faster, and is taken once nothing is generated"),
+        (
+            Cable(0.0005),
+            "tensor",
+            "a pipeline is predicted to be faster, but not by enough to load the layers again",
+        ),
+        (RDMA, "tensor", "predicted to be faster than a pipeline"),
+        (Cable(0.04), "tensor", "a pipeline is predicted to be faster, and is taken"),
+    ],
+)
+def test_what_is_said_is_what_auto_does(cable: Cable, present: Way, said: str) -> None:
+    found = forecasts(plan(A, B), model(), ranks(A, B, cable=cable))
+    assert said in in_words(found, present, "auto", next_way(found, present, model()))
+
+
+def test_of_a_small_model_nothing_is_announced() -> None:
+    found = forecasts(plan(A, B), model(), ranks(A, B, cable=RDMA))
+    small = msgspec.structs.replace(model(), layer_bytes=(1 << 20,) * LAYERS)
+    said = in_words(found, "pipeline", "auto", next_way(found, "pipeline", small))
+    assert "but not by enough to load the layers again" in said
 
 
 # --- when it is decided ---------------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ from typing import Final
 
 from exod.core.engine.engine_events import ChooseParallel, EmitEvent, ModelFacts
 from exod.core.engine.engine_messages import RankStatus
-from exod.core.engine.parallel_forecast import Way, choice, forecasts, in_words
+from exod.core.engine.parallel_forecast import Forecast, Way, choice, forecasts, in_words
 from exod.model import MeshPlan, NodeId
+from exoengine.model_files.memory_fit import ModelSizes
 
 WORTH_BYTES: Final = 256 << 20
 """A smaller model takes a few milliseconds a token however it is run. What its sums take differs by as much each
@@ -26,6 +27,13 @@ HELD_S: Final = 5.0
 
 def present_way(ranks: Sequence[RankStatus]) -> Way:
     return "tensor" if any(rank.parts > 1 for rank in ranks) else "pipeline"
+
+
+def next_way(found: Sequence[Forecast], now: Way, sizes: ModelSizes, chosen_before: bool = False) -> Way | None:
+    """What `auto` changes to; None where what runs `now` stays."""
+    if sum(sizes.layer_bytes) < WORTH_BYTES:
+        return None
+    return choice(found, now, chosen_before or now == "tensor")
 
 
 class AutoParallel:
@@ -54,12 +62,12 @@ class AutoParallel:
         """The plan's group stands, and nobody waits for an answer."""
         if plan is None or facts is None or self.wished != "auto" or self._considered == (plan.hash, attempt):
             return []
-        found, present = forecasts(plan, facts.sizes, ranks), present_way(ranks)
-        if not found or sum(facts.sizes.layer_bytes) < WORTH_BYTES:
+        found = forecasts(plan, facts.sizes, ranks)
+        if not found:
             return []
         self._considered = (plan.hash, attempt)
         key = (plan.model, tuple(sorted(plan.ring)))
-        other = choice(found, present, key in self._chosen or present == "tensor")
+        other = next_way(found, present_way(ranks), facts.sizes, key in self._chosen)
         if other is None or other == "alone":
             return []
         self._chosen.add(key)

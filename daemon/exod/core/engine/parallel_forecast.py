@@ -92,8 +92,10 @@ def choice(found: Sequence[Forecast], now: Way, chosen_before: bool) -> Way | No
     return other if ways[now].request_s > gain * ways[other].request_s else None
 
 
-def in_words(found: Sequence[Forecast], now: Way, wished: str) -> str:
-    """Why the model runs as it does, for people; empty where nothing is predicted."""
+def in_words(found: Sequence[Forecast], now: Way, wished: str, to: Way | None = None) -> str:
+    """Why the model runs as it does, for people; empty where nothing is predicted. `to` is what `auto` changes
+    to, if it does.
+    """
     ways = {one.way: one for one in found}
     if not ways:
         return ""
@@ -104,9 +106,11 @@ def in_words(found: Sequence[Forecast], now: Way, wished: str) -> str:
         why = f'engine.parallel = "{wished}"'
     elif other.obstacle:
         why = f"{name[other.way]} cannot be: {other.obstacle}"
-    elif here.request_s > FIRST_GAIN * other.request_s:
+    elif to == other.way:
         when = "once nothing is generated, if all ranks reach each other"
         why = f"{name[other.way]} is predicted to be faster, and is taken {when}"
+    elif here.request_s > FIRST_GAIN * other.request_s:
+        why = f"{name[other.way]} is predicted to be faster, but not by enough to load the layers again"
     else:
         faster = "faster than" if here.request_s <= other.request_s else "about as fast as"
         why = f"predicted to be {faster} {name[other.way]}"
