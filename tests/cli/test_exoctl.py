@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -327,7 +328,7 @@ async def test_mesh_and_engine_are_shown_and_steered(exoctl: Exoctl) -> None:
         engine = await exoctl.run("engine")
         for arguments in (
             ("mesh", "renegotiate"),
-            ("engine", "load", "org/model"),
+            ("engine", "load", "--no-wait", "org/model"),
             ("engine", "unload"),
             ("engine", "drain"),
         ):
@@ -351,6 +352,31 @@ async def test_mesh_and_engine_are_shown_and_steered(exoctl: Exoctl) -> None:
     assert "rank 1  studio2  layers 4-7" in engine.out
     assert broken.code == ExitCode.DEGRADED
     assert "there is no such folder" in broken.out
+
+
+async def test_a_load_is_watched_to_its_outcome(exoctl: Exoctl) -> None:
+    async with served(exoctl) as daemon:
+
+        def now(state: EngineState, model: str, text: str = "") -> None:
+            engine = msgspec.structs.replace(daemon.status_now.engine, state=state, model=model, text=text)
+            daemon.status_now = msgspec.structs.replace(daemon.status_now, engine=engine)
+
+        now(EngineState.READY, "an/older")
+        loading = asyncio.create_task(exoctl.run("engine", "load", "org/model"))
+        async with asyncio.timeout(30):
+            while ("engine_load", "org/model") not in daemon.asked:  # noqa: ASYNC110 - a fake's plain field
+                await asyncio.sleep(0.01)
+        now(EngineState.LOADING, "org/model", "layer 3 of 8")
+        done, _ = await asyncio.wait([loading], timeout=1.5)
+        assert not done
+        now(EngineState.READY, "org/model")
+        ended = await loading
+        assert (ended.code, ended.out) == (0, "org/model is ready\n")
+        assert "org/model: layer 3 of 8" in ended.err
+        now(EngineState.FAILED, "bad/model", "there are no weights")
+        broken = await exoctl.run("engine", "load", "bad/model")
+        assert broken.code == ExitCode.DEGRADED
+        assert broken.out == "bad/model cannot be loaded: there are no weights\n"
 
 
 async def test_mesh_jaccl_prints_the_hostfile_or_why_there_is_none(exoctl: Exoctl) -> None:

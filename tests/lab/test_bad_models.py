@@ -108,7 +108,7 @@ def failed_with(words: str) -> Callable[[list[Status]], bool]:
 
 def load(pair: Cluster, model: str, number: int = 2) -> None:
     """From whichever node: the coordinator hears of it."""
-    pair.node(number).exoctl("engine", "load", model, check=True)
+    pair.node(number).exoctl("engine", "load", "--no-wait", model, check=True)
 
 
 def check_refusal(node: Node, words: str) -> str:
@@ -173,7 +173,7 @@ def test_a_folder_that_the_asked_node_cannot_read_is_refused_and_the_model_goes_
     spoil, _, words = CASES[case]
     for node in pair.nodes:
         spoil(lay_out(node))
-    refused = pair.node(2).exoctl("engine", "load", MODEL)
+    refused = pair.node(2).exoctl("engine", "load", "--no-wait", MODEL)
     assert refused.returncode == 1
     assert words in refused.stderr.replace(str(home(pair.node(2))), "~")
     assert "the model that runs goes on" in refused.stderr

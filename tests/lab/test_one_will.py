@@ -52,7 +52,7 @@ def test_a_typo_in_load_leaves_the_model_that_runs(pair: Cluster) -> None:
     pair.wait_until(lambda found: hosts(found, model), SERVES_WITHIN_S, "the named model on both")
     for node in pair.nodes:
         for typo in ("embedded:cuont", str(Path(model).with_name("raal"))):
-            done = node.exoctl("engine", "load", typo)
+            done = node.exoctl("engine", "load", "--no-wait", typo)
             assert done.returncode == 1, done.stdout + done.stderr
             assert "goes on" in done.stdout + done.stderr
     assert hosts(pair.statuses() or [], model)
@@ -74,14 +74,14 @@ def test_a_drain_on_any_node_is_refused_and_shown_by_both_until_the_next_load(pa
         assert node.request("GET", "/ready").status == 503
         body = {"messages": [{"role": "user", "content": "count from 1 to 3"}]}
         assert node.request("POST", "/v1/chat/completions", body, timeout_s=30.0).status == 503
-    assert pair.nodes[1 - place].exoctl("engine", "load", model).returncode == 0
+    assert pair.nodes[1 - place].exoctl("engine", "load", "--no-wait", model).returncode == 0
     pair.wait_until(lambda found: hosts(found, model), SERVES_WITHIN_S, "they serve again")
     for node in pair.nodes:
         assert numbers(node.chat(count_prompt(3, 12))) == list(range(3, 13))
 
 
 def test_a_model_loaded_by_command_outlives_the_coordinator(pair: Cluster) -> None:
-    assert pair.nodes[0].exoctl("engine", "load", "embedded:count").returncode == 0
+    assert pair.nodes[0].exoctl("engine", "load", "--no-wait", "embedded:count").returncode == 0
     statuses = pair.wait_until(lambda found: hosts(found, "embedded:count"), SERVES_WITHIN_S, "the loaded model")
     coordinator = next(
         node

@@ -211,14 +211,14 @@ def test_where_all_ports_are_taken_it_is_said_and_mended_without_a_restart(pair:
 
 def test_a_model_that_is_not_there_is_refused(pair: Cluster) -> None:
     node = pair.node(1)
-    refused = node.exoctl("engine", "load", "/no/such/model")
+    refused = node.exoctl("engine", "load", "--no-wait", "/no/such/model")
     assert (refused.returncode, "/no/such/model does not exist" in refused.stderr) == (1, True)
     assert refusal(node) == "", "the model that runs goes on"
     shutil.copytree(model_folder("embedded:count"), node.folder / "home" / "mine")
-    node.exoctl("engine", "load", "~/mine", check=True)
+    node.exoctl("engine", "load", "--no-wait", "~/mine", check=True)
     wait_refused(pair, "~/mine does not exist")
     assert "~/mine does not exist" in wait_for_failure(node, "load")["text"]
-    node.exoctl("engine", "load", "embedded:count", check=True)
+    node.exoctl("engine", "load", "--no-wait", "embedded:count", check=True)
 
 
 def test_two_folders_of_one_name_with_different_files_are_refused(pair: Cluster) -> None:
@@ -226,10 +226,10 @@ def test_two_folders_of_one_name_with_different_files_are_refused(pair: Cluster)
         folder = node.folder / "home" / "count"
         shutil.copytree(model_folder("embedded:count"), folder)
     spoil_weights(folder)
-    pair.node(1).exoctl("engine", "load", MODEL, check=True)
+    pair.node(1).exoctl("engine", "load", "--no-wait", MODEL, check=True)
     wait_refused(pair, "different files")
     assert "ranks differ" in wait_for_failure(pair.node(1), "model")["text"]
-    pair.node(1).exoctl("engine", "load", "embedded:count", check=True)
+    pair.node(1).exoctl("engine", "load", "--no-wait", "embedded:count", check=True)
 
 
 def spoil_weights(folder: Path) -> None:

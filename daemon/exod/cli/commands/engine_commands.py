@@ -26,6 +26,7 @@ def register(commands: Commands) -> None:
     engine.add("status", engine_status)
     load = engine.add("load", engine_load)
     load.add_argument("model", metavar="MODEL", help="a folder, a Hugging Face repo id, or embedded:count")
+    load.add_argument("--no-wait", action="store_true", help="return once the daemon has been told")
     engine.add("unload", engine_unload)
     engine.add("drain", engine_drain)
     native = engine.add("native", engine_native)
@@ -122,11 +123,16 @@ def _engine_code(report: EngineReport) -> ExitCode:
     return ExitCode.DEGRADED if report.engine.state in troubled else ExitCode.OK
 
 
-def engine_load(shell: Shell, model: str) -> ExitCode:
-    """Loads a model on all nodes, in place of the present one."""
+def engine_load(shell: Shell, model: str, no_wait: bool) -> ExitCode:
+    """Loads a model on all nodes, in place of the present one, and waits until it answers or has failed."""
+    from exod.cli.commands.model_load import load_and_watch
+
     if model.startswith(("./", "../")):
         model = os.path.abspath(model)  # as the shell means it, not where the daemon was started
-    return run_command(shell, "engine_load", model=model)
+    if no_wait:
+        return run_command(shell, "engine_load", model=model)
+    with shell.daemon() as daemon:
+        return load_and_watch(shell, daemon, model)
 
 
 def engine_unload(shell: Shell) -> ExitCode:
