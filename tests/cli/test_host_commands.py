@@ -232,3 +232,16 @@ async def test_the_key_is_rotated_and_a_node_removed_by_its_name(exoctl: Exoctl)
     assert invited.out == "exod2-word\n"
     assert for_ever.code == ExitCode.USAGE
     assert daemon.asked == [("cluster_rotate",), ("cluster_remove", PEER), ("cluster_invite", 600.0, True)]
+
+
+async def test_each_command_of_the_key_says_what_a_restart_is_needed_for(exoctl: Exoctl) -> None:
+    quiet = await exoctl.run("cluster", "init", bare=True)
+    assert "restart" not in quiet.out
+    socket_file = key_file(exoctl).with_name("exod.sock")
+    socket_file.touch()
+    made = await exoctl.run("cluster", "init", "--replace", bare=True)
+    renewed = await exoctl.run("cluster", "renew-identity", bare=True)
+    for ended in (made, renewed):
+        assert "until you restart it" in ended.out
+    as_json = await exoctl.run("cluster", "init", "--replace", "--json", bare=True)
+    assert json.loads(as_json.out)["restart_needed"] is True

@@ -107,11 +107,19 @@ def renew_identity(shell: Shell) -> ExitCode:
         text = "there was no identity yet; the first start makes one"
     else:
         text = f"the identity before is in {aside}; the next start of exod makes a new one"
+    restart = _restart_text(config)
     if shell.as_json:
-        shell.show_value({"text": text, "moved_aside": str(aside) if aside else None})
+        done = {"text": text, "moved_aside": str(aside) if aside else None, "restart_needed": bool(restart)}
+        shell.show_value(done)
     else:
-        shell.show([text])
+        shell.show([text, restart] if restart else [text])
     return ExitCode.OK
+
+
+def _restart_text(config: Config) -> str:
+    """What a running daemon needs for it; empty where none runs."""
+    runs = config.control_socket.exists()
+    return "exod runs here and goes on as before until you restart it: do that now" if runs else ""
 
 
 def _config(shell: Shell) -> Config:
@@ -140,8 +148,22 @@ def show(shell: Shell) -> ExitCode:
     if shell.as_json:
         shell.show_json(data)
     else:
-        shell.show(cluster_screen(understood(data, ClusterReport), shell.paint()))
+        report = understood(data, ClusterReport)
+        shell.show([*cluster_screen(report, shell.paint()), *_other_key_in_file(report)])
     return ExitCode.OK
+
+
+def _other_key_in_file(report: ClusterReport) -> list[str]:
+    """Says so where the daemon runs with another key than its file holds by now."""
+    from exod.peers.trust import key_fingerprint, read_key
+
+    try:
+        written = key_fingerprint(read_key(Path(report.key_file)))
+    except TrustError:
+        return []
+    if written == report.key_fingerprint:
+        return []
+    return [f"the key file holds another key by now ({written}): restart exod here, and it takes that one over"]
 
 
 def _report_of_file(config: Config) -> ClusterReport:
@@ -179,6 +201,7 @@ def invite(shell: Shell, for_s: str | None, once: bool) -> ExitCode:
         print(
             "run on the other machine: exoctl cluster join, which asks for it and does not show it", file=sys.stderr
         )
+        print("an exod that runs there takes it over when it is restarted; none has to be here", file=sys.stderr)
         print("it is the cluster's secret: show it to nobody else", file=sys.stderr)
     return ExitCode.OK
 
@@ -269,9 +292,10 @@ def _tell(shell: Shell, config: Config, key: bytes, what: str, aside: Path | Non
     file = config.cluster.key_file
     if shell.as_json:
         done = {"text": what, "key_file": str(file), "key_fingerprint": key_fingerprint(key)}
-        shell.show_value({**done, "moved_aside": str(aside) if aside else None})
+        restart_needed = bool(_restart_text(config))
+        moved = {"moved_aside": str(aside) if aside else None, "restart_needed": restart_needed}
+        shell.show_value({**done, **moved})
         return
     lines = [f"{what}: {key_fingerprint(key)} in {file}"]
     lines += [f"the key before it is in {aside}"] if aside else []
-    lines += ["a running exod takes it over at its next start"] if config.control_socket.exists() else []
-    shell.show(lines)
+    shell.show([*lines, restart] if (restart := _restart_text(config)) else lines)
