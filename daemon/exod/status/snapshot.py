@@ -25,6 +25,7 @@ from exod.core.engine.engine_messages import RankPhase, RankStatus
 from exod.core.engine.rank.sync_watch import wait_text
 from exod.core.node import NodeCore
 from exod.core.status.health import Downloading, HealthInput, HealthJudge, HealthSnapshot
+from exod.core.status.ring_versions import version_facts
 from exod.core.status.serving import EngineFacts, ServiceVerdict, serving
 from exod.core.status.view import LinkView, NodeView, PathView
 from exod.daemon_api.model_lines import DownloadLine, ModelLine, model_line
@@ -202,7 +203,11 @@ class StatusBuilder:
             edge_of=self._failed_edge()[0],
             mqtt_text=mqtt.text if mqtt.state == "connecting" else "",
             wired_text=self.wired(),
-            found=(*self.record.found, *(fact for part in self.found for fact in part())),
+            found=(
+                *self.record.found,
+                *version_facts(self.rank_statuses(), self.names()),
+                *(fact for part in self.found for fact in part()),
+            ),
         )
 
     def engine_facts(self) -> EngineFacts:

@@ -159,7 +159,8 @@ def _facts(given: HealthInput, known: frozenset[Key]) -> Iterator[Fact]:
     yield from node_facts(view, skewed)
     yield from _wish_facts(view)
     # Of a node that is down, or that speaks another version, its paths say nothing new.
-    mute = skewed | {node.id for node in view.nodes if node.state is NodeState.DOWN or node.skew}
+    live = {node.id for node in view.nodes if node.state is NodeState.UP}
+    mute = (skewed - live) | {node.id for node in view.nodes if node.state is NodeState.DOWN or node.skew}
     for link in view.links:
         if link.peer not in mute:
             lossy = LOSSY_NO_MORE if ("link_lossy", link.peer) in known else LOSSY
