@@ -14,7 +14,7 @@ import pytest
 
 from exod.model import NodeId
 from exod.model_transfer.file_hashes import FileHashes
-from exod.model_transfer.file_server import MAX_PER_NODE, FileServer
+from exod.model_transfer.file_server import MAX_CONNECTIONS, MAX_PER_NODE, FileServer
 from exod.model_transfer.model_places import (
     FileList,
     Offers,
@@ -188,6 +188,17 @@ def test_one_node_has_so_many_connections_and_its_oldest_gives_way(giver: Giver)
     finally:
         for connection in connections:
             connection.__exit__()
+
+
+def test_strangers_who_say_nothing_keep_no_member_out(giver: Giver) -> None:
+    giver.has_repository()
+    strangers = [socket.create_connection(("127.0.0.1", giver.port)) for _ in range(MAX_CONNECTIONS)]
+    try:
+        with giver.connect() as connection:
+            assert connection.files(MODEL, nothing).commit == COMMIT
+    finally:
+        for stranger in strangers:
+            stranger.close()
 
 
 def list_of(**changes: object) -> Files:

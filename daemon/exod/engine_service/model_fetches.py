@@ -228,7 +228,7 @@ class ModelFetches:
             self._places[model] = here or await process.run()
         except ModelFolderError as error:
             outcome: ModelsInput = events.FetchFailed(model, error.code, str(error))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             outcome = events.FetchFailed(model, "download", f"{model} could not be fetched: {error}")
         else:
             outcome = events.FetchEnded(model)

@@ -71,11 +71,20 @@ class FileServer:
 
     def accepted(self, sock: socket.socket, source: str) -> None:
         with self._lock:
-            if self._closed or len(self._open) >= MAX_CONNECTIONS:
+            if self._closed or (len(self._open) >= MAX_CONNECTIONS and not self._drop_a_stranger()):
                 sock.close()
                 return
             self._open[sock] = None
         threading.Thread(target=self._serve, args=(sock,), name=f"files for {source}", daemon=True).start()
+
+    def _drop_a_stranger(self) -> bool:
+        """The oldest that has not proved to be of the cluster: a member is through in milliseconds."""
+        stranger = next((one for one, node in self._open.items() if node is None), None)
+        if stranger is None:
+            return False
+        del self._open[stranger]
+        shut(stranger)
+        return True
 
     def open(self) -> None:
         """Takes connections, also after `close`."""

@@ -24,6 +24,7 @@ from exod.model_transfer.file_hashes import FileHashes
 from exod.model_transfer.file_server import FileServer
 from exod.model_transfer.model_places import Offers
 from exod.model_transfer.peer_files import Credentials, Source
+from exod.model_transfer.transfer_messages import is_model_name
 from exod.peers.listeners import Listeners
 from exod.peers.trust import credentials, tls_contexts
 from exod.platform.system import Platform
@@ -124,7 +125,7 @@ class ModelSharing:
         self._listeners.follow(addresses)
 
     def peer_report(self, peer: NodeId, report: NodeReport) -> None:
-        self.fetches.feed(PullsHeard(report.pulls))
+        self.fetches.feed(PullsHeard(tuple(one for one in report.pulls if is_model_name(one.model))))
         self.fetches.feed(PeerFetches(peer, report.fetches))
 
     def follow(self, view: NodeView) -> None:
