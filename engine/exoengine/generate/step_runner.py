@@ -66,6 +66,8 @@ class StepRunner:
         self.policy.forbid_fast(CUDA_GRAPHS_DIFFER if mx.cuda.is_available() else self._group.no_graphs)
 
     def parted(self) -> None:
+        if self._group.waited_too_long:
+            self.policy.gave_up_in_a_graph()
         self._pipeline = None
 
     @property

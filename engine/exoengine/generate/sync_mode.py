@@ -71,6 +71,8 @@ class SyncPolicy:
         self._link = SyncChoice(safe=False, reason="")
         self._choice = NOTHING_MEASURED
         self._long_context = False
+        self._careful = 0
+        """So many steps more are safe because a fast one was given up in its wait."""
 
     @property
     def settings(self) -> SyncSettings:
@@ -90,6 +92,12 @@ class SyncPolicy:
             change = waited_s - self._last_s
             self._growth_s += GROWTH_WEIGHT * (change - self._growth_s)
         self._last_s = waited_s
+
+    def gave_up_in_a_graph(self) -> None:
+        """A fast step waited for a peer up to the deadline of its graph. The next group must not lose its steps so,
+        too: a machine that is busy now is busy a moment later, and a safe step's deadline follows what steps took.
+        """
+        self._careful = CALM_STEPS
 
     def forget(self) -> None:
         """Another group or another request: what was measured says little about what comes."""
@@ -133,6 +141,9 @@ class SyncPolicy:
         elif kv_tokens < limit_tokens * CONTEXT_SLACK:
             self._long_context = False
         danger = self._danger(kv_tokens)
+        if danger is None and self._careful:
+            self._careful -= 1
+            danger = "a fast step waited too long for another rank"
         if danger is not None:
             self._calm = 0
             return SyncChoice(safe=True, reason=danger)

@@ -125,6 +125,11 @@ class RingGroup:
                 return None
             return self._watch.stalled(self._senders, time.monotonic())
 
+    @property
+    def waited_too_long(self) -> bool:
+        """Did an operation inside a graph reach its deadline? Known until the group is left."""
+        return self._control is not None and bool(self._control.failed) and "deadline" in self._control.reason
+
     def check(self) -> None:
         """Raises RingLostError where an operation inside a graph failed, or the group was aborted: what was
         evaluated last may be of zeros then, and must not leave this rank.

@@ -121,3 +121,13 @@ def test_a_wait_inside_a_graph_ends_between_what_may_be_predicted_and_the_watchd
     assert 2.0 * WAIT_SHARE * 2 < graph_wait_s(settings) < 2.0
     forced = SyncSettings(sync="fast", watchdog_s=2.0)
     assert graph_wait_s(forced) == forced.chunk_deadline_s
+
+
+def test_a_fast_step_that_waited_too_long_keeps_the_next_groups_steps_safe_for_a_while() -> None:
+    policy = SyncPolicy(SyncSettings())
+    policy.gave_up_in_a_graph()
+    policy.forget()  # the next group
+    assert policy.choose(CONTEXT).safe
+    choices = measured(policy, *[0.001] * (3 * CALM_STEPS))
+    assert all(choices[: CALM_STEPS - 1])
+    assert not choices[-1], "a calm machine is fast again"
