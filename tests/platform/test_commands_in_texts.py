@@ -153,7 +153,11 @@ def unknown_commands(text: str) -> list[tuple[str, frozenset[str]]]:
     """Commands in this text that no row has (with no platform), and those that a row has, with its platforms."""
     found = []
     place = 0
+    ours = [match.span() for match in OURS.finditer(text)]
     while (match := COMMAND.search(text, place)) is not None:
+        if any(start < match.start() < end for start, end in ours):
+            place = match.end()  # `exoctl model rm` removes a model, not a file
+            continue
         rest = text[match.start() :]
         rows = [row for row in TABLE if rest.startswith(row) and ENDS.match(rest, len(row))]
         row = max(rows, key=len, default="")
@@ -202,6 +206,7 @@ def test_no_route_is_ever_added_on_a_mac() -> None:
         "chmod 600 {} && curl",
         "to look again: tccutil reset All com.exod.launcher",
         "first rm -r ~/Applications/exod.app",
+        "exoctl model rm x, or rm -r {}",
         "xattr -d com.apple.quarantine {}",
         "then `csrutil disable`, and restart",
         "python3 -m pip install exod",
