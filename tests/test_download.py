@@ -125,7 +125,7 @@ def test_unload_and_another_load_end_a_download(
     assert exoctl(config, "engine", "unload").returncode == 0
     until(lambda: not downloads(process), "the download ends")
     until(lambda: status(config).get("health") == "healthy", "nothing is wanted, nothing is wrong")
-    assert exoctl(config, "engine", "load", MODEL).returncode == 0
+    assert exoctl(config, "engine", "load", "--no-wait", MODEL).returncode == 0
     until(lambda: downloads(process), "it is downloaded again")
     assert exoctl(config, "engine", "load", "embedded:count").returncode == 0
     until(lambda: not downloads(process), "the download ends")
