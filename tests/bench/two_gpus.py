@@ -1,0 +1,313 @@
+"""Two GPUs of one host, a rank on each: `python -m tests.bench.two_gpus [--small] [--json FILE] [--only NAME ...]`.
+
+For a random Qwen2 of 0.9 and one of 7 billion parameters in bfloat16 it prints, and writes as JSON after each
+part: whether the tokens of two ranks (fast, safe, tensor) are those of one process, also over a cut; the time of a
+token and of a prefill, beside mlx-lm's own pipeline and `shard` over MLX's ring; tokens a second of 1 to 32 clients
+on one rank and on two, and the worst gap of a running answer beside a long prefill; and what `auto` predicts of
+each way. With one GPU both ranks share it; without any they run on the processor (with `--small`). A part that
+fails says so, and the next one begins. Nothing is asserted: the table is to be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import mlx.core as mx
+import msgspec
+
+from exod.core.engine.parallel_forecast import forecasts
+from exoengine.model_files.model_folder import inspect
+from exoengine.protocol import Abort, Aborted, Loaded, Serving, SyncSettings, TokenOut
+from tests.core.engine.engine_samples import A, B, a_plan, status
+from tests.engine.driver import Answer, Cluster, cluster, request
+from tests.engine.gpu import ALLOWED
+from tests.engine.gpu_batches import plain_rate, rate
+from tests.engine.models import QWEN2, write_model
+
+TOKENS: Final = 128
+PROMPT: Final = [(7 * index + 3) % 250 for index in range(64)]
+CUT_AT: Final = 60
+PREFILLS: Final = (2_048, 16_384)
+CLIENTS: Final = (1, 2, 4, 8, 16, 32)
+WITHIN_S: Final = 120.0
+"""A part takes seconds; one that hangs is given up by then."""
+
+MODELS: Final[dict[str, dict[str, int]]] = {
+    "0.9 billion": {"layers": 24, "hidden": 2048, "intermediate": 4864, "heads": 32, "kv": 4},
+    "7 billion": {"layers": 28, "hidden": 4096, "intermediate": 16384, "heads": 32, "kv": 4},
+}
+SMALL: Final = {"small": {"layers": 4, "hidden": 128, "intermediate": 256, "heads": 4, "kv": 2}}
+SMALL_PREFILLS: Final = (128, 512)
+
+WAYS: Final = ("alone", "pipeline, fast", "pipeline, safe", "tensor, fast")
+
+Found = dict[str, Any]
+
+
+class Bench:
+    """One model: its folder, and ranks that hold it as each way wants."""
+
+    def __init__(self, folder: Path, layers: int, prefills: tuple[int, ...], found: Found) -> None:
+        self.folder, self.layers, self.prefills, self.found = folder, layers, prefills, found
+
+    def hold(self, ranks: Cluster, way: str, sequences: int = 1) -> list[Loaded]:
+        sync = SyncSettings(sync="safe" if way.endswith("safe") else "fast", step_deadline_s=30.0)
+        serving, half = Serving(sequences), self.layers // 2
+        if way == "alone":
+            said = ranks.load(self.folder, [self.layers], sync, serving=serving)
+        elif way.startswith("tensor"):
+            said = ranks.load_parts(self.folder, 2, self.layers, sync, serving=serving)
+        else:
+            said = ranks.load(self.folder, [half, self.layers - half], sync, serving=serving)
+        held = [one for one in said if isinstance(one, Loaded)]
+        assert len(held) == len(said), said
+        return held
+
+    # --- the parts ------------------------------------------------------------------------------------------
+
+    def tokens_and_times(self, ranks: Cluster) -> None:
+        """Equal tokens, a token's time, prefills, and a cut in mid-answer, each way."""
+        expected: list[int] = []
+        for way in WAYS:
+            self.hold(ranks, way)
+            ranks.form()
+            answer(ranks, PROMPT, TOKENS)  # what is compiled once is compiled
+            tokens, token_s, _ = answer(ranks, PROMPT, TOKENS)
+            expected = expected or tokens
+            self._say(way, "tokens", same(expected, tokens))
+            self._say(way, "ms a token", round(token_s * 1000, 3))
+            for length in self.prefills:
+                _, _, prefill_s = answer(ranks, [(5 * at + length) % 250 for at in range(length)], 2)
+                self._say(way, f"s to prefill {length}", round(prefill_s, 4))
+            if way != "alone":
+                self._say(way, "tokens over a cut", same(expected, cut_answer(ranks)))
+
+    def forecast(self, ranks: Cluster) -> None:
+        """What `auto` would predict of each way, from what the ranks measured when they formed."""
+        for way in ("pipeline, fast", "tensor, fast"):
+            held = self.hold(ranks, way)
+            formed = ranks.form()
+            statuses = [
+                status(node, layers=one.layers, parts=one.parts, costs=one.step_costs, edges=group.edge_costs)
+                for node, one, group in zip((A, B), held, formed, strict=True)
+            ]
+            plan = msgspec.structs.replace(a_plan(A, B), memory_mib=(1 << 20, 1 << 20))
+            for one in forecasts(plan, inspect(self.folder), statuses):
+                self._say(f"predicted while {way} runs", f"{one.way}: ms a token", round(one.token_s * 1000, 3))
+
+    def clients(self, ranks: Cluster) -> None:
+        """Tokens a second of many at once, and the gap beside a long prefill."""
+        for way in ("alone", "pipeline, fast", "tensor, fast"):
+            self.hold(ranks, way, max(CLIENTS) + 1)
+            ranks.form()
+            rate(ranks, 1)
+            for count in CLIENTS:
+                self._say(way, f"tokens/s of {count}", round(rate(ranks, count), 1))
+            self._say(way, f"ms: worst gap beside a prefill of {self.prefills[-1]}", self._worst_gap(ranks))
+        plain_rate(self.folder, 1)
+        for count in CLIENTS:
+            self._say("mlx-lm, batched", f"tokens/s of {count}", round(plain_rate(self.folder, count), 1))
+
+    def _worst_gap(self, ranks: Cluster) -> float:
+        running, length = request(PROMPT, 400), self.prefills[-1]
+        ranks.begin(running)
+        ranks.ranks[0].expect(
+            TokenOut,
+            where=lambda said: said.request_id == running.request_id and said.index >= 20,
+            within_s=WITHIN_S,
+        )
+        times: list[float] = []
+        long = request([(3 * at + length) % 250 for at in range(length)], 1)
+        ranks.begin(long)
+        until, seen = time.monotonic() + WITHIN_S, len(ranks.ranks[0].seen)
+        while time.monotonic() < until:
+            told = ranks.ranks[0].seen[seen:]
+            seen += len(told)
+            times += [time.monotonic() for said in told if getattr(said, "request_id", "") == running.request_id]
+            if any(isinstance(said, TokenOut) and said.request_id == long.request_id for said in told):
+                break
+            time.sleep(0.0005)
+        ranks.finish(running.request_id, WITHIN_S)
+        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+        return round(max(gaps, default=0.0) * 1000, 1)
+
+    def mlx_lm(self, _: Cluster) -> None:
+        """mlx-lm alone, its pipeline, and its shard over MLX's ring."""
+        for way, size, mode in (("alone", 1, ""), ("pipeline", 2, "pipeline"), ("shard", 2, "shard")):
+            with peers(self.folder, size, mode) as processes:
+                ask(processes, 64, TOKENS, 0)
+                rest_s = ask(processes, 64, TOKENS, 1)[1]
+                self._say(f"mlx-lm {way}", "ms a token", round(rest_s / (TOKENS - 1) * 1000, 3))
+                for length in self.prefills:
+                    first_s = ask(processes, length, 1, 2)[0]
+                    self._say(f"mlx-lm {way}", f"s to prefill {length}", round(first_s, 4))
+
+    def _say(self, way: str, what: str, figure: object) -> None:
+        self.found.setdefault(way, {})[what] = figure
+        print(f"  {way:34} {what:44} {figure}", flush=True)
+
+
+def answer(ranks: Cluster, prompt: list[int], tokens: int) -> tuple[list[int], float, float]:
+    """Its tokens, the seconds of a token after the first, and those of the prefill."""
+    asked = request(prompt, tokens)
+    ranks.begin(asked)
+    first = ranks.finish(asked.request_id, WITHIN_S)[0]
+    assert isinstance(first, Answer), first
+    assert first.finished is not None
+    return first.tokens, first.finished.decode_s / max(1, len(first.tokens) - 1), first.finished.prefill_s
+
+
+def wait_for(ranks: Cluster, request_id: str, index: int) -> None:
+    """Until a request's token `index` is here."""
+    ranks.ranks[0].expect(
+        TokenOut, where=lambda said: said.request_id == request_id and said.index >= index, within_s=WITHIN_S
+    )
+
+
+def cut_answer(ranks: Cluster) -> list[int]:
+    asked = request(PROMPT, TOKENS)
+    ranks.begin(asked)
+    wait_for(ranks, asked.request_id, CUT_AT)
+    ranks.ranks[1].send(Abort("the bench cuts a link"))
+    for rank in ranks.ranks[: len(ranks.loads)]:
+        rank.expect(Aborted, within_s=WITHIN_S)
+    ranks.form()
+    first = ranks.finish(asked.request_id, WITHIN_S)[0]
+    assert isinstance(first, Answer), first
+    return first.tokens
+
+
+def same(expected: list[int], tokens: list[int]) -> str:
+    if tokens == expected:
+        return "equal"
+    at = next((at for at, pair in enumerate(zip(expected, tokens, strict=False)) if pair[0] != pair[1]), -1)
+    return f"DIFFERENT from token {at} on"
+
+
+@contextmanager
+def peers(folder: Path, size: int, mode: str) -> Iterator[list[subprocess.Popen[str]]]:
+    hosts = folder.parent / f"hosts-{mode or 'alone'}.json"
+    base = 23_000 + os.getpid() % 4_000
+    hosts.write_text(json.dumps([[f"127.0.0.1:{base + place}"] for place in range(size)]))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.bench.engine_peer", str(folder), str(size), *([mode] if mode else [])],
+            env=os.environ | {"MLX_HOSTFILE": str(hosts), "MLX_RANK": str(place)} | visible(place),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )
+        for place in range(size)
+    ]  # fmt: skip
+    stop = f"sleep {WITHIN_S:.0f}; kill -9 {' '.join(str(process.pid) for process in processes)} 2>/dev/null"
+    guard = subprocess.Popen(["sh", "-c", stop], start_new_session=True)
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n", "mlx-lm could not be started"
+        yield processes
+    finally:
+        guard.kill()
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def ask(processes: list[subprocess.Popen[str]], tokens: int, steps: int, seed: int) -> tuple[float, float]:
+    """Seconds to the first token and for the others, of the slowest. AssertionError where one has ended."""
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(f"{tokens} {steps} {seed}\n")
+        process.stdin.flush()
+    slowest = [0.0, 0.0]
+    for process in processes:
+        assert process.stdout is not None
+        said = process.stdout.readline().split()
+        assert len(said) == 2, "mlx-lm ended, or hung and was ended"
+        slowest = [max(pair) for pair in zip(slowest, map(float, said), strict=True)]
+    return slowest[0], slowest[1]
+
+
+def gpus() -> int:
+    """How many GPUs this host shows; 0 where MLX computes on the processor."""
+    if mx.default_device() != mx.Device(mx.gpu):
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return max(1, len(listed.stdout.splitlines()))
+
+
+def visible(rank: int) -> dict[str, str]:
+    return {"CUDA_VISIBLE_DEVICES": str(rank % gpus())} if gpus() else {}
+
+
+def hosts() -> list[tuple[list[str], str]]:
+    return [(["env", *(f"{key}={value}" for key, value in visible(rank).items())], "127.0.0.1") for rank in (0, 1)]
+
+
+def written(place: Path, name: str, sizes: dict[str, int]) -> Path:
+    config = {
+        **QWEN2,
+        "num_hidden_layers": sizes["layers"],
+        "hidden_size": sizes["hidden"],
+        "intermediate_size": sizes["intermediate"],
+        "num_attention_heads": sizes["heads"],
+        "num_key_value_heads": sizes["kv"],
+        "max_position_embeddings": 32_768,
+    }
+    return write_model(place / name.replace(" ", "-"), config, dtype=mx.bfloat16)
+
+
+def tried(part: Callable[[Cluster], None], place: Path, found: Found) -> None:
+    """Each part has ranks of its own: what one left behind is not the next one's trouble."""
+    begun = time.monotonic()
+    try:
+        with cluster(place, 2, hosts=hosts(), prelude=ALLOWED) as ranks:
+            part(ranks)
+    except Exception as error:  # the next part may still be measured
+        traceback.print_exc(limit=4)
+        found.setdefault("failed", {})[part.__name__] = f"{type(error).__name__}: {error}"[:500]
+    found.setdefault("seconds", {})[part.__name__] = round(time.monotonic() - begun, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.two_gpus")
+    parser.add_argument("--small", action="store_true", help="a model that a processor can run")
+    parser.add_argument("--json", type=Path, help="where the figures are written")
+    parser.add_argument("--only", nargs="*", default=[], help="parts: tokens_and_times forecast clients mlx_lm")
+    parser.add_argument("--model", default="", help="one of the models alone")
+    options = parser.parse_args()
+    models = SMALL if options.small else MODELS
+    found: Found = {"device": str(mx.default_device()), "gpus": gpus(), "mlx": metadata.version("mlx")}
+    print(f"{found['device']}, {found['gpus']} GPUs, MLX {found['mlx']}", flush=True)
+    for name, sizes in models.items():
+        if options.model not in ("", name):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder)
+            bench = Bench(
+                written(place, name, sizes),
+                sizes["layers"],
+                SMALL_PREFILLS if options.small else PREFILLS,
+                found.setdefault(name, {}),
+            )
+            print(name, flush=True)
+            for part in (bench.tokens_and_times, bench.forecast, bench.clients, bench.mlx_lm):
+                if not options.only or part.__name__ in options.only:
+                    tried(part, place, bench.found)
+                    if options.json is not None:
+                        options.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
