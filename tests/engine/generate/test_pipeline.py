@@ -44,7 +44,7 @@ def stepped(pipeline: Pipeline, caches: StageCaches) -> None:
     """A safe step of decode."""
     step = Step(0, caches.position, 1, SINGLY, 0, True, 0)
     sampler = Sampler(Sampling(), VOCAB)
-    pipeline.run(step, [5], caches, lambda logits: sampler.draw(logits, [5], 0), -1, True, None, lambda: None)
+    pipeline.run(step, [[5]], caches, lambda logits: sampler.draw(logits, [5], 0), [-1], True, None, lambda: None)
 
 
 @dataclasses.dataclass
@@ -99,19 +99,19 @@ def test_a_step_that_was_begun_ahead_draws_the_same(tmp_path: Path) -> None:
         draw = partial(sampler.draw, history=list(sequence), step=index)
         begun: list[Pass] = []
         result = pipeline.run(
-            step, sequence[-1:], caches, draw, -1, False, ahead,
+            step, [sequence[-1:]], caches, draw, [-1], False, ahead,
             lambda begun=begun: begun.append(pipeline.run_ahead(False, caches)),
         )  # fmt: skip
         (ahead,) = begun
         assert ahead.start == index + 1
-        sequence.append(result.drawn.token)
+        sequence.append(result.drawn[0].token)
     assert sequence[1:] == expected
     caches.roll_back(3)
     again = pipeline.run(
-        Step(0, 3, 1, SINGLY, 3, False, 0), sequence[-1:], caches,
-        partial(sampler.draw, history=sequence, step=3), -1, False, None, lambda: None,
+        Step(0, 3, 1, SINGLY, 3, False, 0), [sequence[-1:]], caches,
+        partial(sampler.draw, history=sequence, step=3), [-1], False, None, lambda: None,
     )  # fmt: skip
-    assert again.drawn.token == undisturbed(tmp_path / "model", [5], 4)[3]
+    assert again.drawn[0].token == undisturbed(tmp_path / "model", [5], 4)[3]
 
 
 def test_a_model_that_reads_its_own_values_gets_its_input_first(
@@ -146,7 +146,9 @@ def test_a_safe_step_begins_with_its_first_layer(
         "exoengine.generate.pipeline.begin_evaluation", lambda arrays: begun.extend(array.shape for array in arrays)
     )
     draw = partial(sampler.draw, history=[5], step=0)
-    pipeline.run(Step(0, 0, 1, SINGLY, 0, safe, 0), [5], stage.new_caches(), draw, -1, False, None, lambda: None)
+    pipeline.run(
+        Step(0, 0, 1, SINGLY, 0, safe, 0), [[5]], stage.new_caches(), draw, [-1], False, None, lambda: None
+    )
     assert begun == ([(1, 1, 64)] if safe else [])
 
 
@@ -167,7 +169,7 @@ def test_a_prefill_runs_nothing_of_the_last_layer_but_its_cache(
 
     monkeypatch.setattr(layer, "__call__", watched)
     caches = stage.new_caches()
-    pipeline.run(Step(0, 0, 3, 128, -1, True, 0), [5, 6, 7], caches, None, -1, False, None, lambda: None)
+    pipeline.run(Step(0, 0, 3, 128, -1, True, 0), [[5, 6, 7]], caches, None, [-1], False, None, lambda: None)
     assert not is_pending(caches.arrays())
     assert is_pending(outs[-1:])
 
@@ -194,7 +196,7 @@ def test_the_switch_is_turned_before_a_step_is_evaluated(
     draw = partial(sampler.draw, history=[5], step=0)
     ahead = pipeline.build(5, safe, caches, draw) if builds_ahead else None
     assert switch.turns == []
-    pipeline.run(Step(0, 0, 1, SINGLY, 0, safe, 0), [5], caches, draw, -1, False, ahead, lambda: None)
+    pipeline.run(Step(0, 0, 1, SINGLY, 0, safe, 0), [[5]], caches, draw, [-1], False, ahead, lambda: None)
     assert switch.turns == [not safe]
 
 

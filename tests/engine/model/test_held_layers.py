@@ -142,7 +142,7 @@ def test_what_is_held_and_what_mlx_keeps_is_reckoned_as_available(
     load(Load(str(deep), 0, 12), lambda *_: None, held)
     with pytest.raises(loading.ModelFolderError, match="available"):
         load(Load(str(deep), 0, 12), lambda *_: None)
-    assert kept_by_mlx == [0, 0]
+    assert kept_by_mlx == [0, 0, 0]  # the second load counts the room of its KV caches as well
 
 
 def test_a_worker_follows_the_next_load_at_once(tmp_path: Path, deep: Path) -> None:
