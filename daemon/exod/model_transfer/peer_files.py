@@ -42,8 +42,6 @@ SILENCE_S: Final = 6.0
 POLL_S: Final = 0.5
 """How often a node is asked what it has, while it may still be fetching it itself."""
 
-RECEIVE_BUFFER_BYTES: Final = 4 << 20
-
 
 class RefusedError(Exception):
     """The node does not give it; the text is the node's."""
@@ -85,7 +83,6 @@ class PeerConnection:
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
             sock.settimeout(CONNECT_S)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
             if source.local:
                 bind_where_allowed(sock, source.interface)
                 sock.bind((source.local, 0))
