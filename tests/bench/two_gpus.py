@@ -90,6 +90,7 @@ class Bench:
             self._say(way, "tokens", same(expected, tokens))
             self._say(way, "ms a token", round(token_s * 1000, 3))
             for length in self.prefills:
+                answer(ranks, [(3 * at + length) % 250 for at in range(length)], 2)  # kernels for these lengths
                 _, _, prefill_s = answer(ranks, [(5 * at + length) % 250 for at in range(length)], 2)
                 self._say(way, f"s to prefill {length}", round(prefill_s, 4))
             if way != "alone":

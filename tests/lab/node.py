@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import secrets
+import shlex
 import signal
 import subprocess
 import sys
@@ -74,6 +75,8 @@ class Node:
         self.process: subprocess.Popen[Any] | None = None
         self.environment: dict[str, str] = {}
         """Beside this process's own, for the daemon's next start."""
+        self.hidden: list[Path] = []
+        """Folders of the disk that all hosts of the lab share, and that this one's next daemon does not have."""
         self.data_dir.mkdir(parents=True, mode=0o700)
         key_file = self.data_dir / "cluster.key"
         key_file.touch(mode=0o600)
@@ -111,12 +114,19 @@ class Node:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("EXOD_")}
         with self.log_file.open("ab") as log:
             self.process = self.host.popen(
-                [BIN / "exod", "run", "--config", self.config_file],
+                [*self._without_hidden(), BIN / "exod", "run", "--config", self.config_file],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment | {"PYTHONUNBUFFERED": "1"} | self.environment,
             )
+
+    def _without_hidden(self) -> list[str]:
+        """A process in a namespace has its own mounts, too: an empty disk lies over each hidden folder."""
+        if not self.hidden:
+            return []
+        mounts = "; ".join(f"mount -t tmpfs none {shlex.quote(str(folder))}" for folder in self.hidden)
+        return ["sh", "-ec", f'{mounts}; exec "$@"', "sh"]
 
     def kill9(self) -> None:
         """The daemon dies at once. Its workers are processes of their own and are left as they are."""

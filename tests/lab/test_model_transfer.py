@@ -167,10 +167,20 @@ def test_a_copy_that_is_damaged_is_thrown_away_and_told_in_one_line(pair: Cluste
     assert has_all(second, hub), "the hub gives what no node has right"
 
 
-def test_a_folder_is_copied_to_the_node_that_lacks_it_and_loaded_there(pair: Cluster, tmp_path: Path) -> None:
+def test_a_folder_is_copied_to_the_node_that_lacks_it_and_loaded_there(pair: Cluster) -> None:
     first, second = pair.nodes
     folder = first.folder / "mine"
     shutil.copytree(model_folder("embedded:count"), folder)
-    assert first.exoctl("model", "pull", str(folder), "--json", timeout_s=WITHIN_S).returncode == 0
+    second.terminate()
+    second.hidden = [first.folder]
+    start(pair, second)
+    before = second.host.counters("bridge0").rx_bytes
+    done = first.exoctl("model", "pull", str(folder), "--all", "--json", timeout_s=WITHIN_S)
+    assert done.returncode == 0, done.stdout + done.stderr
     states = {line["node_name"]: line["state"] for line in second.status()["models"]}
     assert states == {"studio1": "here", "studio2": "here"}
+    assert second.host.counters("bridge0").rx_bytes - before > sum(file.stat().st_size for file in folder.iterdir())
+    loaded = first.exoctl("engine", "load", str(folder), timeout_s=WITHIN_S)
+    assert loaded.returncode == 0, loaded.stdout + loaded.stderr
+    engine = second.status()["engine"]
+    assert (engine["state"], len(engine["ranks"])) == ("ready", 2), "studio2 computes from its copy"
