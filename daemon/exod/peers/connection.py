@@ -181,3 +181,23 @@ def surplus(pool: Sequence[Connection], me: NodeId) -> list[Connection]:
         first, *others = sorted(same, key=lambda c: (c.dialled != lower_dials, c.opened_at))
         found += [one for one in others if one.dialled or first.dialled]
     return found
+
+
+class CardOrder:
+    """Which of a peer's cards is its newest: a card goes over every connection, and the slow ones bring old news.
+
+    What left first over a VPN of 50 ms arrives after what left later over the cable. One entry for each peer that
+    was ever connected: members alone, so a few dozen.
+    """
+
+    def __init__(self) -> None:
+        self._newest: dict[NodeId, tuple[int, int]] = {}
+        """Incarnation and revision."""
+
+    def is_news(self, card: NodeCard, revision: int) -> bool:
+        """False where a later card of the same life came before. 0 from a daemon that numbers none."""
+        incarnation, newest = self._newest.get(card.id, (card.incarnation, 0))
+        if incarnation == card.incarnation and revision and revision < newest:
+            return False
+        self._newest[card.id] = (card.incarnation, revision)
+        return True

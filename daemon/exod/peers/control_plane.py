@@ -20,7 +20,7 @@ import structlog
 from exod.core.base.facts import Fact
 from exod.daemon_api.shared_tick import until_next
 from exod.model import MAX_SHOWN, NodeCard, NodeId
-from exod.peers.connection import MAX_CONNECTIONS_PER_PEER, Connection, surplus
+from exod.peers.connection import MAX_CONNECTIONS_PER_PEER, CardOrder, Connection, surplus
 from exod.peers.dial_targets import Target, contact_targets
 from exod.peers.handshakes import HANDSHAKE_S, MAX_HANDSHAKES, Handshakes
 from exod.peers.listeners import Listeners
@@ -98,6 +98,8 @@ class ControlPlane:
         self._on_card, self._on_message = on_card, on_message
         self._on_connected, self._on_disconnected = on_connected, on_disconnected
         self._card: NodeCard | None = None
+        self._revision = 1
+        self._card_order = CardOrder()
         self._listeners = Listeners(platform, MAX_HANDSHAKES, self._accepted)
         self._connections: dict[NodeId, list[Connection]] = {}
         self._handshakes = Handshakes(
@@ -165,7 +167,8 @@ class ControlPlane:
         self._listeners.follow(card.addresses)
         if changed:
             self._own.clear()
-            data = encode(CardUpdate(card))
+            self._revision += 1
+            data = encode(CardUpdate(card, self._revision))
             for connection in self._all():
                 connection.send(data)
             self._reconcile()
@@ -388,7 +391,7 @@ class ControlPlane:
         if self._membership.opened(connection):
             self._set_patience(connection)
             number = self._membership.core.current.number
-            connection.send(encode(self.newcomers.greeting(self._card, number)))
+            connection.send(encode(self.newcomers.greeting(self._card, number, self._revision)))
 
     def received(self, connection: Connection, message: ControlMessage | UnknownMessage | ForeignGreeting) -> None:
         match message:
@@ -413,8 +416,8 @@ class ControlPlane:
                 log.debug("message_unknown", peer=connection.peer, kind=printable(tag, 64))
             case _ if connection.on_trial:
                 pass
-            case CardUpdate(card=card):
-                if card.id == connection.peer:
+            case CardUpdate(card=card, revision=revision):
+                if card.id == connection.peer and self._card_order.is_news(card, revision):
                     for other in self._connections.get(connection.peer, ()):
                         other.card = card
                     self._note_pools_changed()
@@ -436,7 +439,9 @@ class ControlPlane:
     def admit(self, connection: Connection, greeting: Greeting) -> None:
         """Takes a connection into the pool of its peer, whose present life it is of."""
         assert connection.peer is not None
-        connection.card = card = greeting.card
+        is_news = self._card_order.is_news(greeting.card, greeting.revision)
+        known = self._connections.get(connection.peer)
+        connection.card = card = greeting.card if is_news or not known else known[0].card or greeting.card
         self._rumours.drop((address, card.mesh_port) for address in _addresses(card))
         self._end_earlier_life(connection.peer, card.incarnation)
         pool = self._connections.setdefault(connection.peer, [])

@@ -81,11 +81,10 @@ class Newcomers:
         """Does this node stay out of the mesh, because its twin is in it?"""
         return time.monotonic() < self._yields_until
 
-    def greeting(self, card: NodeCard, key_number: int) -> Greeting:
+    def greeting(self, card: NodeCard, key_number: int, revision: int) -> Greeting:
         self._card = card
-        return Greeting(
-            CONTROL_PROTOCOL, card, key_number, self.life, joined=bool(self._plane.peers()), guest=self.yields
-        )
+        joined = bool(self._plane.peers())
+        return Greeting(CONTROL_PROTOCOL, card, key_number, self.life, joined, self.yields, revision)
 
     def takes(self, connection: Connection, greeting: Greeting) -> bool:
         """Is this greeting dealt with here? Else whoever sent it is a peer like any other."""

@@ -35,10 +35,14 @@ class Greeting(msgspec.Struct, frozen=True, tag="greeting"):
     """Is the sender connected to any peer?"""
     guest: bool = False
     """It does not join: it asks whether its twin is still there."""
+    revision: Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNTER)] = 0
+    """Of the card, as in CardUpdate."""
 
 
 class CardUpdate(msgspec.Struct, frozen=True, tag="card"):
     card: NodeCard
+    revision: Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNTER)] = 0
+    """Rises with each card of a daemon's life; 0 from a daemon that numbers none."""
 
 
 class Goodbye(msgspec.Struct, frozen=True, tag="goodbye"):

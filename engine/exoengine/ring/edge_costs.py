@@ -37,11 +37,11 @@ def _turn(low: int, size: int) -> int:
     return 2 if size % 2 and low == size - 1 else low % 2
 
 
-def measure(control: Any, rank: int, size: int) -> EdgeCosts:
-    """The slowest edge of this rank. A fault shows in the group, as that of any operation; what was measured is
-    then of no use.
+def measure(control: Any, peers: list[int]) -> EdgeCosts:
+    """The slowest edge of this rank to its neighbours `peers`, in that `order`. A fault shows in the group, as that
+    of any operation; what was measured is then of no use.
     """
-    costs = [_edge(control.pair(peer)) for peer in order(rank, size)]
+    costs = [_edge(control.pair(peer)) for peer in peers]
     return EdgeCosts(max(one.small_s for one in costs), max(one.large_s for one in costs))
 
 

@@ -57,6 +57,8 @@ class RingGroup:
         self._senders: list[socket.socket] = []
         self._watch = SendWatch()
         self._graph_wait_s = 0.0
+        self._with_graphs: set[int] = set()
+        """The neighbours that have the native group, too."""
         self._measuring_ns = 0
         """What was waited while the edges were measured: no step's."""
         self._abort_reason: AbortReason | None = None
@@ -159,14 +161,15 @@ class RingGroup:
         self.tokens = TokenRing(plan.rank, plan.size, left, right, edges.keys[left], edges.keys[right])
         left, right = edges.data_left, edges.data_right
         self.data = DataRing(left, right, edges.keys[left], edges.keys[right])
-        self._make_native(plan, edges, graph_wait_s)
+        self._make_native(plan, edges, graph_wait_s, deadline)
         self._measure_edges(plan, deadline)
         if plan.all_sealed:  # measured like the others, which may have graphs
             self.handle, self.no_graphs = None, ALL_SEALED
 
-    def _make_native(self, plan: RingPlan, edges: Edges, graph_wait_s: float) -> None:
+    def _make_native(self, plan: RingPlan, edges: Edges, graph_wait_s: float, deadline: float) -> None:
         module = self._native.get()
         self.no_graphs = self._native.why_not
+        self._with_graphs = _who_has_graphs(edges, plan, module is not None, deadline)
         if module is None:
             return
         ends = {plan.left: [edges.graph_left], plan.right: [edges.graph_right]}
@@ -182,12 +185,15 @@ class RingGroup:
                 control.abort()  # it came while the group was made
 
     def _measure_edges(self, plan: RingPlan, deadline: float) -> None:
-        """Its neighbours may still wait for their other ones: they are given as long as the group."""
+        """Its neighbours may still wait for their other ones: they are given as long as the group. A neighbour
+        without the native group measures nothing, and is not waited for.
+        """
         self.edge_costs, self._measuring_ns = NO_EDGES, 0
-        if self._control is None:
+        peers = [peer for peer in edge_costs.order(plan.rank, plan.size) if peer in self._with_graphs]
+        if self._control is None or not peers:
             return
         self._control.wait(max(0.0, deadline - time.monotonic()))
-        costs = edge_costs.measure(self._control, plan.rank, plan.size)
+        costs = edge_costs.measure(self._control, peers)
         self._control.wait(self._graph_wait_s)
         try:
             self.check()
@@ -215,3 +221,26 @@ class RingGroup:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()
+
+
+def _who_has_graphs(edges: Edges, plan: RingPlan, has_them: bool, deadline: float) -> set[int]:
+    """Of this rank's neighbours. Each end of a connection for graphs says it in one byte before anything else.
+    Raises FormError where one does not by `deadline` (monotonic).
+    """
+    ends = [(plan.left, edges.graph_left), (plan.right, edges.graph_right)]
+    found = set()
+    try:
+        for _, connection in ends:
+            connection.settimeout(max(0.001, deadline - time.monotonic()))
+            connection.sendall(b"\x01" if has_them else b"\x00")
+        for peer, connection in ends:
+            connection.settimeout(max(0.001, deadline - time.monotonic()))
+            said = connection.recv(1)
+            if not said:
+                raise FormError("edge", "a neighbour left while the group was formed")
+            if said == b"\x01":
+                found.add(peer)
+            connection.setblocking(True)
+    except OSError as error:
+        raise FormError("edge", f"a neighbour did not say whether it has the native group: {error}") from error
+    return found

@@ -65,12 +65,29 @@ def test_one_that_greeted_and_fails_once_more_is_unfit_at_once() -> None:
     assert fitness.text
 
 
-def test_a_refused_model_is_tried_again_in_a_ring_after_a_while() -> None:
+def test_layers_that_could_not_be_loaded_are_tried_again_in_a_ring_after_a_while() -> None:
     fitness = Fitness()
-    fitness.model_refused("config.json cannot be read", 0.0)
-    assert fitness.text == "config.json cannot be read"
+    fitness.load_failed("config and weights differ", 0.0)
+    assert fitness.text == "config and weights differ"
     assert not fitness.rehearses(WITHOUT_B, 2 * TRY_AGAIN_S)
     fitness.handle_timer(TRY_AGAIN_S)
+    assert not fitness.text
+
+
+def test_files_that_were_refused_are_looked_at_again_beside_the_ring_and_later_each_time() -> None:
+    """The others keep their group: the node stays unfit until it has found the files well."""
+    fitness, now = Fitness(), 0.0
+    for wait_s in (TRY_AGAIN_S, 2 * TRY_AGAIN_S, 4 * TRY_AGAIN_S):
+        fitness.model_refused("config.json cannot be read", now)
+        assert fitness.next_deadline(WITHOUT_B, RankPhase.OFF, WorkerLife()) == now + wait_s
+        assert not fitness.looks_again(WITHOUT_B, now + wait_s - 1)
+        now += wait_s
+        fitness.handle_timer(now)
+        assert fitness.text, "nobody is told that it is well"
+        assert fitness.looks_again(WITHOUT_B, now)
+        assert not fitness.looks_again(WITHOUT_B, now), "once"
+        assert fitness.next_deadline(WITHOUT_B, RankPhase.OFF, WorkerLife()) is None
+    fitness.model_found()
     assert not fitness.text
 
 

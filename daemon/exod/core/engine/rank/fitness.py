@@ -3,15 +3,17 @@
 A process that ends is started again, and a model that cannot be loaded is tried again: while that comes soon, the
 others wait. Three processes in a row that ended before they held their layers, or a model that this node refuses,
 are no matter of a moment: the node says on its card why it cannot serve, and the cluster goes on without it where
-the others can hold the model. After a time that doubles it tries again by itself. Where processes did not live, one
-is started outside of any ring, and the node is taken back when it says hello. Whether a model can be loaded only a
-load shows.
+the others can hold the model. After a time that doubles it tries again by itself, outside of any ring, so that the
+others keep their group: where processes did not live, one is started, and the node is taken back when it says
+hello; where the model's files were refused, they are looked at again. Whether layers that are there can be loaded
+only a load in a ring shows.
 
 Decides when a node says so, and when it tries again. Never who is left out (ring_members.py). Monotonic seconds.
 """
 
 from __future__ import annotations
 
+from enum import Enum, auto
 from typing import Final
 
 from exod.core.engine.engine_events import AnnounceUnfit
@@ -27,13 +29,21 @@ TRY_AGAIN_MAX_S: Final = 600.0
 """A try in a ring costs the others their group for as long as it takes; each failure doubles the time."""
 
 
+class Cause(Enum):
+    """What did not work, and so what is tried again."""
+
+    PROCESS = auto()
+    FILES = auto()
+    LOAD = auto()
+
+
 class Fitness:
     def __init__(self) -> None:
         self.text = ""
         """Why this node cannot serve; empty where it can, as far as it knows."""
         self._told = ""
         self._failures = 0
-        self._of_process = False
+        self._cause = Cause.LOAD
         self._try_at: float | None = None
         self._wait_s = TRY_AGAIN_S
 
@@ -48,14 +58,25 @@ class Fitness:
         """Nobody asked it to, and it did not hold its layers."""
         self._failures += 1
         if self._failures >= FAILURES:
-            self._unfit(f"its worker ended {self._failures} times before it held its layers: {text}", True, now)
+            said = f"its worker ended {self._failures} times before it held its layers: {text}"
+            self._unfit(said, Cause.PROCESS, now)
+
+    def load_failed(self, text: str, now: float) -> None:
+        """The worker could not load its layers."""
+        self._unfit(text, Cause.LOAD, now)
 
     def model_refused(self, text: str, now: float) -> None:
-        self._unfit(text, False, now)
+        """Its files are not what they must be, or are not here."""
+        self._unfit(text, Cause.FILES, now)
+
+    def model_found(self) -> None:
+        """Its files are well. Where they were what failed, that is what was to be shown."""
+        if self.text and self._cause is Cause.FILES:
+            self.text, self._try_at = "", None
 
     def greeted(self) -> None:
         """A process lives. Where processes were what failed, that is what was to be shown."""
-        if self.text and self._of_process:
+        if self.text and self._cause is Cause.PROCESS:
             self.text, self._try_at = "", None
             self._failures = FAILURES - 1  # the next failure is one too many again
 
@@ -69,22 +90,34 @@ class Fitness:
 
     def rehearses(self, plan: MeshPlan | None, now: float) -> bool:
         """Is it time to start a process only to see whether it lives? For a node that `plan` gives no rank."""
-        due = bool(self.text) and self._of_process and self._try_at is not None and now >= self._try_at
+        return self._cause is Cause.PROCESS and self._is_due(plan, now)
+
+    def looks_again(self, plan: MeshPlan | None, now: float) -> bool:
+        """Is it time to look at the model's files again? For a node that `plan` gives no rank. Said once."""
+        if self._cause is not Cause.FILES or not self._is_due(plan, now):
+            return False
+        self._try_at = None  # what is found sets the next time
+        return True
+
+    def _is_due(self, plan: MeshPlan | None, now: float) -> bool:
+        due = bool(self.text) and self._try_at is not None and now >= self._try_at
         return due and plan is not None and bool(plan.model)
 
     def handle_timer(self, now: float) -> None:
-        if self.text and not self._of_process and self._try_at is not None and now >= self._try_at:
+        if self.text and self._cause is Cause.LOAD and self._try_at is not None and now >= self._try_at:
             self.text, self._try_at = "", None
 
     def next_deadline(self, plan: MeshPlan | None, phase: RankPhase, worker: WorkerLife) -> float | None:
-        if self._try_at is None or not self._of_process:
+        if self._try_at is None or self._cause is Cause.LOAD:
             return self._try_at
         idle = phase is RankPhase.OFF and worker.state is WorkerState.NONE
-        return max(self._try_at, worker.restart_at) if idle and plan is not None and plan.model else None
+        if not idle or plan is None or not plan.model:
+            return None
+        return max(self._try_at, worker.restart_at) if self._cause is Cause.PROCESS else self._try_at
 
-    def _unfit(self, text: str, of_process: bool, now: float) -> None:
+    def _unfit(self, text: str, cause: Cause, now: float) -> None:
         if self._try_at is not None and now < self._try_at:
             return  # the plan that leaves it out is on its way
-        self.text, self._of_process = text, of_process
+        self.text, self._cause = text, cause
         self._try_at = now + self._wait_s
         self._wait_s = min(2 * self._wait_s, TRY_AGAIN_MAX_S)

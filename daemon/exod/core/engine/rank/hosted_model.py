@@ -42,6 +42,10 @@ class HostedModel:
         self._resolving = model
         return [ResolveModel(model)]
 
+    @property
+    def is_searching(self) -> bool:
+        return bool(self._resolving)
+
     def progress(self, model: str, done_bytes: int, total_bytes: int) -> list[EmitEvent]:
         """So much of it is downloaded. Others hear of it with the next report, in a second at most."""
         return self.download.progress(model, done_bytes, total_bytes) if model == self._resolving else []

@@ -20,7 +20,6 @@ from exod.core.engine.engine_events import (
     KillWorker,
     LeaveWorker,
     ModelFacts,
-    StartWorker,
     TellWorker,
     WakeWorker,
 )
@@ -196,14 +195,12 @@ class Rank:
     def model_found(self, facts: ModelFacts, now: float) -> list[RankCommand]:
         if not self.model.found(facts):
             return []
+        self.fitness.model_found()
         return [*self.model.download.ended(facts.model), *self._advance(now)]
 
     def model_not_found(self, model: str, code: str, text: str, now: float) -> list[RankCommand]:
         if not self.model.not_found(model):
             return []
-        return self._refuse_model(code, text, now)
-
-    def _refuse_model(self, code: str, text: str, now: float) -> list[RankCommand]:
         self.model.fail(code, text, now)
         self.fitness.model_refused(text, now)
         return self._advance(now)
@@ -263,8 +260,7 @@ class Rank:
         """One step towards what the plan asks for, whatever is missing first."""
         plan, self._keeps_until = self._plan, None
         if plan is None or self._me not in plan.ring or not plan.model:
-            rehearsal = self._start_worker(now) if self.fitness.rehearses(plan, now) else []
-            return [*rehearsal, *self._retire(now)]
+            return self._without_rank(now)
         if self.model.failure is not None:
             return self._move(RankEvent.MODEL_FAILED, now)
         if self.model.facts is None:
@@ -277,7 +273,7 @@ class Rank:
             return self._move(RankEvent.MODEL_FAILED, now)
         assert share is not None
         if not self.worker.is_connected:
-            return self._start_worker(now) + self._move(RankEvent.LAYERS_MISSING, now)
+            return [*self.worker.start(now), *self._move(RankEvent.LAYERS_MISSING, now)]
         if self.load.held is None or self.load.asked != share:
             held = self.load.asked if self.load.held else None
             self._keeps_until = self.worker.keeps_until(held, share, now)
@@ -287,6 +283,16 @@ class Rank:
         if self._phases.accepts(RankEvent.LAYERS_HELD):
             return self._move(RankEvent.LAYERS_HELD, now)
         return self._report(now)
+
+    def _without_rank(self, now: float) -> list[RankCommand]:
+        """A node that was left out tries beside the ring what did not work."""
+        plan = self._plan
+        if plan is not None and self.fitness.looks_again(plan, now):
+            return list(self.model.resolve(plan.model))
+        if self.fitness.text and self.model.is_searching:
+            return self._report(now)
+        started = self.worker.start(now) if self.fitness.rehearses(plan, now) else []
+        return [*started, *self._retire(now)]
 
     def _retire(self, now: float) -> list[RankCommand]:
         """No rank is wanted here. What was not resolved or started yet is not; requests go with the process."""
@@ -298,12 +304,6 @@ class Rank:
         self.model.clear_failure()
         self._group.retired()
         return commands + self._move(RankEvent.NOT_WANTED, now)
-
-    def _start_worker(self, now: float) -> list[RankCommand]:
-        if not self.worker.may_start(now):
-            return []
-        self.worker.started(now)
-        return [StartWorker()]
 
     def _load_share(self, share: protocol.Load, now: float) -> list[RankCommand]:
         commands: list[RankCommand] = []
@@ -444,7 +444,9 @@ class Rank:
             return []
         self.worker.loading = False
         self.worker.done()
-        return self._refuse_model(failed.code, failed.text, now)
+        self.model.fail(failed.code, failed.text, now)
+        self.fitness.load_failed(failed.text, now)
+        return self._advance(now)
 
     def _has_formed(self, formed: protocol.Formed, now: float) -> list[RankCommand]:
         self.worker.done()

@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 from exod.core.base.errors import IllegalMoveError
+from exod.core.engine.engine_events import StartWorker
 from exod.core.engine.memory_kills import MemoryKills
 from exod.core.engine.rank.wired_watch import LOOK_AGAIN_S, WiredWatch
 from exoengine.protocol import Heartbeat, Hello, Load, Loaded
@@ -168,6 +169,13 @@ class WorkerLife:
         self._apply(WorkerEvent.STARTED, now)
         self.wired.started()
         self.expect(STARTING, now)
+
+    def start(self, now: float) -> list[StartWorker]:
+        """Nothing where it may not start now."""
+        if not self.may_start(now):
+            return []
+        self.started(now)
+        return [StartWorker()]
 
     def said_hello(self, hello: Hello, now: float) -> None:
         self._apply(WorkerEvent.SAID_HELLO, now)
