@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,11 +88,11 @@ def start(pair: Cluster, node: Node) -> None:
 
 
 def begin(node: Node) -> None:
-    """Asks, and does not wait."""
+    """Asks, and does not wait for the end."""
     process = node.host.popen(
         [BIN / "exoctl", "--socket", node.socket, "model", "pull", MODEL], stdout=-3, stderr=-3
     )
-    time.sleep(1.0)
+    wait_for(lambda: node.status()["models"], WITHIN_S, "the daemon was asked")
     process.kill()
     process.wait()
 
