@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -71,7 +72,11 @@ def half_of_it(config: Path) -> dict[str, Any] | None:
 
 
 def downloads(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    return [one for one in psutil.Process(process.pid).children() if NAME in one.cmdline()]
+    found = []
+    for one in psutil.Process(process.pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that ends just now, waited for or not yet
+            found += [one] if NAME in one.cmdline() else []
+    return found
 
 
 def test_a_download_is_a_state_that_status_readiness_and_events_name(
