@@ -228,8 +228,12 @@ class EngineDriver:
     def _rearm(self) -> None:
         """One timer for the earliest deadline. One that is set already, and earlier, is left as it is."""
         due = self.core.next_deadline()
-        if self._tasks is not None and due is not None and (self._timer is None or due < self._timer_at):
-            self._set_timer(max(due, self._clock() + SHORTEST_PAUSE_S))
+        if self._tasks is None or due is None:
+            return
+        # One that is overdue must come although inputs never pause: it is not put off by each of them.
+        at = max(due, self._clock() + SHORTEST_PAUSE_S)
+        if self._timer is None or at < self._timer_at:
+            self._set_timer(at)
 
     def _set_timer(self, at: float) -> None:
         if self._timer is not None:

@@ -106,9 +106,13 @@ class ModelFetches:
         self.core.nothing_runs()
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
+            told_at = float("-inf")
             while True:
-                self._carry_out(self.core.handle_timer(time.monotonic()))
-                if self._running:
+                now = time.monotonic()
+                self._carry_out(self.core.handle_timer(now))
+                # Whoever is told looks at this node again and may kick this loop: not each time around.
+                if self._running and now >= told_at + REPORT_EVERY_S:
+                    told_at = now
                     self._on_change()
                 self._kick.clear()
                 with contextlib.suppress(TimeoutError):
