@@ -4,6 +4,7 @@ here.
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 
@@ -93,3 +94,19 @@ async def test_another_nodes_record_offers_no_folder_of_this_one(tmp_path: Path)
     told.fetches.feed(PullsHeard((PullRecord(str(tmp_path), 1.0, "studio2", everywhere=True),)))
     assert told.fetches.pulls()
     assert told.fetches.offered_folders() == {}
+
+
+async def test_a_fetch_tells_its_state_once_a_second_whoever_looks_at_it(tmp_path: Path) -> None:
+    """Whoever is told looks at this node again, which kicks the loop that told it."""
+    told = Told(tmp_path)
+    fetches = told.fetches
+    loop = asyncio.create_task(fetches.run())
+    await asyncio.sleep(0)
+    fetches._running["maker/tiny"] = None  # type: ignore[assignment]  # a process that says nothing
+    for _ in range(200):
+        fetches._kick.set()
+        await asyncio.sleep(0.002)
+    fetches._running.clear()
+    loop.cancel()
+    await asyncio.gather(loop, return_exceptions=True)
+    assert 1 <= told.changes <= 5
