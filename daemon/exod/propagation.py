@@ -127,14 +127,14 @@ class Propagation:
             self._watches.save()
 
     def _moment(self) -> Moment:
-        core = self._engine.core
+        core, record = self._engine.core, self._status.record
         return Moment(
             plan=core.plan,
             ranks=tuple(self._status.rank_statuses()),
             heartbeat=core.rank.worker.heartbeat,
             reasons=self._reasons,
             names=self._status.names(),
-            clocks=self._status.record.clocks,
+            clocks={peer: record.clocks[peer] for peer in self._control.peers() if peer in record.clocks},
             dynamic=self._status.settings.sync == "dynamic",
         )
 

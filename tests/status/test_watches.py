@@ -94,3 +94,11 @@ def test_steps_that_are_safe_under_dynamic_sync_are_a_fact_with_the_reason(tmp_p
     assert "safe_steps" not in [one.code for one in watched.look(fixed, 1.0)]
     alone = msgspec.structs.replace(moment(safe), plan=msgspec.structs.replace(PLAN, ring=(NodeId(A),)))
     assert "safe_steps" not in [one.code for one in watched.look(alone, 2.0)]
+
+
+def test_a_data_folder_that_is_gone_ends_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    watched = Watches(A, folder)
+    folder.rmdir()
+    assert [fact.code for fact in watched.look(moment(beat()), 0.0)] == []

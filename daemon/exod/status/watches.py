@@ -6,6 +6,7 @@ learned baselines in the data folder. Decides nothing. Times are monotonic secon
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -74,7 +75,8 @@ class Watches:
         self._throughput.observe(setting, rate, now)
         if now >= self._host_at + HOST_EVERY_S:
             self._host_at = now
-            self._host_facts = self._host.facts(self._figures(moment), dict(moment.names), now)
+            with contextlib.suppress(OSError):  # the data folder is gone: what was found stays
+                self._host_facts = self._host.facts(self._figures(moment), dict(moment.names), now)
         if now >= self._saved_at + SAVE_EVERY_S:
             self._saved_at = now
             self.save()

@@ -59,8 +59,6 @@ class HostWatch:
         self._restarts: dict[NodeId, int] = {}
         self._restarted: deque[tuple[float, NodeId]] = deque(maxlen=64)
         """A crash loop of eight nodes within RESTARTS_WITHIN_S; older ones do not count."""
-        self.together: frozenset[NodeId] = frozenset()
-        """The nodes whose workers ended at nearly the same time, when last asked."""
 
     def facts(self, figures: HostFigures, names: dict[NodeId, str], now: float) -> list[Fact]:
         """All that holds now."""
@@ -112,8 +110,8 @@ class HostWatch:
         return [Fact("restart_loop", self._me, text)] if mine >= RESTARTS else []
 
     def _crashed_together(self, names: dict[NodeId, str], now: float) -> list[Fact]:
-        self.together = frozenset(node for at, node in self._restarted if at >= now - TOGETHER_S)
-        if len(self.together) < 2:
+        together = frozenset(node for at, node in self._restarted if at >= now - TOGETHER_S)
+        if len(together) < 2:
             return []
-        who = ", ".join(sorted(names.get(node, node) for node in self.together))
+        who = ", ".join(sorted(names.get(node, node) for node in together))
         return [Fact("workers_crashed", self._me, f"the workers of {who} ended at nearly the same time")]
