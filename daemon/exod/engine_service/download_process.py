@@ -34,7 +34,7 @@ from exod.engine_service.download_files import (
 from exod.engine_service.download_messages import DownloadMessage, Failed, FolderFound, Job, Order, Progress, Ways
 from exod.model_transfer.model_places import copied, place_of, put_together, write_list
 from exod.model_transfer.peer_files import Credentials, PeerConnection, Peers, Source, client_context
-from exod.model_transfer.transfer_messages import PATTERNS, Files
+from exod.model_transfer.transfer_messages import PATTERNS
 from exod.peers.trust import load_chain, peer_id
 from exoengine.decoding import decode
 from exoengine.model_files.model_folder import ModelFolderError, inspect
@@ -141,10 +141,6 @@ class Download:
         from huggingface_hub import constants
 
         return place_of(self._job.model, Path(constants.HF_HUB_CACHE), Path(self._job.copies))
-
-
-def _bytes_here(files: Files) -> int:
-    return sum(file.size for file in files.files if file.here)
 
 
 def _here(model: str) -> Path | None:

@@ -136,9 +136,6 @@ class ModelsCore:
         """What this node has of the models that it was asked for."""
         return tuple(want.report(self._is_paused(model), now) for model, want in sorted(self._wants.items()))
 
-    def fetches_of(self, peer: NodeId) -> tuple[ModelFetch, ...]:
-        return self._others.get(peer, ())
-
     def _is_paused(self, model: str) -> bool:
         record = self.pulls.get(model)
         return record is not None and record.paused
