@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -128,6 +129,17 @@ def test_what_the_daemon_shares_with_the_engine_is_free_of_mlx() -> None:
             for name, line in imports(path):
                 assert not is_or_lies_in(name, MLX), f"{where(path, line)}: imports {name}"
                 assert "train" not in name, f"{where(path, line)}: imports {name}"
+
+
+def test_one_file_frames_every_stream() -> None:
+    """A length of four bytes before a message is written and read by `framing.py` alone."""
+    for path in modules(DAEMON) + modules(ENGINE):
+        if path == ENGINE / "framing.py":
+            continue
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            assert not re.search(
+                r"framing\.HEADER_BYTES|int\.from_bytes\(|to_bytes\(4|Struct\(\"[>!]I\"\)", line
+            ), where(path, number)
 
 
 COMMON = (

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 HEADER_BYTES: Final = 4
+_ENDED_WITHIN: Final = "the connection ended within a message"
 
 
 class FrameError(Exception):
@@ -22,6 +23,12 @@ class ByteReader(Protocol):
     async def readexactly(self, n: int, /) -> bytes:
         """Raises EOFError where the stream ends before."""
         ...
+
+
+class BlockingStream(Protocol):
+    """A connected socket, plain or TLS, whose reads wait for bytes."""
+
+    def recv_into(self, buffer: memoryview, /) -> int: ...
 
 
 def frame(body: bytes, limit: int) -> bytes:
@@ -48,6 +55,31 @@ async def read(reader: ByteReader, limit: int) -> bytes | None:
         return await reader.readexactly(_length(await reader.readexactly(HEADER_BYTES), limit))
     except (EOFError, ConnectionError):
         return None
+
+
+def receive(stream: BlockingStream, limit: int) -> bytes | None:
+    """As `read`, of a socket that blocks. Raises ConnectionResetError where the stream ends within a frame."""
+    header = _exactly(stream, HEADER_BYTES)
+    if header is None:
+        return None
+    body = _exactly(stream, _length(header, limit))
+    if body is None:
+        raise ConnectionResetError(_ENDED_WITHIN)
+    return body
+
+
+def _exactly(stream: BlockingStream, count: int) -> bytes | None:
+    """None where the stream ends before the first byte."""
+    buffer = bytearray(count)
+    view, have = memoryview(buffer), 0
+    while have < count:
+        got = stream.recv_into(view[have:])
+        if not got:
+            if have:
+                raise ConnectionResetError(_ENDED_WITHIN)
+            return None
+        have += got
+    return bytes(buffer)
 
 
 def _length(header: bytes | bytearray, limit: int) -> int:

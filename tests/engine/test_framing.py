@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 from hypothesis import given
@@ -39,3 +40,27 @@ def test_a_stream_that_ends_in_a_frame_ends(rest: bytes) -> None:
         return [await framing.read(reader, 9), await framing.read(reader, 9)]
 
     assert asyncio.run(read()) == [b"whole", None]
+
+
+def sent(data: bytes) -> socket.socket:
+    """The reading end of a connection that carried these bytes and ended."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.sendall(data)
+    return ours
+
+
+def test_a_socket_that_blocks_gives_the_same_bodies_and_says_its_end() -> None:
+    with sent(framing.frame(b"whole", 9) + framing.frame(b"", 9)) as stream:
+        assert [framing.receive(stream, 9) for _ in range(3)] == [b"whole", b"", None]
+
+
+@pytest.mark.parametrize("rest", [b"\0\0", b"\0\0\0\x03", framing.frame(b"abc", 3)[:-1]])
+def test_a_socket_that_ends_in_a_frame_raises(rest: bytes) -> None:
+    with sent(rest) as stream, pytest.raises(ConnectionResetError, match="within a message"):
+        framing.receive(stream, 9)
+
+
+def test_a_socket_refuses_a_frame_over_the_limit_before_its_body() -> None:
+    with sent(b"\0\0\0\x05") as stream, pytest.raises(framing.FrameError, match="5 bytes is over the limit of 4"):
+        framing.receive(stream, 4)

@@ -93,12 +93,10 @@ _questions: msgspec.msgpack.Decoder[Question] = msgspec.msgpack.Decoder(Question
 _answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 
 
-class Stream(Protocol):
+class Stream(framing.BlockingStream, Protocol):
     """A connected TLS socket that blocks."""
 
     def sendall(self, data: bytes, /) -> None: ...
-
-    def recv_into(self, buffer: memoryview, /) -> int: ...
 
 
 def send(stream: Stream, message: Question | Answer) -> None:
@@ -107,12 +105,12 @@ def send(stream: Stream, message: Question | Answer) -> None:
 
 def receive_question(stream: Stream) -> Question | None:
     """None where the other end has no more."""
-    body = _body(stream)
+    body = framing.receive(stream, MAX_FRAME_BYTES)
     return None if body is None else _decoded(_questions, body)
 
 
 def receive_answer(stream: Stream) -> Answer:
-    body = _body(stream)
+    body = framing.receive(stream, MAX_FRAME_BYTES)
     if body is None:
         raise ConnectionResetError("the other node closed the connection")
     return _decoded(_answers, body)
@@ -123,33 +121,6 @@ def _decoded(decoder: msgspec.msgpack.Decoder[Message], body: bytes) -> Message:
         return decode(decoder, body)
     except DecodingError as error:
         raise FrameError(f"not a message of a file connection: {error}") from None
-
-
-def _body(stream: Stream) -> bytes | None:
-    header = _exactly(stream, framing.HEADER_BYTES)
-    if header is None:
-        return None
-    count = int.from_bytes(header, "big")
-    if count > MAX_FRAME_BYTES:
-        raise FrameError(f"a message of {count} bytes is over the limit of {MAX_FRAME_BYTES}")
-    body = _exactly(stream, count)
-    if body is None:
-        raise ConnectionResetError("the connection ended within a message")
-    return body
-
-
-def _exactly(stream: Stream, count: int) -> bytes | None:
-    """None where the stream ends before the first byte."""
-    buffer = bytearray(count)
-    view, have = memoryview(buffer), 0
-    while have < count:
-        got = stream.recv_into(view[have:])
-        if not got:
-            if have:
-                raise ConnectionResetError("the connection ended within a message")
-            return None
-        have += got
-    return bytes(buffer)
 
 
 def is_model_name(model: str) -> bool:
