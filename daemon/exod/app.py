@@ -62,7 +62,7 @@ from exod.network.local_network import LocalNetwork
 from exod.network.mdns_discovery import Announcement, Discovery
 from exod.network.mesh_driver import MeshDriver
 from exod.network.probe_sockets import ProbeSockets
-from exod.network.unheard import Unheard
+from exod.network.unheard import UnheardWatch
 from exod.own_card import own_card, reached_at, sync_settings, with_choice, with_newer_choice, with_sizes
 from exod.peers.contacts import Contacts
 from exod.peers.control_plane import ControlPlane
@@ -197,7 +197,7 @@ class Daemon:
         self.static_peers = StaticPeers(config.cluster.peers, self.contacts.static_peer)
         heard = self.discovery.state if self.discovery is not None else None
         known, seen, static = self.peer_book.names, self.interfaces.verdicts, config.cluster.peers
-        self.unheard = Unheard(identity.id, self.core.links.__len__, heard, static, known, seen)
+        self.unheard = UnheardWatch(identity.id, self.core.links.__len__, heard, static, known, seen)
 
     def _create_engine(self, key: bytes) -> None:
         config, identity = self._config, self.identity

@@ -11,7 +11,7 @@ import pytest
 from exod.engine_service.download_messages import Job, Progress, Ways
 from exod.engine_service.model_search import DownloadProcess
 from exod.model_transfer.model_places import FileList, read_list, repository_folder, write_list
-from exod.model_transfer.peer_files import Credentials, Source
+from exod.model_transfer.peer_files import Credentials, FileSource
 from exod.model_transfer.transfer_messages import OfferedFile
 from exod.peers.trust import credentials
 from exoengine.model_files.model_folder import ModelFolderError
@@ -50,7 +50,7 @@ def found_below(place: Path, pattern: str) -> list[Path]:
 async def download(giver: Giver, may_ask_hub: bool = False, within_s: float = 60.0) -> tuple[Path, list[Progress]]:
     told: list[Progress] = []
     process = DownloadProcess(Job(MODEL), told.append)
-    source = Source(GIVER, "giver", "", "", "127.0.0.1", giver.port)
+    source = FileSource(GIVER, "giver", "", "", "127.0.0.1", giver.port)
     process.tell(Ways(may_ask_hub, (source,), Credentials(*credentials(KEY, TAKER))))
     async with asyncio.timeout(within_s):
         return await process.run(), told

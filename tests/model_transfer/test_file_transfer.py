@@ -24,7 +24,7 @@ from exod.model_transfer.model_places import (
     repository_folder,
     write_list,
 )
-from exod.model_transfer.peer_files import Credentials, PeerConnection, RefusedError, Source, client_context
+from exod.model_transfer.peer_files import Credentials, FileConnection, FileSource, RefusedError, client_context
 from exod.model_transfer.transfer_messages import (
     Files,
     OfferedFile,
@@ -72,9 +72,9 @@ class Giver:
             files.append(OfferedFile(name, len(content), etag))
         put_together(place, FileList(MODEL, COMMIT, tuple(files)))
 
-    def connect(self, key: bytes = KEY, node: NodeId = GIVER) -> PeerConnection:
+    def connect(self, key: bytes = KEY, node: NodeId = GIVER) -> FileConnection:
         context = client_context(Credentials(*credentials(key, TAKER)), load_chain)
-        return PeerConnection(Source(node, "giver", "", "", "127.0.0.1", self.port), context, peer_id)
+        return FileConnection(FileSource(node, "giver", "", "", "127.0.0.1", self.port), context, peer_id)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def giver(tmp_path: Path) -> Iterator[Giver]:
     one.server.close()
 
 
-def received(connection: PeerConnection, model: str, name: str, offset: int, size: int) -> bytes:
+def received(connection: FileConnection, model: str, name: str, offset: int, size: int) -> bytes:
     got = bytearray()
     connection.receive(model, name, offset, size, got.extend)
     return bytes(got)

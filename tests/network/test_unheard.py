@@ -8,7 +8,7 @@ from exod.alert_table import is_note
 from exod.daemon_api.discovery_state import DiscoveryState, Found
 from exod.model import Kind, LocalAddress, NodeId
 from exod.network.interface_rules import Verdict
-from exod.network.unheard import AFTER_S, Unheard
+from exod.network.unheard import AFTER_S, UnheardWatch
 
 ME = NodeId("000000000000000a")
 CALM = DiscoveryState(("10.77.0.1",), (), "")
@@ -32,7 +32,7 @@ def said(
 ) -> dict[str, str]:
     times = iter((100.0, 100.0 + after_s))
     discovery = None if state is None else lambda: state
-    unheard = Unheard(
+    unheard = UnheardWatch(
         ME, lambda: peers, discovery, expected, lambda: remembered, lambda: interfaces, lambda: next(times)
     )
     return {fact.code: fact.text for fact in unheard.facts()}

@@ -29,7 +29,7 @@ from exod import VERSION
 from exod.core.models.source_choice import HUB, choose_source
 from exod.engine_service.file_check import FollowingDigest, is_whole
 from exod.model_transfer.model_places import FileList, repository_folder
-from exod.model_transfer.peer_files import Peers, RefusedError
+from exod.model_transfer.peer_files import FileSources, RefusedError
 from exod.model_transfer.transfer_messages import PATTERNS, Files, OfferedFile
 from exoengine.framing import FrameError
 from exoengine.model_files.memory_fit import gib
@@ -138,7 +138,7 @@ def _remote_file(model: str, sibling: Any) -> OfferedFile:
 class Sources:
     """Where files may be fetched from now: other nodes, and the hub while it is this node's turn to ask it."""
 
-    def __init__(self, peers: Peers) -> None:
+    def __init__(self, peers: FileSources) -> None:
         self.peers = peers
         self._has_turn = False
         self._ask_hub_at = 0.0

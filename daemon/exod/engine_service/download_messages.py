@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import msgspec
 
-from exod.model_transfer.peer_files import Credentials, Source
+from exod.model_transfer.peer_files import Credentials, FileSource
 
 
 class Job(msgspec.Struct, frozen=True, tag="job"):
@@ -21,7 +21,7 @@ class Ways(msgspec.Struct, frozen=True, tag="ways"):
     """Who may be asked from now on."""
 
     may_ask_hub: bool
-    sources: tuple[Source, ...] = ()
+    sources: tuple[FileSource, ...] = ()
     credentials: Credentials | None = None
     """Of the cluster; None where no daemon runs: then the hub alone is asked."""
 

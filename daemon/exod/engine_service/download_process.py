@@ -33,7 +33,7 @@ from exod.engine_service.download_files import (
 )
 from exod.engine_service.download_messages import DownloadMessage, Failed, FolderFound, Job, Order, Progress, Ways
 from exod.model_transfer.model_places import copied, place_of, put_together, write_list
-from exod.model_transfer.peer_files import Credentials, PeerConnection, Peers, Source, client_context
+from exod.model_transfer.peer_files import Credentials, FileConnection, FileSource, FileSources, client_context
 from exod.model_transfer.transfer_messages import PATTERNS
 from exod.peers.trust import load_chain, peer_id
 from exoengine.decoding import decode
@@ -80,14 +80,14 @@ class Download:
         self._context: ssl.SSLContext | None = None
         self._credentials: Credentials | None = None
         self.reporter = _ProgressLines()
-        self._peers = Peers(job.model, self._connect, lambda: self.reporter.worked(1))
+        self._peers = FileSources(job.model, self._connect, lambda: self.reporter.worked(1))
         self._sources = Sources(self._peers)
         self._ordered = threading.Event()
         self.repository: Repository | None = None
 
-    def _connect(self, source: Source) -> PeerConnection:
+    def _connect(self, source: FileSource) -> FileConnection:
         assert self._context is not None
-        return PeerConnection(source, self._context, peer_id)
+        return FileConnection(source, self._context, peer_id)
 
     def follow_orders(self) -> None:
         """Until the daemon ends, and this process with it."""

@@ -27,7 +27,7 @@ from exod.engine_service.model_search import DownloadProcess
 from exod.errors import ExitCode, RequestError
 from exod.model import ModelFetch, NodeId, PullRecord
 from exod.model_transfer.model_places import COPIES, copied
-from exod.model_transfer.peer_files import Credentials, Source
+from exod.model_transfer.peer_files import Credentials, FileSource
 from exod.model_transfer.transfer_messages import is_model_name
 from exoengine.model_files.model_folder import ModelFolderError, find_local, inspect
 
@@ -38,7 +38,7 @@ REPORT_EVERY_S: Final = 1.0
 """While something is fetched: how often others and screens are told how far it is."""
 
 
-class Kept(msgspec.Struct, frozen=True):
+class PullsFile(msgspec.Struct, frozen=True):
     """What `pulls.json` holds."""
 
     records: tuple[PullRecord, ...] = ()
@@ -70,15 +70,15 @@ class ModelFetches:
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._progress: dict[str, Callable[[int, int], None]] = {}
         self._places: dict[str, Path] = {}
-        self._sources: tuple[Source, ...] = ()
+        self._sources: tuple[FileSource, ...] = ()
         self._tasks: asyncio.TaskGroup | None = None
         self._kick = asyncio.Event()
 
-    def _read(self) -> Kept:
+    def _read(self) -> PullsFile:
         with contextlib.suppress(OSError):
-            found = data_files.read(self._file, Kept)
-            return found if isinstance(found, Kept) else Kept()
-        return Kept()
+            found = data_files.read(self._file, PullsFile)
+            return found if isinstance(found, PullsFile) else PullsFile()
+        return PullsFile()
 
     # --- what is ----------------------------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ class ModelFetches:
         self._carry_out(self.core.handle(event, time.monotonic()))
         self._kick.set()
 
-    def follow(self, sources: tuple[Source, ...]) -> None:
+    def follow(self, sources: tuple[FileSource, ...]) -> None:
         """The other nodes and the ways to their files are these now."""
         self._sources = sources
         for model, (process, _) in self._running.items():
@@ -208,7 +208,7 @@ class ModelFetches:
                 case events.FetchOver(model=model, failure=failure):
                     self._over(model, failure)
                 case events.KeepPulls(records=records, had=had):
-                    self._keep(Kept(records, had, tuple(sorted(self._folders))))
+                    self._keep(PullsFile(records, had, tuple(sorted(self._folders))))
                 case events.FetchesChanged():
                     self._on_change()
                 case events.EmitFetchEvent(type=kind, fetch=fetch):
@@ -258,7 +258,7 @@ class ModelFetches:
                 else:
                     waiter.set_exception(ModelFolderError(*failure))
 
-    def _keep(self, kept: Kept) -> None:
+    def _keep(self, kept: PullsFile) -> None:
         fresh = self._file.with_suffix(".new")
         try:
             fresh.write_bytes(msgspec.json.encode(kept))

@@ -31,7 +31,7 @@ ACTIONS: Final = {
 """Each action, and the command that does the same."""
 
 
-class _Body(msgspec.Struct, forbid_unknown_fields=True):
+class _ActionBody(msgspec.Struct, forbid_unknown_fields=True):
     model: Annotated[str, msgspec.Meta(max_length=1024)] = ""
     """Only for `load`: a folder, a Hugging Face repo id, or the embedded model."""
 
@@ -58,7 +58,7 @@ class Actions:
 
         return endpoint
 
-    async def _act(self, name: str, body: _Body) -> Done:
+    async def _act(self, name: str, body: _ActionBody) -> Done:
         match name:
             case "load":
                 if not body.model:
@@ -73,9 +73,9 @@ class Actions:
         return await self._commands.renegotiate("asked for on the page")
 
 
-def _body(data: bytes) -> _Body:
+def _body(data: bytes) -> _ActionBody:
     try:
-        return from_json(data or b"{}", _Body)
+        return from_json(data or b"{}", _ActionBody)
     except WrongShapeError as error:
         field, problem = field_problem(error.cause)
         raise RequestError("invalid_value", f"{field or 'the body'}: {problem}") from None

@@ -47,7 +47,7 @@ class RefusedError(Exception):
     """The node does not give it; the text is the node's."""
 
 
-class Source(msgspec.Struct, frozen=True):
+class FileSource(msgspec.Struct, frozen=True):
     """A node, and the way to its files. An empty `local` leaves the way to the route table."""
 
     node: str
@@ -75,10 +75,10 @@ def client_context(credentials: Credentials, load_chain: Callable[[ssl.SSLContex
     return context
 
 
-class PeerConnection:
+class FileConnection:
     """One connection to one node; a context manager."""
 
-    def __init__(self, source: Source, context: ssl.SSLContext, who: Callable[[ssl.SSLObject], str]) -> None:
+    def __init__(self, source: FileSource, context: ssl.SSLContext, who: Callable[[ssl.SSLObject], str]) -> None:
         self.source = source
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
@@ -99,7 +99,7 @@ class PeerConnection:
             self._stream.close()
             raise
 
-    def __enter__(self) -> PeerConnection:
+    def __enter__(self) -> FileConnection:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -150,20 +150,20 @@ class PeerConnection:
             count -= filled
 
 
-class Peers:
+class FileSources:
     """The nodes that may have files of one model, and what each said last. Used from many threads."""
 
     def __init__(
-        self, model: str, connect: Callable[[Source], PeerConnection], waits: Callable[[], None] = lambda: None
+        self, model: str, connect: Callable[[FileSource], FileConnection], waits: Callable[[], None] = lambda: None
     ) -> None:
         self._model, self._connect, self._waits = model, connect, waits
         self._lock = threading.Lock()
-        self._sources: dict[str, Source] = {}
+        self._sources: dict[str, FileSource] = {}
         self._offers: dict[str, Files] = {}
         self._answered: set[str] = set()
-        self._open: set[PeerConnection] = set()
+        self._open: set[FileConnection] = set()
 
-    def follow(self, sources: tuple[Source, ...]) -> None:
+    def follow(self, sources: tuple[FileSource, ...]) -> None:
         """These are the nodes and paths now."""
         with self._lock:
             before, self._sources = self._sources, {source.node: source for source in sources}
@@ -194,7 +194,7 @@ class Peers:
             return all(node in self._answered for node in self._sources)
 
     @contextlib.contextmanager
-    def connected(self, node: str) -> Iterator[PeerConnection]:
+    def connected(self, node: str) -> Iterator[FileConnection]:
         """A new connection over the path of now. Raises OSError where the node is gone."""
         with self._lock:
             source = self._sources.get(node)
@@ -211,7 +211,7 @@ class Peers:
                 with self._lock:
                     self._open.discard(connection)
 
-    def _ask_again(self, source: Source) -> None:
+    def _ask_again(self, source: FileSource) -> None:
         """Until another path, or none, leads to the node."""
         pause = threading.Event()
         while self._is_current(source):
@@ -226,11 +226,11 @@ class Peers:
                 self._note(source, None)
             pause.wait(POLL_S)
 
-    def _is_current(self, source: Source) -> bool:
+    def _is_current(self, source: FileSource) -> bool:
         with self._lock:
             return self._sources.get(source.node) == source
 
-    def _note(self, source: Source, files: Files | None) -> None:
+    def _note(self, source: FileSource, files: Files | None) -> None:
         with self._lock:
             self._answered.add(source.node)
             if files is None:

@@ -21,7 +21,7 @@ AFTER_S: Final = 30.0
 CURE: Final = "name the other nodes in cluster.peers (host:port), or allow UDP port 5353 on both hosts"
 
 
-class Unheard:
+class UnheardWatch:
     """`peers`: the nodes that are known, the other ends of links; `discovery` is None where multicast DNS is
     switched off; `expected` what `cluster.peers` names; `remembered` names of nodes that were peers before.
     """

@@ -99,7 +99,7 @@ class _Image(msgspec.Struct, frozen=True):
     path: str = ""
 
 
-class _Body(msgspec.Struct, frozen=True, rename="camel"):
+class _CrashBody(msgspec.Struct, frozen=True, rename="camel"):
     pid: int | None = None
     parent_pid: int | None = None
     proc_name: str = ""
@@ -122,7 +122,7 @@ def parse_ips(text: str) -> CrashReport | None:
         header = from_json(first.encode(), _Header)
         if str(header.bug_type) != CRASH:
             return None
-        body = from_json(rest.encode(), _Body)
+        body = from_json(rest.encode(), _CrashBody)
     except DecodingError as error:
         raise CrashTextError(f"not a whole .ips report: {error}") from None
     said = [line for lines in body.asi.values() for line in lines]
@@ -142,7 +142,7 @@ def parse_ips(text: str) -> CrashReport | None:
     )
 
 
-def _frames(body: _Body) -> tuple[str, ...]:
+def _frames(body: _CrashBody) -> tuple[str, ...]:
     at = body.faulting_thread
     if at is None or not 0 <= at < len(body.threads):
         return ()

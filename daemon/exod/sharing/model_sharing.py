@@ -23,7 +23,7 @@ from exod.model import Event, LocalAddress, NodeId, NodeState, PathState
 from exod.model_transfer.file_hashes import FileHashes
 from exod.model_transfer.file_server import FileServer
 from exod.model_transfer.model_places import Offers
-from exod.model_transfer.peer_files import Credentials, Source
+from exod.model_transfer.peer_files import Credentials, FileSource
 from exod.model_transfer.transfer_messages import is_model_name
 from exod.peers.listeners import Listeners
 from exod.peers.trust import credentials, tls_contexts
@@ -40,7 +40,7 @@ BACKLOG: Final = 32
 _USABLE: Final = (PathState.UP, PathState.DEGRADED)
 
 
-class Peers(Protocol):
+class ControlConnections(Protocol):
     """What is needed of the control plane."""
 
     def peers(self) -> list[NodeId]: ...
@@ -57,7 +57,7 @@ class ModelSharing:
         me: NodeId,
         platform: Platform,
         key: Callable[[], bytes],
-        peers: Peers,
+        peers: ControlConnections,
         record: ClusterRecord,
         on_event: Callable[[Event], None],
         own_report: Callable[[], NodeReport],
@@ -136,14 +136,14 @@ class ModelSharing:
             tuple(source for link in view.links if link.peer in up for source in self._source(link))
         )
 
-    def _source(self, link: LinkView) -> tuple[Source, ...]:
+    def _source(self, link: LinkView) -> tuple[FileSource, ...]:
         """The way to a node's files: the path that the pair uses, or, while none is agreed, one that works."""
         report = self._record.report(link.peer)
         usable = sorted((path for path in link.paths if path.state in _USABLE), key=lambda path: not path.selected)
         if report is None or not report.files_port or not usable:
             return ()
         path = usable[0]
-        return (Source(link.peer, link.peer_name, path.local, path.interface, path.remote, report.files_port),)
+        return (FileSource(link.peer, link.peer_name, path.local, path.interface, path.remote, report.files_port),)
 
 
 def hub_cache() -> Path:

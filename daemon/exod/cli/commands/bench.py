@@ -64,7 +64,7 @@ def bench(shell: Shell, clients: str, tokens: int) -> ExitCode:
         (model,) = daemon.ask("models", list[str])[:1] or [""]
     if not model:
         raise ExodError("no model is loaded: exoctl engine load MODEL")
-    progress = _Progress(shell, sum(counts) * tokens)
+    progress = _TokenBar(shell, sum(counts) * tokens)
     _run(shell, 0, 2, progress, warm_up=True)
     rows = [_row(shell, count, tokens, progress) for count in counts]
     progress.clear()
@@ -85,7 +85,7 @@ def _counts(clients: str) -> list[int]:
     return counts
 
 
-def _row(shell: Shell, count: int, tokens: int, progress: _Progress) -> Row:
+def _row(shell: Shell, count: int, tokens: int, progress: _TokenBar) -> Row:
     with ThreadPoolExecutor(count) as pool:
         runs = list(pool.map(lambda number: _run(shell, number, tokens, progress), range(count)))
     made = sum(run.tokens for run in runs)
@@ -97,7 +97,7 @@ def _row(shell: Shell, count: int, tokens: int, progress: _Progress) -> Row:
     return Row(count, made, total, each, statistics.median(waits_ms), max(waits_ms))
 
 
-def _run(shell: Shell, number: int, tokens: int, progress: _Progress, *, warm_up: bool = False) -> Run:
+def _run(shell: Shell, number: int, tokens: int, progress: _TokenBar, *, warm_up: bool = False) -> Run:
     """One answer. Raises ExodError where it is cut short, or has fewer than two tokens."""
     import msgspec
 
@@ -123,7 +123,7 @@ def _run(shell: Shell, number: int, tokens: int, progress: _Progress, *, warm_up
     return Run(asked, first, last, made)
 
 
-class _Progress:
+class _TokenBar:
     """A bar on standard error, for people only."""
 
     def __init__(self, shell: Shell, total: int) -> None:

@@ -133,7 +133,7 @@ def _pull_here(shell: Shell, repository: str) -> ExitCode:
     from exoengine.model_files.model_folder import ModelFolderError, find_local
 
     _say_nothing_of_ours()
-    progress = _Progress()
+    progress = _FetchLine()
     try:
         if find_local(repository) is not None:
             text = f"{repository} is a folder on this host: load it by its path; to copy it, start exod first"
@@ -190,7 +190,7 @@ def _say_nothing_of_ours() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
-class _Progress:
+class _FetchLine:
     """A line that is drawn over itself on a terminal, else one every few seconds; on standard error."""
 
     def __init__(self) -> None:

@@ -39,7 +39,7 @@ def precedence(node: NodeId, misses: bool) -> Precedence:
     return (misses, node)
 
 
-class Unheard(msgspec.Struct, frozen=True):
+class UnheardNode(msgspec.Struct, frozen=True):
     name: str
     by: tuple[str, ...]
     """The names of those that hear it."""
@@ -47,7 +47,7 @@ class Unheard(msgspec.Struct, frozen=True):
 
 class UnheardNodes:
     def __init__(self) -> None:
-        self.nodes: dict[NodeId, Unheard] = {}
+        self.nodes: dict[NodeId, UnheardNode] = {}
         self.misses = False
         """What this node's datagrams say."""
         self._since: dict[NodeId, float] = {}
@@ -69,7 +69,7 @@ class UnheardNodes:
         now: float,
     ) -> None:
         """`living`: the peers that are heard. `left`: those that said goodbye. `members`: of the plan in force."""
-        found: dict[NodeId, Unheard] = {}
+        found: dict[NodeId, UnheardNode] = {}
         for peer, pair in living.items():
             report = reports.get(peer)
             if report is None or report.incarnation != pair.incarnation:
@@ -78,7 +78,7 @@ class UnheardNodes:
                 if link.up and link.peer != me and link.peer not in living and link.peer not in left:
                     before = found.get(link.peer)
                     by = (pair.card.name,) if before is None else (*before.by, pair.card.name)
-                    found[link.peer] = Unheard(link.peer_name or link.peer, by)
+                    found[link.peer] = UnheardNode(link.peer_name or link.peer, by)
         self.nodes = found
         self._since = {node: self._since.get(node, now) for node in found}
         self._known = frozenset(members)
@@ -113,7 +113,7 @@ class UnheardNodes:
             self._whole_since = None
 
 
-class Peers:
+class MeshPairs:
     """The pairs of this node as the mesh sees them."""
 
     def __init__(self, card: NodeCard) -> None:

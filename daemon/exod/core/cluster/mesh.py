@@ -35,7 +35,7 @@ from exod.core.base.mesh_messages import (
     RenegotiateWish,
 )
 from exod.core.cluster.agreement_timing import LastChange, agreement_ms
-from exod.core.cluster.coordinator_choice import Peers
+from exod.core.cluster.coordinator_choice import MeshPairs
 from exod.core.cluster.epochs import Epochs
 from exod.core.cluster.joined_members import PATIENCE_S, JoinedMembers
 from exod.core.cluster.link_reports import REPORT_EVERY_S, LinkReporter
@@ -61,7 +61,7 @@ class Mesh:
         self.committed: MeshPlan | None = None
         self.suspended: str | None = None
         self.last_change: LastChange | None = None
-        self._peers = Peers(card)
+        self._peers = MeshPairs(card)
         self._members = JoinedMembers(now)
         self._epochs = Epochs(epoch_number)
         self._ballot: Ballot | None = None

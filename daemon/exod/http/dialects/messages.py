@@ -26,7 +26,7 @@ NAME: Final = re.compile(r"[a-zA-Z0-9_.:/-]{1,128}")
 """OpenAI allows 64 letters, digits, _ and -; other servers' clients use dots, colons and slashes, too."""
 
 
-class Part(msgspec.Struct):
+class ContentPart(msgspec.Struct):
     type: str
     text: str | None = None
     refusal: str | None = None
@@ -44,7 +44,7 @@ class Called(msgspec.Struct):
 
 class Message(msgspec.Struct):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[Part] | None = None
+    content: str | list[ContentPart] | None = None
     tool_calls: list[Called] | None = None
     tool_call_id: str | None = None
     name: str | None = None
@@ -105,7 +105,7 @@ def _called(call: Called, at: int) -> ToolCall:
     return ToolCall(call.id or f"call_{at}", call.function.name, arguments)
 
 
-def read_content(content: str | list[Part] | None, place: str) -> str:
+def read_content(content: str | list[ContentPart] | None, place: str) -> str:
     """A message's text, whole or in parts."""
     if isinstance(content, str):
         return content

@@ -18,9 +18,9 @@ from exod.http.dialects.ask import Ask, SamplingBody, Tokens, limit, new_id, rea
 from exod.http.dialects.blocks import Block, BlockAnswer, named_event
 from exod.http.dialects.fields import FieldError, read_fields
 from exod.http.dialects.messages import (
+    ContentPart,
     Function,
     JsonSchema,
-    Part,
     ResponseFormat,
     ToolChoice,
     read_content,
@@ -41,11 +41,11 @@ class Item(msgspec.Struct):
 
     type: str = "message"
     role: str | None = None
-    content: str | list[Part] | None = None
+    content: str | list[ContentPart] | None = None
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
-    output: str | list[Part] | None = None
+    output: str | list[ContentPart] | None = None
 
 
 class FlatTool(msgspec.Struct):
@@ -86,7 +86,7 @@ class ResponsesBody(SamplingBody, kw_only=True):
     background: bool | None = None
 
 
-class Kept:
+class KeptConversations:
     """The conversations of earlier responses, as far as this node keeps them."""
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ class Responses:
     """The dialect, with what it keeps."""
 
     def __init__(self) -> None:
-        self.kept = Kept()
+        self.kept = KeptConversations()
 
     def read(self, data: bytes) -> Ask:
         """Raises RequestError (FieldError where a field is to blame)."""
@@ -187,7 +187,7 @@ def _message(item: Item, place: str) -> tuple[ChatMessage, ...]:
 
 
 class ResponsesAnswer(BlockAnswer):
-    def __init__(self, ask: Ask, model: str, created: int, kept: Kept) -> None:
+    def __init__(self, ask: Ask, model: str, created: int, kept: KeptConversations) -> None:
         super().__init__(ask, model, created)
         self._kept = kept
         self._number = 0

@@ -29,7 +29,7 @@ TRY_AGAIN_MAX_S: Final = 600.0
 """A try in a ring costs the others their group for as long as it takes; each failure doubles the time."""
 
 
-class Cause(Enum):
+class FailedPart(Enum):
     """What did not work, and so what is tried again."""
 
     PROCESS = auto()
@@ -43,7 +43,7 @@ class Fitness:
         """Why this node cannot serve; empty where it can, as far as it knows."""
         self._told = ""
         self._failures = 0
-        self._cause = Cause.LOAD
+        self._cause = FailedPart.LOAD
         self._try_at: float | None = None
         self._wait_s = TRY_AGAIN_S
 
@@ -59,24 +59,24 @@ class Fitness:
         self._failures += 1
         if self._failures >= FAILURES:
             said = f"its worker ended {self._failures} times before it held its layers: {text}"
-            self._unfit(said, Cause.PROCESS, now)
+            self._unfit(said, FailedPart.PROCESS, now)
 
     def load_failed(self, text: str, now: float) -> None:
         """The worker could not load its layers."""
-        self._unfit(text, Cause.LOAD, now)
+        self._unfit(text, FailedPart.LOAD, now)
 
     def model_refused(self, text: str, now: float) -> None:
         """Its files are not what they must be, or are not here."""
-        self._unfit(text, Cause.FILES, now)
+        self._unfit(text, FailedPart.FILES, now)
 
     def model_found(self) -> None:
         """Its files are well. Where they were what failed, that is what was to be shown."""
-        if self.text and self._cause is Cause.FILES:
+        if self.text and self._cause is FailedPart.FILES:
             self.text, self._try_at = "", None
 
     def greeted(self) -> None:
         """A process lives. Where processes were what failed, that is what was to be shown."""
-        if self.text and self._cause is Cause.PROCESS:
+        if self.text and self._cause is FailedPart.PROCESS:
             self.text, self._try_at = "", None
             self._failures = FAILURES - 1  # the next failure is one too many again
 
@@ -90,11 +90,11 @@ class Fitness:
 
     def rehearses(self, plan: MeshPlan | None, now: float) -> bool:
         """Is it time to start a process only to see whether it lives? For a node that `plan` gives no rank."""
-        return self._cause is Cause.PROCESS and self._is_due(plan, now)
+        return self._cause is FailedPart.PROCESS and self._is_due(plan, now)
 
     def looks_again(self, plan: MeshPlan | None, now: float) -> bool:
         """Is it time to look at the model's files again? For a node that `plan` gives no rank. Said once."""
-        if self._cause is not Cause.FILES or not self._is_due(plan, now):
+        if self._cause is not FailedPart.FILES or not self._is_due(plan, now):
             return False
         self._try_at = None  # what is found sets the next time
         return True
@@ -104,18 +104,18 @@ class Fitness:
         return due and plan is not None and bool(plan.model)
 
     def handle_timer(self, now: float) -> None:
-        if self.text and self._cause is Cause.LOAD and self._try_at is not None and now >= self._try_at:
+        if self.text and self._cause is FailedPart.LOAD and self._try_at is not None and now >= self._try_at:
             self.text, self._try_at = "", None
 
     def next_deadline(self, plan: MeshPlan | None, phase: RankPhase, worker: WorkerLife) -> float | None:
-        if self._try_at is None or self._cause is Cause.LOAD:
+        if self._try_at is None or self._cause is FailedPart.LOAD:
             return self._try_at
         idle = phase is RankPhase.OFF and worker.state is WorkerState.NONE
         if not idle or plan is None or not plan.model:
             return None
-        return max(self._try_at, worker.restart_at) if self._cause is Cause.PROCESS else self._try_at
+        return max(self._try_at, worker.restart_at) if self._cause is FailedPart.PROCESS else self._try_at
 
-    def _unfit(self, text: str, cause: Cause, now: float) -> None:
+    def _unfit(self, text: str, cause: FailedPart, now: float) -> None:
         if self._try_at is not None and now < self._try_at:
             return  # the plan that leaves it out is on its way
         self.text, self._cause = text, cause

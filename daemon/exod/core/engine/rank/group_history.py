@@ -12,14 +12,14 @@ from typing import Literal
 from exod.core.engine.engine_events import EmitEvent
 from exoengine.protocol import NO_EDGES, Aborted, Formed, Heartbeat, Hello
 
-Cause = Literal["move", "fault"]
+LossCause = Literal["move", "fault"]
 
 
 class GroupHistory:
     def __init__(self) -> None:
         self._group: tuple[str, int] | None = None
         """(plan, attempt) of the group that the worker stands in."""
-        self._lost: tuple[float, Cause, str] | None = None
+        self._lost: tuple[float, LossCause, str] | None = None
         self._heartbeat_gap_ms = 0.0
         self.edges = NO_EDGES
         """What a sum took over the edges of the newest group."""
@@ -69,7 +69,7 @@ class GroupHistory:
             self.lost("move" if paused else "fault", plan_reason if paused else aborted.text, now)
         return stood
 
-    def lost(self, cause: Cause, reason: str, now: float) -> None:
+    def lost(self, cause: LossCause, reason: str, now: float) -> None:
         """From here the gap is counted that the next group closes."""
         if self._group is not None and self._lost is None:
             self._lost = (now, cause, reason)
