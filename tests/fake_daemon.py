@@ -300,6 +300,8 @@ class FakeDaemon:
             STARTED_AT,
             (PreflightCheck("rtt", "studio1 to studio2", True, "0.31 ms", "within 5 ms"),),
         )
+        figures, in_use = (0.3, None, 0.4), (True, False, True)
+        self.traces = (PathTrace(PEER, "studio2", CABLE, "bridge0", Kind.THUNDERBOLT, 5.0, figures, in_use),)
         self.findings: tuple[Finding, ...] = ()
         self.pace_s = 0.0
         self.pause: asyncio.Event | None = None
@@ -328,10 +330,10 @@ class FakeDaemon:
         self.asked.append(("links_history", peer, limit))
         figures = {"bridge0": "up 0.31 ms", "en0": "up 0.25 ms"}
         decision = LinkDecision(STARTED_AT, PEER, "studio2", CABLE, "selected, held for 3 s", figures)
-        cable = PathTrace(
-            PEER, "studio2", CABLE, "bridge0", Kind.THUNDERBOLT, 5.0, (0.3, None, 0.4), (True, False, True)
-        )
-        return LinkHistoryReport((decision,)[:limit], (cable,))
+        return LinkHistoryReport((decision,)[:limit], self.rtt_traces())
+
+    def rtt_traces(self) -> tuple[PathTrace, ...]:
+        return self.traces
 
     def mesh(self) -> MeshReport:
         history = MeshHistoryLine(

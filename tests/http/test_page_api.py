@@ -8,14 +8,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from exod.http.page_actions import ACTIONS
 from exod.http.page_files import TYPES
-from exod.model import Event, Health
-from tests.fake_daemon import STARTED_AT, vpn_only_status
+from exod.model import Event, Health, Reason
+from tests.fake_daemon import STARTED_AT, pair_status, vpn_only_status
 from tests.http.raw_http import Stream
-from tests.http.served import KEY, served
+from tests.http.served import CHAT, KEY, count, served
 
 pytestmark = pytest.mark.anyio
 
@@ -128,7 +129,7 @@ async def test_a_wrong_since_is_named() -> None:
 async def test_each_action_reaches_the_daemon() -> None:
     async with served() as place:
         for name in ACTIONS:
-            body = {"model": "embedded:count"} if name == "load" else {}
+            body = {"model": "embedded:count"} if name in ("load", "pull", "pause") else {}
             answer = await place.http.ask("POST", f"/api/actions/{name}", body)
             assert answer.status == 200, answer.body
             assert answer.json["text"]
@@ -137,7 +138,63 @@ async def test_each_action_reaches_the_daemon() -> None:
         ("engine_unload",),
         ("engine_drain",),
         ("renegotiate", "asked for on the page"),
+        ("model_pull", "embedded:count", False),
+        ("model_pause", "embedded:count"),
     ]
+
+
+async def test_a_pull_may_be_for_every_node() -> None:
+    async with served() as place:
+        body = {"model": "owner/name", "everywhere": True}
+        assert (await place.http.ask("POST", "/api/actions/pull", body)).status == 200
+    assert place.daemon.asked == [("model_pull", "owner/name", True)]
+
+
+async def test_a_new_viewer_gets_the_last_hour_once() -> None:
+    async with served() as place:
+        stream = await place.http.open("GET", "/api/live")
+        (trace,) = (await _next(stream, "history"))["traces"]
+        assert (trace["interface"], trace["rtt_ms"], trace["in_use"]) == ("bridge0", [0.3, None, 0.4], "101")
+        stream.close()
+        again = await place.http.open("GET", f"/api/live?since={STARTED_AT}")
+        first = await again.event()
+        assert first is not None
+        assert first.startswith("event: state"), "who comes again has its own history"
+        again.close()
+        await place.quiet()
+
+
+async def test_live_says_how_far_each_request_is() -> None:
+    async with served() as place:
+        place.daemon.pause = asyncio.Event()
+        answer = await place.http.open("POST", CHAT, count(1, 500, stream=True, max_tokens=400))
+        await answer.event()
+        stream = await place.http.open("GET", f"/api/live?since={2e9}")
+        state = await _next(stream, "state")
+        while not state["requests"] or state["requests"][0]["tokens"] < 2:
+            state = await _next(stream, "state")
+        (line,) = state["requests"]
+        assert (line["tokens"], line["max_tokens"]) == (2, 400)
+        assert line["id"].startswith("chatcmpl-")
+        answer.close()
+        while state["requests"]:
+            state = await _next(stream, "state")
+        stream.close()
+        await place.quiet()
+
+
+async def test_live_has_a_cure_for_reasons_and_notes_and_the_severity() -> None:
+    async with served() as place:
+        reason = Reason("no_path", "studio2", "no path to studio2", STARTED_AT)
+        note = Reason("safe_steps", "", "steps are safe", STARTED_AT)
+        place.daemon.status_now = msgspec.structs.replace(pair_status(), reasons=(reason,), notes=(note,))
+        stream = await place.http.open("GET", f"/api/live?since={2e9}")
+        state = await _next(stream, "state")
+        assert state["severities"] == {"no_path": "warning"}
+        assert set(state["cures"]) == {"no_path", "safe_steps"}
+        assert all(state["cures"].values())
+        stream.close()
+        await place.quiet()
 
 
 async def test_bad_bodies_and_other_methods_change_nothing() -> None:

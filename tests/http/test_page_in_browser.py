@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,106 +12,24 @@ import msgspec
 import pytest
 
 from exod.model import Event
-from tests.conftest import missing
 from tests.fake_daemon import pair_status, vpn_only_status
-from tests.http.served import KEY, Place, served
+from tests.http.browser import Page, chromium, until
+from tests.http.served import KEY, served
 
 pytestmark = pytest.mark.anyio
-
-AXE = Path(__file__).parents[2] / "node_modules" / "axe-core" / "axe.min.js"
-WAIT_S = 20.0
-
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """One Chromium for all tests of this file."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        missing("needs Debian's packages chromium and chromium-driver")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium or ""
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in FLAGS:
-        options.add_argument(flag)
-    made = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver or ""))
-    made.set_page_load_timeout(60)
+    made = chromium()
     yield made
     made.quit()
 
 
-async def until(holds: Callable[[], Awaitable[Any]]) -> None:
-    """Looks again and again, in another process or at a plain field, until it is so."""
-    async with asyncio.timeout(WAIT_S):
-        while not await holds():  # noqa: ASYNC110 - a browser tells nobody
-            await asyncio.sleep(0.05)
-
-
-class Page:
-    """The open page; every look at it is made off the loop that serves it."""
-
-    def __init__(self, browser: Any, place: Place) -> None:
-        self._browser = browser
-        self.place = place
-
-    async def open(self, width: int = 1280, height: int = 1000) -> None:
-        def go() -> None:
-            self._browser.set_window_size(width, height)
-            self._browser.get(f"{self.place.api.url}/")
-            self._browser.get_log("browser")
-
-        await asyncio.to_thread(go)
-
-    async def run(self, script: str, *arguments: Any) -> Any:
-        return await asyncio.to_thread(self._browser.execute_script, script, *arguments)
-
-    async def text(self, selector: str) -> str:
-        found = await self.run(f"return document.querySelector({selector!r})?.textContent ?? ''")
-        assert isinstance(found, str)
-        return found
-
-    async def until(self, selector: str, holds: Callable[[str], bool]) -> str:
-        """The text of `selector` once it is as wanted."""
-        text = ""
-
-        async def held() -> bool:
-            nonlocal text
-            text = await self.text(selector)
-            return holds(text)
-
-        await until(held)
-        return text
-
-    async def click(self, selector: str) -> None:
-        await self.run(f"document.querySelector({selector!r}).click()")
-
-    async def complaints(self) -> list[str]:
-        """What the console holds: an answer with an error status is the browser's own line, not the page's."""
-        entries = await asyncio.to_thread(self._browser.get_log, "browser")
-        return [
-            one["message"] for one in entries if one["level"] == "SEVERE" and "status of 401" not in one["message"]
-        ]
-
-    async def close(self) -> None:
-        await asyncio.to_thread(self._browser.get, "about:blank")
-        await self.place.quiet()
-
-
 async def test_the_pair_is_drawn_and_a_cut_is_seen(browser: Any) -> None:
     async with served() as place:
+        place.daemon.traces = ()
         page = Page(browser, place)
         await page.open()
         await page.until("#health-text", lambda text: text == "healthy")
@@ -216,18 +133,13 @@ async def test_a_key_is_asked_for_and_kept_nowhere(browser: Any, tmp_path: Path)
 @pytest.mark.parametrize("width", [1280, 390])
 async def test_nothing_stands_in_the_way_of_anybody(browser: Any, width: int) -> None:
     """axe-core finds nothing that is serious, and a phone's width needs no scrolling sideways."""
-    if not AXE.is_file():
-        missing("needs the npm package axe-core")
     async with served() as place:
         place.daemon.status_now = vpn_only_status()
         page = Page(browser, place)
         await page.open(width)
         await page.until("#health-text", lambda text: text == "degraded")
-        script = AXE.read_text() + "; return axe.run().then((r) => r.violations.map((v) => [v.impact, v.id]))"
-        found = await page.run(script)
-        assert [one for one in found if one[0] in ("serious", "critical")] == []
-        wider = await page.run("return document.documentElement.scrollWidth - window.innerWidth")
-        assert wider <= 0
+        assert await page.accessibility() == []
+        assert await page.sideways() == 0
         await page.close()
 
 
@@ -249,11 +161,16 @@ async def test_a_day_of_states_does_not_grow(browser: Any) -> None:
                 const links = [{ peer: "p", peer_name: "studio2", selected: id, paths: [path(id)] }];
                 history.add({ at, status: { links }, degraded_ms: 5 });
               }
+              const { SpeedHistory } = await import("/page/speed_chart.js");
+              const speeds = new SpeedHistory();
+              const engine = { state: "generating", tokens_per_s: 1, requests_waiting: 0 };
+              for (let at = 0; at < 86400; at += 1) speeds.add({ at, status: { engine } });
               const list = document.createElement("ol");
               const events = new EventList(list, document.createElement("select"));
               for (let at = 0; at < 20000; at += 1) events.add({ ts: at, type: "path.up", subject: "x" });
               const samples = [...history.series.values()].map((one) => one.samples.length);
-              return [history.series.size, Math.max(...samples), history.switches.length, list.children.length];
+              const lists = [history.switches.length, list.children.length, speeds.samples.length];
+              return [history.series.size, Math.max(...samples), ...lists];
             })()
             """
         )
@@ -261,4 +178,5 @@ async def test_a_day_of_states_does_not_grow(browser: Any) -> None:
         assert kept[1] <= 720
         assert kept[2] <= 50
         assert kept[3] <= 300
+        assert kept[4] <= 720
         await page.close()

@@ -28,6 +28,7 @@ from exod.daemon_api.shapes import (
     LinksReport,
     MeshReport,
     NetcheckReport,
+    PathTrace,
     PingReply,
     PreflightReport,
     Readiness,
@@ -116,6 +117,10 @@ class DaemonCommands(Protocol):
 
     def links_history(self, peer: NodeId | None, limit: int) -> LinkHistoryReport:
         """The newest `limit` decisions, oldest first."""
+        ...
+
+    def rtt_traces(self) -> tuple[PathTrace, ...]:
+        """The RTT of every path over the last hour."""
         ...
 
     def mesh(self) -> MeshReport: ...

@@ -354,6 +354,10 @@ class RankDetail(msgspec.Struct, frozen=True):
     """Of the GPU's memory, what MLX says that a process should use at most; null where it says nothing."""
     wired_bytes: int | None = None
     """How much the rank wires at most; null where nothing is wired."""
+    parts: int = 1
+    """In a tensor group, of how many parts of each of these layers it has one."""
+    tokens_per_s: float | None = None
+    """Of the newest answers, as this rank measured them."""
 
 
 class EngineReport(msgspec.Struct, frozen=True):

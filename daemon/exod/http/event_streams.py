@@ -1,10 +1,11 @@
 """What a client can follow as server-sent events until it leaves: `GET /api/events` and `GET /api/live`.
 
-`/api/events` is the event log, then what happens. `/api/live` is what the page shows, in two kinds of events:
-`state` (status, engine and what may be done, at most one a second, and at once after an event of the daemon) and
-`log` (one event of the daemon's log). An event's id is its time; `?since=T` (Unix seconds) or the header
-`Last-Event-ID`, which browsers send by themselves, leaves out older events. Decides how often a viewer gets a
-state, and that one snapshot serves all viewers. Reads snapshots; never changes anything. Times in seconds.
+`/api/events` is the event log, then what happens. `/api/live` is what the page shows, in three kinds of events:
+`state` (status, engine and what may be done, at most one a second, and at once after an event of the daemon), `log`
+(one event of the daemon's log) and, once for a viewer that names no time, `history` (the RTT of the last hour).
+An event's id is its time; `?since=T` (Unix seconds) or the header `Last-Event-ID`, which browsers send by
+themselves, leaves out older events. Decides how often a viewer gets a state, and that one snapshot serves all
+viewers. Reads snapshots; never changes anything. Times in seconds.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import Final
 
@@ -19,23 +21,27 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from exod.alert_table import kind_of
+from exod.alert_table import Severity, kind_of
 from exod.daemon_api import stream_keepalive
 from exod.daemon_api.interface import DaemonCommands
-from exod.daemon_api.shapes import EngineReport, StatusReport, flat_event
+from exod.daemon_api.shapes import EngineReport, PathTrace, StatusReport, flat_event
 from exod.daemon_api.stream_keepalive import paced
 from exod.errors import RequestError
 from exod.http.dialects.fields import FieldError
 from exod.http.dialects.openai_answers import sse_comment
 from exod.http.exchange import ClientGoneError, Reply, StoppedError, unless_over
 from exod.http.generation import Slots, shutting_down
-from exod.model import Event
+from exod.http.running import RunningRequest
+from exod.model import Event, Kind, NodeId, PathId
 
 TICK_S: Final = 1.0
 """A cut must be seen within a second; figures that change faster than once a second cannot be read."""
 
 FRESH_S: Final = 0.2
 """A snapshot serves all viewers for this long: in a burst of events a viewer gets five states a second."""
+
+MOST_TRACES: Final = 24
+"""Paths of which a viewer gets the last hour: more lines in one chart cannot be told apart."""
 
 FIRST_LOG_S: Final = 3600.0
 """How far back the log goes for a viewer that names no time: it shows what led to the present state."""
@@ -51,7 +57,46 @@ class LiveState(msgspec.Struct, frozen=True):
     degraded_ms: float
     """The configured limit of a path's RTT."""
     cures: dict[str, str]
-    """By code, for the reasons of the status."""
+    """By code, for the reasons and notes of the status."""
+    severities: dict[str, Severity]
+    """By code, for the reasons."""
+    requests: tuple[RunningRequest, ...]
+    """Under way through this node."""
+
+
+class TraceLine(msgspec.Struct, frozen=True):
+    """A path's RTT, oldest first, one sample each `every_s`; None where it was dead."""
+
+    peer: NodeId
+    peer_name: str
+    path: PathId
+    interface: str
+    kind: Kind
+    every_s: float
+    rtt_ms: tuple[float | None, ...]
+    in_use: str
+    """A letter for each sample: 1 where the path was in use, else 0."""
+
+    @staticmethod
+    def of(trace: PathTrace) -> TraceLine:
+        in_use = "".join("1" if one else "0" for one in trace.selected)
+        return TraceLine(
+            trace.peer,
+            trace.peer_name,
+            trace.path,
+            trace.interface,
+            trace.kind,
+            trace.every_s,
+            trace.rtt_ms,
+            in_use,
+        )
+
+
+class LiveHistory(msgspec.Struct, frozen=True):
+    """The one `history` event; its newest samples are of `at`."""
+
+    at: float
+    traces: tuple[TraceLine, ...]
 
 
 class EventStream(ABC):
@@ -97,18 +142,22 @@ class LiveStream(EventStream):
         commands: DaemonCommands,
         followers: Slots,
         leaving: asyncio.Event,
+        requests: Callable[[], tuple[RunningRequest, ...]],
         *,
         actions: bool,
         degraded_ms: float,
     ) -> None:
         super().__init__(commands, followers, leaving)
+        self._requests = requests
         self._actions = actions
         self._degraded_ms = degraded_ms
         self._taken_at = float("-inf")
         self._state_frame = b""
 
     async def _follow(self, since: float | None, reply: Reply) -> None:
-        since = time.time() - FIRST_LOG_S if since is None else since
+        if since is None:
+            since = time.time() - FIRST_LOG_S
+            await reply.event(self._history())
         sent = self._state()
         await reply.event(sent)
         async with aclosing(paced(self._commands.events(since, True), TICK_S)) as events:
@@ -126,11 +175,24 @@ class LiveStream(EventStream):
         now = time.monotonic()
         if now - self._taken_at >= FRESH_S:
             status = self._commands.status()
-            cures = {reason.code: kind_of(reason.code).cure for reason in status.reasons}
-            state = LiveState(time.time(), status, self._commands.engine(), self._actions, self._degraded_ms, cures)
+            state = LiveState(
+                at=time.time(),
+                status=status,
+                engine=self._commands.engine(),
+                actions=self._actions,
+                degraded_ms=self._degraded_ms,
+                cures={one.code: kind_of(one.code).cure for one in (*status.reasons, *status.notes)},
+                severities={reason.code: kind_of(reason.code).severity for reason in status.reasons},
+                requests=self._requests(),
+            )
             self._state_frame = b"event: state\ndata: %s\n\n" % msgspec.json.encode(state)
             self._taken_at = now
         return self._state_frame
+
+    def _history(self) -> bytes:
+        traces = self._commands.rtt_traces()[:MOST_TRACES]
+        shown = LiveHistory(time.time(), tuple(TraceLine.of(trace) for trace in traces))
+        return b"event: history\ndata: %s\n\n" % msgspec.json.encode(shown)
 
 
 def _frame(event: Event, kind: bytes = b"") -> bytes:

@@ -27,6 +27,8 @@ from exod.http.dialects.choices import together
 from exod.http.dialects.openai_answers import Answer, error_object
 from exod.http.exchange import ClientGoneError, Reply, StoppedError, client_of, headers_of, unless_over
 from exod.http.metrics import HttpMetrics
+from exod.http.running import Running
+from exoengine.protocol import GenerationRequest
 
 MAX_GENERATIONS: Final = 64
 """Requests that may be under way or queued through this node: far more than one pipeline serves well, and so few
@@ -80,42 +82,6 @@ class Dialect(msgspec.Struct, frozen=True):
     answer: Callable[[Ask, str, int], Answer]
     """From a request, the model's name and the time (Unix seconds)."""
     error: Callable[[RequestError], dict[str, Any]] = error_object
-
-
-class Running:
-    """The requests under way, by their ids, so that they can be cancelled over another connection."""
-
-    def __init__(self) -> None:
-        self._tasks: dict[str, asyncio.Task[Any]] = {}
-        self._cancelled: set[str] = set()
-
-    def cancel(self, request_id: str) -> bool:
-        """Cancels it; False where it is not under way here."""
-        task = self._tasks.get(request_id)
-        if task is None:
-            return False
-        self._cancelled.add(request_id)
-        task.cancel()
-        return True
-
-    @contextmanager
-    def hold(self, *request_ids: str) -> Iterator[None]:
-        """The task that this runs in answers the request. Raises RequestError where it is cancelled."""
-        task = asyncio.current_task()
-        assert task is not None
-        names = [name for name in request_ids if name and name not in self._tasks]
-        self._tasks |= dict.fromkeys(names, task)
-        try:
-            yield
-        except asyncio.CancelledError:
-            if not self._cancelled.intersection(names):
-                raise
-            task.uncancel()
-            raise RequestError("cancelled", "the request was cancelled by /v1/cancel", ExitCode.DEGRADED) from None
-        finally:
-            for name in names:
-                del self._tasks[name]
-            self._cancelled.difference_update(names)
 
 
 class GenerationEndpoint:
@@ -174,11 +140,15 @@ class GenerationEndpoint:
         answer = self._dialect.answer(ask, model, int(time.time()))
         reply.last_event = answer.failed
         requests = [msgspec.structs.replace(request, client=client) for request in ask.generations]
-        sources = [self._metrics.timed(self._commands.generate(request)) for request in requests]
+        sources = [self._source(ask, request) for request in requests]
         async with aclosing(together(sources)) as deltas:
             if ask.stream:
                 return await _stream(deltas, answer, reply)
             return await _collect(deltas, answer)
+
+    def _source(self, ask: Ask, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
+        deltas = self._metrics.timed(self._commands.generate(request))
+        return self._running.followed(deltas, ask.request_id, request.max_tokens)
 
 
 Deltas = AsyncGenerator[tuple[int, GenerationDelta], None]

@@ -1,4 +1,4 @@
-"""`POST /api/actions/…`: what the page can do to the cluster: load, unload, drain, renegotiate.
+"""`POST /api/actions/…`: what the page can do to the cluster: load, unload, drain, renegotiate, pull, pause.
 
 Decides what a body may hold; the daemon does the rest, and answers with one line for people. Where
 `api.commands = false`, every action is refused with the command that does the same from a terminal.
@@ -27,13 +27,17 @@ ACTIONS: Final = {
     "unload": "exoctl engine unload",
     "drain": "exoctl engine drain",
     "renegotiate": "exoctl mesh renegotiate",
+    "pull": "exoctl model pull MODEL",
+    "pause": "exoctl model pause MODEL",
 }
 """Each action, and the command that does the same."""
 
 
 class _ActionBody(msgspec.Struct, forbid_unknown_fields=True):
     model: Annotated[str, msgspec.Meta(max_length=1024)] = ""
-    """Only for `load`: a folder, a Hugging Face repo id, or the embedded model."""
+    """For `load`, `pull` and `pause`: a folder, a Hugging Face repo id, for `load` also the embedded model."""
+    everywhere: bool = False
+    """Only for `pull`: to every node, also to those that host no layers."""
 
 
 class Actions:
@@ -61,16 +65,22 @@ class Actions:
     async def _act(self, name: str, body: _ActionBody) -> Done:
         match name:
             case "load":
-                if not body.model:
-                    raise RequestError(
-                        "invalid_value", "model: is missing: a folder, a repository id, or embedded:count"
-                    )
-                return await self._commands.engine_load(body.model)
+                return await self._commands.engine_load(_model_of(body))
+            case "pull":
+                return await self._commands.model_pull(_model_of(body), body.everywhere)
+            case "pause":
+                return await self._commands.model_pause(_model_of(body))
             case "unload":
                 return await self._commands.engine_unload()
             case "drain":
                 return await self._commands.engine_drain()
         return await self._commands.renegotiate("asked for on the page")
+
+
+def _model_of(body: _ActionBody) -> str:
+    if not body.model.strip():
+        raise RequestError("invalid_value", "model: is missing: a folder or a repository id such as OWNER/NAME")
+    return body.model
 
 
 def _body(data: bytes) -> _ActionBody:

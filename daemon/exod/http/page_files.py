@@ -16,14 +16,17 @@ from starlette.routing import Route
 
 from exod.errors import RequestError
 
+_MODULES: Final = (
+    *("page", "stream", "texts"),
+    *("mesh_picture", "rtt_chart", "speed_chart", "event_list", "model_list"),
+    *("chat", "actions"),
+)
+
 TYPES: Final = {
     "index.html": "text/html; charset=utf-8",
     "page.css": "text/css; charset=utf-8",
     "icon.svg": "image/svg+xml",
-    **{
-        f"{name}.js": "text/javascript; charset=utf-8"
-        for name in ("page", "stream", "mesh_picture", "rtt_chart", "event_list", "chat", "texts", "actions")
-    },
+    **{f"{name}.js": "text/javascript; charset=utf-8" for name in _MODULES},
 }
 """Every file of the page. What is not named here is not served."""
 

@@ -36,11 +36,12 @@ from exod.http.exchange import (
     JsonResponse,
     error_response,
 )
-from exod.http.generation import Dialect, GenerationEndpoint, Running, Slots
+from exod.http.generation import Dialect, GenerationEndpoint, Slots
 from exod.http.metrics import CONTENT_TYPE, HttpMetrics
 from exod.http.openapi import description
 from exod.http.page_actions import ACTIONS, Actions
 from exod.http.page_files import PageFiles
+from exod.http.running import Running
 from exod.http.text_routes import text_endpoints
 
 _log = structlog.get_logger("http_api")
@@ -108,7 +109,7 @@ def application(
         Route("/api/events", LogStream(commands, followers, leaving), methods=["GET"]),
         Route(
             "/api/live",
-            LiveStream(commands, followers, leaving, actions=actions, degraded_ms=degraded_ms),
+            LiveStream(commands, followers, leaving, running.lines, actions=actions, degraded_ms=degraded_ms),
             methods=["GET"],
         ),
         *Actions(commands, bodies, allowed=actions).routes(),

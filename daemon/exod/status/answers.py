@@ -42,6 +42,7 @@ from exod.daemon_api.shapes import (
     MeshReport,
     NetcheckReport,
     PathDetail,
+    PathTrace,
     PingReply,
     PreflightCheck,
     PreflightReport,
@@ -58,7 +59,7 @@ from exod.model import Event, NodeId, NodeState, PathId
 from exod.platform.system import Platform
 from exod.status.engine_source import EngineSource
 from exod.status.membership_answers import MembershipAnswers
-from exod.status.snapshot import StatusBuilder, path_as
+from exod.status.snapshot import StatusBuilder, path_as, positive
 from exoengine.protocol import GenerationRequest, TextAnswered, TextAsked
 
 PING_INTERVAL_S: Final = 0.2
@@ -195,6 +196,9 @@ class Answers:
             )
         return LinkHistoryReport(tuple(decisions[-limit:]), status.record.rtt.traces(peer))
 
+    def rtt_traces(self) -> tuple[PathTrace, ...]:
+        return self._status.record.rtt.traces(None)
+
     def _peer_of(self, subject: str) -> NodeId | None:
         """The peer that a decision is about: named itself, or by one of its paths."""
         links = self._core.links
@@ -234,6 +238,8 @@ class Answers:
                 text=status.named(found.text),
                 recommended_bytes=found.recommended_mib << 20 or None,
                 wired_bytes=found.wired_mib << 20 or None,
+                parts=found.parts,
+                tokens_per_s=positive(found.tokens_per_s),
             )
             for rank, node in enumerate(ring)
             if (found := host.statuses.get(node)) is not None

@@ -4,9 +4,12 @@ import { errorText, eventsOf, request } from "/page/stream.js";
 import { element } from "/page/texts.js";
 
 const MOST_TURNS = 40; // what is sent back each time; older turns are left out
+const QUIET_MS = 1000; // without a token for so long, it is said what the engine does
 
 export class Chat {
-  constructor() {
+  // `engine` gives the newest state of the engine, as the status has it.
+  constructor(engine) {
+    this.engine = engine;
     this.log = document.getElementById("chat-log");
     this.text = document.getElementById("chat-text");
     this.send = document.getElementById("chat-send");
@@ -14,6 +17,7 @@ export class Chat {
     this.figures = document.getElementById("chat-figures");
     this.turns = [];
     this.control = null;
+    this.heardAt = 0;
     document.getElementById("chat-form").addEventListener("submit", (event) => { event.preventDefault(); this.ask(); });
     document.getElementById("chat-reset").addEventListener("click", () => this.reset());
     this.stop.addEventListener("click", () => this.control?.abort());
@@ -26,7 +30,7 @@ export class Chat {
     this.control?.abort();
     this.turns = [];
     this.log.replaceChildren();
-    this.figures.textContent = "";
+    this.tell("");
   }
 
   show(kind, text = "") {
@@ -34,6 +38,10 @@ export class Chat {
     this.log.append(line);
     this.log.scrollTop = this.log.scrollHeight;
     return line;
+  }
+
+  tell(text) {
+    if (this.figures.textContent !== text) this.figures.textContent = text;
   }
 
   async ask() {
@@ -47,20 +55,44 @@ export class Chat {
     this.control = new AbortController();
     this.send.disabled = true;
     this.stop.disabled = false;
+    this.heardAt = performance.now();
+    const watch = setInterval(() => this.tellWait(), QUIET_MS / 2);
+    const answer = { reasoning: "", content: "" };
     try {
-      const answer = await this.answer(turns, this.control.signal);
-      if (answer) turns.push({ role: "assistant", content: answer });
+      await this.answer(turns, answer, this.control.signal);
     } catch (error) {
-      if (error.name === "AbortError") this.figures.textContent = "stopped";
-      else this.show("error", error.message);
+      this.ended(error, text);
     } finally {
+      clearInterval(watch);
+      // A part of an answer stays in the conversation; a question without any must not stand beside the next one.
+      if (answer.content) turns.push({ role: "assistant", content: answer.content });
+      else if (turns.at(-1)?.role === "user") turns.pop();
       this.control = null;
       this.send.disabled = false;
       this.stop.disabled = true;
     }
   }
 
-  async answer(turns, signal) {
+  ended(error, text) {
+    if (error.name === "AbortError") {
+      this.tell(this.turns.length ? "stopped" : "");
+      return;
+    }
+    this.tell("");
+    const lost = error instanceof TypeError; // what fetch and a reader raise where the connection ends
+    this.show("error", lost ? `The connection to this node was lost (${error.message}). Send it again once the page is connected.` : error.message);
+    if (!this.text.value) this.text.value = text;
+  }
+
+  tellWait() {
+    if (performance.now() - this.heardAt < QUIET_MS) return;
+    const engine = this.engine();
+    if (!engine) return;
+    const busy = engine.state === "generating" || engine.state === "ready";
+    this.tell(busy ? "waiting for a token" : `the engine is ${engine.state}${engine.text ? ` (${engine.text})` : ""}; the answer goes on by itself`);
+  }
+
+  async answer(turns, text, signal) {
     const began = performance.now();
     const body = { model: "default", messages: turns, stream: true, temperature: 0, stream_options: { include_usage: true } };
     const response = await request("/v1/chat/completions", {
@@ -68,26 +100,28 @@ export class Chat {
     });
     if (!response.ok) throw new Error(await errorText(response));
     const shown = { reasoning: null, content: null };
-    const text = { reasoning: "", content: "" };
     let usage = null;
     let first = 0;
+    let whole = false;
     for await (const { data } of eventsOf(response)) {
-      if (data === "[DONE]") break;
+      whole = data === "[DONE]";
+      if (whole) break;
       const part = JSON.parse(data);
       if (part.error) throw new Error(part.error.message);
       usage = part.usage ?? usage;
       const delta = part.choices?.[0]?.delta ?? {};
       for (const [kind, more] of [["reasoning", delta.reasoning_content], ["content", delta.content]]) {
         if (!more) continue;
-        first = first || performance.now();
+        this.heardAt = performance.now();
+        first = first || this.heardAt;
         text[kind] += more;
         shown[kind] = shown[kind] ?? this.show(kind === "content" ? "assistant" : "reasoning");
         shown[kind].textContent = text[kind];
         this.log.scrollTop = this.log.scrollHeight;
       }
     }
-    this.figures.textContent = figures(usage, first - began, performance.now() - first);
-    return text.content;
+    if (!whole) throw new TypeError("the answer ended in its middle");
+    this.tell(figures(usage, first - began, performance.now() - first));
   }
 }
 

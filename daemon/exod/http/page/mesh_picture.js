@@ -6,6 +6,8 @@ const BOX = { width: 190, height: 92 };
 const NARROW = 560; // px: below it two nodes stand above each other
 const SPREAD = 46; // between two paths of a pair, so that their labels do not touch
 const PATHS_SHOWN = 8; // of one pair: more cannot be told apart
+const ROUND = 8; // nodes that have room in a circle; with more the picture grows
+const LONGEST_LABEL = 28; // characters: interfaces of far edges are named by other machines
 
 export function drawMesh(place, live) {
   const narrow = place.clientWidth > 0 && place.clientWidth < NARROW;
@@ -29,7 +31,9 @@ function canvas(count, narrow, links) {
     const fan = most * SPREAD + 30;
     return narrow ? { width: 360, height: 460 } : { width: 820, height: Math.max(190, fan) };
   }
-  return narrow ? { width: 420, height: 560 } : { width: 820, height: 470 };
+  const size = narrow ? { width: 420, height: 560 } : { width: 820, height: 470 };
+  const grown = Math.max(1, count / ROUND);
+  return { width: grown * size.width, height: grown * size.height };
 }
 
 function positions(nodes, { width, height }, narrow) {
@@ -106,8 +110,9 @@ function labelPlace(from, to, index, count) {
   return 0.5 - room / 2 + room * index / (count - 1);
 }
 
-function label({ x, y }, text) {
+function label({ x, y }, whole) {
   const group = svg("g");
+  const text = shorten(whole, LONGEST_LABEL);
   const width = 7.2 * [...text].length + 12;
   group.append(
     svg("rect", { class: "label-ground", x: x - width / 2, y: y - 10, width, height: 20, rx: 5 }),
@@ -134,16 +139,24 @@ function rowsOf(node, live) {
   const rank = live.engine.ranks.find((one) => one.node === node.id);
   const state = node.state === "up" ? (node.self ? "this node" : "up") : node.left ? "left" : node.state;
   if (!rank) return [state, "hosts no layers"];
-  const layers = `rank ${rank.rank}, layers ${rank.layers[0]}–${rank.layers[1] - 1}`;
   const memory = rank.memory_bytes ? `, ${bytes(rank.memory_bytes)}` : "";
-  return [`${state}${memory}`, layers, rank.state];
+  const speed = live.status.engine.state === "generating" && rank.tokens_per_s ? `, ${rank.tokens_per_s.toFixed(1)} tokens/s` : "";
+  return [`${state}${memory}`, `rank ${rank.rank}, ${share(rank)}`, `${rank.state}${speed}`];
 }
 
-function summary({ status }) {
+// What of the model a rank has: a span of layers, or in a tensor group a part of each.
+export function share({ layers, parts }) {
+  const span = `layers ${layers[0]}–${layers[1] - 1}`;
+  return parts > 1 ? `1/${parts} of ${span}` : span;
+}
+
+function summary(live) {
+  const { status } = live;
   const links = status.links.map((link) => {
     const used = link.paths.find((path) => path.selected);
     return used ? `${link.peer_name} over ${used.interface} at ${milliseconds(used.rtt_ms)}`
       : `no path to ${link.peer_name}`;
   });
-  return `${status.nodes.length} nodes. ${links.join("; ") || "no peers"}`;
+  const nodes = status.nodes.map((node) => `${node.name}: ${rowsOf(node, live).join(", ")}`);
+  return `${nodes.join(". ")}. ${links.join("; ") || "no peers"}`;
 }

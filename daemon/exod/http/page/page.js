@@ -1,32 +1,39 @@
 // Puts each state of the daemon on the screen.
 
-import { Actions } from "/page/actions.js";
+import { act, Actions } from "/page/actions.js";
 import { Chat } from "/page/chat.js";
 import { EventList } from "/page/event_list.js";
-import { drawMesh } from "/page/mesh_picture.js";
+import { drawMesh, share } from "/page/mesh_picture.js";
+import { ModelList } from "/page/model_list.js";
 import { drawChart, RttHistory } from "/page/rtt_chart.js";
+import { drawSpeed, SpeedHistory } from "/page/speed_chart.js";
 import { follow } from "/page/stream.js";
-import { bytes, duration, element, milliseconds, percent } from "/page/texts.js";
+import { bytes, duration, element, milliseconds, percent, shorten } from "/page/texts.js";
 
 const byId = (id) => document.getElementById(id);
 const history = new RttHistory();
+const speeds = new SpeedHistory();
+const models = new ModelList(act);
 const events = new EventList(byId("events"), byId("event-filter"));
 const actions = new Actions();
 const HASH = /^([0-9a-f]{8})[0-9a-f]{8,}$/; // of a plan or a node that is gone: its beginning tells it apart
 let newest = null;
 let drawing = false;
 
-new Chat();
+new Chat(() => newest?.status.engine);
+byId("chart-span").addEventListener("change", (event) => { history.shownS = Number(event.target.value); draw(); });
 events.nameOf = (id) => newest?.status.nodes.find((node) => node.id === id)?.name ?? String(id).replace(HASH, "$1");
 
 follow({
   state(live) {
     newest = live;
     history.add(live);
+    speeds.add(live);
     byId("connection").textContent = "";
     draw();
   },
   log: (event) => events.add(event),
+  past: (told) => history.seed(told),
   lost(text) {
     byId("connection").textContent = `Not connected: ${text}. Trying again.`;
     byId("health").className = "lost";
@@ -48,13 +55,17 @@ function show(live) {
   setText("cluster", `${status.cluster.name} · ${status.node.name}`);
   byId("health").className = status.health;
   setText("health-text", status.health);
-  showReasons(status, live.cures);
+  showReasons(live);
+  showNotes(live);
   drawMesh(byId("picture"), live);
   setText("mesh-text", meshText(status));
   showPaths(status);
   showEngine(live);
+  showRequests(live);
+  models.show(status.models, live.actions);
   actions.show(live.actions);
   drawChart(byId("chart"), history, live.at);
+  drawSpeed(byId("speed"), speeds, live.at);
   setText("versions", `exod ${status.node.version}, up ${duration(status.node.uptime_s)}, MQTT ${status.mqtt.state}${status.mqtt.broker ? ` (${status.mqtt.broker})` : ""}${status.mqtt.text ? `: ${status.mqtt.text}` : ""}`);
 }
 
@@ -63,23 +74,34 @@ function setText(id, text) {
   if (byId(id).textContent !== text) byId(id).textContent = text;
 }
 
-let reasonsShown = "";
+const listsShown = new Map(); // by the id of a list, what it was made from
 
-function showReasons(status, cures) {
-  const key = JSON.stringify([status.health, status.reasons, status.crashes]);
-  if (key === reasonsShown) return;
-  reasonsShown = key;
-  const rows = status.reasons.map((reason) => row(reason.text, reason.code, cures[reason.code]));
-  rows.push(...status.crashes.map((crash) => row(`${crash.text} ${crash.cure}`, "crash.seen")));
+function isShown(id, ...values) {
+  const key = JSON.stringify(values);
+  const same = listsShown.get(id) === key;
+  listsShown.set(id, key);
+  return same;
+}
+
+function showReasons({ status, cures, severities }) {
+  if (isShown("reasons", status.health, status.reasons, status.crashes)) return;
+  const rows = status.reasons.map(({ text, code }) => row(text, `${severities[code]}: ${code}`, cures[code]));
+  rows.push(...status.crashes.map((crash) => row(crash.text, "crash.seen", crash.cure)));
   byId("reasons").hidden = !rows.length;
   byId("reasons").className = status.health;
-  setText("reasons-title", status.health === "healthy" ? "Good to know" : "What is wrong");
+  setText("reasons-title", status.reasons.length ? "What is wrong" : "What crashed");
   byId("reason-list").replaceChildren(...rows);
+}
+
+function showNotes({ status, cures }) {
+  if (isShown("notes", status.notes)) return;
+  byId("notes").hidden = !status.notes.length;
+  byId("note-list").replaceChildren(...status.notes.map(({ text, code }) => row(text, code, cures[code])));
 }
 
 function row(text, code, cure = "") {
   const entry = element("li", text);
-  entry.append(element("code", code));
+  entry.append(" ", element("code", code));
   if (cure) entry.append(element("p", cure, { class: "cure" }));
   return entry;
 }
@@ -111,7 +133,7 @@ function showEngine({ status, engine }) {
   const rows = [
     ["Model", summary.model ?? "none"],
     ["State", summary.text ? `${summary.state}: ${summary.text}` : summary.state],
-    ["Speed", summary.tokens_per_s === null ? "–" : `${summary.tokens_per_s.toFixed(1)} tokens/s`],
+    ["Speed", speedText(summary)],
     ["Requests", `${summary.requests_active} running, ${summary.requests_waiting} waiting`],
     ["Sync", `${summary.sync.mode}: ${summary.sync.reason}`],
     ["Last gap", summary.last_gap_ms === null ? "–" : milliseconds(summary.last_gap_ms)],
@@ -124,8 +146,26 @@ function showEngine({ status, engine }) {
   byId("engine").replaceChildren(...rows.flatMap(([name, text]) => [element("dt", name), element("dd", text)]));
   byId("ranks").tBodies[0].replaceChildren(...engine.ranks.map((rank) => {
     const line = element("tr");
-    const layers = `${rank.layers[0]}–${rank.layers[1] - 1}`;
-    for (const text of [String(rank.rank), rank.node_name, layers, rank.text ? `${rank.state}: ${rank.text}` : rank.state, bytes(rank.memory_bytes)]) line.append(element("td", text));
+    for (const text of [String(rank.rank), rank.node_name, share(rank), rank.text ? `${rank.state}: ${rank.text}` : rank.state, bytes(rank.memory_bytes)]) line.append(element("td", text));
+    return line;
+  }));
+}
+
+function speedText({ state, tokens_per_s: speed, baseline_tokens_per_s: best }) {
+  if (speed === null) return "–";
+  const of = best ? ` (best ${best.toFixed(1)})` : "";
+  return state === "generating" ? `${speed.toFixed(1)} tokens/s${of}` : `idle; ${speed.toFixed(1)} tokens/s at last${of}`;
+}
+
+const NO_LIMIT = 32768; // what the API takes where a client names no limit
+
+function showRequests({ at, requests }) {
+  byId("requests-box").hidden = !requests.length;
+  byId("requests").tBodies[0].replaceChildren(...requests.map((one) => {
+    const line = element("tr");
+    const tokens = one.max_tokens === NO_LIMIT ? String(one.tokens) : `${one.tokens} of ${one.max_tokens} at most`;
+    line.append(element("td", shorten(one.id, 18)), element("td", duration(at - one.since), { class: "figure" }), element("td", tokens, { class: "figure" }));
+    line.append(element("td", one.text || "answering"));
     return line;
   }));
 }

@@ -1,9 +1,10 @@
-// RTT of every path over time, on a logarithmic scale, with switches of the link marked. Bounded: ten minutes.
+// RTT of every path over time, on a logarithmic scale, with switches of the link marked. Bounded: one hour.
 
-import { milliseconds, shorten, svg } from "/page/texts.js";
+import { duration, milliseconds, shorten, svg } from "/page/texts.js";
 
-const KEPT_S = 600;
-const MOST_SAMPLES = 720; // of one path: states come about once a second, and at once after an event
+const KEPT_S = 3600;
+const EVERY_S = 5; // as the daemon keeps them; a path that dies or comes back has a sample of its own
+const MOST_SAMPLES = 720; // of one path: an hour
 const MOST_SERIES = 24;
 const MOST_SWITCHES = 50;
 const WIDE = { width: 820, height: 240, left: 58, right: 160, top: 10, bottom: 22 };
@@ -16,6 +17,31 @@ export class RttHistory {
     this.switches = []; // [at, text]
     this.selected = new Map();
     this.limitMs = null; // mesh.degraded_ms: a path above it is left
+    this.shownS = 600;
+  }
+
+  // What the daemon remembers of the time before this page was opened.
+  seed({ at, traces }) {
+    for (const trace of traces.slice(0, MOST_SERIES)) {
+      const first = at - (trace.rtt_ms.length - 1) * trace.every_s;
+      this.series.set(`${trace.peer} ${trace.path}`, {
+        name: `${trace.interface} ${trace.peer_name}`, kind: trace.kind,
+        samples: trace.rtt_ms.slice(-MOST_SAMPLES).map((ms, index, kept) => [first + (trace.rtt_ms.length - kept.length + index) * trace.every_s, ms]),
+      });
+    }
+    for (const peer of new Set(traces.map((trace) => trace.peer))) this.seedSwitches(at, traces.filter((trace) => trace.peer === peer));
+    this.switches.sort((one, other) => one[0] - other[0]).splice(0, this.switches.length - MOST_SWITCHES);
+  }
+
+  seedSwitches(at, traces) {
+    let after = null; // the path in use one sample later
+    for (let back = 0; back < Math.max(...traces.map((trace) => trace.in_use.length)); back += 1) {
+      const used = traces.find((trace) => trace.in_use.at(-1 - back) === "1") ?? null;
+      if (back > 0 && used?.path !== after?.path) {
+        this.switches.push([at - (back - 1) * traces[0].every_s, `${traces[0].peer_name}: ${after ? after.interface : "no path"}`]);
+      }
+      after = used;
+    }
   }
 
   add(live) {
@@ -40,7 +66,11 @@ export class RttHistory {
       this.series.set(name, { name: `${path.interface} ${link.peer_name}`, kind: path.kind, samples: [] });
     }
     const samples = this.series.get(name).samples;
-    samples.push([live.at, path.state === "dead" ? null : path.rtt_ms]);
+    const ms = path.state === "dead" ? null : path.rtt_ms;
+    const newest = samples.at(-1);
+    const isSame = samples.length > 1 && (newest[1] === null) === (ms === null);
+    if (isSame && live.at - samples.at(-2)[0] < EVERY_S) samples.pop();
+    samples.push([live.at, ms]);
     if (samples.length > MOST_SAMPLES) samples.shift();
   }
 
@@ -58,25 +88,30 @@ export class RttHistory {
 export function drawChart(place, history, now) {
   const view = place.clientWidth > 0 && place.clientWidth < NARROW_PX ? NARROW : WIDE;
   const chart = svg("svg", { viewBox: `0 0 ${view.width} ${view.height}`, role: "img" });
-  const values = [...history.series.values()].flatMap(({ samples }) => samples.map((one) => one[1])).filter(Boolean);
+  const series = [...history.series.values()].map((one) => ({ ...one, samples: since(one.samples, now - history.shownS) }));
+  const values = series.flatMap(({ samples }) => samples.map((one) => one[1])).filter(Boolean);
   if (!values.length) {
     chart.append(svg("title", {}, "no path is measured"));
     chart.append(svg("text", { class: "small", x: view.left, y: 60 }, "No path is measured yet: no peer is known."));
     place.replaceChildren(chart);
     return;
   }
-  const scale = scales(values, history, now, view);
-  chart.append(svg("title", {}, `RTT of ${history.series.size} paths over ${Math.round(scale.spanS)} s`));
+  const scale = scales(values, series, history.limitMs, now, view);
+  chart.append(svg("title", {}, `RTT of ${series.length} paths over ${duration(scale.spanS)}`));
   drawGrid(chart, scale);
-  drawSwitches(chart, history.switches, scale);
-  drawSeries(chart, history, scale);
+  drawSwitches(chart, since(history.switches, now - scale.spanS), scale);
+  drawSeries(chart, series, scale);
   place.replaceChildren(chart);
 }
 
-function scales(values, history, now, view) {
-  const first = Math.min(...[...history.series.values()].map(({ samples }) => samples[0][0]));
+// Of pairs that begin with their time, those of `first` and later.
+function since(pairs, first) {
+  return pairs.filter(([at]) => at >= first);
+}
+
+function scales(values, series, limitMs, now, view) {
+  const first = Math.min(...series.map(({ samples }) => samples[0]?.[0] ?? now));
   const spanS = Math.max(30, now - first);
-  const { limitMs } = history;
   const low = Math.log10(Math.max(0.01, Math.min(...values, limitMs) / 1.5));
   const high = Math.log10(Math.max(...values, limitMs) * 1.5);
   const inner = { width: view.width - view.left - view.right, height: view.height - view.top - view.bottom };
@@ -101,7 +136,7 @@ function drawGrid(chart, scale) {
   chart.append(
     svg("line", { class: "limit", x1: view.left, x2: right, y1: limit, y2: limit }),
     svg("text", { class: "small", x: view.left - 6, y: limit + 4, "text-anchor": "end" }, `${scale.limitMs} ms`),
-    svg("text", { class: "small", x: view.left, y: view.height - 6 }, `${Math.round(scale.spanS)} s ago`),
+    svg("text", { class: "small", x: view.left, y: view.height - 6 }, `${duration(scale.spanS)} ago`),
     svg("text", { class: "small", x: right, y: view.height - 6, "text-anchor": "end" }, "now"),
   );
 }
@@ -115,11 +150,12 @@ function drawSwitches(chart, switches, scale) {
   }
 }
 
-function drawSeries(chart, history, scale) {
+function drawSeries(chart, series, scale) {
   const { view } = scale;
   const kinds = new Map();
   const ends = [];
-  for (const { name, kind, samples } of history.series.values()) {
+  for (const { name, kind, samples } of series) {
+    if (!samples.length) continue;
     const order = kinds.get(kind) ?? 0;
     kinds.set(kind, order + 1);
     let d = "";

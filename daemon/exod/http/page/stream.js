@@ -9,6 +9,7 @@ let key = ""; // in memory alone: gone when the page is closed
 
 async function askKey() {
   const dialog = document.getElementById("key-dialog");
+  document.getElementById("key-wrong").textContent = key ? "The API refuses that key." : "";
   if (!dialog.open) dialog.showModal();
   await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
   const input = document.getElementById("key-text");
@@ -74,7 +75,7 @@ function visible(name, value) {
 }
 
 // Follows /api/live for ever; tells of each connection that is lost, and goes on after the last event it saw.
-export async function follow({ state, log, lost }) {
+export async function follow({ state, log, past, lost }) {
   let since = "";
   let retryMs = RETRY_FIRST_MS;
   for (;;) {
@@ -90,6 +91,7 @@ export async function follow({ state, log, lost }) {
       for await (const { event, data, id } of eventsOf(response, alive)) {
         retryMs = RETRY_FIRST_MS;
         if (event === "state") state(JSON.parse(data, visible));
+        else if (event === "history") past(JSON.parse(data, visible));
         else if (event === "log") { since = id || since; log(JSON.parse(data, visible)); }
       }
       lost("the daemon ended the connection");

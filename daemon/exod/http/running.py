@@ -1,0 +1,108 @@
+"""The requests under way through this node: by their ids, so that they can be cancelled over another connection,
+and how far each is, for the page.
+
+Decides nothing about them. A request that a client made of another node is that node's. Times are Unix seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any, Final
+
+import msgspec
+
+from exod.daemon_api.interface import GenerationDelta, KeepAlive, TextDelta
+from exod.errors import ExitCode, RequestError
+
+MOST_SHOWN: Final = 32
+"""Of the requests under way on the page, the oldest first: as many as are computed at once, at most."""
+
+BEGINNING: Final = "the first token is awaited"
+
+
+class RunningRequest(msgspec.Struct, frozen=True):
+    """One request that this node answers."""
+
+    id: str
+    since: float
+    tokens: int
+    """That were generated so far."""
+    max_tokens: int
+    """The most that it may have."""
+    text: str
+    """What it waits for, where nothing came for a while; else empty."""
+
+
+class _RequestProgress:
+    def __init__(self, name: str, max_tokens: int) -> None:
+        self.name, self.max_tokens = name, max_tokens
+        self.since = time.time()
+        self.tokens = 0
+        self.text = BEGINNING
+
+    def heard(self, delta: GenerationDelta) -> None:
+        if isinstance(delta, KeepAlive):
+            self.text = delta.text or self.text
+        elif isinstance(delta, TextDelta):
+            self.tokens, self.text = self.tokens + 1, ""
+
+
+class Running:
+    def __init__(self) -> None:
+        self._tasks: dict[str, asyncio.Task[Any]] = {}
+        self._cancelled: set[str] = set()
+        self._progress: dict[int, _RequestProgress] = {}
+        self._numbers = itertools.count()
+
+    def cancel(self, request_id: str) -> bool:
+        """Cancels it; False where it is not under way here."""
+        task = self._tasks.get(request_id)
+        if task is None:
+            return False
+        self._cancelled.add(request_id)
+        task.cancel()
+        return True
+
+    @contextmanager
+    def hold(self, *request_ids: str) -> Iterator[None]:
+        """The task that this runs in answers the request. Raises RequestError where it is cancelled."""
+        task = asyncio.current_task()
+        assert task is not None
+        names = [name for name in request_ids if name and name not in self._tasks]
+        self._tasks |= dict.fromkeys(names, task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self._cancelled.intersection(names):
+                raise
+            task.uncancel()
+            raise RequestError("cancelled", "the request was cancelled by /v1/cancel", ExitCode.DEGRADED) from None
+        finally:
+            for name in names:
+                del self._tasks[name]
+            self._cancelled.difference_update(names)
+
+    async def followed(
+        self, deltas: AsyncGenerator[GenerationDelta, None], name: str, max_tokens: int
+    ) -> AsyncGenerator[GenerationDelta, None]:
+        """Passes the deltas on and notes how far they are. Closing it closes `deltas`."""
+        number = next(self._numbers)
+        progress = self._progress[number] = _RequestProgress(name, max_tokens)
+        try:
+            async with aclosing(deltas):
+                async for delta in deltas:
+                    progress.heard(delta)
+                    yield delta
+        finally:
+            del self._progress[number]
+
+    def lines(self) -> tuple[RunningRequest, ...]:
+        """The oldest first."""
+        return tuple(
+            RunningRequest(one.name, one.since, one.tokens, one.max_tokens, one.text)
+            for one in itertools.islice(self._progress.values(), MOST_SHOWN)
+        )
