@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from exod.engine_service import spare_worker
+from exod.engine_service.spare_worker import SpareWorker
 from exod.engine_service.worker_process import WorkerProcess
 from exoengine.protocol import Hello
 from tests.engine_service.test_worker_process import STAND_IN, Daemon, a_daemon, is_alive, until
@@ -70,6 +71,24 @@ async def test_one_that_went_to_work_is_adopted_by_the_next_daemon(tmp_path: Pat
         daemon.die()
         async with a_daemon(tmp_path) as later:
             assert await later.start() == spare
+
+
+async def test_a_daemon_that_adopts_a_rank_with_its_layers_starts_a_spare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a daemon that was replaced has none for as long as its rank lives, when it needs one."""
+    monkeypatch.setattr(SpareWorker.prepare, "__defaults__", (0.0,))
+    async with a_daemon(tmp_path) as daemon:
+        await daemon.start()
+        daemon.wish("load")
+        daemon.die()
+        async with a_daemon(tmp_path) as later:
+            later.worker = WorkerProcess(
+                tmp_path, {}, later.heard.append, later.ended.append, STAND_IN, keeps_spare=True
+            )
+            await later.start()
+            await until(lambda: later.worker.spare.text == "ready", "a spare is ready")
+            await later.worker.leave()
 
 
 async def test_without_memory_there_is_none_and_the_status_says_why(

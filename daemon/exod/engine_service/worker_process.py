@@ -284,17 +284,19 @@ class WorkerProcess:
             self.kill("it did not answer the daemon that adopted it")
 
     def _take(self, message: FromWorker) -> None:
-        match message:
-            case Loaded():
-                self.spare.prepare()
-            case Hello(pid=pid) if self._process is not None and pid != self._process.pid:
-                # A spare of an earlier daemon that was still ending was found instead of the one that listens.
-                with contextlib.suppress(psutil.Error):
-                    found = psutil.Process(pid)
-                    self._process = found if self._is_ours(found.cmdline()) else self._process
-            case _:
-                pass
+        if isinstance(message, Hello):
+            self._know(message.pid)
+        # One that was adopted with its layers says hello with them, and is told to load nothing.
+        if isinstance(message, Loaded) or (isinstance(message, Hello) and message.load is not None):
+            self.spare.prepare()
         self._on_message(message)
+
+    def _know(self, pid: int) -> None:
+        """A spare of an earlier daemon that was still ending may have been found, not the one that listens."""
+        if self._process is not None and pid != self._process.pid:
+            with contextlib.suppress(psutil.Error):
+                found = psutil.Process(pid)
+                self._process = found if self._is_ours(found.cmdline()) else self._process
 
     async def _bury(self, child: asyncio.subprocess.Process | None) -> str:
         """The connection is gone: the process ends too, now or by force. Returns what became of it, as text."""
