@@ -7,6 +7,7 @@ long as the engine tells it nothing.
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 from exod.core.base.cluster_wish import hosted_model
 from exod.core.base.events import RingFault
@@ -50,6 +51,7 @@ class JointWorld(World):
         """Ring ports that another process holds."""
         self.unreadable: set[NodeId] = set()
         """Whose disk cannot be read: a load fails."""
+        self.loads_failed: Counter[NodeId] = Counter()
         self.missing: set[NodeId] = set()
         """Where no model is found."""
         self.full: set[NodeId] = set()
@@ -73,6 +75,7 @@ class JointWorld(World):
         return port in self.ports.get(node, ())
 
     def is_unreadable(self, node: NodeId) -> bool:
+        self.loads_failed[node] += node in self.unreadable
         return node in self.unreadable
 
     def is_missing(self, host: Host) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.sim.engine.joint_world import JointWorld
+from tests.sim.network import LAN
 
 
 def a_running_cluster(nodes: int) -> JointWorld:
@@ -54,3 +57,31 @@ def test_it_is_taken_back_when_its_disk_has_room_and_costs_no_plan_before() -> N
     asked = world.ask(1, 5)
     assert world.run_while(world.all_answered, 20.0)
     assert asked.outcome == "length"
+
+
+LOOKED_AT_S = 70.0
+"""Of a load that fails: two tries more, 15 and 30 s apart."""
+
+
+def a_cluster_that_cannot_load(*ill: int) -> JointWorld:
+    world = JointWorld(5, 2, media=(LAN,))
+    world.unreadable.update(world.hosts[place].id for place in ill)
+    for host in world.hosts:
+        world.at(0.0, host.start)
+    world.run(20.0)
+    return world
+
+
+@pytest.mark.parametrize("ill", [(0,), (1,), (0, 1)])
+def test_a_load_that_fails_for_good_costs_no_more_plans(ill: tuple[int, ...]) -> None:
+    """Whether one node or all refuse: what is tried again costs the others neither plan nor group."""
+    world = a_cluster_that_cannot_load(*ill)
+    epochs, groups = [host.saved_epoch for host in world.hosts], world.engine_checker.groups
+    tried = world.loads_failed.copy()
+    world.run(world.now + LOOKED_AT_S)
+    assert [host.saved_epoch for host in world.hosts] == epochs
+    assert world.engine_checker.groups == groups
+    for place in ill:
+        assert world.loads_failed[world.hosts[place].id] > tried[world.hosts[place].id], "it was tried again"
+    world.unreadable.clear()
+    assert world.run_while(lambda: world.all_formed() and len(ring(world)) == 2, 150.0), world.engine_states()

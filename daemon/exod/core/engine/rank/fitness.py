@@ -5,8 +5,10 @@ others wait. Three processes in a row that ended before they held their layers, 
 are no matter of a moment: the node says on its card why it cannot serve, and the cluster goes on without it where
 the others can hold the model. After a time that doubles it tries again by itself, outside of any ring, so that the
 others keep their group: where processes did not live, one is started, and the node is taken back when it says
-hello; where the model's files were refused, they are looked at again. Whether layers that are there can be loaded
-only a load in a ring shows.
+hello; where the model's files were refused, they are looked at again; where layers could not be loaded, or a
+process ended while it loaded them, the same layers are loaded once more. A node that is in the ring all the same,
+because all refuse or the others cannot hold the model, says that it is well only when it holds its layers: else
+each try would cost all a plan.
 
 Decides when a node says so, and when it tries again. Never who is left out (ring_members.py). Monotonic seconds.
 """
@@ -16,17 +18,19 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import Final
 
-from exod.core.engine.engine_events import AnnounceUnfit
+from exod.core.engine.engine_events import AnnounceUnfit, StartWorker, TellWorker
 from exod.core.engine.engine_messages import RankPhase
 from exod.core.engine.rank.worker_life import WorkerLife, WorkerState
+from exod.core.engine.rank.worker_load import WorkerLoad, load_layers
 from exod.model import MeshPlan
+from exoengine.protocol import Load
 
 FAILURES: Final = 3
 """Processes that ended before they held their layers. A person may kill one, or two."""
 
 TRY_AGAIN_S: Final = 15.0
 TRY_AGAIN_MAX_S: Final = 600.0
-"""A try in a ring costs the others their group for as long as it takes; each failure doubles the time."""
+"""A try keeps a processor and a disk busy beside the others' work; each failure doubles the time."""
 
 
 class FailedPart(Enum):
@@ -44,6 +48,8 @@ class Fitness:
         self._told = ""
         self._failures = 0
         self._cause = FailedPart.LOAD
+        self.share: Load | None = None
+        """The layers that could not be loaded."""
         self._try_at: float | None = None
         self._wait_s = TRY_AGAIN_S
 
@@ -54,16 +60,18 @@ class Fitness:
         self._told = self.text
         return [AnnounceUnfit(self.text)]
 
-    def process_ended(self, text: str, now: float) -> None:
-        """Nobody asked it to, and it did not hold its layers."""
+    def process_ended(self, text: str, loading: Load | None, now: float) -> None:
+        """Nobody asked it to, and it did not hold its layers. `loading` is what it was told to load."""
         self._failures += 1
         if self._failures >= FAILURES:
             said = f"its worker ended {self._failures} times before it held its layers: {text}"
-            self._unfit(said, FailedPart.PROCESS, now)
+            self._unfit(said, FailedPart.PROCESS if loading is None else FailedPart.LOAD, now)
+            self.share = loading or self.share
 
-    def load_failed(self, text: str, now: float) -> None:
+    def load_failed(self, text: str, share: Load, now: float) -> None:
         """The worker could not load its layers."""
         self._unfit(text, FailedPart.LOAD, now)
+        self.share = share
 
     def model_refused(self, text: str, now: float) -> None:
         """Its files are not what they must be, or are not here."""
@@ -74,23 +82,33 @@ class Fitness:
         if self.text and self._cause is FailedPart.FILES:
             self.text, self._try_at = "", None
 
-    def greeted(self) -> None:
-        """A process lives. Where processes were what failed, that is what was to be shown."""
-        if self.text and self._cause is FailedPart.PROCESS:
+    def greeted(self, *, in_ring: bool) -> None:
+        """A process lives. Where processes were what failed, that is what was to be shown beside a ring."""
+        if self.text and self._cause is FailedPart.PROCESS and not in_ring:
             self.text, self._try_at = "", None
             self._failures = FAILURES - 1  # the next failure is one too many again
 
     def holds_layers(self) -> None:
-        self.text, self._try_at = "", None
+        self.text, self._try_at, self.share = "", None, None
         self._failures, self._wait_s = 0, TRY_AGAIN_S
 
     def wanted_anew(self) -> None:
         """Another model: what was said of the last one is void."""
         self.holds_layers()
 
-    def rehearses(self, plan: MeshPlan | None, now: float) -> bool:
-        """Is it time to start a process only to see whether it lives? For a node that `plan` gives no rank."""
-        return self._cause is FailedPart.PROCESS and self._is_due(plan, now)
+    def rehearse(
+        self, plan: MeshPlan | None, worker: WorkerLife, load: WorkerLoad, now: float
+    ) -> list[StartWorker] | list[TellWorker] | None:
+        """The next step of a try beside the ring: a process is started only to see whether it lives, and loads
+        `share` where that is what failed. For a node that `plan` gives no rank. None while it is not time.
+        """
+        if self._cause is FailedPart.FILES or not self._is_due(plan, now):
+            return None
+        if not worker.is_connected:
+            return worker.start(now)
+        if self.share is None or load.asked is not None:
+            return []
+        return load_layers(self.share, load, worker, now)
 
     def looks_again(self, plan: MeshPlan | None, now: float) -> bool:
         """Is it time to look at the model's files again? For a node that `plan` gives no rank. Said once."""
@@ -103,17 +121,13 @@ class Fitness:
         due = bool(self.text) and self._try_at is not None and now >= self._try_at
         return due and plan is not None and bool(plan.model)
 
-    def handle_timer(self, now: float) -> None:
-        if self.text and self._cause is FailedPart.LOAD and self._try_at is not None and now >= self._try_at:
-            self.text, self._try_at = "", None
-
     def next_deadline(self, plan: MeshPlan | None, phase: RankPhase, worker: WorkerLife) -> float | None:
-        if self._try_at is None or self._cause is FailedPart.LOAD:
-            return self._try_at
+        if self._try_at is None:
+            return None
         idle = phase is RankPhase.OFF and worker.state is WorkerState.NONE
         if not idle or plan is None or not plan.model:
             return None
-        return max(self._try_at, worker.restart_at) if self._cause is FailedPart.PROCESS else self._try_at
+        return self._try_at if self._cause is FailedPart.FILES else max(self._try_at, worker.restart_at)
 
     def _unfit(self, text: str, cause: FailedPart, now: float) -> None:
         if self._try_at is not None and now < self._try_at:

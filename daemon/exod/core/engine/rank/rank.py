@@ -36,7 +36,7 @@ from exod.core.engine.rank.ring_port import RingPortTaken, ports_taken
 from exod.core.engine.rank.stuck_group import StuckGroup
 from exod.core.engine.rank.sync_watch import LinkTold, SyncWatch
 from exod.core.engine.rank.worker_life import FORMING, LOADING, PREPARING, WorkerEvent, WorkerLife, WorkerState
-from exod.core.engine.rank.worker_load import WorkerLoad, loaded_event
+from exod.core.engine.rank.worker_load import WorkerLoad, load_layers, loaded_event
 from exod.model import MeshPlan, NodeId
 from exoengine import protocol
 
@@ -244,7 +244,6 @@ class Rank:
         elif self.worker.wants_waking(now):
             commands.append(WakeWorker())
         self.model.retry_if_due(now)
-        self.fitness.handle_timer(now)
         return commands + self._advance(now) + self._report(now)
 
     def next_deadline(self) -> float:
@@ -291,8 +290,8 @@ class Rank:
             return list(self.model.resolve(plan.model))
         if self.fitness.text and self.model.is_searching:
             return self._report(now)
-        started = self.worker.start(now) if self.fitness.rehearses(plan, now) else []
-        return [*started, *self._retire(now)]
+        steps = self.fitness.rehearse(plan, self.worker, self.load, now)
+        return self._retire(now) if steps is None else [*steps, *self._move(RankEvent.NOT_WANTED, now)]
 
     def _retire(self, now: float) -> list[RankCommand]:
         """No rank is wanted here. What was not resolved or started yet is not; requests go with the process."""
@@ -308,12 +307,9 @@ class Rank:
     def _load_share(self, share: protocol.Load, now: float) -> list[RankCommand]:
         commands: list[RankCommand] = []
         if self.load.asked != share:
-            self.load.ask(share)
             self._must_catch_up = False
             self._group.left(self._plan.hash if self._plan is not None else "", self._plan_reason, now)
-            self.worker.loading = True
-            self.worker.expect(LOADING, now)
-            commands.append(TellWorker(share))
+            commands += load_layers(share, self.load, self.worker, now)
         return commands + self._move(RankEvent.LAYERS_MISSING, now)
 
     def _prepare(self, plan: MeshPlan, attempt: int, now: float) -> list[RankCommand]:
@@ -345,7 +341,7 @@ class Rank:
             self.model.give_up(OUT_OF_MEMORY, last)
         given_up = self.requests.process_died(text) if self.load.held is not None and not asked else []
         if self.load.held is None and not asked:
-            self.fitness.process_ended(text, now)
+            self.fitness.process_ended(text, self.load.asked, now)
         self._group.lost("fault", text, now)
         self.load.forget()
         self.sync_watch.gone()
@@ -411,7 +407,7 @@ class Rank:
         if not self.worker.accepts(WorkerEvent.SAID_HELLO):
             return []
         self.worker.said_hello(hello, now)
-        self.fitness.greeted()
+        self.fitness.greeted(in_ring=self._plan is not None and self._me in self._plan.ring)
         self.stuck.greeted(hello)
         self._group.found(hello)
         newest_first = sorted(hello.requests, key=lambda request: -request.order)
@@ -440,12 +436,13 @@ class Rank:
         return [*commands, event, *self._advance(now)]
 
     def _has_not_loaded(self, failed: protocol.LoadFailed, now: float) -> list[RankCommand]:
-        if not self.load.failed(failed):
+        share = self.load.asked
+        if share is None or not self.load.failed(failed):
             return []
         self.worker.loading = False
         self.worker.done()
         self.model.fail(failed.code, failed.text, now)
-        self.fitness.load_failed(failed.text, now)
+        self.fitness.load_failed(failed.text, share, now)
         return self._advance(now)
 
     def _has_formed(self, formed: protocol.Formed, now: float) -> list[RankCommand]:

@@ -5,7 +5,8 @@ Decides which of the worker's answers belongs to what was asked; never what is a
 
 from __future__ import annotations
 
-from exod.core.engine.engine_events import EmitEvent
+from exod.core.engine.engine_events import EmitEvent, TellWorker
+from exod.core.engine.rank.worker_life import LOADING, WorkerLife
 from exoengine.protocol import NOTHING_MEASURED, Hello, Load, Loaded, LoadFailed, StepCosts
 
 
@@ -80,6 +81,13 @@ class WorkerLoad:
             return False
         self.asked = None
         return True
+
+
+def load_layers(share: Load, load: WorkerLoad, worker: WorkerLife, now: float) -> list[TellWorker]:
+    load.ask(share)
+    worker.loading = True
+    worker.expect(LOADING, now)
+    return [TellWorker(share)]
 
 
 def loaded_event(model: str, loaded: Loaded) -> EmitEvent:
