@@ -20,6 +20,7 @@ from exoengine.generate.request import Generation
 from exoengine.generate.sent_activations import SentStates
 from exoengine.model.cache_rollback import StageCaches
 from exoengine.model_files.memory_fit import amount_bytes
+from exoengine.ring.message_ring import RingLostError
 from exoengine.ring.pass_log import Course
 from exoengine.ring.step_messages import Source
 
@@ -82,18 +83,22 @@ class Holding:
         return len(self._sequence) - _beginning(self._sequence, other._sequence) < FEW_TOKENS
 
     def branch(self, order: int, position: int, caches: StageCaches) -> Holding:
-        """A copy of the first `position` tokens for request `order`, in `caches`, which are empty."""
+        """A copy of the first `position` tokens for request `order`, in `caches`, which are empty. Raises
+        RingLostError where this rank never ran so many: what lies beyond is no token's.
+        """
+        if position > self.caches.position:
+            raise RingLostError("the ranks agreed on more of a sequence than this one holds")
         caches.copy_from(self.caches, position)
         mx.eval(caches.arrays())
         return Holding(order, caches, self.sent.up_to(position))
 
 
-def offer_of_running(generation: Generation, prompt: Sequence[int]) -> Source:
-    """The part of a running sequence that all ranks have completed. They learn of each step at the same place in
-    the order of messages, so all ranks offer the same.
+def offer_of_running(generation: Generation, held: int, prompt: Sequence[int]) -> Source:
+    """The part of a running sequence that this rank has completed: its caches hold `held` tokens. A rank that was
+    replaced holds fewer than the course has until it has caught up.
     """
     course = generation.course or Course()
-    return _source(generation.order, generation.sequence(0, course.end), course, prompt)
+    return _source(generation.order, generation.sequence(0, min(held, course.end)), course, prompt)
 
 
 def _source(order: int, sequence: Sequence[int], course: Course, prompt: Sequence[int]) -> Source:

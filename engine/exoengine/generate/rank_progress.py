@@ -91,7 +91,8 @@ class Openings:
             for work in works:
                 if work.holding.caches.can_trim:
                     told[work.generation.order] = work.holding
-                    offers.append(offer_of_running(work.generation, generation.prompt))
+                    held = work.holding.caches.position
+                    offers.append(offer_of_running(work.generation, held, generation.prompt))
         standing = _standing(generation, self._holdings.usable(generation.order), offers)
         refusal, waits = self._admission(generation, works)
         return msgspec.structs.replace(standing, refusal=refusal, waits=waits)

@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from mlx_lm.models.cache import KVCache
 
-from exoengine.generate.prompt_cache import Holding
+from exoengine.generate.prompt_cache import Holding, offer_of_running
 from exoengine.model.cache_rollback import StageCaches
 from exoengine.protocol import Abort, Aborted, Cancel, Sampling, Serving, SyncSettings, TokenOut
+from exoengine.ring.message_ring import RingLostError
 from exoengine.ring.pass_log import Course
 from tests.engine.architectures import HYBRID
 from tests.engine.driver import Answer, Cluster, cluster, request
@@ -146,6 +148,18 @@ def test_caches_that_cannot_be_trimmed_are_prefilled_again(trio: Cluster, tmp_pa
         answer = trio.generate(request(PROMPT, 5))
         assert cached(answer) == 0
         assert answer.tokens == undisturbed(folder, PROMPT, 5)
+
+
+def test_a_rank_that_catches_up_offers_what_it_holds_and_gives_no_more() -> None:
+    """After it was replaced its course, which all ranks agreed on, reaches further than its caches."""
+    sequence = list(range(200))
+    running = SimpleNamespace(order=4, course=Course(((180, 128), (200, 1))), sequence=lambda a, b: sequence[a:b])
+    offers = [offer_of_running(running, held, [*sequence[:190], 7]) for held in (0, 128, 200)]  # type: ignore[arg-type]
+    assert [offer.position for offer in offers] == [0, 128, 190]
+    behind = Holding(4, StageCaches([KVCache()], None))
+    behind.caches.position = 128
+    with pytest.raises(RingLostError, match="more of a sequence"):
+        behind.branch(5, 190, StageCaches([KVCache()], None))
 
 
 @pytest.mark.parametrize(("available", "kept"), [(500, True), (99, False)])
