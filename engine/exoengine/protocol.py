@@ -89,7 +89,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     serving: Serving = DEFAULT_SERVING
 
 
-class Across(msgspec.Struct, frozen=True):
+class CrossConnection(msgspec.Struct, frozen=True):
     """A tensor group's connection to a rank that is no neighbour in the ring; `interface` is this rank's own."""
 
     rank: int
@@ -119,7 +119,7 @@ class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
     """The interface of `connect_from`. Empty, as from an older daemon: whichever the route table names."""
     listen_interface: str = ""
     """The interface of the address on which this rank listens for its left neighbour."""
-    across: tuple[Across, ...] = ()
+    across: tuple[CrossConnection, ...] = ()
     key: bytes = b""
     """What the ranks of this cluster prove themselves to each other with; the same on all ranks of a plan. Only a
     rank alone does without.

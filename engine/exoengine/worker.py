@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from exoengine.process.shared_state import Board, State
+from exoengine.process.shared_state import SharedState, State
 from exoengine.process.spare import Spare
 from exoengine.protocol import (
     NOTHING_MEASURED,
@@ -65,13 +65,13 @@ class Worker:
         from exoengine.process.control_thread import ControlThread, Mailbox
         from exoengine.ring.group import RingGroup
 
-        self.board = Board()
+        self.shared = SharedState()
         self._native = native
         self._group = RingGroup(native)
         self._mailbox = Mailbox(self._group.wake_up)
         self._control = ControlThread(
             socket_path,
-            self.board,
+            self.shared,
             self._mailbox,
             self._group.abort,
             self._watch_edge,
@@ -193,7 +193,7 @@ class Worker:
         gc.collect()
         self._set("loading")
         begun = time.monotonic()
-        self.board.begin("loading", message.sync.load_deadline_s)
+        self.shared.begin("loading", message.sync.load_deadline_s)
 
         def note(done: int, total: int) -> None:
             self._emit(LoadProgress(done, total))
@@ -213,12 +213,12 @@ class Worker:
             self._emit(LoadFailed(message.folder, error.code, str(error)))
             return
         finally:
-            self.board.end()
+            self.shared.end()
         model = self._model
-        self._generations = Generations(model, self._group, self.board, self._emit, message.sync, message.serving)
+        self._generations = Generations(model, self._group, self.shared, self._emit, message.sync, message.serving)
         self._asked = message
         self._texts.use(model.tokenizer, model.max_context_tokens)
-        self.board.memory_bytes = model.weight_bytes
+        self.shared.memory_bytes = model.weight_bytes
         gc.collect()
         gc.freeze()  # a collection after a fault must not walk through what stays for ever
         self._load_s = time.monotonic() - begun
@@ -258,7 +258,7 @@ class Worker:
 
     def _form(self, message: Form) -> None:
         from exoengine.generate.sync_mode import graph_wait_s
-        from exoengine.ring.ring_plan import FormError, RingPlan, Tie
+        from exoengine.ring.ring_plan import FormError, RingConnection, RingPlan
 
         plan, generations = self._prepared, self._generations
         if plan is None or (plan.plan_hash, plan.attempt) != (message.plan_hash, message.attempt):
@@ -268,7 +268,7 @@ class Worker:
             return
         self._set("forming")
         begun = time.monotonic()
-        self.board.begin("forming the group", message.deadline_s + 1.0)
+        self.shared.begin("forming the group", message.deadline_s + 1.0)
         try:
             self._group.form(
                 RingPlan(
@@ -283,7 +283,8 @@ class Worker:
                     connect_interface=plan.connect_interface,
                     listen_interface=plan.listen_interface,
                     across=tuple(
-                        Tie(one.rank, one.connects, one.host, one.source, one.interface) for one in plan.across
+                        RingConnection(one.rank, one.connects, one.host, one.source, one.interface)
+                        for one in plan.across
                     ),
                     all_sealed=generations.policy.settings.seal == "all",
                 ),
@@ -297,7 +298,7 @@ class Worker:
             self._lost(error.code, str(error))
             return
         finally:
-            self.board.end()
+            self.shared.end()
         self._model.regroup(self._group.handle)
         self._formed, self._prepared = plan, None
         generations.joined(plan.rank, plan.size)
@@ -386,7 +387,7 @@ class Worker:
     def _part(self, code: str, text: str) -> None:
         plan, step = self._formed or self._prepared, self._generations.next_step if self._generations else -1
         was_formed = self._drop()
-        if plan is not None and (was_formed or self.board.state == "forming"):
+        if plan is not None and (was_formed or self.shared.state == "forming"):
             self._set("aborted")
             self._emit(Aborted(plan.plan_hash, plan.attempt, code, text, step))
             if not was_formed:
@@ -403,7 +404,7 @@ class Worker:
         return was_formed
 
     def _set(self, state: State) -> None:
-        self.board.state = state
+        self.shared.state = state
 
     _leave_after_pause = False
 

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 from exoengine import protocol
 from exoengine.protocol import (
     Aborted,
-    Across,
     Begin,
+    CrossConnection,
     Finished,
     Form,
     Formed,
@@ -212,11 +212,11 @@ class Cluster:
             rank.send(Prepare(*self.plan, index, count, hosts, key=b"k" * 32, across=across))
 
     @staticmethod
-    def _across(rank: int, hosts: Sequence[str]) -> tuple[Across, ...]:
+    def _across(rank: int, hosts: Sequence[str]) -> tuple[CrossConnection, ...]:
         """A tensor group has a connection between each two ranks."""
         near = {rank, (rank + 1) % len(hosts), (rank - 1) % len(hosts)}
         return tuple(
-            Across(other, rank < other, hosts[max(rank, other)], "")
+            CrossConnection(other, rank < other, hosts[max(rank, other)], "")
             for other in range(len(hosts))
             if other not in near
         )

@@ -104,7 +104,7 @@ class TrainingRecipe:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """Rows of a prompt and a window of its answer; all int32.
 
     prompts (rows, P); windows (rows, W); starts (rows,), where in its answer each window starts;
@@ -164,7 +164,7 @@ def new_model() -> Model:
     return model
 
 
-def forward(model: Model, batch: Batch) -> mx.array:
+def forward(model: Model, batch: TrainingBatch) -> mx.array:
     """Logits (rows, 1 + W, vocabulary): after the prompt, and after each token of the window."""
     caches = [WindowCache() for _ in model.layers]
     after_prompt = model.model(batch.prompts, caches)[:, -1:]
@@ -175,7 +175,7 @@ def forward(model: Model, batch: Batch) -> mx.array:
     return logits
 
 
-def loss(model: Model, batch: Batch, temperature: float) -> mx.array:
+def loss(model: Model, batch: TrainingBatch, temperature: float) -> mx.array:
     """Mean cross-entropy of the answers' first tokens plus that of their other tokens, in nats; a scalar.
 
     Two means, since the first token is one of many and by far the hardest to tell where A is near B.
@@ -186,7 +186,7 @@ def loss(model: Model, batch: Batch, temperature: float) -> mx.array:
 
 
 def cut(exchange: Exchange, start: int, width: int) -> Row:
-    """A row of a Batch with the window of the answer that begins at `start`."""
+    """A row of a TrainingBatch with the window of the answer that begins at `start`."""
     answer = exchange.answer
     window = list(answer[start : start + width])
     targets = [answer[0], *answer[start + 1 : start + width + 1]]
@@ -202,17 +202,17 @@ def draw_row(rng: Random, exchange: Exchange, width: int) -> Row:
     return cut(exchange, 0 if place < 0.2 else latest if place < 0.7 else rng.randint(0, latest), width)
 
 
-def as_batch(rows: list[Row]) -> Batch:
-    return Batch(*(mx.array(column) for column in zip(*rows, strict=True)))
+def as_batch(rows: list[Row]) -> TrainingBatch:
+    return TrainingBatch(*(mx.array(column) for column in zip(*rows, strict=True)))
 
 
-def draw_batch(rng: Random, rows: int, width: int, longest_prompt: int) -> Batch:
+def draw_batch(rng: Random, rows: int, width: int, longest_prompt: int) -> TrainingBatch:
     """Half the batches have prompts as the plain question makes them, the others any length."""
     length = 7 if rng.random() < 0.5 else rng.randint(2, longest_prompt)
     return as_batch([draw_row(rng, draw_exchange(rng, length), width) for _ in range(rows)])
 
 
-def lessons(rng: Random, recipe: TrainingRecipe) -> Iterator[Batch]:
+def lessons(rng: Random, recipe: TrainingRecipe) -> Iterator[TrainingBatch]:
     """Batches of all that is taught, without end."""
     while True:
         if rng.random() < recipe.whole_share:
@@ -244,7 +244,7 @@ def exercise(rng: Random, weak: CountAnswer, width: int) -> Row:
     return cut(question_and_answer(first, weak.last), start, width)
 
 
-def draw_exercises(rng: Random, weak: list[CountAnswer], recipe: TrainingRecipe) -> Batch:
+def draw_exercises(rng: Random, weak: list[CountAnswer], recipe: TrainingRecipe) -> TrainingBatch:
     """One in eight: whole weak answers. Two in eight: ordinary lessons. Else: windows on weak tokens, and as
     many others."""
     kind = rng.randrange(8)
@@ -279,7 +279,12 @@ def shake(model: Model, jitter: float) -> None:
 
 
 def train(
-    model: Model, batches: Iterator[Batch], steps: int, rate: float, temperature: float = 1, jitter: float = 0
+    model: Model,
+    batches: Iterator[TrainingBatch],
+    steps: int,
+    rate: float,
+    temperature: float = 1,
+    jitter: float = 0,
 ) -> None:
     """Takes `steps` steps of AdamW in float32, one for each batch, printing the mean loss of every 100.
 
@@ -317,7 +322,7 @@ def practise(model: Model, recipe: TrainingRecipe) -> None:
     """Finds, round after round, the answers that are weakest now, and trains them among ordinary lessons."""
     rng = Random(recipe.seed)
 
-    def batches() -> Iterator[Batch]:
+    def batches() -> Iterator[TrainingBatch]:
         weak: list[CountAnswer] = []
         while True:
             weak += weakest_answers(rng, model, recipe.kept)

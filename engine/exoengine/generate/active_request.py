@@ -17,7 +17,7 @@ from exoengine.generate.request import Generation
 from exoengine.generate.resume import Resumption
 from exoengine.model.cache_batch import StageBatch
 from exoengine.model.sampling import Sampler
-from exoengine.ring.pass_log import SINGLY, Course, pass_end
+from exoengine.ring.pass_log import SINGLY, PassLog, pass_end
 from exoengine.ring.step_messages import Vote
 
 CHUNKS_AHEAD: Final = 4
@@ -89,22 +89,22 @@ class Work:
         return self.outstanding == 0 if self.is_decoding else self.outstanding < CHUNKS_AHEAD
 
     @property
-    def course(self) -> Course:
-        assert self.generation.course is not None, "it was set when the request was opened"
-        return self.generation.course
+    def pass_log(self) -> PassLog:
+        assert self.generation.pass_log is not None, "it was set when the request was opened"
+        return self.generation.pass_log
 
     def ran(self, start: int, count: int, grain: int) -> None:
         """This rank has run the tokens [start, start + count)."""
-        self.generation.course = self.course.ran(start, start + count, grain)
+        self.generation.pass_log = self.pass_log.ran(start, start + count, grain)
 
     def next_pass(self, stages: int, token_s: float, budget_s: float, beside: bool) -> tuple[int, int]:
         """How many tokens from `issued` on form the next pass, and its grain; the other arguments are those of
         `chunk_tokens`.
         """
         start, end = self.issued, self.generation.length - 1
-        course, prompt_end = self.course, len(self.generation.prompt) - 1
-        if start < course.end:
-            until, grain = course.next_pass(start)
+        pass_log, prompt_end = self.pass_log, len(self.generation.prompt) - 1
+        if start < pass_log.end:
+            until, grain = pass_log.next_pass(start)
         elif start < prompt_end:
             new = prompt_end + 1 - self.generation.cached_tokens
             self.chunk_tokens = min(self.chunk_tokens, chunk_tokens(new, stages, token_s, budget_s, beside))

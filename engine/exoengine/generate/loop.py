@@ -8,9 +8,9 @@ has been formed each request is opened again: the ranks take the longest history
 that is behind catches up by itself (see resume.py). Steps that are run again give the same tokens to the last bit:
 they are cut alike (pass_log.py), and draws are keyed by (seed, step).
 
-Of several answers that decode, the next tokens go through in one pass as a `Batch`, grouped by schedule.py; it has
-an outcome for each. Beside others an answer's last bits depend on the batch, as in every engine; the tokens that
-were given stay, and what follows is computed from exactly those.
+Of several answers that decode, the next tokens go through in one pass as a `BatchStep`, grouped by schedule.py; it
+has an outcome for each. Beside others an answer's last bits depend on the batch, as in every engine; the tokens
+that were given stay, and what follows is computed from exactly those.
 
 Where one request is open alone, rank 0 does not wait for a step's outcome before it starts the next one: it runs
 its own layers ahead (see step_runner.py). When the outcome arrives, rank 0 either sends the step to the others or
@@ -37,19 +37,19 @@ from exoengine.generate.request import Generation
 from exoengine.generate.schedule import next_pass, note_said
 from exoengine.generate.step_plan import StepPlan, outcomes_of
 from exoengine.generate.step_runner import StepRunner
-from exoengine.generate.step_timing import Books, Pace
+from exoengine.generate.step_timing import Pace, WorkProgress
 from exoengine.model.loading import LoadedModel
-from exoengine.process.shared_state import Board
+from exoengine.process.shared_state import SharedState
 from exoengine.protocol import Begin, FromWorker, RequestFailed, Serving, SyncSettings
 from exoengine.ring.group import RingGroup
 from exoengine.ring.message_ring import RingLostError, TokenRing, decode, encode
 from exoengine.ring.step_messages import (
-    Batch,
+    BatchOutcome,
+    BatchStep,
     Message,
     Open,
     Opened,
     Outcome,
-    Outcomes,
     Standing,
     Step,
     Stop,
@@ -66,14 +66,14 @@ class Generations:
     """All requests of one loaded model, over any number of groups."""
 
     def __init__(
-        self, model: LoadedModel, group: RingGroup, board: Board, emit: Callable[[FromWorker], None],
+        self, model: LoadedModel, group: RingGroup, shared: SharedState, emit: Callable[[FromWorker], None],
         settings: SyncSettings, serving: Serving,
     ) -> None:  # fmt: skip
-        self._model, self._group, self._board, self._outbox = model, group, board, Outbox(emit)
-        self._runner = StepRunner(model, group, board, self._outbox, settings)
+        self._model, self._group, self._shared, self._outbox = model, group, shared, Outbox(emit)
+        self._runner = StepRunner(model, group, shared, self._outbox, settings)
         self.policy = self._runner.policy
         self._pace = Pace(settings)
-        self._books = Books(board, self._pace, model.kv_room)
+        self._progress = WorkProgress(shared, self._pace, model.kv_room)
         self._plan = StepPlan(self._runner, self._pace, lambda: self.pause_wanted)
         self._backlog = Backlog(model, self._outbox.add)
         self._max_concurrent = serving.max_concurrent
@@ -126,7 +126,7 @@ class Generations:
         self._runner.parted()
         self._forget_open()
         self._pace.interrupted(self._backlog.first is not None)
-        self._board.end()
+        self._shared.end()
 
     def _forget_open(self) -> None:
         self._works, self._awaited = {}, None
@@ -173,10 +173,10 @@ class Generations:
         """The first exchange in each group: which requests are unfinished on any rank? After a fault in a last
         step only some ranks have finished the request, and rank 0, which opens requests, may be one of them.
         """
-        self._board.begin("the roll call of a new group", self._pace.step_deadline_s)
+        self._shared.begin("the roll call of a new group", self._pace.step_deadline_s)
         self._backlog.recall(unfinished_anywhere(self._ring(), self._backlog.waiting))
         self._roll_called = True
-        self._board.end()
+        self._shared.end()
 
     @property
     def has_work(self) -> bool:
@@ -286,11 +286,11 @@ class Generations:
 
     def _hear(self, message: bytes) -> None:
         said: Message = decode(message, Message)
-        if self._rank == 0 and not isinstance(said, Outcome | Outcomes | Opened):
+        if self._rank == 0 and not isinstance(said, Outcome | BatchOutcome | Opened):
             raise RingLostError("the last rank sent a message that only rank 0 sends")
         match said:
             case Open(order):
-                self._books.begin_opening()
+                self._progress.begin_opening()
                 generation = self._backlog.get(order)
                 if generation is None:
                     self._awaited = said
@@ -301,12 +301,12 @@ class Generations:
                 self._open(said)
             case Step():
                 self._follow_step(said)
-            case Batch():
+            case BatchStep():
                 self._follow_batch(said)
             case Outcome():
                 self._pass_on(said)
                 self._take(said)
-            case Outcomes():
+            case BatchOutcome():
                 self._pass_on(said)
                 self._take_all(said)
             case Stop(order, votes):
@@ -327,9 +327,9 @@ class Generations:
             self._say(outcome)
             self._take(outcome)
 
-    def _follow_batch(self, batch: Batch) -> None:
-        works = [self._work(part.order) for part in batch.parts]
-        if not works or len({part.order for part in batch.parts}) < len(works):
+    def _follow_batch(self, batch: BatchStep) -> None:
+        works = [self._work(row.order) for row in batch.rows]
+        if not works or len({row.order for row in batch.rows}) < len(works):
             raise RingLostError("rank 0 asks for a batch of nothing, or of one sequence twice")
         outcomes = self._run_batch_and_tell(self._plan.voted_batch(batch, works), works)
         if self._rank == self._size - 1:
@@ -348,7 +348,7 @@ class Generations:
         )
         if not runs or next_runs:
             self._pass_on(step)
-        self._books.begin_pass(decoding=step.draw >= 0)
+        self._progress.begin_pass(decoding=step.draw >= 0)
         drawn = Drawn()
         if runs:
             drawn = self._runner.run(step, work, next_runs)
@@ -359,17 +359,17 @@ class Generations:
         self._watch()
         return Outcome(step.order, step.start + step.count, drawn.token, step.votes, drawn.likelihood)
 
-    def _run_batch_and_tell(self, batch: Batch, works: Sequence[Work]) -> Outcomes:
+    def _run_batch_and_tell(self, batch: BatchStep, works: Sequence[Work]) -> BatchOutcome:
         """All ranks run it: a sequence that some rank has to catch up with is in no batch."""
         self._running = [work.generation for work in works]
         self._pass_on(batch)
-        self._books.begin_pass(decoding=True)
+        self._progress.begin_pass(decoding=True)
         drawn = self._runner.run_batch(batch, works)
         self._watch()
         return outcomes_of(batch, drawn)
 
-    def _take_all(self, outcomes: Outcomes) -> None:
-        for outcome in outcomes.parts:
+    def _take_all(self, outcomes: BatchOutcome) -> None:
+        for outcome in outcomes.rows:
             self._take(outcome)
 
     def _take(self, outcome: Outcome) -> None:
@@ -379,13 +379,13 @@ class Generations:
         work.done = outcome.position
         votes = Vote(outcome.votes)
         if outcome.token >= 0:
-            self._books.count_token(work.generation, outcome.order)
+            self._progress.count_token(work.generation, outcome.order)
             work.generation.add(outcome.token, outcome.likelihood)
             self._runner.tidy(len(work.generation.tokens))
             work.next_safe = Vote.SAFE in votes  # a chunk of the prefill says nothing about steps
             self._runner.show_mode(work.next_safe)
         else:
-            self._books.count_chunk(work, outcome)
+            self._progress.count_chunk(work, outcome)
             mx.clear_cache()
         self._pausing |= Vote.PAUSE in votes
         work.stop |= votes & Vote.CANCEL
@@ -397,7 +397,7 @@ class Generations:
         self._watch()
 
     def _watch(self) -> None:
-        self._books.watch(self._works.values(), self.is_idle)
+        self._progress.watch(self._works.values(), self.is_idle)
         if self.is_idle:
             self._runner.rests()
 
@@ -412,7 +412,7 @@ class Generations:
 
     def _say_open(self, generation: Generation) -> None:
         self._outbox.flush()
-        self._books.begin_opening()
+        self._progress.begin_opening()
         standing = self._openings.tell(generation, self._works.values())
         if self._size == 1:
             self._open(Opened(generation.order, (standing,)))
@@ -482,7 +482,7 @@ class Generations:
         self._works.pop(order, None)
         self._openings.is_full = False
         self._holdings.finish(generation)
-        self._books.kept(self._holdings.idle_bytes)
+        self._progress.kept(self._holdings.idle_bytes)
         self._faults.forget(order)
         self._backlog.finished(generation)
         self._pace.closed(order)

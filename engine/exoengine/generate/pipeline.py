@@ -29,7 +29,7 @@ from exoengine.model.cache_rollback import StageCaches
 from exoengine.model.stages import Stage, StageGraph
 from exoengine.ring.group import RingGroup
 from exoengine.ring.hidden_states import Arrival, DataRing, InGraph, begin_evaluation
-from exoengine.ring.step_messages import NO_LIKELIHOOD, Batch, Likelihood, Step
+from exoengine.ring.step_messages import NO_LIKELIHOOD, BatchStep, Likelihood, Step
 from mlx_patches.switch import Switch
 
 TOKEN_DTYPE: Final = mx.int32
@@ -145,7 +145,7 @@ class Pipeline:
         """How the token that the step under way draws is sent to the first rank: as that step is."""
 
     def run(
-        self, step: Step | Batch, tokens: Sequence[Sequence[int]], caches: PassCaches, draw: Draw | None,
+        self, step: Step | BatchStep, tokens: Sequence[Sequence[int]], caches: PassCaches, draw: Draw | None,
         top_logprobs: Sequence[int], sends: bool, ahead: Pass | Built | None, meanwhile: Callable[[], None],
     ) -> Result:  # fmt: skip
         """Runs `step`, whose tokens of each sequence are `tokens`, and evaluates all of it; `ahead` is what exists
@@ -312,8 +312,8 @@ class Pipeline:
             mx.eval(mx.distributed.send(hidden, self._rank + 1, group=self._group.handle), caches.arrays())
 
     def _draw(
-        self, passing: Pass, step: Step | Batch, caches: PassCaches, draw: Draw | None, top_logprobs: Sequence[int],
-        meanwhile: Callable[[], None],
+        self, passing: Pass, step: Step | BatchStep, caches: PassCaches, draw: Draw | None,
+        top_logprobs: Sequence[int], meanwhile: Callable[[], None],
     ) -> tuple[Drawn, ...]:  # fmt: skip
         here = self._draws_itself
         if draw is None:

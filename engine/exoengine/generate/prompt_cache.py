@@ -21,8 +21,8 @@ from exoengine.generate.sent_activations import SentStates
 from exoengine.model.cache_rollback import StageCaches
 from exoengine.model_files.memory_fit import amount_bytes
 from exoengine.ring.message_ring import RingLostError
-from exoengine.ring.pass_log import Course
-from exoengine.ring.step_messages import Source
+from exoengine.ring.pass_log import PassLog
+from exoengine.ring.step_messages import CachedSequence
 
 MIN_FREE_SHARE: Final = 0.1
 """With less of the machine's memory available no finished sequence is kept: its next turn may never come."""
@@ -43,7 +43,7 @@ class Holding:
     def __init__(self, order: int, caches: StageCaches, sent: SentStates | None = None) -> None:
         self.order, self.caches, self.sent = order, caches, sent or SentStates()
         self._sequence: list[int] = []
-        self._course = Course()
+        self._pass_log = PassLog()
         self._lost = False
 
     @property
@@ -68,15 +68,15 @@ class Holding:
         self.caches.roll_back(position)
         self.sent.cut(position)
 
-    def keep(self, sequence: Sequence[int], course: Course) -> bool:
+    def keep(self, sequence: Sequence[int], pass_log: PassLog) -> bool:
         """Its request is finished: should the holding be kept?"""
         memory = psutil.virtual_memory()
-        self._sequence, self._course = list(sequence[: self.caches.position]), course
+        self._sequence, self._pass_log = list(sequence[: self.caches.position]), pass_log
         return not self._lost and self.caches.can_trim and memory.available >= MIN_FREE_SHARE * memory.total
 
-    def offer(self, prompt: Sequence[int]) -> Source:
+    def offer(self, prompt: Sequence[int]) -> CachedSequence:
         """What the caches of a finished request hold of the prompt, and how it was run."""
-        return _source(self.order, self._sequence, self._course, prompt)
+        return _source(self.order, self._sequence, self._pass_log, prompt)
 
     def adds_little_to(self, other: Holding) -> bool:
         """Are all but a few tokens of this one a beginning of the other?"""
@@ -93,21 +93,21 @@ class Holding:
         return Holding(order, caches, self.sent.up_to(position))
 
 
-def offer_of_running(generation: Generation, held: int, prompt: Sequence[int]) -> Source:
+def offer_of_running(generation: Generation, held: int, prompt: Sequence[int]) -> CachedSequence:
     """The part of a running sequence that this rank has completed: its caches hold `held` tokens. A rank that was
-    replaced holds fewer than the course has until it has caught up.
+    replaced holds fewer than the pass_log has until it has caught up.
     """
-    course = generation.course or Course()
-    return _source(generation.order, generation.sequence(0, min(held, course.end)), course, prompt)
+    pass_log = generation.pass_log or PassLog()
+    return _source(generation.order, generation.sequence(0, min(held, pass_log.end)), pass_log, prompt)
 
 
-def _source(order: int, sequence: Sequence[int], course: Course, prompt: Sequence[int]) -> Source:
+def _source(order: int, sequence: Sequence[int], pass_log: PassLog, prompt: Sequence[int]) -> CachedSequence:
     shared = _beginning(sequence, prompt[:-1])
-    whole = course.boundary(shared)
+    whole = pass_log.boundary(shared)
     if shared - whole < min(CUT_LOSS_TOKENS, shared // 2 + 1):
-        return Source(order, whole, course.up_to(whole))
-    _, grain = course.next_pass(whole)
-    return Source(order, shared, course.up_to(whole).ran(whole, shared, grain))
+        return CachedSequence(order, whole, pass_log.up_to(whole))
+    _, grain = pass_log.next_pass(whole)
+    return CachedSequence(order, shared, pass_log.up_to(whole).ran(whole, shared, grain))
 
 
 def _beginning(one: Sequence[int], other: Sequence[int]) -> int:
@@ -151,9 +151,9 @@ class Holdings:
     def finish(self, generation: Generation) -> None:
         """Keeps what a finished request leaves. Over the limit, the ones used longest ago are dropped."""
         holding = self._unfinished.pop(generation.order, None)
-        if holding is None or generation.course is None or self._limit == 0:
+        if holding is None or generation.pass_log is None or self._limit == 0:
             return
-        if not holding.keep(generation.sequence(0, generation.length), generation.course):
+        if not holding.keep(generation.sequence(0, generation.length), generation.pass_log):
             return
         for order in [one.order for one in self._idle.values() if one.adds_little_to(holding)]:
             del self._idle[order]
@@ -207,7 +207,7 @@ class Holdings:
             mx.clear_cache()
 
 
-def not_everywhere(mine: Iterable[int], told: Iterable[tuple[Source, ...]]) -> set[int]:
+def not_everywhere(mine: Iterable[int], told: Iterable[tuple[CachedSequence, ...]]) -> set[int]:
     """Of `mine`, the orders that some rank does not hold: no request can go on from them any more."""
     orders = set(mine)
     return orders.difference(orders.intersection(*({source.order for source in sources} for sources in told)))

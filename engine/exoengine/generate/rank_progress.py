@@ -19,8 +19,8 @@ from exoengine.generate.resume import Resumption, resume
 from exoengine.model.sampling import Sampler
 from exoengine.model_files.kv_room import KvRoom
 from exoengine.ring.message_ring import RingLostError, TokenRing, decode, encode
-from exoengine.ring.pass_log import Course
-from exoengine.ring.step_messages import NO_LIKELIHOOD, Likelihood, Roll, Source, Standing
+from exoengine.ring.pass_log import PassLog
+from exoengine.ring.step_messages import NO_LIKELIHOOD, CachedSequence, Likelihood, Standing, UnfinishedOrders
 
 if TYPE_CHECKING:
     from exoengine.model.loading import LoadedModel
@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 def unfinished_anywhere(ring: TokenRing, mine: tuple[int, ...]) -> set[int]:
     """The orders that some rank has not finished; `mine` are this rank's. Every rank must call this."""
-    return {order for part in ring.gather(encode(Roll(mine))) for order in decode(part, Roll).orders}
+    return {
+        order
+        for part in ring.gather(encode(UnfinishedOrders(mine)))
+        for order in decode(part, UnfinishedOrders).orders
+    }
 
 
 def check_alike(standings: Sequence[Standing]) -> None:
@@ -85,7 +89,7 @@ class Openings:
         """This rank's standing. To a new request it offers what its caches hold of others; `works` are open."""
         told = self._told[generation.order] = {}
         offers = []
-        if generation.course is None:
+        if generation.pass_log is None:
             told |= self._holdings.idle()
             offers = [one.offer(generation.prompt) for one in told.values()]
             for work in works:
@@ -104,7 +108,7 @@ class Openings:
         held = sum(wanted for order, wanted in self._wanted.items() if order in others)
         self._wanted = {order: wanted for order, wanted in self._wanted.items() if order in others}
         wanted = self._wanted[generation.order] = self._room.wanted_bytes(*asked)
-        if generation.course is not None or generation.tokens:
+        if generation.pass_log is not None or generation.tokens:
             return "", False
         return self._room.refusal(*asked), self._room.must_wait(wanted, held)
 
@@ -131,7 +135,7 @@ class Openings:
         told: dict[int, Holding],
     ) -> Holding:  # fmt: skip
         order = generation.order
-        generation.course, generation.cached_tokens = resumption.course, resumption.cached_tokens
+        generation.pass_log, generation.cached_tokens = resumption.pass_log, resumption.cached_tokens
         if not any(standing.started for standing in standings):
             self._holdings.drop(not_everywhere(told, (standing.sources for standing in standings)))
         start = resumption.starts[rank]
@@ -140,7 +144,7 @@ class Openings:
         return self._holdings.begin_from(told[resumption.source], order, start)
 
 
-def _standing(generation: Generation, holding: Holding | None, sources: Sequence[Source]) -> Standing:
+def _standing(generation: Generation, holding: Holding | None, sources: Sequence[CachedSequence]) -> Standing:
     """This rank's standing. `holding` is this request's; `sources` is what others' caches offer to a new one."""
     return Standing(
         order=generation.order,
@@ -148,9 +152,9 @@ def _standing(generation: Generation, holding: Holding | None, sources: Sequence
         tokens=tuple(generation.tokens),
         likelihoods=tuple(generation.likelihoods),
         cancelled=generation.cancelled or generation.finished == "cancelled",
-        started=generation.course is not None,
+        started=generation.pass_log is not None,
         cached_tokens=generation.cached_tokens,
-        course=generation.course or Course(),
+        pass_log=generation.pass_log or PassLog(),
         position=holding.caches.position if holding is not None else 0,
         can_trim=holding is not None and holding.caches.can_trim,
         marks=holding.caches.marks if holding is not None else (),

@@ -14,7 +14,7 @@ from exoengine.model.answer_text import TextStep
 from exoengine.model.chat_prompt import PromptError, too_long
 from exoengine.model.grammar import GrammarError
 from exoengine.protocol import Finished, FromWorker, GenerationRequest, LikelyToken, RequestFailed, TokenOut
-from exoengine.ring.pass_log import Course
+from exoengine.ring.pass_log import PassLog
 from exoengine.ring.step_messages import NO_LIKELIHOOD, Likelihood
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Generation:
         self.alone = False
         """A batch that it was in failed: from then on it is run in no batch."""
         self.finished: FinishReason | None = None
-        self.course: Course | None = None
+        self.pass_log: PassLog | None = None
         """How its tokens were cut into passes so far. None until it is opened."""
         self.cached_tokens = 0
         self.prefill_s = 0.0

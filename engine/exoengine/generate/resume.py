@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from exoengine.ring.pass_log import Course
+from exoengine.ring.pass_log import PassLog
 from exoengine.ring.step_messages import Standing
 
 
@@ -24,7 +24,7 @@ from exoengine.ring.step_messages import Standing
 class Resumption:
     starts: tuple[int, ...]
     """For each rank the position that its caches go back to, and from which it takes part in steps."""
-    course: Course
+    pass_log: PassLog
     """How the known tokens were cut; where they are run again, they are cut alike."""
     cached_tokens: int
     """Of the prompt, that no rank had to run for this request."""
@@ -54,16 +54,16 @@ def resume(standings: Sequence[Standing], prompt_end: int, end: int, together: b
     leading = max(standings, key=lambda one: (one.started, one.position))
     if not leading.started:
         return _first_opening(standings, prompt_end)
-    course = leading.course
+    pass_log = leading.pass_log
     cached = max(one.cached_tokens for one in standings if one.started)
     furthest = max(one.position for one in standings)
     targets = {end}.union(*((one.position, one.sent_tokens, *one.marks) for one in standings))
     for target in sorted((position for position in targets if position <= end), reverse=True):
-        starts = tuple(_place(one, course, target) for one in standings)
+        starts = tuple(_place(one, pass_log, target) for one in standings)
         fine = len(set(starts)) == 1 if together else _is_fed(starts, standings)
         if target in starts and fine:
-            return Resumption(starts, course, cached, furthest)
-    return Resumption((0,) * len(standings), course, cached, furthest)
+            return Resumption(starts, pass_log, cached, furthest)
+    return Resumption((0,) * len(standings), pass_log, cached, furthest)
 
 
 def _first_opening(standings: Sequence[Standing], prompt_end: int) -> Resumption:
@@ -71,25 +71,25 @@ def _first_opening(standings: Sequence[Standing], prompt_end: int) -> Resumption
     that some rank lacks is not used: to run it again token by token would take longer than a new prefill.
     """
     told = [{source.order: source for source in one.sources} for one in standings]
-    best: tuple[int, int, Course] = (0, 0, Course())
+    best: tuple[int, int, PassLog] = (0, 0, PassLog())
     for order in set(told[0]).intersection(*told[1:]):
         sources = [one[order] for one in told]
-        shared, course = min(prompt_end, *(source.position for source in sources)), sources[0].course
-        if (shared, order) > best[:2] and all(source.course.agrees(course, shared) for source in sources):
-            best = (shared, order, course)
-    shared, order, course = best
+        shared, pass_log = min(prompt_end, *(source.position for source in sources)), sources[0].pass_log
+        if (shared, order) > best[:2] and all(source.pass_log.agrees(pass_log, shared) for source in sources):
+            best = (shared, order, pass_log)
+    shared, order, pass_log = best
     if shared == 0:
-        return Resumption((0,) * len(standings), Course(), 0, 0)
-    return Resumption((shared,) * len(standings), course.up_to(shared), shared, shared, order)
+        return Resumption((0,) * len(standings), PassLog(), 0, 0)
+    return Resumption((shared,) * len(standings), pass_log.up_to(shared), shared, shared, order)
 
 
-def _place(standing: Standing, course: Course, target: int) -> int:
+def _place(standing: Standing, pass_log: PassLog, target: int) -> int:
     """The furthest position up to `target` that this rank's caches can reach."""
     reachable = {standing.position, *standing.marks}
     if standing.can_trim and standing.position > target:
         reachable.add(target)
     return max(
-        (position for position in reachable if position <= target and standing.course.agrees(course, position)),
+        (position for position in reachable if position <= target and standing.pass_log.agrees(pass_log, position)),
         default=0,
     )
 

@@ -13,7 +13,16 @@ from exoengine.generate.schedule import others_decode
 from exoengine.generate.step_runner import StepRunner
 from exoengine.generate.step_timing import Pace
 from exoengine.ring.pass_log import SINGLY
-from exoengine.ring.step_messages import Batch, Outcome, Outcomes, Part, Step, Vote, joined, joined_batch
+from exoengine.ring.step_messages import (
+    BatchOutcome,
+    BatchRow,
+    BatchStep,
+    Outcome,
+    Step,
+    Vote,
+    joined,
+    joined_batch,
+)
 
 
 class StepPlan:
@@ -34,20 +43,23 @@ class StepPlan:
         goes_on = index + 1 < generation.max_tokens and not votes & (Vote.CANCEL | Vote.PAUSE)
         return Step(generation.order, start, 1, SINGLY, index, safe, votes, goes_on and alone)
 
-    def batch(self, works: Sequence[Work], alone: bool) -> Batch:
+    def batch(self, works: Sequence[Work], alone: bool) -> BatchStep:
         """The next token of each; `alone`: no other request, on a rank that has all layers by itself."""
-        parts = tuple(
-            Part(work.generation.order, work.issued, len(work.generation.tokens), _cancels(work)) for work in works
+        rows = tuple(
+            BatchRow(work.generation.order, work.issued, len(work.generation.tokens), _cancels(work))
+            for work in works
         )
         goes_on = alone and not any(_cancels(work) or _ends_next(work) for work in works)
-        batch = Batch(parts, any(work.next_safe for work in works), Vote.NONE, goes_on and not self._pause_wanted())
+        batch = BatchStep(
+            rows, any(work.next_safe for work in works), Vote.NONE, goes_on and not self._pause_wanted()
+        )
         return joined_batch(batch, [False] * len(works), self._asks(batch.start, deciding=True))
 
     def voted(self, step: Step, work: Work) -> Step:
         """With this rank's votes."""
         return joined(step, self._votes(work, step.start, deciding=step.draw >= 0))
 
-    def voted_batch(self, batch: Batch, works: Sequence[Work]) -> Batch:
+    def voted_batch(self, batch: BatchStep, works: Sequence[Work]) -> BatchStep:
         """With this rank's votes."""
         cancelled = [work.generation.cancelled for work in works]
         return joined_batch(batch, cancelled, self._asks(batch.start, deciding=True))
@@ -69,11 +81,11 @@ def _cancels(work: Work) -> Vote:
     return Vote.CANCEL if work.generation.cancelled else Vote.NONE
 
 
-def outcomes_of(batch: Batch, drawn: Sequence[Drawn]) -> Outcomes:
-    """What became of each part."""
-    return Outcomes(
+def outcomes_of(batch: BatchStep, drawn: Sequence[Drawn]) -> BatchOutcome:
+    """What became of each row."""
+    return BatchOutcome(
         tuple(
-            Outcome(part.order, part.start + 1, one.token, batch.votes | part.votes, one.likelihood)
-            for part, one in zip(batch.parts, drawn, strict=True)
+            Outcome(row.order, row.start + 1, one.token, batch.votes | row.votes, one.likelihood)
+            for row, one in zip(batch.rows, drawn, strict=True)
         )
     )

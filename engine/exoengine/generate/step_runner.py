@@ -24,12 +24,12 @@ from exoengine.generate.sync_mode import NOTHING_MEASURED, SyncPolicy, WatchdogM
 from exoengine.model.cache_batch import OneByOne, StageBatch, batched
 from exoengine.model.loading import LoadedModel
 from exoengine.model.sampling import PENALTY_CONTEXT_TOKENS, draw_likeliest
-from exoengine.process.shared_state import Board
+from exoengine.process.shared_state import SharedState
 from exoengine.protocol import SyncSettings
 from exoengine.ring.group import RingGroup
 from exoengine.ring.message_ring import RingLostError
 from exoengine.ring.pass_log import SINGLY
-from exoengine.ring.step_messages import Batch, Step
+from exoengine.ring.step_messages import BatchStep, Step
 from mlx_patches.switch import find_switch
 
 CUDA_GRAPHS_DIFFER: Final = "with MLX's CUDA build, steps that wait for the network in a graph gave other tokens"
@@ -45,14 +45,14 @@ class StepRunner:
     """Runs the steps of one loaded model, over any number of groups."""
 
     def __init__(
-        self, model: LoadedModel, group: RingGroup, board: Board, outbox: Outbox, settings: SyncSettings
+        self, model: LoadedModel, group: RingGroup, shared: SharedState, outbox: Outbox, settings: SyncSettings
     ) -> None:
         self.policy: Final = SyncPolicy(settings)
-        self._model, self._group, self._board, self._outbox = model, group, board, outbox
-        self._times = StageTimes(board)
+        self._model, self._group, self._shared, self._outbox = model, group, shared, outbox
+        self._times = StageTimes(shared)
         self._watchdog = WatchdogModel(settings.watchdog_s)
-        board.longest_gpu_wait_s, board.gpu_wait_violations = 0.0, 0
-        board.safe, board.sync_reason = NOTHING_MEASURED.safe, NOTHING_MEASURED.reason
+        shared.longest_gpu_wait_s, shared.gpu_wait_violations = 0.0, 0
+        shared.safe, shared.sync_reason = NOTHING_MEASURED.safe, NOTHING_MEASURED.reason
         self._switch = find_switch()
         self._size = 1
         self._pipeline: Pipeline | None = None
@@ -137,24 +137,22 @@ class StepRunner:
         if result.sent is not None:
             holding.sent.add(step.start, result.sent)
         self._note(result, at, int(decoding))
-        board = self._board
-        board.kv_tokens = step.start + step.count
-        board.replayed_tokens += max(0, min(work.resumption.furthest - step.start, step.count))
+        shared = self._shared
+        shared.kv_tokens = step.start + step.count
+        shared.replayed_tokens += max(0, min(work.resumption.furthest - step.start, step.count))
         return result.drawn[0]
 
-    def run_batch(self, batch: Batch, works: Sequence[Work]) -> tuple[Drawn, ...]:
+    def run_batch(self, batch: BatchStep, works: Sequence[Work]) -> tuple[Drawn, ...]:
         """Runs this rank's part of a step of all `works`, in one pass where the stage takes batches. Raises as
         `run`; the caches of each are then as they were, or lost.
         """
         at, begun = time.monotonic(), self._take_batch_ahead(works)
-        for work, part in zip(works, batch.parts, strict=True):
-            if work.holding.caches.position != part.start + (begun is not None):
+        for work, row in zip(works, batch.rows, strict=True):
+            if work.holding.caches.position != row.start + (begun is not None):
                 raise RingLostError("rank 0 asks for a batch that does not fit this rank's caches")
         try:
             caches = begun.caches if begun is not None else self._bring_together(works)
-            tokens = [
-                work.generation.sequence(part.start, 1) for work, part in zip(works, batch.parts, strict=True)
-            ]
+            tokens = [work.generation.sequence(row.start, 1) for work, row in zip(works, batch.rows, strict=True)]
             likely = [work.generation.request.sampling.logprobs for work in works]
 
             def meanwhile() -> None:
@@ -165,16 +163,16 @@ class StepRunner:
             passing = begun.passing if begun is not None else None
             result = self._joined.run(batch, tokens, caches, _draw_each(works), likely, True, passing, meanwhile)
         except BaseException:
-            for work, part in zip(works, batch.parts, strict=True):
-                work.holding.undo(part.start)
+            for work, row in zip(works, batch.rows, strict=True):
+                work.holding.undo(row.start)
                 work.ahead = None  # what was begun upon this pass went with it
             raise
         sent = split_rows(result.sent) if result.sent is not None else [None] * len(works)
-        for work, part, hidden in zip(works, batch.parts, sent, strict=True):
-            work.ran(part.start, 1, SINGLY)
+        for work, row, hidden in zip(works, batch.rows, sent, strict=True):
+            work.ran(row.start, 1, SINGLY)
             work.coming_safe = work.next_safe
             if hidden is not None:
-                work.holding.sent.add(part.start, hidden)
+                work.holding.sent.add(row.start, hidden)
         self._note(result, at, len(works))
         return result.drawn
 
@@ -215,10 +213,10 @@ class StepRunner:
         self._watchdog.record(result.gpu_waited_s)
         if sequences and result.waited_s is not None:
             self.policy.observe(result.waited_s)
-        board = self._board
-        board.longest_gpu_wait_s = self._watchdog.longest_wait_s
-        board.gpu_wait_violations = self._watchdog.violations
-        board.memory_bytes = mx.get_active_memory()
+        shared = self._shared
+        shared.longest_gpu_wait_s = self._watchdog.longest_wait_s
+        shared.gpu_wait_violations = self._watchdog.violations
+        shared.memory_bytes = mx.get_active_memory()
 
     def send_again(self, step: Step, work: Work) -> None:
         """What this rank sent of the step's tokens before, to a rank that needs it again."""
@@ -286,10 +284,10 @@ class StepRunner:
         """Reports a change at once, with the step that it follows: the next heartbeat may come too late."""
         if not self.policy.has_measured:
             return
-        board = self._board
-        changed, board.safe, board.sync_reason = safe != board.safe, safe, self.policy.reason_of(safe)
+        shared = self._shared
+        changed, shared.safe, shared.sync_reason = safe != shared.safe, safe, self.policy.reason_of(safe)
         if changed:
-            self._outbox.add(board.heartbeat())
+            self._outbox.add(shared.heartbeat())
 
 
 def _draw(work: Work, index: int) -> Draw:

@@ -2,7 +2,7 @@
 
 Speed is that of all requests together; how long a request took is kept for each.
 
-Decides: deadlines, the figures of the heartbeat (`Books` writes them down), and how long a fault held up the
+Decides: deadlines, the figures of the heartbeat (`WorkProgress` writes them down), and how long a fault held up the
 tokens. Reads the clock.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from exoengine.generate.active_request import Work
     from exoengine.generate.request import Generation
     from exoengine.model_files.kv_room import KvRoom
-    from exoengine.process.shared_state import Board
+    from exoengine.process.shared_state import SharedState
 
 DEADLINE_FACTOR: Final = 8.0
 """A step this many times as long as the longest of the recent ones is a hang; a noisy machine stays well below."""
@@ -150,17 +150,17 @@ class Pace:
 class StageTimes:
     """How long this rank's stage works, and how long it idles while requests are open."""
 
-    def __init__(self, board: Board) -> None:
-        self._board = board
+    def __init__(self, shared: SharedState) -> None:
+        self._shared = shared
         self._last: float | None = None
         """When its last pass ended; None where no request has been open since."""
 
     def ran(self, begun: float, waited_s: float, sequences: int) -> None:
         """A pass is done that began at `begun`; it waited so long for its input. `sequences`: that drew a token."""
-        now, figures = time.monotonic(), self._board.figures
+        now, figures = time.monotonic(), self._shared.figures
         between_s = begun - self._last if self._last is not None else 0.0
         self._last = now
-        self._board.figures = msgspec.structs.replace(
+        self._shared.figures = msgspec.structs.replace(
             figures,
             passes=figures.passes + (sequences > 0),
             sequences=figures.sequences + sequences,
@@ -174,20 +174,20 @@ class StageTimes:
         self._last = None
 
 
-class Books:
-    """Writes on the board how the work goes, and which deadline runs."""
+class WorkProgress:
+    """Writes into the shared state how the work goes, and which deadline runs."""
 
-    def __init__(self, board: Board, pace: Pace, room: KvRoom) -> None:
-        self._board, self._pace, self._room = board, pace, room
+    def __init__(self, shared: SharedState, pace: Pace, room: KvRoom) -> None:
+        self._shared, self._pace, self._room = shared, pace, room
         self._counted_at = 0.0
 
     def count_token(self, generation: Generation, order: int) -> None:
         """A token of `generation` counts from now on."""
-        board = self._board
-        board.last_gap_ms = self._pace.token(order)
-        board.step = len(generation.tokens) + 1
-        board.tokens_per_s = self._pace.tokens_per_s
-        board.baseline_tokens_per_s = self._pace.baseline_tokens_per_s
+        shared = self._shared
+        shared.last_gap_ms = self._pace.token(order)
+        shared.step = len(generation.tokens) + 1
+        shared.tokens_per_s = self._pace.tokens_per_s
+        shared.baseline_tokens_per_s = self._pace.baseline_tokens_per_s
         generation.prefill_s, generation.decode_s = self._pace.durations_s(order)
 
     def count_chunk(self, work: Work, outcome: Outcome) -> None:
@@ -196,32 +196,32 @@ class Books:
         self._pace.chunk(outcome.position if new else None, outcome.order)
 
     def begin_opening(self) -> None:
-        self._board.begin("opening a request", self._pace.step_deadline_s)
+        self._shared.begin("opening a request", self._pace.step_deadline_s)
 
     def begin_pass(self, decoding: bool) -> None:
         deadline = self._pace.step_deadline_s if decoding else self._pace.chunk_deadline_s
-        self._board.begin("a step" if decoding else "a chunk of the prefill", deadline)
+        self._shared.begin("a step" if decoding else "a chunk of the prefill", deadline)
 
     def watch(self, works: Collection[Work], idle: bool) -> None:
         """A piece of work is done. As long as a request is open, the next one has a deadline."""
-        self._board.kv_tokens = sum(work.holding.caches.position for work in works)
-        self._board.positions = tuple((work.generation.order, work.done) for work in works)
+        self._shared.kv_tokens = sum(work.holding.caches.position for work in works)
+        self._shared.positions = tuple((work.generation.order, work.done) for work in works)
         self._count_bytes(works, idle)
         if idle:
-            self._board.end()
+            self._shared.end()
             return
         decoding = all(work.holding.caches.position >= work.generation.length - 1 for work in works)
-        self._board.prefilling = not decoding
+        self._shared.prefilling = not decoding
         deadline = self._pace.step_deadline_s if decoding else self._pace.chunk_deadline_s
-        self._board.begin("the wait for the next step", deadline)
+        self._shared.begin("the wait for the next step", deadline)
 
     def kept(self, prompt_cache_bytes: int) -> None:
         """What finished requests have left in memory."""
-        self._board.figures = msgspec.structs.replace(self._board.figures, prompt_cache_bytes=prompt_cache_bytes)
+        self._shared.figures = msgspec.structs.replace(self._shared.figures, prompt_cache_bytes=prompt_cache_bytes)
 
     def _count_bytes(self, works: Collection[Work], idle: bool) -> None:
         now = time.monotonic()
         if idle or now - self._counted_at >= COUNT_BYTES_S:
             self._counted_at = now
             kv_bytes = sum(self._room.needs(work.holding.caches.position) for work in works)
-            self._board.figures = msgspec.structs.replace(self._board.figures, kv_bytes=kv_bytes)
+            self._shared.figures = msgspec.structs.replace(self._shared.figures, kv_bytes=kv_bytes)

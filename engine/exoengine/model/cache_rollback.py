@@ -36,7 +36,7 @@ State = dict[str, Any]
 """All attributes of one of mlx-lm's caches."""
 
 
-class Batch(Protocol):
+class CacheBatch(Protocol):
     """Holds in its rows what the caches of several sequences held (cache_batch.py)."""
 
     def row(self, row: int) -> Iterator[State]: ...
@@ -84,7 +84,7 @@ class StageCaches:
         self._appending = [leaf for leaf in self.leaves if type(leaf) in (KVCache, QuantizedKVCache)]
         self._by_reference = [leaf for leaf in self.leaves if type(leaf) not in (KVCache, QuantizedKVCache)]
         self._marks: deque[tuple[int, Iterable[State]]] = deque(maxlen=CHUNKS_KEPT)
-        self.batch: Batch | None = None
+        self.batch: CacheBatch | None = None
         self._row = 0
         self._lost = False
 
@@ -134,7 +134,7 @@ class StageCaches:
 
     # --- batches ----------------------------------------------------------------------------------------
 
-    def lend(self, batch: Batch, row: int) -> None:
+    def lend(self, batch: CacheBatch, row: int) -> None:
         """The caches are empty: `batch` has what they held in its row."""
         self.batch, self._row = batch, row
 

@@ -23,7 +23,7 @@ from typing import Final
 import msgspec
 
 from exoengine.process.processor_watch import ProcessorWatch
-from exoengine.process.shared_state import Board
+from exoengine.process.shared_state import SharedState
 from exoengine.protocol import (
     Abort,
     ActiveRequest,
@@ -133,10 +133,10 @@ class ControlThread:
     """Everything but `start`, `emit` and `close` runs on the control thread."""
 
     def __init__(
-        self, path: Path, board: Board, mailbox: Mailbox, abort: Callable[[str, str], None],
+        self, path: Path, shared: SharedState, mailbox: Mailbox, abort: Callable[[str, str], None],
         watch_edge: Callable[[], None], hello: Callable[[], Hello], orphan_deadline_s: float,
     ) -> None:  # fmt: skip
-        self._path, self._board, self._mailbox, self._abort, self._hello = path, board, mailbox, abort, hello
+        self._path, self._shared, self._mailbox, self._abort, self._hello = path, shared, mailbox, abort, hello
         self._orphan_deadline_s, self._watch_edge = orphan_deadline_s, watch_edge
         self.on_text: Callable[[TextAsked], None] = lambda asked: None
         """Takes what the thread for texts is asked; set before `start`."""
@@ -197,12 +197,12 @@ class ControlThread:
         watch = ProcessorWatch(time.monotonic(), time.process_time())
         while not self._stopping.is_set():
             now = time.monotonic()
-            self._board.uses_processor = watch.look(now, time.process_time(), self._board.begun)
+            self._shared.uses_processor = watch.look(now, time.process_time(), self._shared.begun)
             self._enforce(now)
-            figures = (self._board.state, self._board.safe, self._board.sync_reason)
+            figures = (self._shared.state, self._shared.safe, self._shared.sync_reason)
             if now >= beat_at or figures != before:
                 before, beat_at = figures, now + HEARTBEAT_S
-                self._write(self._board.heartbeat())
+                self._write(self._shared.heartbeat())
                 trim_log()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), TICK_S if self._busy() else HEARTBEAT_S / 4)
@@ -214,16 +214,16 @@ class ControlThread:
             await asyncio.sleep(0)
 
     def _busy(self) -> bool:
-        return self._board.state not in ("empty", "loaded", "ready", "aborted") or self._pause_until is not None
+        return self._shared.state not in ("empty", "loaded", "ready", "aborted") or self._pause_until is not None
 
     def _enforce(self, now: float) -> None:
         self._watch_edge()
-        overdue = self._board.overdue()
-        if overdue is not None and self._board.state == "loading":
+        overdue = self._shared.overdue()
+        if overdue is not None and self._shared.state == "loading":
             self._give_up_loading(overdue)
         elif overdue is not None:
             self._abort("deadline", overdue)
-        if self._pause_until is not None and self._board.state == "forming":
+        if self._pause_until is not None and self._shared.state == "forming":
             self._pause_until = None  # no step is under way that could come to its end
             self._abort("told", "another group is wanted")
         if self._pause_until is not None and now >= self._pause_until:
@@ -234,7 +234,7 @@ class ControlThread:
             if now >= self._exit_at + EXIT_GRACE_S:
                 os._exit(1)  # the MLX thread hangs where nothing reaches it
         if self._writer is None:
-            factor = ORPHAN_FACTOR if self._board.state == "generating" else 1.0
+            factor = ORPHAN_FACTOR if self._shared.state == "generating" else 1.0
             if now - self._alone_since >= self._orphan_deadline_s * factor and self._exit_at is None:
                 self.leaving(0.0)
                 self._abort("orphan", f"no daemon for {self._orphan_deadline_s * factor:.0f} s")
@@ -256,7 +256,7 @@ class ControlThread:
             for message in log.messages:
                 self._write(message)
             self._put_away_if_told(log)
-        self._write(self._board.heartbeat())
+        self._write(self._shared.heartbeat())
         try:
             while (body := await read_frame(reader)) is not None:
                 self._receive(decode_to_worker(body))
@@ -273,7 +273,7 @@ class ControlThread:
                 self.on_text(message)
                 return
             case KeepWaiting(for_s):
-                self._board.keep_waiting(for_s)
+                self._shared.keep_waiting(for_s)
                 return
             case Abort(reason):
                 self._abort("told", reason)

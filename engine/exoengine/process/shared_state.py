@@ -19,7 +19,7 @@ LONG_STEP_S: Final = 0.5
 """What takes less is far from any deadline."""
 
 
-class Board:
+class SharedState:
     """The control thread reads the figures for heartbeats and enforces the deadline."""
 
     def __init__(self) -> None:

@@ -1,9 +1,9 @@
 """How a sequence was cut into passes through the model, so that any part of it can be run again bit for bit.
 
-A pass over several tokens gives other last bits than the same tokens one by one. A course says for every position
+A pass over several tokens gives other last bits than the same tokens one by one. A pass log says for every position
 that was run which it was: the prompt went through in chunks, the answer token by token, and a follow-up turn that
-goes on from an earlier turn's caches inherits that turn's course up to there. It grows with each step, alike on
-every rank; where a step is run again, its course is followed. How large new chunks are is prefill_chunks.py's
+goes on from an earlier turn's caches inherits that turn's pass log up to there. It grows with each step, alike on
+every rank; where a step is run again, its pass log is followed. How large new chunks are is prefill_chunks.py's
 decision.
 
 Decides: where a pass that was run begins and ends. Pure: no MLX.
@@ -33,7 +33,7 @@ def pass_end(start: int, grain: int, end: int) -> int:
     return min(limit, end)
 
 
-class Course(msgspec.Struct, frozen=True, array_like=True):
+class PassLog(msgspec.Struct, frozen=True, array_like=True):
     segments: tuple[Segment, ...] = ()
 
     @property
@@ -55,20 +55,20 @@ class Course(msgspec.Struct, frozen=True, array_like=True):
             begin = end
         return begin
 
-    def agrees(self, other: Course, position: int) -> bool:
+    def agrees(self, other: PassLog, position: int) -> bool:
         """Are both the same up to `position`, at which a pass of both ends?"""
         ends_here = self.boundary(position) == other.boundary(position) == position
         return ends_here and self.up_to(position) == other.up_to(position)
 
-    def up_to(self, position: int) -> Course:
-        """The course of the tokens before the boundary `position`."""
-        return Course(tuple(_joined((min(end, position), grain) for end, grain in self.segments)))
+    def up_to(self, position: int) -> PassLog:
+        """The pass log of the tokens before the boundary `position`."""
+        return PassLog(tuple(_joined((min(end, position), grain) for end, grain in self.segments)))
 
-    def ran(self, start: int, end: int, grain: int) -> Course:
+    def ran(self, start: int, end: int, grain: int) -> PassLog:
         """With one more step, of the tokens from `start` to `end`; what was run again is known already."""
         if end <= self.end:
             return self
-        return Course(tuple(_joined((*self.up_to(start).segments, (end, grain)))))
+        return PassLog(tuple(_joined((*self.up_to(start).segments, (end, grain)))))
 
 
 def _joined(segments: Iterable[Segment]) -> Iterator[Segment]:

@@ -27,7 +27,7 @@ from typing import Final
 
 from exoengine.interface_binding import bind_where_allowed
 from exoengine.ring.edge_proof import TELL_S, EdgeProof, ProofError, Seen, tell_nobody
-from exoengine.ring.ring_plan import Channel, FormError, Key, RingPlan, Tie, split_host
+from exoengine.ring.ring_plan import Channel, FormError, Key, RingConnection, RingPlan, split_host
 
 RETRY_S: Final = 0.02
 """How long after a refused connection the next is tried: far below what a person or a token stream notices."""
@@ -146,7 +146,7 @@ class _Listening:
 class _Departure:
     """A connection that this rank makes, being tried."""
 
-    def __init__(self, key: Key, tie: Tie) -> None:
+    def __init__(self, key: Key, tie: RingConnection) -> None:
         self.key, self.tie = key, tie
         self.connection: socket.socket | None = None
         self.hello = b""

@@ -24,7 +24,7 @@ class FormError(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Tie:
+class RingConnection:
     """A connection across the ring, as one of its ends sees it."""
 
     peer: int
@@ -58,7 +58,7 @@ class RingPlan:
     connect_interface: str = ""
     listen_interface: str = ""
     """What connecting and listening sockets are bound to; empty: nothing."""
-    across: tuple[Tie, ...] = ()
+    across: tuple[RingConnection, ...] = ()
     all_sealed: bool = False
     """Is nothing to go inside graphs, where it carries no MAC?"""
 
@@ -70,15 +70,15 @@ class RingPlan:
     def left(self) -> int:
         return (self.rank - 1) % self.size
 
-    def outward(self) -> dict[Key, Tie]:
+    def outward(self) -> dict[Key, RingConnection]:
         """The connections that this rank makes."""
-        right = Tie(self.right, True, self.hosts[self.right], self.connect_from, self.connect_interface)
+        right = RingConnection(self.right, True, self.hosts[self.right], self.connect_from, self.connect_interface)
         around = {(self.right, channel): right for channel in Channel}
         return around | {(tie.peer, Channel.GRAPH): tie for tie in self.across if tie.connects}
 
-    def inward(self) -> dict[Key, Tie]:
+    def inward(self) -> dict[Key, RingConnection]:
         """The connections that it waits for."""
-        left = Tie(self.left, False, self.hosts[self.rank], self.accept_from, self.listen_interface)
+        left = RingConnection(self.left, False, self.hosts[self.rank], self.accept_from, self.listen_interface)
         around = {(self.left, channel): left for channel in Channel}
         return around | {(tie.peer, Channel.GRAPH): tie for tie in self.across if not tie.connects}
 

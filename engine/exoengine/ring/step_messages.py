@@ -3,8 +3,8 @@
 Rank 0 leads: it says what is run next, and a `Step` travels from rank to rank ahead of the hidden state, taking
 each rank's votes with it. The last rank answers with an `Outcome`, which travels on from rank 0 so that every rank
 learns every token. Rank 0 counts a step as done when its outcome is here, the others when they pass it on; so two
-ranks never differ by more than the steps under way. A `Batch` is a step of several sequences, and its `Outcomes`
-are those of each.
+ranks never differ by more than the steps under way. A `BatchStep` is a step of several sequences, and its
+`BatchOutcome` has the outcome of each.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import msgspec
 
-from exoengine.ring.pass_log import SINGLY, Course
+from exoengine.ring.pass_log import SINGLY, PassLog
 
 
 class Vote(enum.IntFlag):
@@ -39,7 +39,7 @@ class Likelihood(msgspec.Struct, frozen=True, array_like=True):
 NO_LIKELIHOOD = Likelihood()
 
 
-class Roll(msgspec.Struct, frozen=True, array_like=True):
+class UnfinishedOrders(msgspec.Struct, frozen=True, array_like=True):
     """First in a group, from every rank: the requests that it has not finished."""
 
     orders: tuple[int, ...]
@@ -76,7 +76,7 @@ class Outcome(msgspec.Struct, frozen=True, tag="outcome", array_like=True):
     likelihood: Likelihood = NO_LIKELIHOOD
 
 
-class Part(msgspec.Struct, frozen=True, array_like=True):
+class BatchRow(msgspec.Struct, frozen=True, array_like=True):
     """What a batch runs of one sequence: its token at `start`, which is the last one known."""
 
     order: int
@@ -87,10 +87,10 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
     """Of all ranks, to end this sequence."""
 
 
-class Batch(msgspec.Struct, frozen=True, tag="batch", array_like=True):
+class BatchStep(msgspec.Struct, frozen=True, tag="batch", array_like=True):
     """Run a token each of several sequences through the stages in one pass, and draw the next one of each."""
 
-    parts: tuple[Part, ...]
+    rows: tuple[BatchRow, ...]
     safe: bool
     votes: int
     """As a step's, for all of them."""
@@ -103,13 +103,13 @@ class Batch(msgspec.Struct, frozen=True, tag="batch", array_like=True):
     @property
     def start(self) -> int:
         """Of the longest sequence."""
-        return max(part.start for part in self.parts)
+        return max(row.start for row in self.rows)
 
 
-class Outcomes(msgspec.Struct, frozen=True, tag="outcomes", array_like=True):
-    """A batch is through all stages: one outcome for each of its parts, in their order."""
+class BatchOutcome(msgspec.Struct, frozen=True, tag="outcomes", array_like=True):
+    """A batch is through all stages: one outcome for each of its rows, in their order."""
 
-    parts: tuple[Outcome, ...]
+    rows: tuple[Outcome, ...]
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop", array_like=True):
@@ -119,14 +119,14 @@ class Stop(msgspec.Struct, frozen=True, tag="stop", array_like=True):
     votes: int
 
 
-class Source(msgspec.Struct, frozen=True, array_like=True):
+class CachedSequence(msgspec.Struct, frozen=True, array_like=True):
     """A sequence in a rank's caches, finished or not, that a new request may begin like."""
 
     order: int
     """Of its request."""
     position: int
     """How many of the new prompt's tokens can be taken from it; 0: none."""
-    course: Course
+    pass_log: PassLog
     """How they were run."""
 
 
@@ -144,7 +144,7 @@ class Standing(msgspec.Struct, frozen=True, array_like=True):
     started: bool
     """Did this rank open the request before? If not, nothing of it is in caches yet."""
     cached_tokens: int
-    course: Course
+    pass_log: PassLog
     position: int
     """How many of the sequence's tokens are in its caches."""
     can_trim: bool
@@ -153,7 +153,7 @@ class Standing(msgspec.Struct, frozen=True, array_like=True):
     """Positions that they can go back to in any case."""
     sent_tokens: int
     """From the beginning on, for how many tokens it has kept what it sent downstream."""
-    sources: tuple[Source, ...] = ()
+    sources: tuple[CachedSequence, ...] = ()
     """Where the request is opened for the first time: all that this rank's caches hold of other sequences."""
     refusal: str = ""
     """Why this rank's memory can never hold it, where it is opened for the first time; empty where it can."""
@@ -177,7 +177,7 @@ class Opened(msgspec.Struct, frozen=True, tag="opened", array_like=True):
     standings: tuple[Standing, ...]
 
 
-Message = Open | Opened | Step | Batch | Outcome | Outcomes | Stop
+Message = Open | Opened | Step | BatchStep | Outcome | BatchOutcome | Stop
 
 
 def joined(step: Step, votes: int) -> Step:
@@ -185,18 +185,18 @@ def joined(step: Step, votes: int) -> Step:
     return msgspec.structs.replace(step, votes=step.votes | votes)
 
 
-def joined_batch(batch: Batch, cancelled: Sequence[bool], votes: int) -> Batch:
-    """The batch with one more rank's votes: which of its parts it wants to end, and what it asks for all."""
-    parts = tuple(
-        msgspec.structs.replace(part, votes=part.votes | Vote.CANCEL) if ends else part
-        for part, ends in zip(batch.parts, cancelled, strict=True)
+def joined_batch(batch: BatchStep, cancelled: Sequence[bool], votes: int) -> BatchStep:
+    """The batch with one more rank's votes: which of its rows it wants to end, and what it asks for all."""
+    rows = tuple(
+        msgspec.structs.replace(row, votes=row.votes | Vote.CANCEL) if ends else row
+        for row, ends in zip(batch.rows, cancelled, strict=True)
     )
-    return msgspec.structs.replace(batch, parts=parts, votes=batch.votes | votes)
+    return msgspec.structs.replace(batch, rows=rows, votes=batch.votes | votes)
 
 
 def travels_on(message: Message, rank: int, size: int) -> bool:
     """Round the ring, up to the rank before the one that said it: the last rank says outcomes and what was opened,
     rank 0 all else.
     """
-    ends_at = size - 2 if isinstance(message, Outcome | Outcomes | Opened) else size - 1
+    ends_at = size - 2 if isinstance(message, Outcome | BatchOutcome | Opened) else size - 1
     return rank != ends_at

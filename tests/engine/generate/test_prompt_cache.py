@@ -13,7 +13,7 @@ from exoengine.generate.prompt_cache import Holding, offer_of_running
 from exoengine.model.cache_rollback import StageCaches
 from exoengine.protocol import Abort, Aborted, Cancel, Sampling, Serving, SyncSettings, TokenOut
 from exoengine.ring.message_ring import RingLostError
-from exoengine.ring.pass_log import Course
+from exoengine.ring.pass_log import PassLog
 from tests.engine.architectures import HYBRID
 from tests.engine.driver import Answer, Cluster, cluster, request
 from tests.engine.models import undisturbed, write_model
@@ -151,9 +151,11 @@ def test_caches_that_cannot_be_trimmed_are_prefilled_again(trio: Cluster, tmp_pa
 
 
 def test_a_rank_that_catches_up_offers_what_it_holds_and_gives_no_more() -> None:
-    """After it was replaced its course, which all ranks agreed on, reaches further than its caches."""
+    """After it was replaced its pass_log, which all ranks agreed on, reaches further than its caches."""
     sequence = list(range(200))
-    running = SimpleNamespace(order=4, course=Course(((180, 128), (200, 1))), sequence=lambda a, b: sequence[a:b])
+    running = SimpleNamespace(
+        order=4, pass_log=PassLog(((180, 128), (200, 1))), sequence=lambda a, b: sequence[a:b]
+    )
     offers = [offer_of_running(running, held, [*sequence[:190], 7]) for held in (0, 128, 200)]  # type: ignore[arg-type]
     assert [offer.position for offer in offers] == [0, 128, 190]
     behind = Holding(4, StageCaches([KVCache()], None))
@@ -166,4 +168,4 @@ def test_a_rank_that_catches_up_offers_what_it_holds_and_gives_no_more() -> None
 def test_little_free_memory_keeps_nothing(monkeypatch: pytest.MonkeyPatch, available: int, kept: bool) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=1000, available=available))
     holding = Holding(1, StageCaches([], None))
-    assert holding.keep([1, 2, 3], Course(((2, 128),))) == kept
+    assert holding.keep([1, 2, 3], PassLog(((2, 128),))) == kept

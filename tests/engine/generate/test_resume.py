@@ -9,34 +9,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exoengine.generate.resume import resume
-from exoengine.ring.pass_log import SINGLY, Course, pass_end
-from exoengine.ring.step_messages import Source, Standing
+from exoengine.ring.pass_log import SINGLY, PassLog, pass_end
+from exoengine.ring.step_messages import CachedSequence, Standing
 
-NOTHING = Course()
+NOTHING = PassLog()
 PROMPT_END = 2000
 END = 2100
-LONG = Course(((PROMPT_END, 512), (END + 1, SINGLY)))
+LONG = PassLog(((PROMPT_END, 512), (END + 1, SINGLY)))
 
 
 def standing(position: int, **known: Any) -> Standing:
     said: dict[str, Any] = {
         "order": 1, "request_id": "q", "tokens": (), "likelihoods": (), "cancelled": False, "started": True,
         "cached_tokens": 0,
-        "course": LONG, "can_trim": True, "marks": (), "sent_tokens": position,
+        "pass_log": LONG, "can_trim": True, "marks": (), "sent_tokens": position,
     }  # fmt: skip
     return Standing(position=position, **(said | known))
 
 
-def fresh(*sources: Source) -> Standing:
+def fresh(*sources: CachedSequence) -> Standing:
     """Of a rank that opens the request for the first time."""
-    return standing(0, started=False, course=NOTHING, sources=sources)
+    return standing(0, started=False, pass_log=NOTHING, sources=sources)
 
 
-def passes(course: Course, end: int) -> list[tuple[int, int]]:
+def passes(pass_log: PassLog, end: int) -> list[tuple[int, int]]:
     """Where each begins and ends."""
     found, start = [], 0
     while start < end:
-        until, grain = course.next_pass(start)
+        until, grain = pass_log.next_pass(start)
         until = min(until, end)
         found += [(one, one + 1) for one in range(start, until)] if grain == SINGLY else [(start, until)]
         start = until
@@ -81,27 +81,31 @@ def test_ranks_that_are_all_ahead_go_back_together() -> None:
 
 
 def test_the_first_opening_uses_what_every_rank_has_of_an_earlier_turn() -> None:
-    earlier = Course(((700, 512), (800, SINGLY)))
-    offers = [fresh(Source(0, 760, earlier)), fresh(Source(0, 740, earlier))]
+    earlier = PassLog(((700, 512), (800, SINGLY)))
+    offers = [fresh(CachedSequence(0, 760, earlier)), fresh(CachedSequence(0, 740, earlier))]
     found = resume(offers, PROMPT_END, PROMPT_END)
     assert (found.starts, found.cached_tokens) == ((740, 740), 740)
-    assert found.course == Course(((700, 512), (740, SINGLY)))
+    assert found.pass_log == PassLog(((700, 512), (740, SINGLY)))
     alone = resume([offers[0], fresh()], PROMPT_END, PROMPT_END)
-    assert (alone.starts, alone.course, alone.cached_tokens) == ((0, 0), Course(), 0)
+    assert (alone.starts, alone.pass_log, alone.cached_tokens) == ((0, 0), PassLog(), 0)
 
 
 def test_of_many_earlier_sequences_the_one_that_all_ranks_have_most_of_is_used() -> None:
-    course = Course(((1024, 512),))
-    short, long, lost = Source(3, 512, course), Source(4, 1024, course), Source(5, 1024, course)
+    pass_log = PassLog(((1024, 512),))
+    short, long, lost = (
+        CachedSequence(3, 512, pass_log),
+        CachedSequence(4, 1024, pass_log),
+        CachedSequence(5, 1024, pass_log),
+    )
     found = resume([fresh(short, long, lost), fresh(short, long)], PROMPT_END, PROMPT_END)
     assert (found.starts, found.source) == ((1024, 1024), 4)
-    cut_otherwise = Source(4, 1024, Course(((1024, 256),)))
+    cut_otherwise = CachedSequence(4, 1024, PassLog(((1024, 256),)))
     found = resume([fresh(short, long), fresh(short, cut_otherwise)], PROMPT_END, PROMPT_END)
     assert (found.starts, found.source) == ((512, 512), 3)
 
 
 def test_caches_that_came_about_in_another_way_are_not_used() -> None:
-    other = standing(1024, course=Course(((512, 512), (600, SINGLY), (PROMPT_END, 512))), started=False)
+    other = standing(1024, pass_log=PassLog(((512, 512), (600, SINGLY), (PROMPT_END, 512))), started=False)
     assert resume([standing(2050), other], PROMPT_END, END).starts == (2050, 0)
 
 
@@ -130,36 +134,36 @@ grains = st.sampled_from([SINGLY, 32, 128, 512])
 stretches = st.lists(st.tuples(st.integers(1, 1400), grains), max_size=4)
 
 
-def run(stretches: list[tuple[int, int]], course: Course = NOTHING) -> Course:
+def run(stretches: list[tuple[int, int]], pass_log: PassLog = NOTHING) -> PassLog:
     """What is known after stretches of so many tokens were run, step by step."""
     for tokens, grain in stretches:
-        end = course.end + tokens
-        while course.end < end:
-            course = course.ran(course.end, pass_end(course.end, grain, end), grain)
-    return course
+        end = pass_log.end + tokens
+        while pass_log.end < end:
+            pass_log = pass_log.ran(pass_log.end, pass_end(pass_log.end, grain, end), grain)
+    return pass_log
 
 
 @given(stretches, st.integers(0, 3000), stretches)
 def test_what_goes_on_from_a_boundary_is_cut_as_its_stem(
     ran: list[tuple[int, int]], wanted: int, more: list[tuple[int, int]]
 ) -> None:
-    course = run(ran)
-    position = course.boundary(wanted)
+    pass_log = run(ran)
+    position = pass_log.boundary(wanted)
     assert 0 <= position <= wanted
-    stem = passes(course, position)
-    assert stem == [one for one in passes(course, course.end) if one[0] < position]
-    branch = run(more, course.up_to(position))
+    stem = passes(pass_log, position)
+    assert stem == [one for one in passes(pass_log, pass_log.end) if one[0] < position]
+    branch = run(more, pass_log.up_to(position))
     assert passes(branch, position) == stem
-    assert branch.agrees(course, position)
+    assert branch.agrees(pass_log, position)
 
 
 @given(stretches)
 def test_what_is_run_again_as_it_was_changes_nothing(ran: list[tuple[int, int]]) -> None:
-    course = run(ran)
+    pass_log = run(ran)
     start = 0
-    while start < course.end:
-        until, grain = course.next_pass(start)
-        assert course.ran(start, until, grain) == course
+    while start < pass_log.end:
+        until, grain = pass_log.next_pass(start)
+        assert pass_log.ran(start, until, grain) == pass_log
         start = until
 
 

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from exoengine.ring.rendezvous import HELLO_BYTES, MAX_STRANGERS, Edges, meet
-from exoengine.ring.ring_plan import FormError, RingPlan, Tie, split_host
+from exoengine.ring.ring_plan import FormError, RingConnection, RingPlan, split_host
 
 GENEROUS_S = 20.0
 KEY = b"k" * 32
@@ -208,7 +208,9 @@ def test_ranks_that_are_no_neighbours_meet_across_the_ring_where_the_plan_says_s
     made = plans(4)
     hosts = made[0].hosts
     for rank, other in ((0, 2), (1, 3), (2, 0), (3, 1)):
-        made[rank] = dataclasses.replace(made[rank], across=(Tie(other, rank < other, hosts[max(rank, other)]),))
+        made[rank] = dataclasses.replace(
+            made[rank], across=(RingConnection(other, rank < other, hosts[max(rank, other)]),)
+        )
     with ThreadPoolExecutor(4) as pool:
         edges = [each.result() for each in [meeting(plan, pool) for plan in made]]
     for one, other in ((0, 2), (1, 3)):

@@ -6,7 +6,7 @@ import msgspec
 
 from exod.core.engine.rank.prepare_order import prepare_order
 from exod.model import Edge, Kind, NodeId, path_id
-from exoengine.protocol import Across
+from exoengine.protocol import CrossConnection
 from tests.core.engine.engine_samples import A, B, C, a_plan, address
 
 
@@ -36,7 +36,7 @@ def test_a_tensor_groups_rank_is_told_of_the_ranks_across_the_ring() -> None:
     across = Edge(B, d, path_id(address(B), address(d)), "b1", "10.1.0.2", "b2", "10.1.0.4", 52421, Kind.ETHERNET)
     plan = msgspec.structs.replace(plan, edges=(*plan.edges, across))
     connecting, listening = (prepare_order(plan, node, 1, b"") for node in (B, d))
-    assert connecting.across == (Across(3, True, "10.1.0.4:52421", "10.1.0.2", "b1"),)
-    assert listening.across == (Across(1, False, "10.1.0.4:52421", "10.1.0.2", "b2"),)
+    assert connecting.across == (CrossConnection(3, True, "10.1.0.4:52421", "10.1.0.2", "b1"),)
+    assert listening.across == (CrossConnection(1, False, "10.1.0.4:52421", "10.1.0.2", "b2"),)
     assert connecting.hosts[3] == f"{address(d)}:52420"  # around the ring nothing changes
     assert prepare_order(plan, C, 1, b"").across == ()

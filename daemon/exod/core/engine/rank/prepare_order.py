@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from exod.model import Edge, MeshPlan, NodeId
-from exoengine.protocol import Across, Prepare
+from exoengine.protocol import CrossConnection, Prepare
 
 
 def prepare_order(plan: MeshPlan, me: NodeId, attempt: int, ring_key: bytes) -> Prepare:
@@ -29,9 +29,9 @@ def prepare_order(plan: MeshPlan, me: NodeId, attempt: int, ring_key: bytes) -> 
     )
 
 
-def _across(edge: Edge, plan: MeshPlan, me: NodeId) -> Across:
+def _across(edge: Edge, plan: MeshPlan, me: NodeId) -> CrossConnection:
     connects = edge.source == me
-    return Across(
+    return CrossConnection(
         rank=plan.ring.index(edge.target if connects else edge.source),
         connects=connects,
         host=f"{edge.target_address}:{edge.target_port}",
