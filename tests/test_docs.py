@@ -1,4 +1,4 @@
-"""Whoever follows a name in the docs or in a docstring finds the file."""
+"""Each file that the docs or a docstring name exists."""
 
 from __future__ import annotations
 

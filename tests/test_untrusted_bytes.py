@@ -166,7 +166,7 @@ def test_a_bad_configuration_is_one_line(tmp_path: Path, data: bytes) -> None:
 
 
 def test_everything_is_decoded_in_one_place() -> None:
-    """msgspec raises more than its own errors: whoever calls it directly misses some of them."""
+    """msgspec raises more than its own errors: a direct caller misses some of them."""
     for path in [*modules(DAEMON), *modules(ENGINE)]:
         if path.name == "decoding.py":
             continue

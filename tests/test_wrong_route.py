@@ -1,4 +1,4 @@
-"""One cure of a wrong route, whoever tells of it."""
+"""A wrong route has one cure, whichever report names it."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Row:
     unit: str
     target: float | None = None
     samples: tuple[float, ...] = ()
-    """What the figure was made of, for whoever wants to look closer."""
+    """What the figure was made of, for a closer look."""
 
     @property
     def verdict(self) -> str:

@@ -221,7 +221,7 @@ def test_a_node_that_is_down_is_forgotten_when_a_person_asks_and_one_that_lives_
     assert core.links == {}
     assert core.handle(events.ForgetPeer(card(7).id), 4.0) == []
     core.handle(events.PeerCardReceived(card(7)), 5.0)
-    assert card(7).id in core.links, "whoever comes back is welcome"
+    assert card(7).id in core.links, "a node that comes back is taken again"
 
 
 def test_a_node_that_came_back_under_another_identity_leaves_no_ghost() -> None:

@@ -89,7 +89,7 @@ async def test_what_can_be_no_model_is_refused_before_anybody_hears_of_it(tmp_pa
 
 
 async def test_another_nodes_record_offers_no_folder_of_this_one(tmp_path: Path) -> None:
-    """Whoever asks for the path of a folder here, over the control plane, is given nothing of it."""
+    """A peer that asks for the path of a folder here, over the control plane, is given nothing of it."""
     told = Told(tmp_path)
     told.fetches.feed(PullsHeard((PullRecord(str(tmp_path), 1.0, "studio2", everywhere=True),)))
     assert told.fetches.pulls()
@@ -97,7 +97,7 @@ async def test_another_nodes_record_offers_no_folder_of_this_one(tmp_path: Path)
 
 
 async def test_a_fetch_tells_its_state_once_a_second_whoever_looks_at_it(tmp_path: Path) -> None:
-    """Whoever is told looks at this node again, which kicks the loop that told it."""
+    """Those who are told look at this node again, which wakes the loop that told them."""
     told = Told(tmp_path)
     fetches = told.fetches
     loop = asyncio.create_task(fetches.run())

@@ -1,4 +1,4 @@
-"""Clients that say nothing, that stop reading or that are too many: whoever asks properly is served."""
+"""Clients that say nothing, that stop reading or that are too many: proper requests are served."""
 
 from __future__ import annotations
 

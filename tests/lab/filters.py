@@ -1,7 +1,7 @@
 """Packet filters of a lab's hosts: what a firewall, a wrong MTU or a broken switch does to some packets only.
 
 By port, by size, by direction, with silence or with a reset, made by nftables inside a host's namespace. Decides
-nothing about when; whoever sets a filter removes it.
+nothing about when; the test that sets a filter removes it.
 """
 
 from __future__ import annotations

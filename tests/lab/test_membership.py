@@ -1,4 +1,4 @@
-"""The cluster key changes while three hosts answer: no answer notices, whoever was away catches up, and a node
+"""The cluster key changes while three hosts answer: no answer notices, a node that was away catches up, and a node
 that is removed is out.
 """
 

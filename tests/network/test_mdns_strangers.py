@@ -113,4 +113,4 @@ async def test_a_flood_of_strangers_hides_no_member(
     assert {one.node_id for one in known} >= {*members, late}
     assert len(known) <= 16
     gone = {report.node_id for report in reports if isinstance(report, Lost)}
-    assert len(gone) == 102 - 16, "whoever gave way is dialled no more"
+    assert len(gone) == 102 - 16, "those that gave way are not dialled any more"

@@ -101,7 +101,7 @@ async def test_one_that_nobody_lets_dial_is_dialled_by_an_old_key() -> None:
 
 
 async def test_a_stranger_with_the_old_key_is_not_given_the_new_one() -> None:
-    """Whoever was removed has the old key, and can say that it is anybody."""
+    """A removed node has the old key, and can claim any id."""
     async with three() as (a, b, c):
         await a.membership.rotate((C,))
         await until(lambda: key_of(a) == key_of(b) != KEY, "the two have the new key")

@@ -29,7 +29,7 @@ def pauses(found: Rumours, count: int) -> list[float]:
 
 def test_a_rumour_that_does_not_prove_true_is_dialled_more_and_more_seldom() -> None:
     found = Rumours()
-    assert max(pauses(found, 20)) == 3.0, "whoever a person configured is dialled as ever"
+    assert max(pauses(found, 20)) == 3.0, "a configured peer is dialled as before"
     found.add(PLACE)
     assert max(pauses(found, 20)) == RETRY_LIMIT_S
     found.refused(PLACE)

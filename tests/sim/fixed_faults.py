@@ -1,4 +1,5 @@
-"""Scenarios whose faults stay: some pairs of nodes never hear each other. Whoever can serve serves, and then rests.
+"""Scenarios whose faults stay: some pairs of nodes never hear each other. Nodes that can serve do
+serve, and plans then stay as they are.
 
 The invariants of liveness (design.md, 13 and 14): where two nodes hear each other, two ranks at least run one plan
 within a bound, and a fixed set of faults costs a bounded number of epochs.

@@ -53,7 +53,7 @@ IN_THE_LINKS = {
     "last_heard_s": 0.0123456,
     "fault": "a debug fault adds 5 ms for another 3 s",
 }
-"""Nothing is rounded: whoever looks at links wants what the decision was made from."""
+"""Nothing is rounded: a reader of links wants the figures that the decision was made from."""
 
 
 class Unasked:
@@ -134,7 +134,7 @@ def test_reading_every_snapshot_a_hundred_times_starts_no_grace() -> None:
 
 
 def test_a_first_load_is_no_recovery_however_often_the_status_is_read() -> None:
-    """What was served is recorded by whoever passes on changes, and by no reader."""
+    """What was served is recorded where changes are passed on, and by no reader."""
     engine = StillEngine(plan=PLAN, statuses={ME.id: FORMED})
     status = status_of(StillCore(seen()), engine)
     assert status.engine().state is EngineState.READY

@@ -88,7 +88,7 @@ def build() -> tuple[Parser, Commands]:
 
 
 def unknown_command(arguments: Sequence[str], commands: Commands) -> str:
-    """What to say about a command that there is not; empty where the words are known, or there are none."""
+    """The message for an unknown command; empty where the command is known, or none was given."""
     words = _words(arguments)
     if not words:
         return ""

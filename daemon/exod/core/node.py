@@ -29,8 +29,8 @@ from exod.model import MAX_COUNTER, MeshPlan, NodeCard, NodeId, NodeState
 MAX_PEERS = 64
 """Beyond this the peer that has been down for longest is forgotten: a bound on memory and on probing."""
 LOST_S = 7 * 86_400.0
-"""A node that was down for a week is not waited for: longer than a holiday's power cut would be told, and whoever
-comes back after it is simply new here.
+"""A node that was down for a week is not waited for: a power cut over a holiday is shorter, and a node that
+comes back after it is simply a new one.
 """
 
 LOOK_FOR_LOST_S = 3_600.0

@@ -79,7 +79,7 @@ class TextDelta(msgspec.Struct, frozen=True, tag="text"):
 
 
 class KeepAlive(msgspec.Struct, frozen=True, tag="keep_alive"):
-    """The stream lives and has nothing to say yet: queued, prefilling, or recovering. `text` says which."""
+    """The stream is open and has no token yet: queued, prefilling, or recovering. `text` says which."""
 
     text: str = ""
 

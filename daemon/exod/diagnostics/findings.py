@@ -38,7 +38,7 @@ def of_api(host: str, is_local: bool, has_tls: bool) -> list[Finding]:
     """Bearer keys cross the network as they are where nothing encrypts them."""
     if is_local or has_tls:
         return []
-    text = f"the HTTP API listens on {host} without TLS: whoever can read that network reads its keys and answers"
+    text = f"the HTTP API listens on {host} without TLS: all who can read that network read its keys and answers"
     cure = "set api.tls_cert and api.tls_key, or put a proxy with TLS before it and listen on 127.0.0.1"
     return [Finding("api_plain", "warning", "api.host", text, cure)]
 

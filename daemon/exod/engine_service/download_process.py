@@ -3,7 +3,7 @@
 A process of its own because a thread that waits for a hub cannot be ended. The daemon tells it on its standard
 input what to fetch and, whenever that changes, who may be asked; it answers on its standard output
 (`download_messages.py`) and ends with the daemon: its standard input closes when that dies, however it dies.
-`MODEL` is for whoever reads a list of processes.
+`MODEL` is for people who read a list of processes.
 """
 
 from __future__ import annotations

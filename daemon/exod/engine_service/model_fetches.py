@@ -110,7 +110,7 @@ class ModelFetches:
             while True:
                 now = time.monotonic()
                 self._carry_out(self.core.handle_timer(now))
-                # Whoever is told looks at this node again and may kick this loop: not each time around.
+                # Those who are told look at this node again and may wake this loop: so not in each turn.
                 if self._running and now >= told_at + REPORT_EVERY_S:
                     told_at = now
                     self._on_change()

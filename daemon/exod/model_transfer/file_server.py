@@ -1,7 +1,7 @@
 """Gives files of models to other nodes of the cluster: a listener of its own, and a thread for each connection.
 
 Who connects must prove to be of the cluster (the control plane's TLS), and be connected to this node's control
-plane just now: whoever that refuses gets no file either. Reading, encrypting and sending happen in threads, never
+plane just now: a node that it refuses gets no file either. Reading, encrypting and sending happen in threads, never
 on the event loop. Bounded: connections in all and for each node; the oldest one of a node gives way, for a
 receiver that lost its cable comes again before the kernel notices. Decides which question is answered; where a
 file lies is `model_places.py`.

@@ -1,4 +1,4 @@
-"""Whoever greets under an id that is taken: this node's own, or a peer's whose earlier life still speaks.
+"""Greetings under an id that is taken: this node's own, or that of a peer whose earlier process is still connected.
 
 The theory. A data folder that was copied to another host makes two nodes of one identity. Each process has a
 number of its own (`life`), said in its greeting. A connection to this node's own id with another life is a twin. Of
@@ -87,7 +87,7 @@ class Newcomers:
         return Greeting(CONTROL_PROTOCOL, card, key_number, self.life, joined, self.yields, revision)
 
     def takes(self, connection: Connection, greeting: Greeting) -> bool:
-        """Is this greeting dealt with here? Else whoever sent it is a peer like any other."""
+        """Is this greeting dealt with here? If not, its sender is a peer like any other."""
         card, peer = greeting.card, connection.peer
         connection.life = greeting.life
         if peer == self._me:

@@ -100,7 +100,7 @@ ControlMessage = PeerMessage | KeyMessage | Admission | Greeting | CardUpdate | 
 
 
 class UnknownMessage(msgspec.Struct, frozen=True):
-    """Of a type that this version does not know: whoever sends it gets on without an answer."""
+    """Of a type that this version does not know; the sender needs no answer."""
 
     tag: str
 

@@ -140,7 +140,7 @@ def invite_token(key: bytes, name: str) -> str:
 
 
 def cluster_name(found: bytes) -> str:
-    """The name in an invitation, which is shown: it may be any text of whoever made that. Raises ValueError."""
+    """The name in an invitation, which is shown: its maker may have put any text there. Raises ValueError."""
     name = found.decode()
     if not re.fullmatch(CLUSTER_NAME, name):
         raise ValueError

@@ -93,7 +93,7 @@ class ModelSharing:
         return self._mint()[2]
 
     def _changed(self) -> None:
-        """Others hear of it at once, and so does whoever looks at this node."""
+        """Other nodes and this node's screens are told at once."""
         self._record.fetches, self._record.pulls = self.fetches.fetches(), self.fetches.pulls()
         self._peers.broadcast(self._own_report())
         self._refresh_soon()

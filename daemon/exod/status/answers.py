@@ -475,7 +475,7 @@ class Answers:
         return self._named(self._requests.generate(request))
 
     async def _named(self, deltas: AsyncGenerator[GenerationDelta, None]) -> AsyncGenerator[GenerationDelta, None]:
-        """Whoever reads an error knows nodes by their names."""
+        """People know nodes by their names."""
         async with aclosing(deltas):
             try:
                 async for delta in deltas:

@@ -95,7 +95,7 @@ class Holding:
 
 def offer_of_running(generation: Generation, held: int, prompt: Sequence[int]) -> CachedSequence:
     """The part of a running sequence that this rank has completed: its caches hold `held` tokens. A rank that was
-    replaced holds fewer than the pass_log has until it has caught up.
+    replaced holds fewer than the pass log has until it has caught up.
     """
     pass_log = generation.pass_log or PassLog()
     return _source(generation.order, generation.sequence(0, min(held, pass_log.end)), pass_log, prompt)

@@ -1,7 +1,7 @@
 """The caches of several sequences as one, so that one pass through a stage runs a token of each.
 
 mlx-lm's batched caches hold the sequences side by side, padded on the left to the longest one. While sequences stay
-together their own caches (`StageCaches`) are empty: a row of the batch holds what they held. Whoever looks into a
+together their own caches (`StageCaches`) are empty: a row of the batch holds what they held. What needs a
 sequence's own caches, to go back after a fault or to copy a beginning, ends the batch first, and each has its own
 again. So going back, replay and the prompt cache know nothing of batches.
 

@@ -84,7 +84,7 @@ def test_no_order_is_better_than_the_one_that_is_found(mesh: tuple[list[NodeId],
     assert found is not None
     assert sorted(found) == ranks
     assert weight(found, edges) == pytest.approx(min(weight(ring, edges) for ring in possible))
-    assert found == ring_order(list(reversed(ranks)), dict(reversed(list(edges.items())))), "the same whoever asks"
+    assert found == ring_order(list(reversed(ranks)), dict(reversed(list(edges.items())))), "the same on every node"
 
 
 @given(meshes(), st.randoms(use_true_random=False))

@@ -1,4 +1,4 @@
-"""Members of the cluster are believed in what is theirs to say, and in nothing else."""
+"""Members of the cluster are believed about themselves, and about nothing else."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class StandstillError(Exception):
-    """Nothing is scheduled any more: whoever is awaited will never come."""
+    """Nothing is scheduled any more: what is awaited will never come."""
 
 
 class _JumpingSelector(selectors.BaseSelector):

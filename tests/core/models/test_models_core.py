@@ -1,4 +1,4 @@
-"""Nodes that pull one model, in virtual time: one has the turn at the hub, whoever leaves or is refused."""
+"""Nodes that pull one model, in virtual time: one has the turn at the hub, also when nodes leave or are refused."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def test_caches_that_cannot_be_trimmed_are_prefilled_again(trio: Cluster, tmp_pa
 
 
 def test_a_rank_that_catches_up_offers_what_it_holds_and_gives_no_more() -> None:
-    """After it was replaced its pass_log, which all ranks agreed on, reaches further than its caches."""
+    """After it was replaced its pass log, which all ranks agreed on, reaches further than its caches."""
     sequence = list(range(200))
     running = SimpleNamespace(
         order=4, pass_log=PassLog(((180, 128), (200, 1))), sequence=lambda a, b: sequence[a:b]

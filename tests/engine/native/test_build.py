@@ -130,7 +130,7 @@ def test_a_damaged_module_is_found_out_and_built_again(cache: Path) -> None:
 def test_a_damaged_module_that_cannot_be_built_again_is_said_to_be_damaged(
     cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A file that is cut off makes whoever loads it crash."""
+    """A file that is cut off makes the process that loads it crash."""
     file = Path(status(cache).file)
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Two ranks meet by real sockets, whoever else connects to their ports."""
+"""Two ranks meet by real sockets, also when others connect to their ports."""
 
 from __future__ import annotations
 

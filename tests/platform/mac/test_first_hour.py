@@ -1,7 +1,7 @@
 """docs/first-hour.md against the program: each screen in it that can be made here is what is printed.
 
 A screen is a fenced block below a line `<!-- screen: NAME -->`. `python -m tests.platform.mac.test_first_hour`
-writes them all anew, for whoever changed a text; one that the document lacks goes to its end.
+writes them all anew, after a text was changed; one that the document lacks goes to its end.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def _keep_who_left() -> Any:
 
 
 def _submit_once() -> Any:
-    """What a coordinator has confirmed is never submitted again, whoever coordinates by then."""
+    """What a coordinator has confirmed is never submitted again, whichever node coordinates by then."""
     return mock.patch.multiple(
         client_requests.ClientRequest,
         confirm=lambda self, now: self.__dict__.update(confirmed=True, submit_at=math.inf),

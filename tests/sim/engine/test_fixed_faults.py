@@ -1,4 +1,4 @@
-"""Whoever can serve serves, whatever else is broken for good; and what breaks that is found."""
+"""Nodes that can serve do serve, whatever else stays broken; and a bug that prevents it is found."""
 
 from __future__ import annotations
 

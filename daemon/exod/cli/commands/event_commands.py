@@ -127,7 +127,7 @@ def _line(event: dict[str, Any], names: dict[str, str], paint: Paint) -> str:
 
 
 def _value(value: Any, names: dict[str, str]) -> str:
-    """Empty where there is nothing to say."""
+    """Empty where there is nothing to show."""
     match value:
         case None:
             return ""

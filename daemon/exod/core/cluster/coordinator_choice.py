@@ -3,7 +3,7 @@
 The theory. The lowest node id coordinates. A coordinator can only plan with nodes that it hears. One that misses a
 node which others hear says so in its datagrams, and every node then prefers a coordinator that misses nobody: the
 lowest of those, or the lowest of all where each misses someone. A report tells that a node is up only while it is
-up, so a node that died is missed by all within a moment and nobody steps back for it.
+up, so all members lose a node that died within a moment, and none steps back for it.
 
 Decides who coordinates as this node sees it, and whether it misses others; never who is a member
 (joined_members.py). Times are monotonic seconds.

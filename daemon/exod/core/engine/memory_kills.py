@@ -1,6 +1,6 @@
 """A rank whose process the kernel kills for memory: how long to wait for the next one, and when to stop.
 
-Whoever starts the same load on the same memory is killed again, and the host suffers each time. So each kill
+The same load on the same memory is killed again, and the host suffers each time. So each kill
 doubles the pause, and the fifth within ten minutes is the last: another model or a restart of exod begins anew.
 Decides that alone. Monotonic seconds.
 """

@@ -2,10 +2,10 @@
 
 The theory. A rotation makes a new key with the next number. Its maker gives it to every member that it is
 connected to, and each of them to its own, over TLS. A key that is replaced is retired: it opens nothing any more
-but one door, for RETIRED_S, where whoever was away may fetch the new key. The old key alone is no proof there, for
-a removed node has it too. So each node has a key pair of its own, and the others remember its public half (the pin)
-from when it was a member; a node is given the new key if it shows the pinned one and was not removed. It takes a
-new key only from a node whose pin it remembers.
+but one door, for RETIRED_S, where a node that was away may fetch the new key. The old key alone is no proof there,
+for a removed node has it too. So each node has a key pair of its own, and the others remember its public half (the
+pin) from when it was a member; a node is given the new key if it shows the pinned one and was not removed. It takes
+a new key only from a node whose pin it remembers.
 
 Of two rotations at the same time the higher (number, key) wins everywhere; a removal that lost is repeated by the
 node that lost it, and what was removed stays removed.
@@ -70,7 +70,7 @@ class Invitation(msgspec.Struct, frozen=True):
     until: float
     once: bool
     guest: str = ""
-    """The pin of whoever redeemed it first: that one may ask again, if its connection broke."""
+    """The pin of the node that redeemed it first: it may ask again, if its connection broke."""
 
 
 class MembershipRecord(msgspec.Struct, frozen=True):
@@ -122,7 +122,7 @@ class RemoveAgain(msgspec.Struct, frozen=True):
 
 
 class AdmitGuest(msgspec.Struct, frozen=True):
-    """Whoever holds this invitation is given the current key."""
+    """A node that holds this invitation is given the current key."""
 
     invitation: Invitation
 
@@ -249,7 +249,7 @@ class Membership:
         self.holders.add(peer)
 
     def forget(self, peer: NodeId) -> Commands:
-        """A person, or a week, says that it does not come back: whoever has its id then is new here."""
+        """A person, or a week, says that it does not come back: a node with its id is then a new one."""
         if peer not in self.record.pins:
             return []
         self._change(pins={node: pin for node, pin in self.record.pins.items() if node != peer})

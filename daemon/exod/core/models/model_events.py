@@ -91,7 +91,7 @@ class StopFetch(msgspec.Struct, frozen=True):
 
 
 class FetchOver(msgspec.Struct, frozen=True):
-    """Tell whoever waits for it. None: it is here."""
+    """Tell those who wait for it. None: it is here."""
 
     model: str
     failure: tuple[str, str] | None

@@ -414,7 +414,7 @@ class Link:
             self.probes.hasten(self.paths.heard, now)
 
     def _follow(self, now: float) -> None:
-        """The peer selected. Why is its own to say; what shows here says as much as can be known."""
+        """The peer selected. Only the peer knows why; the reason here is what this end can see."""
         before, self._followed = self._followed, self.agreement.register
         left = None if before is None else before.path
         shown = why_left(left, self.selected, [rate_path(path, self.probes, now) for path in self.paths])

@@ -43,7 +43,7 @@ class EngineFacts(msgspec.Struct, frozen=True):
 class ServiceVerdict(msgspec.Struct, frozen=True):
     serves: bool
     code: str = ""
-    """Empty where all is well; one that serves may have something to say all the same."""
+    """Empty where all is well; a node that serves may have a reason all the same."""
     text: str = ""
     admits: bool = True
     """Is a request taken at all, to be answered at once or as soon as it can be?"""

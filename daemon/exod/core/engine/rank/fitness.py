@@ -54,7 +54,7 @@ class Fitness:
         self._wait_s = TRY_AGAIN_S
 
     def news(self) -> list[AnnounceUnfit]:
-        """What the card has to say now, once."""
+        """What the card must say from now on; given once."""
         if self.text == self._told:
             return []
         self._told = self.text
