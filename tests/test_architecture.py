@@ -65,6 +65,7 @@ OF_THE_ENGINE = (
     "exoengine.embedded",
     "exoengine.native.build",
     "exoengine.native.recipe",
+    "exoengine.installed",
 )
 """What the daemon may import of the engine: none of it imports MLX."""
 MLX = ("mlx", "mlx_lm")
@@ -210,6 +211,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exod.data_files",
         "exod.model_transfer",
         "exod.peers",
+        "exod.platform",
         "exoengine.framing",
         "exoengine.model_files",
         "exoengine.native",
@@ -221,6 +223,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exod.daemon_api",
         "exod.platform",
         "exod.wrong_route",
+        "exoengine.installed",
         "exoengine.model_files",
     ),
     "exod.mqtt": ("exod.config", "exod.daemon_api"),
@@ -294,7 +297,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exod.shared_wish",
         "exod.status",
     ),
-    "exod.__main__": ("exod.app", "exod.config"),
+    "exod.__main__": ("exod.app", "exod.config", "exoengine.installed"),
     # the command line: a program of its own, which knows the daemon by its shapes
     "exod.cli.base": ("exod.config", "exod.local_api"),
     "exod.cli.screens": ("exod.cli.base", "exod.daemon_api"),
@@ -329,7 +332,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "exoengine.interface_binding": (),
     "exoengine.embedded": (),
     "exoengine.typed_text": (),
-    "exoengine.native": (),
+    "exoengine.installed": (),
+    "exoengine.native": ("exoengine.installed",),
     "exoengine.model_files": ("exoengine.embedded",),
     "exoengine.model": ("exoengine.model_files", "exoengine.typed_text"),
     "exoengine.ring": ("exoengine.framing", "exoengine.interface_binding", "exoengine.native"),

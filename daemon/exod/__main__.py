@@ -40,6 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     try:
         return run(options)
+    except ImportError as error:
+        print(f"exod: {printable(str(error))}; {_install_cure()}", file=sys.stderr)
+        return int(ExitCode.INTERNAL)
     except ExodError as error:
         print(f"exod: {printable(str(error))}", file=sys.stderr)
         return int(error.exit_code)
@@ -66,6 +69,15 @@ def run(options: argparse.Namespace) -> int:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(daemon.run())
     return int(ExitCode.OK)
+
+
+def _install_cure() -> str:
+    from exoengine.installed import install_command, lacking
+
+    missing = [one.requirement for one in lacking()]
+    if missing:
+        return f"exod's environment is not whole: {install_command(missing)}"
+    return "a package of exod's environment is broken: install exod again"
 
 
 def raise_descriptor_limit(wanted: int = DESCRIPTORS) -> None:

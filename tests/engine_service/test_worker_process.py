@@ -104,7 +104,9 @@ async def test_a_crash_is_told_with_its_exit_code_and_where_to_read(tmp_path: Pa
         pid = await daemon.start()
         daemon.wish("crash")
         await until(lambda: daemon.ended, "the end is told")
-        assert daemon.ended == [f"it ended with exit code 3; {LOG_FILE} in the data folder says why"]
+        assert daemon.ended == [
+            f"it ended with exit code 3: the worker's last words; {LOG_FILE} in the data folder has more"
+        ]
         assert (tmp_path / LOG_FILE).read_text() == "the worker's last words\n"
         assert daemon.exits == [(pid, 3, "the worker's last words\n")]
         await daemon.start()

@@ -45,7 +45,10 @@ TABLE = {
     "make setup-cross": (BOTH, "the Makefile"),
     "make setup": (BOTH, "the Makefile"),
     "uv tool install --force .": (BOTH, "uv's manual, tools"),
-    "pip install --force-reinstall {}": (BOTH, "pip's manual, pip install"),
+    "pip install --force-reinstall --no-deps {}": (BOTH, "pip's manual, pip install"),
+    "pip install {}": (BOTH, "pip's manual, pip install"),
+    "uv pip install --python {} {}": (BOTH, "uv's manual, uv pip install; uv makes environments without pip"),
+    "uv pip install --python {} --reinstall-package {} {}": (BOTH, "uv's manual, uv pip install"),
     "sudo apt install g++": (LINUX, "apt(8); CI installs the same package"),
     "sudo defaults write com.apple.network.local-network AllowedEthernetLocalNetworkAddresses -array {}": (
         MAC,

@@ -1,8 +1,8 @@
 """The checks that run before inference: each edge of the plan, and what all ranks must have in common.
 
-Each node checks the edges that start at it and its own port and memory; the one that is asked collects the others'
-answers. Every check gives a figure, and a failed one its cure. It measures and reports: it neither stops a rank nor
-changes a plan.
+Each node checks the edges that start at it, its own port, memory and packages; the one that is asked collects the
+others' answers. Every check gives a figure, and a failed one its cure. It measures and reports: it neither stops a
+rank nor changes a plan.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from exod.daemon_api.peer_reports import (
     TransferReply,
 )
 from exod.daemon_api.shapes import PreflightCheck, PreflightReport
+from exod.diagnostics import packages
 from exod.model import Edge, MeshPlan, NodeId, PathEnds
 from exod.platform.system import Platform
 from exod.wrong_route import is_right, route_cure
@@ -121,7 +122,7 @@ class Preflight:
         return PreflightReport(all(check.ok for check in checks), time.time(), checks)
 
     async def own_checks(self) -> tuple[PreflightCheck, ...]:
-        """The edges that start here, this node's ring port and memory."""
+        """The edges that start here, this node's ring port, memory and packages."""
         plan = self._engine.plan
         if plan is None:
             return ()
@@ -134,6 +135,7 @@ class Preflight:
                 checks += [self._loss_check(edge), self._port_check(edge)]
         if self._me in plan.ring:
             checks.append(self._memory_check())
+            checks.append(await asyncio.to_thread(self._packages_check))
         return tuple(checks)
 
     async def edge_checks(self) -> tuple[PreflightCheck, ...]:
@@ -283,6 +285,12 @@ class Preflight:
         enough = fit is not Fit.TOO_SMALL
         cure = FINE if enough else "free memory, or give this rank fewer layers"
         return PreflightCheck("memory", self._me, enough, figure, f"{needs.text}{unsure}", cure)
+
+    def _packages_check(self) -> PreflightCheck:
+        """In a thread: it reads a file or two of each package."""
+        for found in packages.look():
+            return PreflightCheck("packages", self._me, False, "incomplete", found.text, found.cure)
+        return PreflightCheck("packages", self._me, True, "complete", "all that exod needs is installed")
 
     def _common_checks(self) -> tuple[PreflightCheck, ...]:
         """What must be the same on all ranks: versions and model files."""

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import re
 import signal
 import stat
 import sys
@@ -28,6 +29,7 @@ import structlog
 
 from exod.engine_service.oom_counters import give_up_first, read_counters
 from exod.engine_service.spare_worker import SpareWorker
+from exod.platform.crash_parser import last_words, uncaught
 from exoengine.decoding import DecodingError, from_json
 from exoengine.native.build import cache_in
 from exoengine.protocol import (
@@ -71,6 +73,16 @@ FREE_WITHIN_S: Final = 3.0
 """On a Mac also where a worker is killed: one that ends by itself frees the GPU's wired memory, one that is killed
 in the midst of its work may leave it behind until a restart. It lengthens a recovery by as much at most."""
 
+
+OWN_SIGNALS: Final = frozenset(
+    {signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP}
+)
+"""What a process does to itself, after it has said why. Others come from outside."""
+
+NOT_IMPORTED: Final = re.compile(r"(ModuleNotFoundError|ImportError): ")
+INSTALL_CURE: Final = (
+    "a package is missing or broken: exoctl doctor names what is missing; installing exod again mends both"
+)
 
 WATCH_INTERVAL_S: Final = 0.05
 """How often the end of a process is looked for that is not our child."""
@@ -303,8 +315,9 @@ class WorkerProcess:
         process = self._process
         if child is not None:
             code = await self._end_of_child(child)
-            text = self._oom_text(code) or _ending(code)
-            self.on_exit(child.pid, code, self._last_written())
+            written = self._last_written()
+            text = self._oom_text(code) or ending(code, written)
+            self.on_exit(child.pid, code, written)
         else:
             text = "its connection was lost"
             if process is not None and not await _is_gone(process, GRACE_S):
@@ -444,10 +457,16 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
         process.send_signal(number)
 
 
-def _ending(code: int) -> str:
+def ending(code: int, written: str) -> str:
+    """What became of a worker that ended with `code` after it had written this, as text."""
     if code == 0:
         return "it ended"
     if code < 0:
         known = {int(number): number.name for number in signal.Signals}
-        return f"it was killed by {known.get(-code, f'signal {-code}')}"
-    return f"it ended with exit code {code}; {LOG_FILE} in the data folder says why"
+        words = uncaught(written) if -code in OWN_SIGNALS else ""
+        return f"it was killed by {known.get(-code, f'signal {-code}')}" + f": {words}" * bool(words)
+    words = last_words(written)
+    if not words:
+        return f"it ended with exit code {code} and wrote nothing"
+    cure = INSTALL_CURE if NOT_IMPORTED.match(words) else f"{LOG_FILE} in the data folder has more"
+    return f"it ended with exit code {code}: {words}; {cure}"

@@ -199,10 +199,16 @@ def last_words(log: str) -> str:
     last line.
     """
     lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return uncaught(log) or (printable(lines[-1], MAX_TEXT) if lines else "")
+
+
+def uncaught(log: str) -> str:
+    """The line of the GPU's watchdog or of an uncaught exception; empty where there is none."""
+    lines = [line.strip() for line in log.splitlines()]
     for pattern in (GPU_WATCHDOG, _LAST_WORDS):
         if found := [line for line in lines if pattern.search(line)]:
             return printable(found[-1], MAX_TEXT)
-    return printable(lines[-1], MAX_TEXT) if lines else ""
+    return ""
 
 
 def _most_telling(said: list[str]) -> str:

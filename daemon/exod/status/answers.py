@@ -50,7 +50,7 @@ from exod.daemon_api.shapes import (
     Readiness,
     StatusReport,
 )
-from exod.diagnostics import findings
+from exod.diagnostics import findings, packages
 from exod.diagnostics.mac_findings import of_denied
 from exod.diagnostics.netcheck import PeerPort, netcheck
 from exod.diagnostics.preflight import preflight_data
@@ -346,6 +346,7 @@ class Answers:
             *findings.of_refused_sends(() if denied else refused),
             *findings.of_network(network.checks),
             *findings.of_strangers(self._network.strangers()),
+            *await asyncio.to_thread(packages.look),
             *findings.of_crashes(status.crashes()),
             *findings.of_environment(os.environ, "the running daemon's environment", environment_cure),
         ]
@@ -361,6 +362,7 @@ class Answers:
             "local network",
             "network",
             "refused nodes",
+            "packages",
             "crashes",
             "the daemon's environment",
             "engine",

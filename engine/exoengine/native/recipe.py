@@ -19,6 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
+from exoengine.installed import reinstall_command
+
 SOURCES: Final = ("native_group.cpp", "mesh.h", "reduce.h", "platform.h")
 MODULE: Final = "_native_group"
 FOLDER: Final = Path(__file__).parent
@@ -88,7 +90,7 @@ def recipe() -> Recipe:
     """Raises NotBuildableError."""
     mlx, nanobind = _package("mlx"), _package("nanobind")
     if not (mlx / "include/mlx/distributed/distributed_impl.h").is_file():
-        raise NotBuildableError(f"MLX in {mlx} came without its C++ headers", _reinstall("mlx"))
+        raise NotBuildableError(f"MLX in {mlx} came without its C++ headers", reinstall_command("mlx"))
     header = nanobind / "src/nb_internals.h"
     found = _INTERNALS.search(header.read_text().replace("#  define", "#define")) if header.is_file() else None
     if found is None:
@@ -102,12 +104,7 @@ def _package(name: str) -> Path:
     for folder in spec.submodule_search_locations or () if spec is not None else ():
         if (Path(folder) / "include").is_dir():
             return Path(folder)
-    raise NotBuildableError(f"{name} is not installed, or without its headers", _reinstall(name))
-
-
-def _reinstall(name: str) -> str:
-    """The command, for the environment that runs this."""
-    return f"{sys.executable} -m pip install --force-reinstall {name}"
+    raise NotBuildableError(f"{name} is not installed, or without its headers", reinstall_command(name))
 
 
 def _key(*versions: str) -> str:

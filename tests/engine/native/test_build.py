@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -185,7 +186,8 @@ def test_headers_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(recipes, "_package", lambda name: tmp_path)
     found = build(tmp_path / "cache")
     assert "came without its C++ headers" in found.reason
-    assert found.cure == f"{sys.executable} -m pip install --force-reinstall mlx"
+    mlx = f"mlx=={metadata.version('mlx')}"
+    assert found.cure == f"{sys.executable} -m pip install --force-reinstall --no-deps {mlx}"
 
 
 def test_the_command_says_what_there_is_in_one_line(cache: Path, tmp_path: Path) -> None:

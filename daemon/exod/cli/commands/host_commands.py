@@ -61,6 +61,7 @@ def examine(shell: Shell) -> DoctorReport:
     """The findings of this host and, where one runs, of the daemon."""
     from exod.config.settings import load
     from exod.daemon_api.shapes import DoctorReport, Finding
+    from exod.diagnostics.packages import look
 
     try:
         config = load(shell.config_file)
@@ -75,6 +76,7 @@ def examine(shell: Shell) -> DoctorReport:
     findings += closed
     checked = ["configuration", "data folder", "cluster key", "environment", "embedded model", "daemon"]
     facts: tuple[str, ...] = ()
+    inner: DoctorReport | None = None
     try:
         from exod.cli.base.client import COMMAND_DEADLINE_S, NoDaemonError
 
@@ -89,6 +91,9 @@ def examine(shell: Shell) -> DoctorReport:
     except ExodError as error:
         cure = "exoctl service status says whether it runs; end it and start it again"
         findings.append(Finding("daemon.silent", "error", "daemon", str(error), cure))
+    if inner is None:  # a daemon looks at its own environment; this command's is the best guess at it
+        findings += look()
+        checked.append("packages")
     return DoctorReport(tuple(findings), tuple(checked), (*firewall, *facts))
 
 
