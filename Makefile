@@ -20,7 +20,12 @@ $(BIN)/.native: $(BIN)/.installed $(wildcard engine/exoengine/native/*.py engine
 	@$(BIN)/python -m exoengine.native build --cache engine/exoengine/native/prebuilt || true
 	@touch $@
 
-setup: $(BIN)/.installed $(BIN)/.native ## create .venv, install everything into it, build the native group
+# A package that went missing since is not seen by the stamp alone.
+.PHONY: complete
+complete: $(BIN)/.installed
+	@$(BIN)/python -P -m exoengine.installed || { rm -f $(BIN)/.installed && $(MAKE) --no-print-directory $(BIN)/.installed; }
+
+setup: complete $(BIN)/.native ## create .venv, install everything into it, build the native group
 
 setup-cross: setup ## also what cross-compiles for macOS and checks the result (ziglang, lief)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,cross]'
