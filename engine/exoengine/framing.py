@@ -33,8 +33,13 @@ class BlockingStream(Protocol):
 
 def frame(body: bytes, limit: int) -> bytes:
     """The whole frame, header included."""
-    _check(len(body), limit)
-    return len(body).to_bytes(HEADER_BYTES, "big") + body
+    return header(len(body), limit) + body
+
+
+def header(length: int, limit: int) -> bytes:
+    """What stands before a body of this length."""
+    _check(length, limit)
+    return length.to_bytes(HEADER_BYTES, "big")
 
 
 def take(buffer: bytearray, limit: int) -> bytes | None:
@@ -59,31 +64,42 @@ async def read(reader: ByteReader, limit: int) -> bytes | None:
 
 def receive(stream: BlockingStream, limit: int) -> bytes | None:
     """As `read`, of a socket that blocks. Raises ConnectionResetError where the stream ends within a frame."""
-    header = _exactly(stream, HEADER_BYTES)
-    if header is None:
+    length = _next_length(stream, limit)
+    if length is None:
         return None
-    body = _exactly(stream, _length(header, limit))
-    if body is None:
-        raise ConnectionResetError(_ENDED_WITHIN)
-    return body
+    body = bytearray(length)
+    _fill(stream, memoryview(body))
+    return bytes(body)
 
 
-def _exactly(stream: BlockingStream, count: int) -> bytes | None:
-    """None where the stream ends before the first byte."""
-    buffer = bytearray(count)
-    view, have = memoryview(buffer), 0
-    while have < count:
-        got = stream.recv_into(view[have:])
+def receive_into(stream: BlockingStream, buffer: memoryview) -> int | None:
+    """As `receive`, into the beginning of `buffer`, whose length is the limit. Returns the body's length."""
+    length = _next_length(stream, len(buffer))
+    if length is not None:
+        _fill(stream, buffer[:length])
+    return length
+
+
+def _next_length(stream: BlockingStream, limit: int) -> int | None:
+    """None where the stream ends before the first byte of a frame."""
+    start = memoryview(bytearray(HEADER_BYTES))
+    got = stream.recv_into(start)
+    if not got:
+        return None
+    _fill(stream, start[got:])
+    return _length(bytes(start), limit)
+
+
+def _fill(stream: BlockingStream, view: memoryview) -> None:
+    while view:
+        got = stream.recv_into(view)
         if not got:
-            if have:
-                raise ConnectionResetError(_ENDED_WITHIN)
-            return None
-        have += got
-    return bytes(buffer)
+            raise ConnectionResetError(_ENDED_WITHIN)
+        view = view[got:]
 
 
-def _length(header: bytes | bytearray, limit: int) -> int:
-    length = int.from_bytes(header, "big")
+def _length(start: bytes | bytearray, limit: int) -> int:
+    length = int.from_bytes(start, "big")
     _check(length, limit)
     return length
 

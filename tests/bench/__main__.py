@@ -43,10 +43,11 @@ SECTIONS: dict[str, Section] = {
     "floor": _section("tests.bench.bench_floor"),
     "idle": _section("tests.bench.bench_idle", "minutes", "model"),
     "links": _section("tests.bench.bench_links", "rounds"),
+    "transfer": _section("tests.bench.bench_transfer"),
     "tensor": _section("tests.bench.bench_tensor", "rounds"),
     "recovery": _section("tests.bench.bench_recovery", "rounds"),
 }
-NEEDS_A_LAB = {"engine", "concurrency", "floor", "idle", "links", "recovery"}
+NEEDS_A_LAB = {"engine", "concurrency", "floor", "idle", "links", "recovery", "transfer"}
 
 
 def main() -> int:

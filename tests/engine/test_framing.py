@@ -55,6 +55,15 @@ def test_a_socket_that_blocks_gives_the_same_bodies_and_says_its_end() -> None:
         assert [framing.receive(stream, 9) for _ in range(3)] == [b"whole", b"", None]
 
 
+def test_a_body_is_read_into_a_buffer_that_is_its_limit() -> None:
+    buffer = memoryview(bytearray(5))
+    with sent(framing.frame(b"whole", 9) + framing.frame(b"larger", 9)) as stream:
+        assert framing.receive_into(stream, buffer) == 5
+        assert buffer == b"whole"
+        with pytest.raises(framing.FrameError):
+            framing.receive_into(stream, buffer)
+
+
 @pytest.mark.parametrize("rest", [b"\0\0", b"\0\0\0\x03", framing.frame(b"abc", 3)[:-1]])
 def test_a_socket_that_ends_in_a_frame_raises(rest: bytes) -> None:
     with sent(rest) as stream, pytest.raises(ConnectionResetError, match="within a message"):

@@ -49,7 +49,8 @@ class Giver:
         self.folders: dict[str, Path] = {}
         self.members = {TAKER}
         offers = Offers(lambda: self.cache, self.copies, lambda: self.folders, FileHashes(folder))
-        self.server = FileServer(lambda: tls_contexts(KEY, GIVER)[0], offers, lambda node: node in self.members)
+        context = tls_contexts(KEY, GIVER)[0]
+        self.server = FileServer(lambda: context, offers, lambda node: node in self.members)
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()

@@ -16,6 +16,8 @@ from typing import Final
 from exod.model_transfer.transfer_messages import OfferedFile
 
 CHECKED_AT_ONCE: Final = 1 << 22
+FOLLOWED_AT_ONCE: Final = 1 << 18
+"""One buffer that stays in a processor's cache: fresh megabytes for each read cost as much as the digest."""
 FOLLOWED_BYTES: Final = 1 << 26
 """Smaller files are read again at their end, which takes less than a thread does."""
 
@@ -70,14 +72,14 @@ class FollowingDigest:
             return None if self._failed or self._read != self._size else self._running.hexdigest()
 
     def _follow(self) -> None:
-        position = 0
+        position, piece = 0, memoryview(bytearray(FOLLOWED_AT_ONCE))
         while (upto := self._next(position)) is not None:
             try:
                 with self._part.open("rb", buffering=0) as stream:
                     stream.seek(position)
-                    while position < upto and (piece := stream.read(min(CHECKED_AT_ONCE, upto - position))):
-                        self._running.update(piece)
-                        position += len(piece)
+                    while position < upto and (count := stream.readinto(piece[: upto - position])):
+                        self._running.update(piece[:count])
+                        position += count
             except OSError:
                 self.begin_anew()
                 return

@@ -23,6 +23,7 @@ import structlog
 from exod.errors import TrustError
 from exod.model import NodeId
 from exod.model_transfer.model_places import Offers
+from exod.model_transfer.sealed_stream import SealedStream
 from exod.model_transfer.transfer_messages import (
     PIECE_BYTES,
     AskBytes,
@@ -31,6 +32,7 @@ from exod.model_transfer.transfer_messages import (
     Hashing,
     Question,
     Refused,
+    answer_over,
     is_file_name,
     is_model_name,
     receive_question,
@@ -105,8 +107,9 @@ class FileServer:
                 stream.do_handshake()
                 peer = peer_id(stream)  # type: ignore[arg-type]  # has the same getpeercert
                 self._known(stream, peer)
+                sealed = answer_over(stream)
                 stream.settimeout(IDLE_S)
-                self._answer_all(stream, peer)
+                self._answer_all(sealed, peer)
         except (OSError, FrameError, TrustError) as error:
             log.debug("file_connection_ended", error=str(error))
         except Exception as error:
@@ -130,14 +133,14 @@ class FileServer:
             for oldest in same[: max(0, len(same) - MAX_PER_NODE)]:
                 shut(oldest)
 
-    def _answer_all(self, stream: ssl.SSLSocket, peer: NodeId) -> None:
+    def _answer_all(self, stream: SealedStream, peer: NodeId) -> None:
         while (question := receive_question(stream)) is not None:
             if not self._is_member(peer):
                 send(stream, Refused("not_a_member", "this node is not connected to you"))
                 return
             self._answer(stream, question)
 
-    def _answer(self, stream: ssl.SSLSocket, question: Question) -> None:
+    def _answer(self, stream: SealedStream, question: Question) -> None:
         if not is_model_name(question.model):
             send(stream, Refused("not_here", "that is no model's name"))
             return
@@ -147,7 +150,7 @@ class FileServer:
             case AskBytes(model=model, name=name, offset=offset):
                 self._send_file(stream, model, name, offset)
 
-    def _tell_files(self, stream: ssl.SSLSocket, model: str) -> None:
+    def _tell_files(self, stream: SealedStream, model: str) -> None:
         told = [time.monotonic()]
 
         def hashing(name: str) -> None:
@@ -162,14 +165,14 @@ class FileServer:
             return
         send(stream, files or Refused("not_here", f"{model} is not here"))
 
-    def _send_file(self, stream: ssl.SSLSocket, model: str, name: str, offset: int) -> None:
+    def _send_file(self, stream: SealedStream, model: str, name: str, offset: int) -> None:
         path = self._offers.path(model, name) if is_file_name(name) else None
         if path is None:
             send(stream, Refused("not_here", f"{name[:200]!r} of {model} is not here"))
             return
         self._copy(stream, path, offset)
 
-    def _copy(self, stream: ssl.SSLSocket, path: Path, offset: int) -> None:
+    def _copy(self, stream: SealedStream, path: Path, offset: int) -> None:
         with contextlib.ExitStack() as closing:
             try:
                 file = closing.enter_context(path.open("rb", buffering=0))

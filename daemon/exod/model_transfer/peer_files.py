@@ -25,6 +25,7 @@ from exod.model_transfer.transfer_messages import (
     Files,
     Hashing,
     Refused,
+    ask_over,
     problem_of,
     receive_answer,
     send,
@@ -87,27 +88,28 @@ class FileConnection:
                 bind_where_allowed(sock, source.interface)
                 sock.bind((source.local, 0))
             sock.connect((source.remote, source.port))
-            self._stream = context.wrap_socket(sock)
+            self._sock = context.wrap_socket(sock)
         except BaseException:
             sock.close()
             raise
         try:
-            if who(self._stream) != source.node:  # type: ignore[arg-type]  # has the same getpeercert
+            if who(self._sock) != source.node:  # type: ignore[arg-type]  # has the same getpeercert
                 raise ConnectionAbortedError(f"{source.remote}:{source.port} is not {source.name}")
-            self._stream.settimeout(SILENCE_S)
+            self._stream = ask_over(self._sock)
+            self._sock.settimeout(SILENCE_S)
         except BaseException:
-            self._stream.close()
+            self._sock.close()
             raise
 
     def __enter__(self) -> FileConnection:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stream.close()
+        self._sock.close()
 
     def end(self) -> None:
         """From another thread."""
-        shut(self._stream)
+        shut(self._sock)
 
     def files(self, model: str, waits: Callable[[], None]) -> Files:
         """`waits` is called while the node reads its files."""

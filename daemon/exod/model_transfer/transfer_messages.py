@@ -1,18 +1,22 @@
 """What two nodes say to each other on a file connection, and how it is framed.
 
-One TLS connection, apart from the control plane's, carries questions one after the other. Each message is a frame
-of MessagePack (`exoengine/framing.py`); after `Bytes` come exactly `count` bytes of the file, unframed. Sizes and
-offsets are bytes. Raises FrameError where the other end speaks another protocol, and ConnectionError where it ends.
+One connection, apart from the control plane's, carries questions one after the other. It begins with TLS: who asks
+says `Keys`, then both end TLS and go on with `sealed_stream.py`. Each message is a frame of MessagePack
+(`exoengine/framing.py`); after `Bytes` come exactly `count` bytes of the file, unframed. Sizes and offsets are
+bytes. Raises FrameError where the other end speaks another protocol, and ConnectionError where it ends.
 """
 
 from __future__ import annotations
 
 import re
+import secrets
 import socket
+import ssl
 from typing import Final, Protocol, TypeVar
 
 import msgspec
 
+from exod.model_transfer.sealed_stream import KEY_BYTES, RECORD_BYTES, SealedStream
 from exoengine import framing
 from exoengine.decoding import DecodingError, decode
 from exoengine.framing import FrameError
@@ -22,8 +26,8 @@ MAX_FRAME_BYTES: Final = 4 * 1024 * 1024
 
 MAX_FILES: Final = 16_384
 MAX_NAME_CHARS: Final = 512
-PIECE_BYTES: Final = 1 << 20
-"""What one read of the disk, or one write to a connection, takes: large enough that Python costs little."""
+PIECE_BYTES: Final = RECORD_BYTES
+"""What one read or write of a disk takes: a record, so that it is copied nowhere in between."""
 
 PATTERNS: Final = (
     "*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "tiktoken.model", "*.txt", "*.jsonl",
@@ -46,6 +50,13 @@ class OfferedFile(msgspec.Struct, frozen=True):
     sha256: str = ""
     """Empty where the file is not here, and its etag is no SHA-256."""
     here: bool = True
+
+
+class Keys(msgspec.Struct, frozen=True, tag="keys"):
+    """Random ones, made for this connection by who asks: for what it sends, and for what it receives."""
+
+    questions: bytes
+    answers: bytes
 
 
 class AskFiles(msgspec.Struct, frozen=True, tag="ask_files"):
@@ -91,15 +102,36 @@ Message = TypeVar("Message")
 _encoder = msgspec.msgpack.Encoder()
 _questions: msgspec.msgpack.Decoder[Question] = msgspec.msgpack.Decoder(Question)
 _answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+_keys: msgspec.msgpack.Decoder[Keys] = msgspec.msgpack.Decoder(Keys)
 
 
 class Stream(framing.BlockingStream, Protocol):
-    """A connected TLS socket that blocks."""
+    """A connected TLS socket that blocks, or a SealedStream."""
 
     def sendall(self, data: bytes, /) -> None: ...
 
 
-def send(stream: Stream, message: Question | Answer) -> None:
+def ask_over(tls: ssl.SSLSocket) -> SealedStream:
+    """Of who asks: gives the other end keys, and ends TLS."""
+    keys = Keys(secrets.token_bytes(KEY_BYTES), secrets.token_bytes(KEY_BYTES))
+    send(tls, keys)
+    tls.unwrap()
+    return SealedStream(tls, keys.questions, keys.answers)
+
+
+def answer_over(tls: ssl.SSLSocket) -> SealedStream:
+    """Of who answers: takes the keys, and ends TLS."""
+    body = framing.receive(tls, MAX_FRAME_BYTES)
+    if body is None:
+        raise ConnectionResetError("the other node closed the connection")
+    keys = _decoded(_keys, body)
+    if len(keys.questions) != KEY_BYTES or len(keys.answers) != KEY_BYTES:
+        raise FrameError("keys of another length")
+    tls.unwrap()
+    return SealedStream(tls, keys.answers, keys.questions)
+
+
+def send(stream: Stream, message: Question | Answer | Keys) -> None:
     stream.sendall(framing.frame(_encoder.encode(message), MAX_FRAME_BYTES))
 
 
