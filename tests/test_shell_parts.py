@@ -15,7 +15,7 @@ from exod.daemon_api.stream_keepalive import paced
 from exod.errors import RequestError
 from exod.local_api.line_reader import LineReader, OverlongLineError
 from exod.model import NodeId, NodeState
-from tests.fake_daemon import CABLE, ETHERNET, PEER, links_of, pair_status
+from tests.sample_reports import CABLE, ETHERNET, PEER, links_of, pair_status
 
 
 def test_two_nodes_of_one_name_must_be_told_apart_by_id() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from exod.errors import ExitCode, RequestError
 from tests.cli.running import Exoctl, served
-from tests.fake_daemon import MODEL
+from tests.sample_reports import MODEL
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,7 @@ import pytest
 from exod.daemon_api.interface import GenerationEnd, TextDelta, Usage
 from exod.errors import ExitCode, RequestError
 from tests.cli.running import DEADLINE_S, Exoctl, served
-from tests.fake_daemon import MODEL
+from tests.sample_reports import MODEL
 
 pytestmark = pytest.mark.anyio
 

@@ -15,14 +15,7 @@ from exod.daemon_api.shapes import (
 from exod.errors import ExitCode
 from exod.model import Event
 from tests.cli.running import DEADLINE_S, Exoctl, served
-from tests.fake_daemon import (
-    CABLE,
-    HERE,
-    PEER,
-    STARTED_AT,
-    alone_status,
-    peer_gone_status,
-)
+from tests.sample_reports import CABLE, HERE, PEER, STARTED_AT, alone_status, peer_gone_status
 
 pytestmark = pytest.mark.anyio
 

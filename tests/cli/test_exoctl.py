@@ -27,7 +27,7 @@ from exod.daemon_api.shapes import (
 from exod.errors import ExitCode
 from exod.model import EngineState, Health, NodeState
 from tests.cli.running import DEADLINE_S, Exoctl, served
-from tests.fake_daemon import (
+from tests.sample_reports import (
     CABLE,
     HERE,
     PEER,

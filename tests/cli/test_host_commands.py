@@ -15,7 +15,7 @@ from exod.daemon_api.shapes import Finding
 from exod.errors import ExitCode
 from exod.identity import claim
 from tests.cli.running import Exoctl, served
-from tests.fake_daemon import PEER
+from tests.sample_reports import PEER
 
 pytestmark = pytest.mark.anyio
 

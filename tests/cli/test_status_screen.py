@@ -15,7 +15,7 @@ from exod.cli.base.paint import Cell, Paint, cells_of, duration, fit, mib, ms, p
 from exod.cli.screens.status import status_screen, widest
 from exod.daemon_api.shapes import CrashLine, RankLine, StatusReport
 from exod.model import EngineState, NodeState, Reason
-from tests.fake_daemon import STARTED_AT, alone_status, pair_status, peer_gone_status, vpn_only_status
+from tests.sample_reports import STARTED_AT, alone_status, pair_status, peer_gone_status, vpn_only_status
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -16,7 +16,8 @@ import pytest
 from exod.model import Event
 from tests.cli.running import EXOCTL, Exoctl, served
 from tests.conftest import missing
-from tests.fake_daemon import FakeDaemon, pair_status, vpn_only_status
+from tests.fake_daemon import FakeDaemon
+from tests.sample_reports import pair_status, vpn_only_status
 
 pytestmark = pytest.mark.anyio
 DEADLINE_S = 30.0

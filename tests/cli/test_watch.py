@@ -11,7 +11,7 @@ import pytest
 
 from exod.errors import ExitCode
 from tests.cli.running import DEADLINE_S, Exoctl, served
-from tests.fake_daemon import vpn_only_status
+from tests.sample_reports import vpn_only_status
 
 pytestmark = pytest.mark.anyio
 

@@ -8,9 +8,9 @@ import json
 import pytest
 
 from exod.daemon_api import stream_keepalive
-from tests.fake_daemon import MODEL
 from tests.http.raw_http import DEADLINE_S
 from tests.http.served import CHAT, count, data_of, served
+from tests.sample_reports import MODEL
 
 pytestmark = pytest.mark.anyio
 

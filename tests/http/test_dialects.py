@@ -10,9 +10,9 @@ import pytest
 
 from exod.errors import RequestError
 from exod.http.dialects import responses
-from tests.fake_daemon import MODEL
 from tests.http.served import CHAT, count, served
 from tests.http.test_chat_extras import CALLED, WEATHER
+from tests.sample_reports import MODEL
 
 pytestmark = pytest.mark.anyio
 

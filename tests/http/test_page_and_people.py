@@ -16,9 +16,9 @@ from exod.daemon_api.shapes import CrashLine, StatusReport
 from exod.errors import RequestError
 from exod.http.server import HttpApi
 from exod.model import EngineState, Event, Reason
-from tests.fake_daemon import HERE, PEER, STARTED_AT, pair_status, vpn_only_status
 from tests.http.browser import Page, chromium, until
 from tests.http.served import KEY, served
+from tests.sample_reports import HERE, PEER, STARTED_AT, pair_status, vpn_only_status
 
 pytestmark = pytest.mark.anyio
 

@@ -14,9 +14,9 @@ import pytest
 from exod.http.page_actions import ACTIONS
 from exod.http.page_files import TYPES
 from exod.model import Event, Health, Reason
-from tests.fake_daemon import STARTED_AT, pair_status, vpn_only_status
 from tests.http.raw_http import Stream
 from tests.http.served import CHAT, KEY, count, served
+from tests.sample_reports import STARTED_AT, pair_status, vpn_only_status
 
 pytestmark = pytest.mark.anyio
 

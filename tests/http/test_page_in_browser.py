@@ -12,9 +12,9 @@ import msgspec
 import pytest
 
 from exod.model import Event
-from tests.fake_daemon import pair_status, vpn_only_status
 from tests.http.browser import Page, chromium, until
 from tests.http.served import KEY, served
+from tests.sample_reports import pair_status, vpn_only_status
 
 pytestmark = pytest.mark.anyio
 

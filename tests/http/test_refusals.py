@@ -13,9 +13,10 @@ from exod.daemon_api.shapes import Readiness
 from exod.errors import ConfigError, ExitCode, RequestError
 from exod.http.body import MAX_BODY_BYTES
 from exod.http.server import HttpApi
-from tests.fake_daemon import MODEL, FakeDaemon
+from tests.fake_daemon import FakeDaemon
 from tests.http.raw_http import Stream
 from tests.http.served import CHAT, KEY, count, served
+from tests.sample_reports import MODEL
 
 pytestmark = pytest.mark.anyio
 

@@ -12,9 +12,10 @@ import pytest
 from exod.errors import StartError
 from exod.http.server import HttpApi
 from exod.model import Event
-from tests.fake_daemon import MODEL, STARTED_AT, FakeDaemon
+from tests.fake_daemon import FakeDaemon
 from tests.http.raw_http import DEADLINE_S, RawHttp
 from tests.http.served import CHAT, count, served
+from tests.sample_reports import MODEL, STARTED_AT
 
 pytestmark = pytest.mark.anyio
 

@@ -21,7 +21,8 @@ from exod.local_api import server
 from exod.local_api.protocol import LOCAL_API_VERSION, MAX_LINE_BYTES
 from exod.local_api.server import LocalApi
 from exod.model import Event
-from tests.fake_daemon import CABLE, HERE, PEER, STARTED_AT, VPN, FakeDaemon
+from tests.fake_daemon import FakeDaemon
+from tests.sample_reports import CABLE, HERE, PEER, STARTED_AT, VPN
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,7 @@ from functools import partial
 from exod.core.base import events
 from exod.model import Kind
 from tests.sim.network import CABLE
-from tests.sim.test_behaviour import kinds, noticed_after_ms, started, wires
+from tests.sim.observations import kinds, noticed_after_ms, started, wires
 from tests.sim.world import World
 
 

@@ -16,7 +16,7 @@ from exod.core.probe.ring_fitness import UNFIT_S
 from exod.model import Kind, PathState
 from tests.sim.fixed_faults import epochs
 from tests.sim.network import CABLE, Medium, Wire
-from tests.sim.test_behaviour import kinds, started, wires
+from tests.sim.observations import kinds, started, wires
 from tests.sim.world import World
 
 MOVED_WITHIN_S = 3.0

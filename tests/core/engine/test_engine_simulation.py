@@ -20,7 +20,7 @@ ANSWER_BOUND_S = 120.0
 
 def a_running_cluster(seed: int, size: int, load_s: tuple[float, float] = (0.3, 3.0)) -> World:
     world = World(seed, size)
-    world.hall.load_s = load_s
+    world.surroundings.load_s = load_s
     for node in world.nodes:
         world.start_daemon(node)
     world.commit()
@@ -52,7 +52,7 @@ def test_a_group_forms_and_answers_each_client_once(size: int) -> None:
     for node in world.nodes:
         world.ask(node, 12)
     settle(world)
-    assert {len(orders) for orders in world.hall.generations.values()} == {1}
+    assert {len(orders) for orders in world.surroundings.generations.values()} == {1}
     world.close()
 
 
@@ -61,7 +61,7 @@ def test_the_requests_of_several_clients_are_computed_at_once() -> None:
     for node in (world.nodes * 5)[:9]:
         world.ask(node, 40)
     settle(world)
-    assert world.hall.most_open == DEFAULT_SERVING.max_concurrent, "the ninth waits"
+    assert world.surroundings.most_open == DEFAULT_SERVING.max_concurrent, "the ninth waits"
     world.close()
 
 
@@ -209,7 +209,7 @@ def test_an_answer_whose_coordinator_was_killed_goes_on_for_the_client_of_anothe
     world.run_for(0.5)
     world.commit()
     settle(world)
-    assert len(world.hall.generations[client.request.request_id]) == 1, "it was not begun again"
+    assert len(world.surroundings.generations[client.request.request_id]) == 1, "it was not begun again"
     world.close()
 
 
@@ -231,7 +231,7 @@ def test_a_daemon_that_is_soon_back_costs_nobody_a_load(seed: int, victim: int) 
     world.run_until(world.all_formed, 5.0, "the group is formed again")
     settle(world)
     assert [node.worker.loads for node in world.nodes if node.worker is not None] == [1, 1]
-    assert len(world.hall.generations[client.request.request_id]) == 1, "it was not begun again"
+    assert len(world.surroundings.generations[client.request.request_id]) == 1, "it was not begun again"
     world.close()
 
 
