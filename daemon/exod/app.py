@@ -40,15 +40,16 @@ from exod.core.engine.engine_events import DrainChanged, EngineMessageReceived, 
 from exod.core.engine.engine_messages import EngineMessage
 from exod.core.engine_core import EngineCore
 from exod.core.node import NodeCore
-from exod.daemon_api.peer_reports import NodeReport, PreflightAnswer, PreflightWish, TransferProbe, TransferReply
+from exod.daemon_api.peer_reports import LoadCheckMessage, NodeReport, PreflightMessage
 from exod.daemon_api.shapes import PreflightCheck
 from exod.diagnostics.crash_watch import Crash, CrashReports, from_exit
 from exod.diagnostics.event_log import EventLog
 from exod.diagnostics.frame_size_check import EdgeWatch
+from exod.diagnostics.load_check import LoadCheck
 from exod.diagnostics.preflight import Preflight, preflight_data
 from exod.engine_service.engine_driver import EngineDriver
 from exod.engine_service.keep_awake import keep_awake
-from exod.engine_service.model_search import check_model
+from exod.engine_service.model_search import look
 from exod.first_steps import announce
 from exod.http.server import HttpApi
 from exod.identity import claim
@@ -232,6 +233,9 @@ class Daemon:
         self.engine.on_unfit = lambda text: self._set_card(msgspec.structs.replace(self.card, unfit=text))
         self.engine.on_model = lambda model, sizes: self._set_card(with_sizes(self.card, model, sizes))
 
+    def _known_cards(self) -> list[NodeCard]:
+        return [self.card, *(link.peer for link in self.core.links.values())]
+
     def _create_diagnostics(self) -> None:
         self.pids = {os.getpid()}
         """Of this daemon and the workers that it started: whose crashes are ours."""
@@ -239,14 +243,13 @@ class Daemon:
         told = (str(event.data.get("incident") or event.data.get("file")) for event in seen)
         self.crash_reports = CrashReports(self.platform.crash_folders(), self.pids, told)
         self.preflight = Preflight(
-            self.card.id,
-            self.control,
-            self.engine.core,
-            self.core,
-            self._config.mesh.degraded_ms,
-            self.path_source,
-            self.platform,
-        )
+            self.card.id, self.control, self.engine.core, self.core, self._config.mesh.degraded_ms,
+            self.path_source, self.platform,
+        )  # fmt: skip
+        self.load_check = LoadCheck(
+            self.control, lambda model: look(model, self.models.fetches.local), self._known_cards,
+            lambda: self.engine.core.plan,
+        )  # fmt: skip
         self.edge_watch = EdgeWatch(self.preflight.edge_checks, self._edges_checked)
 
     def _create_status(self) -> None:
@@ -296,6 +299,11 @@ class Daemon:
 
     def _create_answers(self) -> Answers:
         config = self._config
+        requests = Requests(
+            self.driver.feed, self.engine.feed, lambda: self.engine.drain(self.wish.ask_drain),
+            self.load_check.run, self.preflight.run, self.engine.generate, self.engine.texts.ask,
+            self.models.fetches,
+        )  # fmt: skip
         return Answers(
             ClusterSettings(
                 config.cluster.name,
@@ -315,16 +323,7 @@ class Daemon:
                 self.control.strangers,
                 lambda: [(address, one.port) for one in self.peer_book.entries() for address in one.addresses],
             ),
-            Requests(
-                self.driver.feed,
-                self.engine.feed,
-                lambda: self.engine.drain(self.wish.ask_drain),
-                check_model,
-                self.preflight.run,
-                self.engine.generate,
-                self.engine.texts.ask,
-                self.models.fetches,
-            ),
+            requests,
             MembershipAnswers(self.membership, self.status, lambda: reached_at(self.card)),
         )
 
@@ -347,6 +346,7 @@ class Daemon:
                 "models": self.models.run,
                 "edge watch": self.edge_watch.run,
                 "preflight": self.preflight.serve,
+                "load checks": self.load_check.serve,
                 "mqtt": self.mqtt.run,
                 "control socket": self.socket.run,
                 "http": self.http.run,
@@ -441,8 +441,10 @@ class Daemon:
                 self.record.peer_report(peer, message)
                 self.models.peer_report(peer, message)
                 self.refresh_soon()
-            case TransferProbe() | TransferReply() | PreflightWish() | PreflightAnswer():
+            case _ if isinstance(message, PreflightMessage):
                 self.preflight.handle(peer, message)
+            case _ if isinstance(message, LoadCheckMessage):
+                self.load_check.handle(peer, message)
             case _ if isinstance(message, MeshMessage):
                 self.driver.feed(MessageReceived(peer, message))
             case _ if isinstance(message, EngineMessage):

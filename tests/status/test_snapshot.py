@@ -91,7 +91,7 @@ def answers_of(status: StatusBuilder, core: StillCore, engine: StillEngine) -> A
             feed=fed,
             feed_engine=fed,
             drain=engine.drain,
-            check_model=asked,
+            check_load=asked,
             preflight=preflight,
             generate=generate,  # type: ignore[arg-type]
             text=asked,

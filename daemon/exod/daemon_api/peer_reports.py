@@ -1,4 +1,5 @@
-"""What daemons tell and ask each other for the people who watch them: reports, and the preflight of another node.
+"""What daemons tell and ask each other for the people who watch them: reports, the preflight of another node, and
+whether it could host a model.
 
 Shapes alone: `peers/peer_messages.py` carries them, `status/` and `diagnostics/` fill and read them. Times are Unix
 seconds. The tags are the wire's.
@@ -56,4 +57,28 @@ class PreflightAnswer(msgspec.Struct, frozen=True, tag="preflight_answer"):
     checks: tuple[PreflightCheck, ...]
 
 
+class LoadCheckWish(msgspec.Struct, frozen=True, tag="load_check_wish"):
+    """Could the receiver host this model? Answered with a LoadCheckAnswer of the same serial."""
+
+    serial: int
+    model: str
+
+
+class LoadCheckAnswer(msgspec.Struct, frozen=True, tag="load_check_answer"):
+    """What a node's own disk says of a model. `code` and `text` say why it cannot host it; empty where it can, or
+    may fetch it first.
+    """
+
+    serial: int
+    code: str = ""
+    text: str = ""
+    fingerprint: str = ""
+    """Of the files; empty where they are not here."""
+    needs_mib: int = 0
+    """All layers with the configured context; 0 where that is not known."""
+    memory_mib: int = 0
+    """What the node can give to a model."""
+
+
+LoadCheckMessage = LoadCheckWish | LoadCheckAnswer
 PreflightMessage = TransferProbe | TransferReply | PreflightWish | PreflightAnswer

@@ -144,8 +144,12 @@ class ModelFetches:
 
     async def find(self, model: str, progress: Callable[[int, int], None]) -> Path:
         """For this node's rank. Raises ModelFolderError. Cancelling it ends the fetch, unless people want it."""
+        return await self.local(model) or await self._fetched(model, progress)
+
+    async def local(self, model: str) -> Path | None:
+        """Its folder, or the copy of another node's; None where it is to be fetched. Raises ModelFolderError."""
         try:
-            folder = await asyncio.to_thread(find_local, model)
+            return await asyncio.to_thread(find_local, model)
         except ModelFolderError as error:
             if error.code != "no_folder" or not model.startswith("/"):
                 raise
@@ -153,7 +157,7 @@ class ModelFetches:
             if folder is None and model not in self.core.pulls:
                 text = f"{error} here; to copy it, run on a node that has it: exoctl model pull {model}"
                 raise ModelFolderError(error.code, text) from None
-        return folder or await self._fetched(model, progress)
+            return folder
 
     async def _fetched(self, model: str, progress: Callable[[int, int], None]) -> Path:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

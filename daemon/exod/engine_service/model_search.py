@@ -27,7 +27,6 @@ from exod.engine_service.download_messages import (
     Progress,
     Ways,
 )
-from exod.errors import ExitCode, RequestError
 from exoengine.decoding import decode
 from exoengine.model_files.model_folder import ModelFolderError, ModelSummary, find_local, inspect
 
@@ -50,19 +49,18 @@ Find = Callable[[str, Callable[[int, int], None]], Awaitable[Path]]
 _decoder = msgspec.json.Decoder(DownloadMessage)
 
 
-async def check_model(model: str) -> None:
-    """Before the model that runs is let go: is this one here and readable, or at least a repository's name? Raises
-    RequestError where not. What only the hub knows is found out by the download, and told by the ranks.
+async def look(model: str, local: Callable[[str], Awaitable[Path | None]]) -> ModelSummary | None:
+    """What is here of it, before a model that runs is let go; None where it is to be fetched: what only the hub
+    knows is found out by the download. `local` finds its folder. Raises ModelFolderError.
     """
-    try:
-        folder = await asyncio.to_thread(find_local, model)
-        if folder is not None:
-            await asyncio.to_thread(inspect, folder)
-    except ModelFolderError as error:
-        text = f"{error}; the model that runs goes on"
-        if error.code == "no_folder" and model.startswith("/"):
-            text += f"; to copy it here, run on a node that has it: exoctl model pull {model}"
-        raise RequestError(error.code, text, ExitCode.INTERNAL) from error
+    folder = await local(model)
+    if folder is None:
+        return None
+    summary = await asyncio.to_thread(inspect, folder)
+    if not summary.is_known:
+        text = f"{folder}: mlx-lm has no architecture {summary.model_type!r}"
+        raise ModelFolderError("unknown_architecture", text)
+    return summary
 
 
 async def find_here_or_at_hub(model: str, progress: Callable[[int, int], None]) -> Path:

@@ -12,7 +12,7 @@ import msgspec
 from exod.core.base.mesh_messages import MeshMessage
 from exod.core.engine.engine_messages import EngineMessage
 from exod.core.membership.membership import MAX_REMOVED, Key
-from exod.daemon_api.peer_reports import NodeReport, PreflightMessage
+from exod.daemon_api.peer_reports import LoadCheckMessage, NodeReport, PreflightMessage
 from exod.model import MAX_COUNTER, Counter, NodeCard, NodeId
 from exoengine import framing
 from exoengine.decoding import DecodingError, decode
@@ -95,7 +95,7 @@ class Admission(msgspec.Struct, frozen=True, tag="admission"):
 KeyMessage = KeyOffer | KeyHeld | KeyRefused
 """About the cluster key: they may come before a greeting, and nothing of them reaches the cores."""
 
-PeerMessage = MeshMessage | EngineMessage | Goodbye | NodeReport | PreflightMessage
+PeerMessage = MeshMessage | EngineMessage | Goodbye | NodeReport | PreflightMessage | LoadCheckMessage
 ControlMessage = PeerMessage | KeyMessage | Admission | Greeting | CardUpdate | TwinSeen | StillThere
 
 

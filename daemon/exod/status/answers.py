@@ -114,8 +114,8 @@ class Requests:
     feed: Callable[[Input], None]
     feed_engine: Callable[[EngineInput], object]
     drain: Callable[[], Awaitable[None]]
-    check_model: Callable[[str], Awaitable[None]]
-    """Raises RequestError for a model that cannot be: the one that runs goes on."""
+    check_load: Callable[[str], Awaitable[str]]
+    """Says who will be left out. Raises RequestError for a model that the cluster cannot host."""
     preflight: Callable[[], Awaitable[PreflightReport]]
     generate: Callable[[GenerationRequest], AsyncGenerator[GenerationDelta, None]]
     text: Callable[[TextAsked], Awaitable[TextAnswered]]
@@ -393,9 +393,11 @@ class Answers:
     async def engine_load(self, model: str) -> Done:
         if not self._settings.engine_enabled and len(self._status.view().nodes) == 1:
             raise RequestError("engine_off", "this node hosts no rank: set engine.enabled = true")
-        await self._requests.check_model(model)
+        left_out = await self._requests.check_load(model)
         self._requests.feed_engine(ModelWanted(model))
         text = f"{model} is being loaded: exoctl engine status shows how far"
+        if left_out:
+            text += f"; it is hosted without some nodes: {left_out}"
         if not self._requests.models.is_here(model):
             text += f"; where it is not here yet it is fetched first: exoctl model pull {model} shows how far"
         return Done(text)

@@ -21,7 +21,7 @@ import msgspec
 
 from exoengine.decoding import DecodingError, WrongShapeError, from_json
 from exoengine.model_files.memory_fit import WHOLE_CONTEXT, ModelSizes
-from exoengine.model_files.tensor_support import can_shard, head_counts
+from exoengine.model_files.tensor_support import can_shard, head_counts, is_known
 
 MAX_HEADER_BYTES: Final = 32 * 1024 * 1024
 """Of one file: 200,000 tensors. The format allows 100 MiB, which a hostile folder could fill with what takes
@@ -95,6 +95,8 @@ class ModelSummary(ModelSizes, frozen=True, kw_only=True):
     weight_bytes: int
     vocab_size: int
     fingerprint: str
+    is_known: bool = True
+    """Has mlx-lm a module for it, as far as its source tells?"""
 
 
 def inspect(folder: Path) -> ModelSummary:
@@ -124,6 +126,7 @@ def inspect(folder: Path) -> ModelSummary:
         vocab_size=_whole(text.get("vocab_size")) or _whole(config.get("vocab_size")) or 0,
         max_context_tokens=_max_context_tokens(text),
         fingerprint=_fingerprint(folder, headers),
+        is_known=is_known(str(config["model_type"])),
         can_shard=can_shard(str(config["model_type"])),
         heads=head_counts(text),
         kv_is_divided=not text.get("kv_lora_rank"),

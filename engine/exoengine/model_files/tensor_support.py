@@ -1,4 +1,4 @@
-"""What a model's config and mlx-lm's source tell of whether it can be divided for tensor parallelism.
+"""What mlx-lm's source and a model's config tell: is the architecture known, can it be divided into tensor shares?
 
 Reads them without importing MLX: the daemon plans with it. memory_fit.py judges it.
 """
@@ -28,6 +28,19 @@ def can_shard(model_type: str) -> bool:
     except OSError:
         return False
     return _SHARD.search(source) is not None
+
+
+@functools.cache
+def is_known(model_type: str) -> bool:
+    """Has mlx-lm a module for it, by this name or by another? True where its source is not found: a load tells."""
+    folder = _mlx_lm()
+    if folder is None or not re.fullmatch(r"[\w-]+", model_type):
+        return folder is None
+    try:
+        named = f'"{model_type}"' in (folder / "utils.py").read_text("utf-8")
+    except OSError:
+        return True
+    return named or (folder / "models" / f"{model_type}.py").is_file()
 
 
 def head_counts(config: Mapping[str, Any]) -> tuple[int, ...]:
