@@ -93,6 +93,14 @@ class Records:
         return node
 
 
+async def all_read(discovery: Discovery) -> None:
+    for _ in range(int(DEADLINE_S / 0.01)):
+        if not discovery._unread:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("not all is read")
+
+
 async def test_a_flood_of_strangers_hides_no_member(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -104,9 +112,11 @@ async def test_a_flood_of_strangers_hides_no_member(
     discovery._mdns = AsyncZeroconf(interfaces=["127.0.0.1"])
     try:
         members.add(records.announce(discovery, 1, "10.0.0.9"))
+        await all_read(discovery)
         for number in range(2, 102):
             records.announce(discovery, number, "10.0.0.66", "127.0.0.1", "93.184.216.34")
         late = records.announce(discovery, 200, "10.0.0.10")
+        await all_read(discovery)
         known = discovery.state().peers
     finally:
         await discovery._close()
@@ -114,3 +124,47 @@ async def test_a_flood_of_strangers_hides_no_member(
     assert len(known) <= 16
     gone = {report.node_id for report in reports if isinstance(report, Lost)}
     assert len(gone) == 102 - 16, "those that gave way are not dialled any more"
+
+
+async def test_a_packet_full_of_strangers_is_read_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One packet of 9,000 bytes announces some 300 names, all in one turn of the loop."""
+    records = Records(monkeypatch)
+    reports: list[Found | Lost] = []
+    at_once: list[int] = []
+    discovery = Discovery(ME, reports.append)
+    discovery._mdns = AsyncZeroconf(interfaces=["127.0.0.1"])
+    try:
+        for number in range(300):
+            records.announce(discovery, number + 1, "10.0.0.66")
+        async with asyncio.timeout(DEADLINE_S):
+            while len(reports) < 200:
+                before = len(reports)
+                await asyncio.sleep(0)
+                at_once.append(len(reports) - before)
+    finally:
+        await discovery._close()
+    assert 0 < max(at_once) <= 2 * mdns_discovery.READ_AT_ONCE
+
+
+async def test_of_more_names_than_are_kept_unread_those_of_members_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mdns_discovery, "MOST_UNREAD", 8)
+    records = Records(monkeypatch)
+    reports: list[Found | Lost] = []
+    discovery = Discovery(ME, reports.append)
+    discovery._mdns = AsyncZeroconf(interfaces=["127.0.0.1"])
+    try:
+        member = records.announce(discovery, 1, "10.0.0.9")
+        await all_read(discovery)
+        for number in range(2, 102):
+            records.announce(discovery, number, "10.0.0.66")
+        records.announce(discovery, 1, "10.0.0.10")
+        assert len(discovery._unread) <= 9
+        await all_read(discovery)
+    finally:
+        await discovery._close()
+    assert [one.addresses for one in reports if isinstance(one, Found) and one.node_id == member] == [
+        ("10.0.0.9",),
+        ("10.0.0.10",),
+    ]

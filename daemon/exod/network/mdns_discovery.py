@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,13 @@ SERVICE: Final = "_exod._tcp.local."
 MOST_PEERS: Final = 256
 """Anyone on the LAN can announce anything. Above this the oldest that is no member goes; clusters have tens of
 nodes."""
+
+READ_AT_ONCE: Final = 4
+READ_PAUSE_S: Final = 0.01
+MOST_UNREAD: Final = 2 * MOST_PEERS
+"""How much is read of what others announced before the rest of the daemon has its turn. To read one takes up to a
+millisecond, and one packet can announce hundreds. Of more names than these whoever comes last is left out: 400 a
+second are read, so only strangers fill the list."""
 
 DEBOUNCE_S: Final = 0.1
 """Interfaces come up one after the other: one round of announcements for them all."""
@@ -101,6 +109,9 @@ class Discovery:
         self._browser: AsyncServiceBrowser | None = None
         self._peers: dict[str, Found | None] = {}
         """By instance name; None while its records are incomplete."""
+        self._unread: dict[str, tuple[float, ...]] = {}
+        """Names whose records are to be read, the oldest first, and after which pauses they are read again."""
+        self._reading: asyncio.Handle | None = None
         self._again: dict[str, asyncio.TimerHandle] = {}
         self._resolving: dict[str, asyncio.Task[None]] = {}
         self._error = ""
@@ -202,6 +213,10 @@ class Discovery:
         for handle in self._again.values():
             handle.cancel()
         self._again.clear()
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+        self._unread.clear()
         for task in self._resolving.values():
             task.cancel()
         self._resolving.clear()
@@ -228,12 +243,29 @@ class Discovery:
         if state_change is ServiceStateChange.Removed:
             self._forget(name)
             return
-        if name not in self._peers:
-            if len(self._peers) >= MOST_PEERS and not self._make_room(name):
-                return
-            self._peers[name] = None
-        self._read(name)
-        self._read_again_later(name)
+        self._read_soon(name, READ_AGAIN_S)
+
+    def _read_soon(self, name: str, then_s: tuple[float, ...]) -> None:
+        if name in self._peers or len(self._unread) < MOST_UNREAD:
+            self._unread[name] = max(then_s, self._unread.get(name, ()), key=len)
+        if self._reading is None:
+            self._reading = asyncio.get_running_loop().call_soon(self._read_some)
+
+    def _read_some(self) -> None:
+        """The oldest of what waits; the rest after a pause, so that no packet holds the loop."""
+        for name in list(itertools.islice(self._unread, READ_AT_ONCE)):
+            then_s = self._unread.pop(name)
+            if name in self._peers or self._admit(name):
+                self._read(name)
+                self._read_again_later(name, then_s)
+        loop = asyncio.get_running_loop()
+        self._reading = loop.call_later(READ_PAUSE_S, self._read_some) if self._unread else None
+
+    def _admit(self, name: str) -> bool:
+        if len(self._peers) >= MOST_PEERS and not self._make_room(name):
+            return False
+        self._peers[name] = None
+        return True
 
     def _make_room(self, newcomer: str) -> bool:
         """The oldest that has not proven to be a member gives way."""
@@ -254,15 +286,12 @@ class Discovery:
             task = asyncio.create_task(self._resolve(self._mdns, name), name=f"discovery: resolve {name}")
             self._resolving[name] = task
 
-    def _read_again_later(self, name: str, pauses_s: tuple[float, ...] = READ_AGAIN_S) -> None:
+    def _read_again_later(self, name: str, pauses_s: tuple[float, ...]) -> None:
         if name in self._again:
-            self._again[name].cancel()
-        self._again[name] = asyncio.get_running_loop().call_later(pauses_s[0], self._reread, name, pauses_s[1:])
-
-    def _reread(self, name: str, pauses_s: tuple[float, ...]) -> None:
-        self._read(name)
+            self._again.pop(name).cancel()
         if pauses_s:
-            self._read_again_later(name, pauses_s)
+            again = asyncio.get_running_loop().call_later(pauses_s[0], self._read_soon, name, pauses_s[1:])
+            self._again[name] = again
 
     async def _resolve(self, mdns: AsyncZeroconf, name: str) -> None:
         try:
@@ -288,6 +317,7 @@ class Discovery:
         self._report(found)
 
     def _forget(self, name: str) -> None:
+        self._unread.pop(name, None)
         if name in self._again:
             self._again.pop(name).cancel()
         if name in self._resolving:
