@@ -7,6 +7,7 @@ Holds no policy. What each part decides stands in its own file; what follows fro
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import time
@@ -359,6 +360,7 @@ class Daemon:
             if self.discovery is not None:
                 running["discovery"] = self.discovery.run
             jobs = self.services.start(tasks, running)
+            gc.freeze()  # modules and parts stay for ever: to walk through them held the loop for 50 ms
             log.info("exod_started", node=self.card.id, name=self.card.name, api=self.http.url, version=VERSION)
             if self._announce:
                 announce(self.http.url, self._config.control_socket)

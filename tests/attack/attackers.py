@@ -19,7 +19,7 @@ from exod.model import NodeId
 from exod.peers.trust import tls_contexts
 from tests.fuzz import targets
 from tests.fuzz.mutate import mutated
-from tests.http.worst_bodies import WORST_BODIES
+from tests.http.worst_bodies import BURSTS, WORST_BODIES
 
 MDNS: Final = ("224.0.0.251", 5353)
 PAUSE_S: Final = 0.02
@@ -130,6 +130,28 @@ def worst_bodies(ports: Ports, ended: Ended, random: Random) -> int:
     return count
 
 
+def bursts(ports: Ports, ended: Ended, random: Random) -> int:
+    """Whole requests on many connections at one moment."""
+    count = 0
+    names = sorted(BURSTS)
+    while not ended.wait(2.0):
+        data = BURSTS[random.choice(names)]
+        connections: list[socket.socket] = []
+        with contextlib.suppress(OSError):
+            connections += (_connect(ports.http) for _ in range(80))
+        for connection in connections:
+            connection.setblocking(False)
+            with contextlib.suppress(OSError):
+                connection.send(data)
+        count += 1
+        for connection in connections:
+            connection.settimeout(5)
+            with contextlib.suppress(OSError):
+                connection.recv(65536)
+            connection.close()
+    return count
+
+
 def garbage(ports: Ports, ended: Ended, random: Random) -> int:
     """On every port, and on the control socket."""
     seeds = {ports.http: targets.HEADS, ports.mesh: (targets.client_hello(),)}
@@ -179,6 +201,7 @@ ATTACKERS: Final[tuple[Callable[[Ports, Ended, Random], int], ...]] = (
     slow_bodies,
     hostile_pages,
     worst_bodies,
+    bursts,
     garbage,
     strangers_with_another_key,
     mdns_flood,

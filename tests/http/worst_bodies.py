@@ -40,3 +40,20 @@ WORST_BODIES: Final[dict[str, bytes]] = {
     "quotation marks": filled(b'{"prompt":', b'"', b"}", between=b""),
     "biases": b'{"prompt":"a","logit_bias":{' + b",".join(b'"%d":1' % (n << 30) for n in range(260_000)) + b"}}",
 }
+
+
+def _posted(data: bytes) -> bytes:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n"
+    return head % len(data) + data
+
+
+BURSTS = {
+    "heads of many lines": b"GET /health HTTP/1.1\r\nhost: localhost\r\n"
+    + b"".join(b"a%d: b\r\n" % number for number in range(2500))
+    + b"\r\n",
+    "messages": _posted(b'{"messages":[' + b",".join([b'{"role":"user","content":"x"}'] * 1000) + b'],"n":-1}'),
+    "biases": _posted(b'{"messages":[],"logit_bias":{' + b",".join(b'"%d":1' % n for n in range(4000)) + b"}}"),
+    "descriptions": b"GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    "figures": b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n",
+}
+"""Whole requests, each on a hundred connections at once."""

@@ -18,6 +18,7 @@ from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from exod.daemon_api.loop_turns import LoopTurns
 from exod.errors import RequestError
 from exod.http.dialects.openai_answers import error_object
 
@@ -41,8 +42,10 @@ only."""
 CROWDED: Final = "crowded"
 """In the ASGI scope's state of such a connection."""
 
-MAX_HEAD_BYTES: Final = 64 * 1024
-"""A browser's cookies for localhost, of all programs that were ever served there, take some 10 KiB."""
+MAX_HEAD_BYTES: Final = 32 * 1024
+MAX_HEAD_LINES: Final = 128
+"""A browser's cookies for localhost, of all programs that were ever served there, take some 10 KiB in one line; a
+browser sends 20 lines, and proxies add as many. To read the lines of the longest head takes 4 ms."""
 
 FREE_PIECES: Final = 256
 MEAN_PIECE_BYTES: Final = 256
@@ -51,9 +54,10 @@ block the loop for half a second."""
 
 
 class Door:
-    """All connections of one server. `enter` decides about each new one."""
+    """All connections of one server. `enter` decides about each new one, `turns` when what arrived is read."""
 
-    def __init__(self) -> None:
+    def __init__(self, turns: LoopTurns) -> None:
+        self.turns = turns
         self._all: dict[HttpConnection, str] = {}
         """Oldest first, each with its address."""
         self._crowded: set[HttpConnection] = set()
@@ -97,6 +101,8 @@ class HttpConnection(H11Protocol):
         super().__init__(config, server_state, app_state, _loop)
         self._door = door
         self.conn = FramingConnection(h11.SERVER, MAX_HEAD_BYTES)
+        self._arrived = b""
+        """What its turn has not come for."""
         self._head = _Deadline(self.loop, self._head_is_late)
         self._reader = _Deadline(self.loop, self._nobody_reads)
 
@@ -121,9 +127,21 @@ class HttpConnection(H11Protocol):
         self._door.leave(self)
         self._head.cancel()
         self._reader.cancel()
+        self._arrived = b""
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        waits, self._arrived = bool(self._arrived), self._arrived + data
+        if not waits:
+            self._door.turns.run(self._take_arrived)
+        if self._arrived:
+            self.flow.pause_reading()
+
+    def _take_arrived(self) -> None:
+        data, self._arrived = self._arrived, b""
+        if not data or self.transport.is_closing():
+            return
+        self.flow.resume_reading()
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self._head.cancel()
@@ -195,7 +213,7 @@ class HttpConnection(H11Protocol):
 
 
 class FramingConnection(h11.Connection):
-    """Refuses a body in more pieces than any real client sends."""
+    """Refuses a head of more lines, and a body in more pieces, than any real client sends."""
 
     def __init__(self, role: type[h11.SERVER], max_head_bytes: int) -> None:
         super().__init__(role, max_head_bytes)
@@ -205,6 +223,8 @@ class FramingConnection(h11.Connection):
     def next_event(self) -> Any:
         event = super().next_event()
         if isinstance(event, h11.Request):
+            if len(event.headers) > MAX_HEAD_LINES:
+                raise h11.RemoteProtocolError("the head has too many lines")
             self._pieces = self._bytes = 0
         elif isinstance(event, h11.Data):
             self._pieces += 1

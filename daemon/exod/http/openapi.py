@@ -5,6 +5,7 @@ Decides nothing: the dialects decide what a body may hold. Pure.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Final
 
 import msgspec
@@ -37,6 +38,12 @@ QUESTIONS: Final[dict[str, tuple[str, str]]] = {
 }
 
 REFUSED: Final = ("400", "401", "403", "404", "405", "408", "413", "415", "429", "500", "503")
+
+
+@functools.cache
+def encoded() -> bytes:
+    """As JSON, made once: to make it takes 7 ms."""
+    return msgspec.json.encode(description())
 
 
 def description() -> dict[str, Any]:

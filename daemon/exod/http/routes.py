@@ -21,6 +21,7 @@ from starlette.routing import Route
 from exod.daemon_api.interface import DaemonCommands
 from exod.daemon_api.resolve_names import check_model
 from exod.errors import ExitCode, RequestError
+from exod.http import openapi
 from exod.http.body import BodyReader
 from exod.http.dialects.anthropic import AnthropicAnswer, anthropic_error, read_anthropic
 from exod.http.dialects.openai_answers import (
@@ -38,7 +39,6 @@ from exod.http.exchange import (
 )
 from exod.http.generation import Dialect, GenerationEndpoint, Slots
 from exod.http.metrics import CONTENT_TYPE, HttpMetrics
-from exod.http.openapi import description
 from exod.http.page_actions import ACTIONS, Actions
 from exod.http.page_files import PageFiles
 from exod.http.running import Running
@@ -154,7 +154,7 @@ class _Asks:
         return JsonResponse({"id": name, "cancelled": True})
 
     async def openapi(self, request: Request) -> Response:
-        return JsonResponse(description())
+        return Response(openapi.encoded(), media_type="application/json")
 
     async def health(self, request: Request) -> Response:
         """This process runs and answers. `/ready` says whether it can serve."""

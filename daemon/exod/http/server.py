@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from exod.config.settings import Config
 from exod.daemon_api.interface import DaemonCommands
+from exod.daemon_api.loop_turns import LoopTurns
 from exod.daemon_api.shared_tick import until_next
 from exod.errors import ExitCode, RequestError
 from exod.http.body import BodyReader
@@ -140,7 +141,8 @@ class HttpApi:
         self._key_file = key_file
         self._hosts, self._origins = hosts, origins
         self._tls = tls
-        self._bodies = BodyReader()
+        self._turns = LoopTurns()
+        self._bodies = BodyReader(self._turns)
         self._actions = actions
         self._degraded_ms = degraded_ms
         self._generations = Slots(max_generations)
@@ -200,9 +202,9 @@ class HttpApi:
             degraded_ms=self._degraded_ms,
         )
         config = uvicorn.Config(
-            _Front(routes, guard, metrics),
+            _Front(routes, guard, metrics, self._turns),
             loop="none",
-            http=partial(HttpConnection, door=Door()),  # type: ignore[arg-type]  # uvicorn only calls it
+            http=partial(HttpConnection, door=Door(self._turns)),  # type: ignore[arg-type]  # uvicorn only calls it
             ws="none",
             lifespan="off",
             log_config=None,
@@ -256,14 +258,18 @@ class HttpApi:
 
 
 class _Front:
-    """Runs around every request: the guard before it, safe headers and CORS on its answer, metrics after it."""
+    """Runs around every request: its turn and the guard before it, safe headers and CORS on its answer, metrics
+    after it.
+    """
 
-    def __init__(self, inner: ASGIApp, guard: HttpGuard, metrics: HttpMetrics) -> None:
+    def __init__(self, inner: ASGIApp, guard: HttpGuard, metrics: HttpMetrics, turns: LoopTurns) -> None:
         self._inner = inner
         self._guard = guard
         self._metrics = metrics
+        self._turns = turns
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._turns.wait()
         status = 0
         headers = headers_of(scope)
         added = [*SAFE_HEADERS, *self._guard.cors(headers)]

@@ -22,6 +22,7 @@ import structlog
 
 from exod.daemon_api.field_errors import field_problem
 from exod.daemon_api.interface import DaemonCommands
+from exod.daemon_api.loop_turns import LoopTurns
 from exod.errors import ExitCode, RequestError, StartError
 from exod.local_api.line_reader import LineReader, OverlongLineError
 from exod.local_api.protocol import LOCAL_API_VERSION, MAX_LINE_BYTES, LocalError, LocalReply, LocalRequest
@@ -62,6 +63,7 @@ class LocalApi:
     def __init__(self, commands: DaemonCommands, path: Path, *, debug_enabled: bool) -> None:
         self._verbs = Verbs(commands, debug_enabled=debug_enabled)
         self._path = path
+        self._turns = LoopTurns()
         self._listener: socket.socket | None = None
         self._inode = 0
         self._connections = 0
@@ -134,6 +136,7 @@ class LocalApi:
             return False
         if not line.strip():
             return True
+        await self._turns.wait()
         try:
             request = _parse(line)
         except RequestError as error:
