@@ -14,7 +14,7 @@ from exod.config.settings import CONFIG_FILE_NAME, every_key
 
 SECTIONS: Final = {
     "node": "This machine.",
-    "cluster": "Whom it belongs to, and how it finds them.",
+    "cluster": "The cluster, and how its nodes find each other.",
     "mesh": "Which paths are measured, and when one is left for another.",
     "engine": "The model, and how it is run.",
     "api": "The HTTP API and the page.",
@@ -41,29 +41,29 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
         "kinds": "Overrides of an interface's kind: thunderbolt, ethernet, wifi, vpn, loopback, other.",
         "degraded_ms": "A path slower than this, in ms, is degraded and left for a better one.",
         "recover_ms": "A degraded path must be faster than this, in ms, before it is up again.",
-        "hold_up_s": "A better path must stay better for so many seconds before it is taken.",
+        "hold_up_s": "How long a better path must stay better before it is taken, in seconds.",
         "min_mb_per_s": "What the ring must move over a path, or it is left for another. "
         "0: by its kind (Thunderbolt 2, Ethernet 1, Wi-Fi 0.5, VPN 0.05).",
-        "seal": "What between ranks carries a MAC: control is everything but what goes inside graphs (fast steps); "
-        "with all nothing goes there, so every step is safe and there is no tensor group.",
+        "seal": "Which traffic between ranks carries a MAC. control: all but that of graphs (fast steps). "
+        "all: none goes through graphs, so every step is safe and there is no tensor group.",
     },
     "engine": {
         "enabled": "Does this node host a rank?",
         "model": "A folder, a Hugging Face repository id, or embedded:count (the demo model). "
-        "Empty: no wish, the cluster's counts; where nobody wishes anything the demo model runs.",
+        "Empty: the model that another node or a command names; where none does, the demo model.",
         "ring_port": "The first port that the ring listens on.",
         "sync": "May a GPU wait for another rank? dynamic decides by what is measured.",
         "safe_context": "With more tokens in the KV cache than this, every step is safe.",
-        "watchdog_s": "After so many seconds a GPU that waits is taken for hung.",
+        "watchdog_s": "A GPU that waits for longer than this, in seconds, counts as hung.",
         "split": "Who holds how many layers: by memory, evenly, or a list of layer counts.",
         "parallel": "Each node some of the layers (pipeline), or of each layer a part (tensor).",
         "nodes": "Which nodes host the model: all, or as few as hold it (fewest), and the others stand by.",
         "transport": "How ranks reach each other: auto is tcp, the only one that exod hosts ranks over.",
         "max_context": "The longest prompt with its answer, in tokens. 0: what the model allows.",
         "kv_bits": "Bits of a key or value in the KV cache: 4 or 8; 0 keeps them as they are.",
-        "kv_group_size": "So many quantised values share a scale; it must divide the size of a head.",
-        "recovery_deadline_s": "For so many seconds a client waits while the engine recovers.",
-        "max_concurrent": "So many requests are answered at once; the others wait, and clients take turns.",
+        "kv_group_size": "How many quantised values share a scale; must divide the size of a head.",
+        "recovery_deadline_s": "How long a client waits while the engine recovers, in seconds.",
+        "max_concurrent": "How many requests are answered at once; the others wait, and clients take turns.",
         "prompt_cache": "What the KV caches of finished requests may occupy: a share of memory, or bytes.",
         "spare": "auto keeps a second process ready that replaces a rank's process at once (about 100 MiB), "
         "where 2 GiB of memory are available; off keeps none.",
@@ -93,7 +93,7 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
         "format": "auto is console on a terminal and json elsewhere.",
         "file": "Where the log goes. Default: standard error, for a service a file in data_dir.",
         "max_mib": "A log file is rotated at this size.",
-        "keep": "So many rotated files are kept.",
+        "keep": "How many rotated files are kept.",
     },
     "debug": {"enabled": "Allow exoctl debug (faults on a path, pinning a path)."},
 }

@@ -326,7 +326,7 @@ class Preflight:
         """
         cards = (self._core.card, *(link.peer for link in self._core.links.values()))
         others = [card.name for card in cards if card.id in plan.ring and card.context != plan.context]
-        text = f"{', '.join(others)} would have it otherwise" if others else "the same on all ranks"
+        text = f"{', '.join(others)} set them differently" if others else "the same on all ranks"
         cure = "set engine.max_context, kv_bits and kv_group_size alike on all nodes"
         return PreflightCheck("context", plan.model, not others, str(plan.context), text, cure if others else FINE)
 

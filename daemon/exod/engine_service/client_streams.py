@@ -77,7 +77,7 @@ class ClientStreams:
         stream = self._streams[request_id] = _Stream()
         try:
             if not self._feed(ClientAsked(request, request.client)):
-                raise RequestError("internal_error", "an internal error of exod; its log has it", ExitCode.INTERNAL)
+                raise RequestError("internal_error", "an internal error of exod: see its log", ExitCode.INTERNAL)
             while True:
                 delivery = await stream.waiting.get()
                 delta = _delta(stream.error or delivery)

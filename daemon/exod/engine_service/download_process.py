@@ -207,7 +207,7 @@ def _reason(model: str, error: Exception) -> tuple[str, str]:
             return code, str(error)
         case errors.GatedRepoError():
             return "gated", (
-                f"{model} must be asked for: accept its terms on {constants.ENDPOINT}/{model}, then run "
+                f"{model} is a gated model: accept its terms on {constants.ENDPOINT}/{model}, then run "
                 "`hf auth login` as this user on every node (HF_TOKEN of a shell does not reach a service)"
             )
         case errors.RepositoryNotFoundError():

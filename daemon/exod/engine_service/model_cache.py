@@ -56,7 +56,7 @@ def cached_model(name: str, copies: Path) -> CachedModel:
     """One by its repository id, or a copy by its path. Raises ModelFolderError where there is none."""
     found = next((one for one in cached_models(copies) if one.name == name), None)
     if found is None:
-        text = f"{name} is not on this host; what is: exoctl model ls; to download it: exoctl model pull {name}"
+        text = f"{name} is not on this host (see exoctl model ls); to download it: exoctl model pull {name}"
         raise ModelFolderError("no_such_model", text)
     return found
 

@@ -188,7 +188,7 @@ class ModelFetches:
     def pause(self, model: str) -> None:
         """Raises RequestError where nobody pulls it."""
         if model not in self.core.pulls:
-            text = f"nobody pulls {model}; what is: exoctl model ls"
+            text = f"{model} is not being pulled; exoctl model ls lists what is"
             raise RequestError("no_such_pull", text, ExitCode.USAGE)
         self._ask(model, everywhere=False, paused=True)
 

@@ -172,8 +172,8 @@ def _line(order: Order) -> bytes:
 
 def _silent_text(model: str) -> str:
     return (
-        f"nothing of {model} came for {SILENCE_S:g} s: the hub or a proxy on the way is silent; it is asked again "
-        "every minute, and goes on where it stopped"
+        f"no data of {model} arrived for {SILENCE_S:g} s: the hub or a proxy on the way does not answer; it is "
+        "asked again every minute, and the download goes on where it stopped"
     )
 
 

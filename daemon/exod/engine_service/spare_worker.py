@@ -90,7 +90,7 @@ class SpareWorker:
             return None
         finally:
             end.close()
-        self.text = "it went to work; the next one follows"
+        self.text = "it is in use now; the next one is started"
         return child
 
     def close(self) -> None:

@@ -379,7 +379,7 @@ class Answers:
             name = peer if node is None else node.name
             raise RequestError("node_up", f"{name} is not down: stop exod there first (exoctl service uninstall)")
         self._requests.feed(ForgetPeer(peer))
-        return Done(f"{node.name} is forgotten here; if it comes back, it is welcome")
+        return Done(f"{node.name} is forgotten here; if it comes back, it joins again")
 
     def cluster_invite(self, for_s: float, once: bool) -> Invited:
         return self._membership.invite(for_s, once)
@@ -395,11 +395,11 @@ class Answers:
             raise RequestError("engine_off", "this node hosts no rank: set engine.enabled = true")
         left_out = await self._requests.check_load(model)
         self._requests.feed_engine(ModelWanted(model))
-        text = f"{model} is being loaded: exoctl engine status shows how far"
+        text = f"{model} is being loaded: exoctl engine status shows the progress"
         if left_out:
             text += f"; it is hosted without some nodes: {left_out}"
         if not self._requests.models.is_here(model):
-            text += f"; where it is not here yet it is fetched first: exoctl model pull {model} shows how far"
+            text += f"; where it is missing it is fetched first: exoctl model pull {model} shows the progress"
         return Done(text)
 
     async def engine_unload(self) -> Done:
@@ -413,11 +413,11 @@ class Answers:
     async def model_pull(self, model: str, everywhere: bool) -> Done:
         await self._requests.models.pull(model, everywhere)
         whom = "every node" if everywhere else "each node that holds layers"
-        return Done(f"{whom} fetches {model}: exoctl status shows how far, exoctl model pause {model} stops it")
+        return Done(f"{whom} fetches {model}: exoctl status shows progress, exoctl model pause {model} stops it")
 
     async def model_pause(self, model: str) -> Done:
         self._requests.models.pause(model)
-        return Done(f"{model} is fetched no further; what came is kept: exoctl model pull {model} goes on")
+        return Done(f"{model} is paused; what has arrived is kept: exoctl model pull {model} resumes")
 
     async def debug_fault(self, path: PathId, drop: bool, delay_ms: float, for_s: float) -> Done:
         self._known_path(path)
@@ -428,7 +428,7 @@ class Answers:
     async def debug_pin(self, path: PathId, for_s: float) -> Done:
         self._known_path(path)
         self._requests.feed(DebugPin(path, for_s))
-        return Done(f"{path} is wished for, for {for_s:g} s")
+        return Done(f"{path} is pinned for {for_s:g} s")
 
     def _known_path(self, path: PathId) -> None:
         known = [one.id for link in self._status.view().links for one in link.paths]

@@ -34,7 +34,7 @@ def load_and_watch(shell: Shell, daemon: DaemonClient, model: str) -> ExitCode:
     try:
         text, code = _outcome(daemon, model, before.model)
     except KeyboardInterrupt:
-        text, code = f"{model} is loaded on: exoctl engine status shows how far", ExitCode.OK
+        text, code = f"{model} goes on loading: exoctl engine status shows the progress", ExitCode.OK
     if shell.as_json:
         shell.show_value({"text": text})
     else:

@@ -44,7 +44,7 @@ def pull_in_cluster(shell: Shell, daemon: DaemonClient, model: str, everywhere: 
             time.sleep(LOOK_EVERY_S)
     except KeyboardInterrupt:
         screen.clear()
-        print(f"{model} is fetched on; to stop it: exoctl model pause {model}", file=sys.stderr)
+        print(f"{model} is still being fetched; to stop it: exoctl model pause {model}", file=sys.stderr)
         return ExitCode.OK
 
 
