@@ -12,6 +12,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/uio.h>
 
 #include <algorithm>
@@ -184,6 +185,8 @@ class Mesh {
         return fail("no byte moved within the deadline");
       } else if (now - last >= spin_) {
         sleep(jobs, std::min(last + deadline, end) - now);
+      } else {
+        ::sched_yield();  // whoever else wants this core has it: on a busy machine that is the peer, which sends
       }
       if (now >= end) return fail("a graph had waited for its peers as long as it may");
     }
