@@ -22,12 +22,16 @@ from exoengine.protocol import Loaded, SyncSettings
 from tests.engine.divisible import NEEDS_METAL, PARTED, PARTED_MORE
 from tests.engine.driver import Cluster, cluster, request
 from tests.engine.models import undisturbed, write_model
+from tests.engine.patient_ring import environment
 
 PROMPT = [(7 * index + 3) % 250 for index in range(40)]
 STEPS = 64
 SEED = 9
 WITHIN_S = 1800.0 if os.environ.get("PARITY") == "all" else 240.0
-"""MLX's ring spins on every rank: on a busy machine its answers come slowly, four on two cores hardly."""
+"""MLX's ring waits without sleeping on every rank: on a busy machine its answers come slowly."""
+
+pytestmark = pytest.mark.timeout(WITHIN_S + 60)
+"""The first test of each size waits for all of mlx-lm's answers."""
 
 EVERY = [*PARTED, *PARTED_MORE]
 IN_CI = [*PARTED, *PARTED_MORE[:4]]
@@ -55,11 +59,12 @@ def plain(folders: dict[str, Path], ranks: int, place: Path) -> dict[str, list[l
     """What mlx-lm itself gives: of each model a greedy and a sampled answer."""
     hosts = place / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{next(_ports)}"] for _ in range(ranks)]))
+    gives_way = environment(place)
     order = {"prompt": PROMPT, "steps": STEPS, "seed": SEED, "folders": [str(one) for one in folders.values()]}
     children = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.engine.plain_shard", json.dumps(order)],
-            env={**os.environ, "MLX_HOSTFILE": str(hosts), "MLX_RANK": str(rank)},
+            env={**os.environ, **gives_way, "MLX_HOSTFILE": str(hosts), "MLX_RANK": str(rank)},
             stdout=subprocess.PIPE,
             text=True,
         )
