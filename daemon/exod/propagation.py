@@ -17,6 +17,7 @@ from exod.core.engine.engine_events import LinkHealthChanged, PeerLost, RingKeyC
 from exod.core.node import NodeCore
 from exod.core.status.alerts import Alerts, alert_facts
 from exod.core.status.edge_health import edge_health
+from exod.core.status.further_cables import further_cables
 from exod.core.status.health import HealthSnapshot
 from exod.core.status.view import LinkView, NodeView
 from exod.daemon_api.shared_tick import until_next
@@ -79,7 +80,7 @@ class Propagation:
             self._warm_paths(link)
         self._judge_peers(view)
         self._on_view(view)
-        self._engine.feed(LinkHealthChanged(*edge_health(view)))
+        self._engine.feed(LinkHealthChanged(*edge_health(view), further_cables(view)))
         plan = self._engine.core.plan
         if self._status.engine().state in (EngineState.READY, EngineState.GENERATING) and plan:
             self._status.record.served_model = plan.model

@@ -102,6 +102,15 @@ class CrossConnection(msgspec.Struct, frozen=True):
     interface: str = ""
 
 
+class FurtherCable(msgspec.Struct, frozen=True):
+    """A cable to the neighbour `rank` beside the ring's edge: this end's interface and address, the other's."""
+
+    rank: int
+    interface: str
+    near: str
+    far: str
+
+
 class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
     """Leave the present group and make ready for the next. `attempt` counts the formations of one plan."""
 
@@ -120,6 +129,7 @@ class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
     listen_interface: str = ""
     """The interface of the address on which this rank listens for its left neighbour."""
     across: tuple[CrossConnection, ...] = ()
+    cables: tuple[FurtherCable, ...] = ()
     key: bytes = b""
     """What the ranks of this cluster prove themselves to each other with; the same on all ranks of a plan. Only a
     rank alone does without.
@@ -280,6 +290,8 @@ class Formed(msgspec.Struct, frozen=True, tag="formed"):
     resumed_step: int
     """The first step that will be run again or next in the active request; -1 where none is active."""
     edge_costs: EdgeCosts = NO_EDGES
+    cables: int = 0
+    """How many further cables this rank's graphs use."""
 
 
 class Aborted(msgspec.Struct, frozen=True, tag="aborted"):

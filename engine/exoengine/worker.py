@@ -141,6 +141,8 @@ class Worker:
         step's deadline does.
         """
         plan, standing_s = self._formed, self._group.stalled()
+        if plan is not None and (cable_s := self._group.stalled_cable()) is not None:
+            self._group.abort("cable_silent", f"a further cable has had nothing acknowledged for {cable_s:.1f} s")
         if plan is None or standing_s is None:
             return
         right = (plan.rank + 1) % plan.size
@@ -258,7 +260,7 @@ class Worker:
 
     def _form(self, message: Form) -> None:
         from exoengine.generate.sync_mode import graph_wait_s
-        from exoengine.ring.ring_plan import FormError, RingConnection, RingPlan
+        from exoengine.ring.ring_plan import Cable, FormError, RingConnection, RingPlan
 
         plan, generations = self._prepared, self._generations
         if plan is None or (plan.plan_hash, plan.attempt) != (message.plan_hash, message.attempt):
@@ -286,6 +288,7 @@ class Worker:
                         RingConnection(one.rank, one.connects, one.host, one.source, one.interface)
                         for one in plan.across
                     ),
+                    cables=tuple(Cable(one.rank, one.interface, one.near, one.far) for one in plan.cables),
                     all_sealed=generations.policy.settings.seal == "all",
                 ),
                 begun + message.deadline_s,
@@ -303,7 +306,10 @@ class Worker:
         self._formed, self._prepared = plan, None
         generations.joined(plan.rank, plan.size)
         self._set("ready")
-        self._emit(Formed(plan.plan_hash, plan.attempt, generations.next_step, self._group.edge_costs))
+        group = self._group
+        self._emit(
+            Formed(plan.plan_hash, plan.attempt, generations.next_step, group.edge_costs, group.further_cables)
+        )
 
     def _act_on_abort(self) -> None:
         """The control thread has shut the connections down already; here the group is dropped."""

@@ -254,6 +254,7 @@ class EngineCore:
         self._changed()
 
     def _link_health_changed(self, event: events.LinkHealthChanged, now: float) -> None:
+        self.rank.cables = event.cables
         self._from_rank(self.rank.link_health(event.healthy, event.reason), now)
 
     def _peer_lost(self, event: events.PeerLost, now: float) -> None:

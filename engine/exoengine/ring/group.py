@@ -21,19 +21,25 @@ from typing import Any, Final
 
 from exoengine.native.module import NativeModule
 from exoengine.protocol import NO_EDGES, EdgeCosts
-from exoengine.ring import edge_costs
+from exoengine.ring import edge_costs, further_cables
 from exoengine.ring.edge_proof import Seen, tell_nobody
+from exoengine.ring.further_cables import Neighbour
 from exoengine.ring.hidden_states import DataRing
 from exoengine.ring.message_ring import RingLostError, TokenRing
 from exoengine.ring.rendezvous import Edges, meet
-from exoengine.ring.ring_plan import FormError, RingPlan
+from exoengine.ring.ring_plan import Cable, FormError, RingPlan, split_host
 from exoengine.ring.send_queue import SendWatch
 
 SPIN_US: Final = 50
 """A wait inside a graph asks its connection over and over for so long before it sleeps. A hop within a step is
-often shorter, and waking up costs more. Between two questions it gives its core to whoever wants it: without that,
-two ranks on two busy cores took 90 to 150 microseconds for a sum of 2 KiB, with it 13 to 55 (docs/benchmarks.md)."""
+often shorter, and waking up costs more. Between two questions it gives its core to whoever wants it: without that
+two ranks on two busy cores took 90 to 150 microseconds for a sum of 2 KiB, with it 13 to 55."""
 
+
+HAS_GRAPHS: Final = 1
+"""The native group."""
+HAS_CABLES: Final = 2
+"""Further cables to the one that is told."""
 
 ALL_SEALED: Final = 'mesh.seal = "all": what goes inside graphs carries no MAC'
 
@@ -55,10 +61,11 @@ class RingGroup:
         self._sockets: list[socket.socket] = []
         self._control: Any = None
         self._senders: list[socket.socket] = []
-        self._watch = SendWatch()
+        self._further: list[socket.socket] = []
+        self._watch, self._further_watch = SendWatch(), SendWatch()
         self._graph_wait_s = 0.0
-        self._with_graphs: set[int] = set()
-        """The neighbours that have the native group, too."""
+        self._neighbours: dict[int, int] = {}
+        """What each neighbour said before graphs begin: whether it has the native group, and further cables."""
         self._measuring_ns = 0
         """What was waited while the edges were measured: no step's."""
         self._abort_reason: AbortReason | None = None
@@ -85,6 +92,11 @@ class RingGroup:
     def abort_reason(self) -> AbortReason | None:
         """Why the present group was aborted; `leave` forgets it."""
         return self._abort_reason
+
+    @property
+    def further_cables(self) -> int:
+        """How many cables beside those of its edges this rank's graphs use."""
+        return len(self._further)
 
     @property
     def waited_s(self) -> float:
@@ -126,6 +138,13 @@ class RingGroup:
             if self._abort_reason is not None:
                 return None
             return self._watch.stalled(self._senders, time.monotonic())
+
+    def stalled_cable(self) -> float | None:
+        """The same of the further cables."""
+        with self._lock:
+            if self._abort_reason is not None:
+                return None
+            return self._further_watch.stalled(self._further, time.monotonic())
 
     @property
     def waited_too_long(self) -> bool:
@@ -169,7 +188,8 @@ class RingGroup:
     def _make_native(self, plan: RingPlan, edges: Edges, graph_wait_s: float, deadline: float) -> None:
         module = self._native.get()
         self.no_graphs = self._native.why_not
-        self._with_graphs = _who_has_graphs(edges, plan, module is not None, deadline)
+        has = HAS_GRAPHS if module is not None else 0
+        self._neighbours = _introduce(edges, plan, has, deadline)
         if module is None:
             return
         ends = {plan.left: [edges.graph_left], plan.right: [edges.graph_right]}
@@ -177,6 +197,8 @@ class RingGroup:
             both = [edges.graph_right, edges.graph_left]
             ends = {plan.left: both if plan.rank == 0 else both[::-1]}
         ends |= {peer: [connection] for peer, connection in edges.across.items()}
+        for peer, further in self._further_cables(plan, edges, deadline).items():
+            ends[peer] += further
         numbers = {peer: [end.fileno() for end in each] for peer, each in ends.items()}
         handle, control = module.make(plan.rank, plan.size, numbers, SPIN_US, graph_wait_s)
         with self._lock:
@@ -184,12 +206,37 @@ class RingGroup:
             if self._abort_reason is not None:
                 control.abort()  # it came while the group was made
 
+    def _further_cables(self, plan: RingPlan, edges: Edges, deadline: float) -> dict[int, list[socket.socket]]:
+        """By neighbour. Pairs take their turn in one order on all ranks, so none waits for another over a third."""
+        made: dict[int, list[socket.socket]] = {}
+        for peer in sorted(self._neighbours, key=lambda peer: tuple(sorted((plan.rank, peer)))):
+            cables = _cables_to(plan, peer)
+            if not cables or self._neighbours[peer] != HAS_GRAPHS | HAS_CABLES:
+                continue
+            edge = edges.graph_right if _is_edge_to_right(plan, peer) else edges.graph_left
+            neighbour = Neighbour(peer, edge, edges.keys[edge], cables)
+            if plan.rank < peer:
+                made[peer] = further_cables.connect(neighbour, deadline)
+            else:
+                port = split_host(plan.hosts[plan.rank])[1]
+                made[peer] = further_cables.accept(neighbour, port, deadline, self._called_off)
+            edge.setblocking(True)
+            with self._lock:
+                self._sockets = [*self._sockets, *made[peer]]
+                self._further = [*self._further, *made[peer]]
+            for connection in made[peer]:
+                connection.setblocking(True)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return made
+
     def _measure_edges(self, plan: RingPlan, deadline: float) -> None:
         """Its neighbours may still wait for their other ones: they are given as long as the group. A neighbour
         without the native group measures nothing, and is not waited for.
         """
         self.edge_costs, self._measuring_ns = NO_EDGES, 0
-        peers = [peer for peer in edge_costs.order(plan.rank, plan.size) if peer in self._with_graphs]
+        peers = [
+            peer for peer in edge_costs.order(plan.rank, plan.size) if self._neighbours.get(peer, 0) & HAS_GRAPHS
+        ]
         if self._control is None or not peers:
             return
         self._control.wait(max(0.0, deadline - time.monotonic()))
@@ -211,7 +258,7 @@ class RingGroup:
         self.handle = self.tokens = self.data = None
         self.no_graphs = ""
         with self._lock:
-            sockets, self._sockets, self._senders = self._sockets, [], []
+            sockets, self._sockets, self._senders, self._further = self._sockets, [], [], []
             control, self._control = self._control, None
             self._abort_reason = None
         if control is not None:
@@ -223,23 +270,31 @@ class RingGroup:
             connection.close()
 
 
-def _who_has_graphs(edges: Edges, plan: RingPlan, has_them: bool, deadline: float) -> set[int]:
-    """Of this rank's neighbours. Each end of a connection for graphs says it in one byte before anything else.
-    Raises FormError where one does not by `deadline` (monotonic).
+def _cables_to(plan: RingPlan, peer: int) -> tuple[Cable, ...]:
+    return tuple(cable for cable in plan.cables if cable.peer == peer)[: further_cables.MAX_CABLES]
+
+
+def _is_edge_to_right(plan: RingPlan, peer: int) -> bool:
+    """Of two ranks, which have two edges, both take the one from the lower to the higher."""
+    return plan.right == peer and (plan.left != peer or plan.rank < peer)
+
+
+def _introduce(edges: Edges, plan: RingPlan, has: int, deadline: float) -> dict[int, int]:
+    """What this rank's neighbours have. Each end of a connection for graphs says it in one byte before anything
+    else. Raises FormError where one does not by `deadline` (monotonic).
     """
     ends = [(plan.left, edges.graph_left), (plan.right, edges.graph_right)]
-    found = set()
+    found: dict[int, int] = {}
     try:
-        for _, connection in ends:
+        for peer, connection in ends:
             connection.settimeout(max(0.001, deadline - time.monotonic()))
-            connection.sendall(b"\x01" if has_them else b"\x00")
+            connection.sendall(bytes([has | (HAS_CABLES if has and _cables_to(plan, peer) else 0)]))
         for peer, connection in ends:
             connection.settimeout(max(0.001, deadline - time.monotonic()))
             said = connection.recv(1)
             if not said:
                 raise FormError("edge", "a neighbour left while the group was formed")
-            if said == b"\x01":
-                found.add(peer)
+            found[peer] = said[0]
             connection.setblocking(True)
     except OSError as error:
         raise FormError("edge", f"a neighbour did not say whether it has the native group: {error}") from error

@@ -38,6 +38,16 @@ class RingConnection:
     """This rank's own, that the socket is bound to; empty: none."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Cable:
+    """A cable to a neighbour beside the one of the ring's edge: this end's interface, its address, the other's."""
+
+    peer: int
+    interface: str
+    near: str
+    far: str
+
+
 Key = tuple[int, Channel]
 """The rank at the other end, and what the connection is for."""
 
@@ -59,6 +69,8 @@ class RingPlan:
     listen_interface: str = ""
     """What connecting and listening sockets are bound to; empty: nothing."""
     across: tuple[RingConnection, ...] = ()
+    cables: tuple[Cable, ...] = ()
+    """Further ones to this rank's neighbours."""
     all_sealed: bool = False
     """Is nothing to go inside graphs, where it carries no MAC?"""
 

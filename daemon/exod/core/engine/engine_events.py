@@ -43,11 +43,22 @@ class PlanSuspended(msgspec.Struct, frozen=True):
     reason: str
 
 
+class NodeCable(msgspec.Struct, frozen=True):
+    """A cable to a neighbour beside the one of the plan's edge, as this node sees it."""
+
+    peer: NodeId
+    interface: str
+    local: str
+    remote: str
+
+
 class LinkHealthChanged(msgspec.Struct, frozen=True):
     """Are the links of this rank's edges agreed and healthy? May be said again without a change."""
 
     healthy: bool
     reason: str
+    cables: tuple[NodeCable, ...] = ()
+    """Further ones to its neighbours, which its next group uses."""
 
 
 class PeerLost(msgspec.Struct, frozen=True):

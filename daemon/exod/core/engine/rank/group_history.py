@@ -46,12 +46,13 @@ class GroupHistory:
         """The worker stands in a group. The event says how long the gap was, where there was a group before."""
         self._group, lost, self._lost = (formed.plan_hash, formed.attempt), self._lost, None
         self.edges = formed.edge_costs
+        events = [EmitEvent("engine.cables", {"further": formed.cables})] if formed.cables else []
         if lost is None:
-            return []
+            return events
         at, cause, reason = lost
         self.last_gap_ms = gap_ms = round((now - at) * 1e3, 1)
         data: dict[str, object] = {"gap_ms": gap_ms, "step": formed.resumed_step, "attempt": formed.attempt}
-        return [EmitEvent("engine.reformed", {**data, "cause": cause, "reason": reason})]
+        return [*events, EmitEvent("engine.reformed", {**data, "cause": cause, "reason": reason})]
 
     def left(self, plan_hash: str, reason: str, now: float) -> None:
         """For what this plan asks next. Leaving the group of another plan is a move."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from exod.core.engine.engine_events import NodeCable
 from exod.model import Edge, MeshPlan, NodeId
-from exoengine.protocol import CrossConnection, Prepare
+from exoengine.protocol import CrossConnection, FurtherCable, Prepare
 
 
-def prepare_order(plan: MeshPlan, me: NodeId, attempt: int, ring_key: bytes) -> Prepare:
-    """`me` is a node of the plan's ring."""
+def prepare_order(
+    plan: MeshPlan, me: NodeId, attempt: int, ring_key: bytes, cables: Sequence[NodeCable] = ()
+) -> Prepare:
+    """`me` is a node of the plan's ring; of `cables` those to other plans' neighbours are left out."""
     around, across = plan.edges[: len(plan.ring)], plan.edges[len(plan.ring) :]
     listeners = {edge.target: f"{edge.target_address}:{edge.target_port}" for edge in around}
     outward = next((edge for edge in around if edge.source == me), None)
@@ -25,6 +30,11 @@ def prepare_order(plan: MeshPlan, me: NodeId, attempt: int, ring_key: bytes) -> 
         connect_interface=outward.source_interface if outward is not None else "",
         listen_interface=inward.target_interface if inward is not None else "",
         across=tuple(_across(edge, plan, me) for edge in across if me in (edge.source, edge.target)),
+        cables=tuple(
+            FurtherCable(plan.ring.index(one.peer), one.interface, one.local, one.remote)
+            for one in cables
+            if one.peer in plan.ring
+        ),
         key=ring_key,
     )
 

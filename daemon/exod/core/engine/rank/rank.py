@@ -20,6 +20,7 @@ from exod.core.engine.engine_events import (
     KillWorker,
     LeaveWorker,
     ModelFacts,
+    NodeCable,
     TellWorker,
     WakeWorker,
 )
@@ -61,7 +62,7 @@ class Rank:
         serving: protocol.Serving = protocol.DEFAULT_SERVING,
     ) -> None:  # fmt: skip
         self._me = me
-        self.ring_key = ring_key
+        self.ring_key, self.cables = ring_key, tuple[NodeCable, ...]()
         self._plan: MeshPlan | None = None
         self._plan_reason = ""
         """Why the present plan came."""
@@ -318,7 +319,7 @@ class Rank:
         self._phases.attempt = attempt
         self._group.left(plan.hash, self._plan_reason, now)
         self.worker.expect(PREPARING, now)
-        prepare = prepare_order(plan, self._me, attempt, self.ring_key)
+        prepare = prepare_order(plan, self._me, attempt, self.ring_key, self.cables)
         return [*self._move(RankEvent.PREPARE_ORDERED, now), TellWorker(prepare)]
 
     def _move(self, event: RankEvent, now: float) -> list[RankCommand]:
