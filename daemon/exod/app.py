@@ -43,7 +43,7 @@ from exod.core.engine_core import EngineCore
 from exod.core.node import NodeCore
 from exod.daemon_api.peer_reports import LoadCheckMessage, NodeReport, PreflightMessage
 from exod.daemon_api.shapes import PreflightCheck
-from exod.diagnostics.crash_watch import Crash, CrashReports, from_exit
+from exod.diagnostics.crash_watch import CrashWatch
 from exod.diagnostics.event_log import EventLog
 from exod.diagnostics.frame_size_check import EdgeWatch
 from exod.diagnostics.load_check import LoadCheck
@@ -228,7 +228,6 @@ class Daemon:
             on_choice=lambda *chosen: self._set_card(with_choice(self.card, *chosen)),
             keeps_spare=config.engine.spare == "auto",
         )
-        self.engine.worker.on_exit = self._worker_exited
         self.engine.wired_bytes = self.platform.wired_bytes
         self.engine.on_recommended = self._memory_recommended
         self.engine.on_unfit = lambda text: self._set_card(msgspec.structs.replace(self.card, unfit=text))
@@ -238,11 +237,9 @@ class Daemon:
         return [self.card, *(link.peer for link in self.core.links.values())]
 
     def _create_diagnostics(self) -> None:
-        self.pids = {os.getpid()}
-        """Of this daemon and the workers that it started: whose crashes are ours."""
-        seen = self.events.recent("crash.seen", since=0.0)
-        told = (str(event.data.get("incident") or event.data.get("file")) for event in seen)
-        self.crash_reports = CrashReports(self.platform.crash_folders(), self.pids, told)
+        folders = self.platform.crash_folders()
+        self.crashes = CrashWatch(self.card.id, folders, self.events, self.refresh_soon)
+        self.engine.worker.on_exit = self.crashes.worker_exited
         self.preflight = Preflight(
             self.card.id, self.control, self.engine.core, self.core, self._config.mesh.degraded_ms,
             self.path_source, self.platform,
@@ -355,7 +352,7 @@ class Daemon:
                 "health": self.propagation.watch,
                 "awake": partial(keep_awake, self.platform.system, self.engine.rank_work),
                 "thunderbolt": partial(self.record.follow_thunderbolt, self.platform, self._cabling_changed),
-                "crash reports": partial(self.crash_reports.run, self._crashed, time.time),
+                "crash reports": self.crashes.run,
             }
             if self.discovery is not None:
                 running["discovery"] = self.discovery.run
@@ -478,15 +475,6 @@ class Daemon:
         self.engine.feed(PlanCommitted(plan, self.status.named(command.reason)))
         self.edge_watch.plan_committed()
         self._set_card(msgspec.structs.replace(self.card, hosted=plan.model))
-
-    def _worker_exited(self, pid: int, code: int, written: str) -> None:
-        self.pids.add(pid)  # its report comes later
-        if (crash := from_exit(pid, code, written, time.time())) is not None:
-            self._crashed(crash)
-
-    def _crashed(self, crash: Crash) -> None:
-        self.events.write(Event(0.0, "crash.seen", self.card.id, msgspec.to_builtins(crash)))
-        self.refresh_soon()
 
     def _edges_checked(self, failed: tuple[PreflightCheck, ...]) -> None:
         for check in failed:

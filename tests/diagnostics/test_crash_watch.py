@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from exod.diagnostics.crash_watch import MAX_AGE_S, MAX_BYTES, SETTLES_IN_S, CrashReports, from_exit
+from exod.diagnostics.crash_watch import MAX_AGE_S, MAX_BYTES, SETTLES_IN_S, CrashReports, CrashWatch, from_exit
+from exod.diagnostics.event_log import EventLog
+from exod.model import NodeId
 from tests.platform.test_crash_parser import CRASH, HEADER, TIMEOUT, ips
 
 NOW = 1_773_412_200.0
@@ -106,3 +108,14 @@ def test_only_what_a_process_does_to_itself_is_a_crash() -> None:
     assert crash.gpu_watchdog
     for code in (0, 3, -signal.SIGKILL, -signal.SIGTERM):
         assert from_exit(812, code, "", NOW) is None
+
+
+def test_a_workers_crash_is_an_event_at_once_and_an_orderly_end_is_none(tmp_path: Path) -> None:
+    told: list[None] = []
+    events = EventLog(tmp_path)
+    watch = CrashWatch(NodeId("00000000000000aa"), (), events, lambda: told.append(None))
+    watch.worker_exited(7, 0, "")
+    assert (list(events.recent("crash.seen", since=0.0)), told) == ([], [])
+    watch.worker_exited(8, -signal.SIGABRT, "")
+    (event,) = events.recent("crash.seen", since=0.0)
+    assert (event.data["pid"], event.data["exception"], told) == (8, "SIGABRT", [None])

@@ -10,8 +10,10 @@ ours.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
@@ -19,6 +21,8 @@ from typing import Final
 import msgspec
 import structlog
 
+from exod.diagnostics.event_log import EventLog
+from exod.model import Event, NodeId
 from exod.platform.crash_parser import CrashReport, CrashTextError, last_words, parse_crash, parse_ips
 
 log = structlog.get_logger()
@@ -167,6 +171,33 @@ class CrashReports:
             or bool({report.pid, report.parent_pid} & self._pids)
             or (bool(self._prefix) and any(image.startswith(self._prefix) for image in report.images))
         )
+
+
+class CrashWatch:
+    """The crashes of this daemon and of the workers that it started, written as events `crash.seen`.
+
+    `on_news` is told after each.
+    """
+
+    def __init__(self, me: NodeId, folders: Iterable[Path], events: EventLog, on_news: Callable[[], None]) -> None:
+        self._me, self._events, self._on_news = me, events, on_news
+        self._pids = {os.getpid()}
+        seen = events.recent("crash.seen", since=0.0)
+        told = (str(event.data.get("incident") or event.data.get("file")) for event in seen)
+        self._reports = CrashReports(folders, self._pids, told)
+
+    async def run(self) -> None:
+        """Follows the system's reports until cancelled."""
+        await self._reports.run(self._tell, time.time)
+
+    def worker_exited(self, pid: int, code: int, written: str) -> None:
+        self._pids.add(pid)  # its report comes later
+        if (crash := from_exit(pid, code, written, time.time())) is not None:
+            self._tell(crash)
+
+    def _tell(self, crash: Crash) -> None:
+        self._events.write(Event(0.0, "crash.seen", self._me, msgspec.to_builtins(crash)))
+        self._on_news()
 
 
 def _read(file: Path) -> CrashReport | None:

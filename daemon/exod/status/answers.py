@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -23,7 +23,7 @@ from exod.core.base.facts import LOCAL_NETWORK_DENIED
 from exod.core.cluster.jaccl import JacclHostfile, NotCabledError, hostfile
 from exod.core.engine.engine_events import EngineInput, ModelWanted
 from exod.core.node import NodeCore
-from exod.core.status.view import LinkView, NodeEntry, PathView
+from exod.core.status.view import LinkView, NodeEntry
 from exod.daemon_api.counters import DaemonCounters, MetricsSnapshot
 from exod.daemon_api.discovery_state import DiscoveryState
 from exod.daemon_api.interface import GenerationDelta
@@ -59,12 +59,9 @@ from exod.model import Event, NodeId, NodeState, PathId
 from exod.platform.system import Platform
 from exod.status.engine_source import EngineSource
 from exod.status.membership_answers import MembershipAnswers
+from exod.status.ping_answers import PingAnswers
 from exod.status.snapshot import StatusBuilder, path_as, positive
 from exoengine.protocol import GenerationRequest, TextAnswered, TextAsked
-
-PING_INTERVAL_S: Final = 0.2
-PING_DEADLINE_S: Final = 2.0
-"""The slowest pair is probed once a second: an answer comes within two, or the path does not answer."""
 
 
 class EventStore(Protocol):
@@ -138,6 +135,7 @@ class Answers:
         membership: MembershipAnswers,
     ) -> None:
         self._settings, self._status, self._core, self._engine = settings, status, core, engine
+        self._pings = PingAnswers(status)
         self._events, self._counters, self._network, self._requests = events, counters, network, requests
         self._membership = membership
 
@@ -437,34 +435,8 @@ class Answers:
 
     # --- streams --------------------------------------------------------------------------------------------
 
-    async def ping(self, peer: NodeId, path: PathId | None, count: int) -> AsyncGenerator[PingReply, None]:
-        """Each answer is a probe of its own; the RTT is measured between kernel stamps, as for the selection."""
-        for seq in range(1, count + 1):
-            yield await self._ping_once(peer, path, seq)
-            if seq < count:
-                await asyncio.sleep(PING_INTERVAL_S)
-
-    async def _ping_once(self, peer: NodeId, path: PathId | None, seq: int) -> PingReply:
-        target, name = self._pinged(peer, path)
-        before = target.samples
-        deadline = time.monotonic() + PING_DEADLINE_S
-        while time.monotonic() < deadline:
-            await asyncio.sleep(0.01)
-            now, name = self._pinged(peer, target.id)
-            if now.samples != before and now.last_rtt_ms is not None:
-                return _reply(seq, peer, name, now, round(now.last_rtt_ms * 1e3, 1), "")
-        return _reply(seq, peer, name, target, None, f"no answer within {PING_DEADLINE_S:g} s: {target.why}")
-
-    def _pinged(self, peer: NodeId, path: PathId | None) -> tuple[PathView, str]:
-        link = next((link for link in self._status.view().links if link.peer == peer), None)
-        if link is None:
-            raise RequestError("no_such_peer", f"there is no peer {peer}")
-        wanted = path or link.selected
-        found = next((one for one in link.paths if one.id == wanted), None)
-        if found is None:
-            text = f"no path to {link.peer_name} is selected: exoctl links {link.peer_name} says why"
-            raise RequestError("no_path", text, ExitCode.NO_PATH)
-        return found, link.peer_name
+    def ping(self, peer: NodeId, path: PathId | None, count: int) -> AsyncGenerator[PingReply, None]:
+        return self._pings.ping(peer, path, count)
 
     def events(self, since: float | None, follow: bool) -> AsyncGenerator[Event, None]:
         return self._events.read(since, follow)
@@ -487,10 +459,6 @@ class Answers:
             except RequestError as error:
                 text = self._status.named(error.text)
                 raise RequestError(error.code, text, error.exit_code, error.retry_after_s) from None
-
-
-def _reply(seq: int, peer: NodeId, name: str, path: PathView, rtt_us: float | None, text: str) -> PingReply:
-    return PingReply(seq, peer, name, path.id, path.interface, path.kind, path.local, path.remote, rtt_us, text)
 
 
 def _figure(value: object) -> str:
