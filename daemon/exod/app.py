@@ -37,7 +37,7 @@ from exod.core.base.events import (
     SuspendPlan,
 )
 from exod.core.base.mesh_messages import MeshMessage
-from exod.core.engine.engine_events import DrainChanged, EngineMessageReceived, PlanCommitted, PlanSuspended
+from exod.core.engine.engine_events import EngineMessageReceived, PlanCommitted, PlanSuspended, WishChanged
 from exod.core.engine.engine_messages import EngineMessage
 from exod.core.engine_core import EngineCore
 from exod.core.node import NodeCore
@@ -412,7 +412,7 @@ class Daemon:
 
     def _wish_changed(self, wish: ClusterWish) -> None:
         self._set_card(msgspec.structs.replace(self.card, wish=wish))
-        self.engine.feed(DrainChanged(wish.draining))
+        self.engine.feed(WishChanged(wish))
 
     # --- peers ----------------------------------------------------------------------------------------------
 

@@ -276,3 +276,20 @@ def test_folders_with_different_weights_are_refused_with_both_nodes(pair: Cluste
         assert "studio1 and studio2 hold different files of ~/model" in refused.stderr
         assert "the model that runs goes on" in refused.stderr
     check_health(pair)
+
+
+def test_a_folder_that_was_mended_is_loaded_by_the_same_command_again(pair: Cluster) -> None:
+    """The wish has not changed; that a person asks once more is reason enough to try at once."""
+    for node in pair.nodes:
+        with_config(model_type="quux")(lay_out(node))
+    load(pair, MODEL)
+    pair.wait_until(failed_with("no architecture 'quux'"), FAILS_WITHIN_S, "all nodes say what is wrong")
+    for node in pair.nodes:
+        with_a_damaged_tokenizer(lay_out(node))
+    load(pair, MODEL)
+    pair.wait_until(failed_with("the tokenizer cannot be read"), FAILS_WITHIN_S, "all nodes say what is wrong now")
+    for node in pair.nodes:
+        lay_out(node)
+    pair.node(1).exoctl("engine", "load", MODEL, check=True)  # waits for it, and must not take up the old failure
+    pair.wait_until(lambda found: all(map(can_serve, found)), SERVES_WITHIN_S, "the mended model serves")
+    check_health(pair)

@@ -117,7 +117,7 @@ class EngineCore:
             events.ClientLeft: self._client_left,
             events.ClientStoppedReading: self._client_stopped_reading,
             events.ModelWanted: self._model_wanted,
-            events.DrainChanged: self._drain_changed,
+            events.WishChanged: self._wish_changed,
             events.RingKeyChanged: self._ring_key_changed,
             events.Leaving: self._leave,
         }
@@ -411,8 +411,10 @@ class EngineCore:
         """It goes round with this node's card, and is kept by all."""
         self._commands.append(events.WishModel(event.model))
 
-    def _drain_changed(self, event: events.DrainChanged, now: float) -> None:
-        self.scheduler.draining = event.draining
+    def _wish_changed(self, event: events.WishChanged, now: float) -> None:
+        self.scheduler.draining = event.wish.draining
+        if not event.wish.draining:
+            self._from_rank(self.rank.asked_again(event.wish.model, now), now)
 
     def _ring_key_changed(self, event: events.RingKeyChanged, now: float) -> None:
         self.rank.ring_key = event.key

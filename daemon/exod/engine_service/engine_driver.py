@@ -190,7 +190,6 @@ class EngineDriver:
 
     async def drain(self, ask: Callable[[], None]) -> None:
         """`ask` tells all nodes to admit no more requests; returns when nothing is generated and nothing waits."""
-        self.feed(events.DrainChanged(True))
         ask()
         await asyncio.sleep(DRAIN_SETTLES_S)
         while not self.core.is_drained:

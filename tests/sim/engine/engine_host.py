@@ -229,7 +229,7 @@ class EngineHost:
     def _take_wish(self, wish: ClusterWish) -> None:
         self.world.tell(self.host, f"holds the command of {wish.by}: {wish.model!r}{', drain' * wish.draining}")
         self.host.wish = wish
-        self.feed(events.DrainChanged(wish.draining))
+        self.feed(events.WishChanged(wish))
         self._card_changed()
 
     def _card_changed(self) -> None:

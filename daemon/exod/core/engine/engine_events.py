@@ -13,7 +13,7 @@ import msgspec
 
 from exod.core.base.events import PeerConnected
 from exod.core.engine.engine_messages import EngineMessage, RelayedOutput
-from exod.model import MeshPlan, NodeId
+from exod.model import ClusterWish, MeshPlan, NodeId
 from exoengine.model_files.memory_fit import ModelSizes
 from exoengine.protocol import Finished, FromWorker, GenerationRequest, TokenOut, ToWorker
 
@@ -156,10 +156,10 @@ class RingKeyChanged(msgspec.Struct, frozen=True):
     key: bytes
 
 
-class DrainChanged(msgspec.Struct, frozen=True):
-    """`draining`: this node, where it coordinates, admits no more requests."""
+class WishChanged(msgspec.Struct, frozen=True):
+    """A newer command of a person came: here, or with a peer's card."""
 
-    draining: bool
+    wish: ClusterWish
 
 
 class Leaving(msgspec.Struct, frozen=True):
@@ -183,7 +183,7 @@ EngineInput = (
     | ClientLeft
     | ClientStoppedReading
     | ModelWanted
-    | DrainChanged
+    | WishChanged
     | RingKeyChanged
     | Leaving
 )

@@ -244,6 +244,22 @@ def test_a_model_that_is_not_found_is_looked_for_again_and_its_failure_lasts() -
     assert rank.model.lasting_failure == ("no_folder", "there is no such folder")
 
 
+def test_a_model_that_failed_is_looked_for_at_once_when_a_person_asks_for_it_again() -> None:
+    rank = a_rank()
+    rank.commit(PLAN, "why", 0.0)
+    rank.model_not_found("m", "no_folder", "there is no such folder", 1.0)
+    assert not rank.asked_again("another", 2.0), "that comes with a plan"
+    assert only(rank.asked_again("m", 2.0), ResolveModel) == [ResolveModel("m")]
+    assert not only(rank.asked_again("m", 3.0), ResolveModel), "it is being looked for"
+    rank.model_found(FACTS, 4.0)
+    rank.worker_said(hello(), 5.0)
+    rank.worker_said(LoadFailed(FOLDER, "bad_file", "torn"), 6.0)
+    assert only(rank.asked_again("m", 7.0), ResolveModel) == [ResolveModel("m")]
+    assert told(rank.model_found(FACTS, 7.0)) == [Load(FOLDER, 6, 12)]
+    rank.worker_said(loaded(6, 12), 8.0)
+    assert not rank.asked_again("m", 9.0), "it is held"
+
+
 def test_a_failure_is_over_when_the_model_was_loaded_after_all() -> None:
     rank = a_resolved_rank()
     rank.worker_said(hello(), 1.0)

@@ -90,6 +90,11 @@ class HostedModel:
 
     def retry_if_due(self, now: float) -> None:
         if self.retry_at is not None and now >= self.retry_at:
+            self.try_again()
+
+    def try_again(self) -> None:
+        """What failed may have been mended meanwhile: the folder is looked at anew."""
+        if self.failure is not None:
             self.retry_at = self.failure = self.facts = None
 
     def failure_is_over(self) -> None:

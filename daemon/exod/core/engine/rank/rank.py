@@ -45,9 +45,6 @@ FORM_GIVEN_S: Final = 5.0
 """Connecting takes 0.2 s even over a VPN. That a neighbour does not come is no fault of this worker: it says so by
 then, and lives."""
 
-LAG_S: Final = 0.5
-"""A timer that comes later than this was held up by our own process: the worker's messages wait unread."""
-
 RankCommand = EngineCommand | ReportStatus | RingPortTaken | RequestGivenUp
 
 
@@ -81,8 +78,6 @@ class Rank:
         self._reports = StatusReports(me, incarnation, parts)
         self._keeps_until: float | None = None
         """Until then the worker's layers are kept although the plan wants more of them."""
-        self._postponed = False
-        """Was the last timer late, so that deadlines were put off?"""
         self._trouble = ""
         """Why the rank does not run; empty once it does."""
         self.stuck = StuckGroup()
@@ -206,6 +201,15 @@ class Rank:
         self.fitness.model_refused(text, now)
         return self._advance(now)
 
+    def asked_again(self, model: str | None, now: float) -> list[RankCommand]:
+        """A person asked for `model` by command. Where that is the one that failed here, it is tried at once."""
+        if self._plan is None or model != self._plan.model or self.load.held is not None:
+            return []
+        self.fitness.wanted_anew()
+        self.worker.memory.wanted_anew()
+        self.model.try_again()
+        return self._advance(now)
+
     # --- requests -------------------------------------------------------------------------------------------
 
     def begin(self, begin: BeginRequest, now: float) -> list[RankCommand]:
@@ -235,15 +239,12 @@ class Rank:
 
     def handle_timer(self, now: float) -> list[RankCommand]:
         """To be called when `next_deadline` is due."""
-        late_s = now - self.next_deadline()
-        self._postponed = late_s > LAG_S and not self._postponed
         commands: list[RankCommand] = []
-        if self._postponed:
-            self.worker.postpone(late_s)
-        elif text := self.worker.overdue(now):
-            commands += self._kill(text, now)
-        elif self.worker.wants_waking(now):
-            commands.append(WakeWorker())
+        if not self.worker.is_unheard(now - self.next_deadline()):
+            if text := self.worker.overdue(now):
+                commands += self._kill(text, now)
+            elif self.worker.wants_waking(now):
+                commands.append(WakeWorker())
         self.model.retry_if_due(now)
         return commands + self._advance(now) + self._report(now)
 

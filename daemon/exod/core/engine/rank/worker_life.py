@@ -44,6 +44,9 @@ FORMING: Final = Expected(8.0, "forming the group did not end")
 """A worker says within 5 s that a neighbour did not come; one that does not even say so is replaced. Below the
 coordinator's deadline, so that the next attempt finds a new process."""
 
+LAG_S: Final = 0.5
+"""A timer that comes later than this was held up by our own process."""
+
 KILL_AGAIN_S: Final = 10.0
 """A kill can miss a process that was just being started; it is repeated."""
 
@@ -127,6 +130,7 @@ class WorkerLife:
         self._keep_until = 0.0
         self._pause_s = 0.0
         self._formed_at: float | None = None
+        self._postponed = False
 
     @property
     def state(self) -> WorkerState:
@@ -271,8 +275,16 @@ class WorkerLife:
             return f"the worker said nothing for {now - self._heard_at:.0f} s"
         return ""
 
-    def postpone(self, late_s: float) -> None:
-        """The daemon itself stalled: what the worker said meanwhile is not read yet."""
+    def is_unheard(self, late_s: float) -> bool:
+        """The timer came so late that the daemon itself stalled: what the worker said meanwhile is not read yet.
+        Deadlines are put off then, once.
+        """
+        self._postponed = late_s > LAG_S and not self._postponed
+        if self._postponed:
+            self._postpone(late_s)
+        return self._postponed
+
+    def _postpone(self, late_s: float) -> None:
         self._heard_at += late_s
         if self._wake_at is not None:
             self._wake_at += late_s
