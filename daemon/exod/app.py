@@ -481,8 +481,6 @@ class Daemon:
             self.events.write(Event(0.0, "preflight.failed", check.subject, preflight_data(check)))
         self.refresh_soon()
 
-    # --- telling others -------------------------------------------------------------------------------------
-
     def refresh_soon(self) -> None:
         """Something that others see changed."""
         self.link_pace.look()
