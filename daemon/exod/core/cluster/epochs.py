@@ -1,4 +1,4 @@
-"""Which epochs this node has seen, and the highest that it said yes to: never to less from there on.
+"""Which epochs this node has seen, and the highest that it accepted: it accepts no lower one afterwards.
 
 Decides whether a plan's number is still free; never whether the plan is good (plan_acceptance.py).
 """

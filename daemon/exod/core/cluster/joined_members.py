@@ -67,7 +67,7 @@ class JoinedMembers:
         return known is None or (known.incarnation, known.links) != (report.incarnation, report.links)
 
     def exclude(self, peer: NodeId, refused: bool, now: float) -> None:
-        """It refused, or did not answer, for as long as it is asked."""
+        """It refused, or did not answer: it is left out for a while."""
         times = self._exclusions[peer] = self._exclusions.get(peer, 0) + 1
         wait_s = EXCLUDED_MAX_S if refused else min(EXCLUDED_MAX_S, EXCLUDED_S * 2.0 ** (times - 1))
         self._excluded_until[peer] = now + wait_s

@@ -19,7 +19,7 @@ REPORT_BUSY_S = 0.2
 
 
 def essence(links: Iterable[LinkSummary]) -> tuple[LinkSummary, ...]:
-    """What is news where it changes: cost orders paths, and is none by itself."""
+    """The parts of a report whose change is news. Cost only orders paths: its change alone is none."""
     return tuple(msgspec.structs.replace(one, cost_ms=0.0) for one in links)
 
 
@@ -30,7 +30,7 @@ class LinkReporter:
         """To whom what, and when."""
 
     def report_again(self) -> None:
-        """There is a way for messages again."""
+        """A control connection exists again."""
         self._said.clear()
 
     def due(

@@ -151,7 +151,7 @@ class Mesh:
         self._members.forget(peer)
 
     def connected(self, peer: NodeId, now: float) -> None:
-        """There is a way for messages again: say again what may have been lost."""
+        """A control connection exists again: repeat what may have been lost."""
         self._members.welcome(peer)
         self._reporter.report_again()
         if self._ballot is not None:
@@ -242,7 +242,7 @@ class Mesh:
         self._send(peer, receipt)
 
     def _promise(self, plan: MeshPlan) -> None:
-        """Never say yes to less from here on."""
+        """Accept no lower epoch from now on."""
         self._epochs.promise(plan)
         self._journal.command(PersistEpoch(self.epoch_seen))
 

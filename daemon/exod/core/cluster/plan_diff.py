@@ -13,7 +13,7 @@ FIRST_PLAN = "first plan"
 
 
 def as_seen_here(reason: str, before: MeshPlan | None, after: MeshPlan, names: Mapping[NodeId, str]) -> str:
-    """The coordinator's reason, but what is the first plan of its new life is a change to one that had a plan."""
+    """The coordinator's reason; the first plan of a restarted coordinator is told as what it changes here."""
     return describe_change(before, after, names) if reason == FIRST_PLAN else reason
 
 

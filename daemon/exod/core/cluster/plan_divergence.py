@@ -33,7 +33,7 @@ class PlanDivergence:
         self._since = {peer: since + lag_s for peer, since in self._since.items()}
 
     def forget(self, peer: NodeId) -> None:
-        """Nothing is held against it any more: it is gone, or it asked us."""
+        """Forget how long it diverged: it is gone, or it asked this node."""
         self._since.pop(peer, None)
         self.excluded_by -= {peer}
 

@@ -209,7 +209,7 @@ def plan_hash(plan: MeshPlan) -> str:
 
 
 def is_sound(plan: MeshPlan) -> bool:
-    """Is it what its coordinator made, and numbered by counting?"""
+    """Is the hash right, and is the epoch a number that counting reaches?"""
     return plan.hash == plan_hash(plan) and 0 < plan.epoch.number < EPOCH_LIMIT
 
 

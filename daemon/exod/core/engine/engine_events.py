@@ -62,7 +62,7 @@ class LinkHealthChanged(msgspec.Struct, frozen=True):
 
 
 class PeerLost(msgspec.Struct, frozen=True):
-    """The node is down: what it said of its rank is void."""
+    """The node is down: its last report of its rank no longer counts."""
 
     peer: NodeId
 
@@ -215,7 +215,7 @@ class KillWorker(msgspec.Struct, frozen=True):
 
 
 class WakeWorker(msgspec.Struct, frozen=True):
-    """Continue the process, if it was stopped from outside."""
+    """Continue the process (SIGCONT), if it was stopped from outside."""
 
 
 class LeaveWorker(msgspec.Struct, frozen=True):
@@ -352,7 +352,7 @@ EngineCommand = (
 
 
 def is_only_output(event: EngineInput) -> bool:
-    """What comes for each token and moves nothing but its client's answer."""
+    """Outputs that come for each token and change only its client's answer."""
     match event:
         case WorkerSaid(message=TokenOut()) | EngineMessageReceived(message=RelayedOutput()):
             return True

@@ -141,7 +141,7 @@ class Formation:
         return self._advance(now)
 
     def forget(self, node: NodeId, now: float) -> None:
-        """What this node said of its rank is void: it is down."""
+        """This node is down: its last report of its rank no longer counts."""
         self._statuses.pop(node, None)
         if self._plan is not None and node in self._plan.ring:
             self._rank_missing(now)

@@ -21,7 +21,7 @@ from exoengine.model_files.memory_fit import Fit, ModelSizes, SpanNeeds, SpanTab
 
 
 class DoesNotFitError(ValueError):
-    """The plan's nodes cannot hold the model; `str(error)` is the sum."""
+    """The plan's nodes cannot hold the model; `str(error)` gives the figures."""
 
 
 Spans = tuple[tuple[int, int], ...]
@@ -55,7 +55,7 @@ def layer_spans(plan: MeshPlan, sizes: ModelSizes) -> Spans:
 
 
 def shortage(plan: MeshPlan, sizes: ModelSizes) -> str:
-    """Why the plan's nodes cannot hold the model, with the sum; empty where they can, as far as is known."""
+    """Why the plan's nodes cannot hold the model, with the figures; empty where they can, as far as is known."""
     ranks = rank_needs(plan, sizes)
     short = [
         f"{needs.text} and {node} can give {gib(memory_mib << 20)}"

@@ -51,7 +51,7 @@ class Forecast(msgspec.Struct, frozen=True):
     obstacle: str = ""
     """Why it cannot be, as text; empty where it can, as far as is known."""
     node: NodeId | None = None
-    """The one that is alone."""
+    """The node, where one computes alone."""
 
     @property
     def request_s(self) -> float:

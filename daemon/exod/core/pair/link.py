@@ -281,7 +281,7 @@ class Link:
             self._check(now)
 
     def ring_evidence(self, path_id: PathId, seen: RingEvidence, now: float) -> None:
-        """What the ring saw of a path counts only while its probes pass: all else is theirs to find."""
+        """What the ring saw of a path counts only while its probes pass: other failures are found by the probes."""
         path = self.paths.get(path_id)
         if path is None or path.state not in USABLE or path.quiet_s(now) > path.first_miss_s:
             return
@@ -422,7 +422,7 @@ class Link:
         self._selection_changed(left, "peer", f"{said}: {shown}" if shown else said, now)
 
     def _selection_changed(self, before: PathId | None, cause: str, reason: str, now: float) -> None:
-        """The register grew: say so, and do not wait for the next beat to agree."""
+        """The register grew: send it at once, so that both ends agree before the next probe is due."""
         register, path = self.agreement.register, self.selected_path
         assert register is not None
         self.selection_cause = reason

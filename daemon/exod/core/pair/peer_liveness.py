@@ -53,7 +53,7 @@ class PeerLiveness:
         self.connection_broken = False
         self.last_rx = now
         self.audible_since = now
-        """Heard on some path or other without a gap from here on."""
+        """Since when the peer has been heard without a gap, on all paths together."""
         self.quiet_since = now
         self.reason = "not heard yet"
 

@@ -75,7 +75,7 @@ def why_best(ranked: Sequence[PathRating]) -> str:
 
 
 def why_left(left: PathId | None, taken: PathId | None, ratings: Iterable[PathRating]) -> str | None:
-    """Why the other end left one path for another, in words, as far as it shows at this end."""
+    """Why the other end left one path for another, as text, as far as this end can see."""
     ranked = sorted((one for one in ratings if one.usable or one.path == left), key=order)
     old = next((one for one in ranked if one.path == left), None)
     new = next((one for one in ranked if one.path == taken), None)

@@ -31,7 +31,7 @@ class SequenceWindow:
         self._base: int | None = None
         """Where loss counts from: set by the next number that comes."""
         self._loss: float | None = None
-        """What `loss` last came to; None where a number came since."""
+        """The last result of `loss`; None where a number came since."""
 
     def accept(self, seq: int) -> bool:
         """True the first time a number comes, if it is not too old to tell."""

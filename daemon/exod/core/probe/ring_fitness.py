@@ -43,7 +43,7 @@ KiB takes 16 ms at 1 MB/s, as long as a whole step of a small model."""
 
 
 def describe(fault: RingFault, address: str, moved_bytes: int, mb_per_s: float, limit_mb_per_s: float) -> str:
-    """In words, after `the ring failed on it: `."""
+    """As text, after `the ring failed on it: `."""
     match fault:
         case RingFault.UNANSWERED:
             return f"nobody answered a connection to {address} (a firewall?)"

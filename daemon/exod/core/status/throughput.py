@@ -39,7 +39,7 @@ class Workload(msgspec.Struct, frozen=True):
 
     model: str
     plan: str
-    """The nodes and their layers in words; not the plan's hash, which holds its epoch."""
+    """The nodes and their layers as text; not the plan's hash, which holds its epoch."""
     mode: Literal["fast", "safe"]
     band: int
     sequences: int
@@ -82,7 +82,7 @@ class ThroughputWatch:
 
     @property
     def baselines(self) -> tuple[Baseline, ...]:
-        """The one that was met last stands last."""
+        """In order of use, the newest last."""
         return tuple(Baseline(setting, rate) for setting, rate in self._best.items())
 
     def observe(self, setting: Workload | None, tokens_per_s: float, now: float) -> None:

@@ -61,7 +61,7 @@ class Fitness:
         return [AnnounceUnfit(self.text)]
 
     def process_ended(self, text: str, loading: Load | None, now: float) -> None:
-        """Nobody asked it to, and it did not hold its layers. `loading` is what it was told to load."""
+        """It ended unasked, and did not hold its layers. `loading` is what it was told to load."""
         self._failures += 1
         if self._failures >= FAILURES:
             said = f"its worker ended {self._failures} times before it held its layers: {text}"
@@ -78,12 +78,12 @@ class Fitness:
         self._unfit(text, FailedPart.FILES, now)
 
     def model_found(self) -> None:
-        """Its files are well. Where they were what failed, that is what was to be shown."""
+        """Its files are in order. Where they had failed, this node can serve again."""
         if self.text and self._cause is FailedPart.FILES:
             self.text, self._try_at = "", None
 
     def greeted(self, *, in_ring: bool) -> None:
-        """A process lives. Where processes were what failed, that is what was to be shown beside a ring."""
+        """A process runs. Where it was tried beside the ring, this node can serve again."""
         if self.text and self._cause is FailedPart.PROCESS and not in_ring:
             self.text, self._try_at = "", None
             self._failures = FAILURES - 1  # the next failure is one too many again
@@ -93,7 +93,7 @@ class Fitness:
         self._failures, self._wait_s = 0, TRY_AGAIN_S
 
     def wanted_anew(self) -> None:
-        """Another model: what was said of the last one is void."""
+        """Another model: failures of the last one no longer count."""
         self.holds_layers()
 
     def rehearse(

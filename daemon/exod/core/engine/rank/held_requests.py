@@ -94,7 +94,7 @@ class HeldRequests:
         return [msgspec.structs.replace(one.begin, tokens=tuple(one.tokens[:-1])) for one in held]
 
     def begin(self, begin: BeginRequest) -> bool:
-        """True where it is new. One that is known may at last say who its origin is."""
+        """True where it is new. A known request may only now name its origin."""
         self.begun_order = max(self.begun_order, begin.order)
         known = self.active.get(begin.request.request_id)
         if known is not None:
@@ -110,7 +110,7 @@ class HeldRequests:
         return order <= self.finished_order or order in self._ended
 
     def claim(self, request_id: str, origin: NodeId) -> None:
-        """The origin of a generation that outlived its daemon has made itself known."""
+        """The origin of a generation that outlived its daemon is known now."""
         held = self.of_client(request_id)
         if held is not None and held.begin.origin == UNKNOWN_ORIGIN:
             held.begin = msgspec.structs.replace(held.begin, origin=origin)

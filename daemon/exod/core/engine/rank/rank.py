@@ -148,7 +148,7 @@ class Rank:
         return commands + self._report(now, changed=True)
 
     def _leave_attempt(self, now: float) -> None:
-        """Nothing is left of the attempt but its number: what the worker still says of it is not waited for."""
+        """Only the attempt's number is kept: the worker's messages about it are not waited for."""
         if self._phases.accepts(RankEvent.ATTEMPT_LEFT):
             self._phases.apply(RankEvent.ATTEMPT_LEFT, now)
             self.worker.done()

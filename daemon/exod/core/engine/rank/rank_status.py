@@ -129,7 +129,7 @@ class StatusReports:
 
 
 def _says_the_same(one: RankStatus, other: RankStatus) -> bool:
-    """But for figures that move all the time."""
+    """Figures that change all the time are left out of the comparison."""
     return _without_figures(one) == _without_figures(other)
 
 
