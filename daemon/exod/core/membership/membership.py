@@ -1,11 +1,11 @@
 """Which cluster key is in force, who is given it, and who was removed: rotation, removal, invitations.
 
-The theory. A rotation makes a new key with the next number. Its maker gives it to every member that it is
-connected to, and each of them to its own, over TLS. A key that is replaced is retired: for RETIRED_S it still opens
-a connection on which a node that was away may fetch the new key, and nothing else. The old key alone is no proof
+The theory. A rotation makes a new key with the next number. Its maker gives it to every member that it is connected
+to, and each of them to its own, over TLS. A key that is replaced is retired: for RETIRED_S it still opens a
+connection on which a node that was away may fetch the new key, and nothing else. The old key alone is no proof
 there, for a removed node has it too. So each node has a key pair of its own, and the others remember its public
-half (the pin) from when it was a member; a node is given the new key if it shows the pinned one and was not removed. It
-takes a new key only from a node whose pin it remembers.
+half (the pin) from when it was a member; a node is given the new key if it shows the pinned one and was not
+removed. It takes a new key only from a node whose pin it remembers.
 
 Of two rotations at the same time the higher (number, key) wins everywhere; a removal that lost is repeated by the
 node that lost it, and what was removed stays removed.
