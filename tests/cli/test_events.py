@@ -70,7 +70,13 @@ async def test_events_are_read_from_the_disk_where_no_daemon_runs(exoctl: Exoctl
     (exoctl.folder / "events.ndjson").write_text(json.dumps(event) + "\n" + "{torn")
     ended = await exoctl.run("events", "--json")
     assert ended.code == 0
-    assert json.loads(ended.out) == {**event["data"], "ts": STARTED_AT, "type": "crash.seen", "subject": "worker"}
+    assert json.loads(ended.out) == {
+        "schema": 1,
+        **event["data"],
+        "ts": STARTED_AT,
+        "type": "crash.seen",
+        "subject": "worker",
+    }
     assert "no exod is running here; 1 events" in ended.err
     assert (await exoctl.run("events", "--follow")).code == 3
 

@@ -123,6 +123,35 @@ async def test_with_json_an_error_is_an_object_too(exoctl: Exoctl) -> None:
     assert ended.code == ExitCode.USAGE
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("status",), ("links",), ("links", "history"), ("netcheck",), ("mesh",), ("mesh", "renegotiate"),
+        ("mesh", "jaccl"), ("engine",), ("preflight",), ("doctor",), ("cluster", "show"), ("config", "path"),
+        ("config", "show"), ("config", "check"), ("model", "ls"), ("model", "info", "a/b"), ("service", "print"),
+        ("completion", "bash"), ("wait",), ("ping", "nobody"), ("top",), ("no-such-command",), ("service",), (),
+        ("status", "--no-such-option"), ("links", "a", "b", "c"), ("bench", "--clients", "x"),
+        ("debug", "fault", "x", "drop", "--for", "never"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+async def test_with_json_every_command_and_error_prints_one_object_with_a_schema(
+    exoctl: Exoctl, command: tuple[str, ...]
+) -> None:
+    async with served(exoctl):
+        ended = await exoctl.run(*command, "--json")
+    assert json.loads(ended.out)["schema"] == 1, ended.out
+    assert next(iter(json.loads(ended.out))) == "schema"
+
+
+async def test_with_json_each_event_is_a_line_with_a_schema(exoctl: Exoctl) -> None:
+    async with served(exoctl):
+        ended = await exoctl.run("events", "--json", "--since", "20000d")
+    lines = [json.loads(line) for line in ended.out.splitlines()]
+    assert lines
+    assert all(line["schema"] == 1 and line["type"] for line in lines)
+
+
 async def test_the_socket_is_found_by_the_configuration(exoctl: Exoctl) -> None:
     config = exoctl.folder / "mine.toml"
     config.write_text(f'[node]\ndata_dir = "{exoctl.folder}"\n')

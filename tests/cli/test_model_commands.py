@@ -51,7 +51,7 @@ async def test_a_model_is_downloaded_listed_told_of_and_removed(exoctl: Exoctl, 
     assert (unasked.code, "--yes" in unasked.err) == (2, True)
     removed = await exoctl.run("model", "rm", MODEL, "--yes", "--json")
     assert json.loads(removed.out)["freed_bytes"] > 1_000_000
-    assert json.loads((await exoctl.run("model", "ls", "--json")).out) == {"models": []}
+    assert json.loads((await exoctl.run("model", "ls", "--json")).out) == {"schema": 1, "models": []}
     gone = await exoctl.run("model", "info", MODEL)
     assert (gone.code, f"exoctl model pull {MODEL}" in gone.err) == (2, True)
 
@@ -117,7 +117,7 @@ async def test_a_copy_of_another_nodes_folder_is_listed_by_its_path_and_removed(
     assert (await exoctl.run("model", "info", "/models/mine")).code == 0
     assert (await exoctl.run("model", "rm", "/models/mine", "--yes")).code == 0
     assert not place.exists()
-    assert json.loads((await exoctl.run("model", "ls", "--json")).out) == {"models": []}
+    assert json.loads((await exoctl.run("model", "ls", "--json")).out) == {"schema": 1, "models": []}
 
 
 async def test_where_exod_runs_it_is_asked_and_every_nodes_progress_is_shown(exoctl: Exoctl) -> None:

@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Exits with one of the contract's codes."""
     given = global_options_first(sys.argv[1:] if arguments is None else arguments)
     parser, commands = build()
+    Parser.as_json = "--json" in given
     complaint = unknown_command(given, commands)
     if complaint:
         parser.error(complaint)
@@ -123,6 +124,8 @@ def _complaint(what: str, word: str, known: Sequence[str]) -> str:
 def _without_command(arguments: Sequence[str], parser: Parser, commands: Commands) -> None:
     """Nothing was named to do: helps with what could have been."""
     words = _words(arguments)
+    if Parser.as_json:
+        parser.error(f"{' '.join(['exoctl', *words])} needs a command")
     print(commands.help_of(words[0]) if words else parser.format_help(), end="", file=sys.stderr)
     sys.exit(int(ExitCode.USAGE))
 

@@ -103,7 +103,7 @@ class ModelFetches:
     async def run(self) -> None:
         """Until cancelled; may be run again after an error."""
         self._running.clear()
-        self.core.nothing_runs()
+        self.core.begin(time.monotonic())
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             told_at = float("-inf")
@@ -144,6 +144,7 @@ class ModelFetches:
 
     async def find(self, model: str, progress: Callable[[int, int], None]) -> Path:
         """For this node's rank. Raises ModelFolderError. Cancelling it ends the fetch, unless people want it."""
+        self.feed(events.RankLooksFor(model))
         return await self.local(model) or await self._fetched(model, progress)
 
     async def local(self, model: str) -> Path | None:

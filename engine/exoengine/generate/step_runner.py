@@ -20,7 +20,7 @@ from exoengine.generate.outbox import Outbox
 from exoengine.generate.pipeline import Built, Draw, Drawn, Pass, Pipeline, Result
 from exoengine.generate.sent_activations import split_rows
 from exoengine.generate.step_timing import StageTimes
-from exoengine.generate.sync_mode import NOTHING_MEASURED, SyncPolicy, WatchdogModel
+from exoengine.generate.sync_mode import ALONE, NOTHING_MEASURED, SyncPolicy, WatchdogModel
 from exoengine.model.cache_batch import OneByOne, StageBatch, batched
 from exoengine.model.loading import LoadedModel
 from exoengine.model.sampling import PENALTY_CONTEXT_TOKENS, draw_likeliest
@@ -63,7 +63,10 @@ class StepRunner:
         self._pipeline = Pipeline(self._model.stage, self._group, rank, size, self._switch)
         self._size = size
         self.policy.forget()
-        self.policy.forbid_fast(CUDA_GRAPHS_DIFFER if mx.cuda.is_available() else self._group.no_graphs)
+        no_fast = CUDA_GRAPHS_DIFFER if mx.cuda.is_available() else self._group.no_graphs
+        self.policy.forbid_fast(no_fast)
+        if size == 1 and not no_fast and self.policy.settings.sync == "dynamic":
+            self._shared.safe, self._shared.sync_reason = ALONE.safe, ALONE.reason
 
     def parted(self) -> None:
         if self._group.waited_too_long:

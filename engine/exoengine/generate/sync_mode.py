@@ -55,6 +55,8 @@ class SyncChoice:
 
 
 NOTHING_MEASURED: Final = SyncChoice(safe=True, reason="no step has been measured yet")
+ALONE: Final = SyncChoice(safe=False, reason="there is no other rank to wait for")
+"""What one rank by itself is told to do before its first step."""
 
 
 class SyncPolicy:

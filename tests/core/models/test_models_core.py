@@ -6,6 +6,7 @@ import pytest
 
 from exod.core.models.model_events import (
     FetchEnded,
+    FetchesChanged,
     FetchFailed,
     FetchOver,
     FetchProgress,
@@ -18,11 +19,20 @@ from exod.core.models.model_events import (
     PeersNow,
     PullAsked,
     PullsHeard,
+    RankLooksFor,
     Redirect,
     StartFetch,
     StopFetch,
 )
-from exod.core.models.models_core import MAX_PULLS, RETRY_S, SETTLE_S, ModelsCore, newer_record
+from exod.core.models.models_core import (
+    HEARD_S,
+    MAX_PULLS,
+    RETRY_S,
+    SETTLE_S,
+    START_S,
+    ModelsCore,
+    newer_record,
+)
 from exod.core.models.source_choice import HUB, choose_source
 from exod.model import NodeId, PullRecord
 
@@ -79,6 +89,15 @@ class World:
                     self._took(node, core.handle(PeerFetches(other, told[other][0]), self.now))
                 self._took(node, core.handle_timer(self.now))
 
+    def run_alone(self, for_s: float) -> None:
+        """Nobody is connected."""
+        end = self.now + for_s
+        while self.now < end:
+            self.now += TOLD_AFTER_S
+            for node, core in self.nodes.items():
+                self._took(node, core.handle(PeersNow(frozenset()), self.now))
+                self._took(node, core.handle_timer(self.now))
+
     def pull(self, name: str, model: str = MODEL, everywhere: bool = False, paused: bool = False) -> None:
         core = self.nodes[self[name]]
         self.feed(name, PullAsked(newer_record(core.pulls, model, self.now, name, everywhere, paused)))
@@ -106,6 +125,66 @@ def test_one_of_three_asks_the_hub_and_the_others_take_from_it() -> None:
     world.run(1)
     assert world.states() == ["here"] * 3
     assert world.most_at_hub == 1
+
+
+@pytest.mark.parametrize("found_after_s", [0.2, 1.0, 2.0, 2.9])
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_nodes_that_start_together_ask_once_although_they_find_each_other_later(
+    found_after_s: float, first: str
+) -> None:
+    """Each is alone at first, and needs the same model."""
+    world = World("a", "b", "c")
+    for name in (first, *sorted({"a", "b", "c"} - {first})):
+        world.nodes[world[name]].begin(world.now)
+        world.feed(name, ModelNeeded(MODEL))
+        world.run_alone(0.05)
+    world.run_alone(found_after_s - 0.15)
+    assert not world.asked_hub
+    world.run(SETTLE_S + START_S)
+    assert world.asked_hub == {world["a"]}
+    assert world.most_at_hub == 1
+
+
+def test_a_peer_that_is_connected_is_heard_before_the_hub_is_asked() -> None:
+    core = ModelsCore(NodeId("b" * 16), hosts_ranks=True)
+    peer = NodeId("a" * 16)
+    core.handle(PeersNow(frozenset({peer})), 100.0)
+    core.handle(ModelNeeded(MODEL), 100.0)
+    core.handle_timer(100.0 + HEARD_S - 0.1)
+    assert not core.fetches(104.9)[0].asks_hub
+    due = core.next_deadline()
+    assert due == 100.0 + HEARD_S
+    core.handle_timer(due)
+    assert core.fetches(due)[0].asks_hub, "a peer that says nothing holds nobody up for ever"
+
+
+def test_a_peer_that_was_heard_holds_nobody_up() -> None:
+    core = ModelsCore(NodeId("b" * 16), hosts_ranks=True)
+    peer = NodeId("a" * 16)
+    core.handle(PeersNow(frozenset({peer})), 100.0)
+    core.handle(ModelNeeded(MODEL), 100.0)
+    core.handle(PeerFetches(peer, ()), 100.5)
+    core.handle_timer(100.0 + SETTLE_S)
+    assert core.fetches(101.0)[0].asks_hub
+
+
+def test_a_failure_is_told_until_the_rank_looks_for_another_model() -> None:
+    core = ModelsCore(NodeId("a" * 16), hosts_ranks=True)
+    core.handle(ModelNeeded(MODEL), 100.0)
+    core.handle(FetchFailed(MODEL, "no_network", "offline"), 101.0)
+    core.handle(ModelNotNeeded(MODEL), 101.0)
+    assert [fetch.state for fetch in core.fetches(102.0)] == ["failed"]
+    assert core.handle(RankLooksFor(MODEL), 103.0) == []
+    assert FetchesChanged() in core.handle(RankLooksFor("embedded:count"), 104.0)
+    assert core.fetches(105.0) == ()
+
+
+def test_a_failed_pull_is_told_whatever_the_rank_looks_for() -> None:
+    world = World("a")
+    world.pull("a")
+    world.feed("a", FetchFailed(MODEL, "no_such_model", "there is none"))
+    world.feed("a", RankLooksFor("embedded:count"))
+    assert world.states() == ["failed"]
 
 
 def test_when_the_one_at_the_hub_leaves_another_takes_its_turn() -> None:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 INTERRUPTED: Final = 130
 """128 + SIGINT, as shells expect it."""
 
+JSON_SCHEMA: Final = 1
+"""In every object that a command prints: it rises when a field is renamed or goes. The status has its own."""
+
 DEFAULT_WIDTH: Final = 100
 """Columns where standard output is not a terminal."""
 
@@ -94,7 +97,11 @@ class Shell:
         """The daemon's own JSON, laid out for reading."""
         import msgspec
 
-        print(msgspec.json.format(data, indent=2).decode(), flush=True)
+        print(msgspec.json.format(with_schema(data), indent=2).decode(), flush=True)
+
+    def show_json_line(self, data: bytes) -> None:
+        """One object of many."""
+        print(with_schema(data).decode(), flush=True)
 
     def show_value(self, value: object) -> None:
         import msgspec
@@ -108,6 +115,14 @@ class Shell:
             code = error.code if isinstance(error, RequestError) else error.exit_code.name.lower()
             self.show_value({"error": {"code": code, "text": str(error), "exit_code": int(error.exit_code)}})
         return error.exit_code
+
+
+def with_schema(data: bytes) -> bytes:
+    """A JSON object with `schema` as its first field; one that begins with it is left as it is."""
+    if data.startswith(b'{"schema":'):
+        return data
+    rest = data[1:].lstrip()
+    return b'{"schema":%d' % JSON_SCHEMA + (b"" if rest == b"}" else b",") + rest
 
 
 def terminal_size() -> tuple[int, int]:
@@ -131,9 +146,12 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
 
+    as_json = False
+    """Is an error to be an object, too? Set before anything is parsed: an error may come before `--json`."""
+
     def error(self, message: str) -> NoReturn:
-        print(f"exoctl: {message}; see: {self.prog} --help", file=sys.stderr)
-        raise SystemExit(int(ExitCode.USAGE))
+        shell = Shell(Settings(as_json=Parser.as_json))
+        raise SystemExit(int(shell.fail(UsageError(f"{message}; see: {self.prog} --help"))))
 
 
 class Commands:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from exod.cli.base.options import Commands, Shell, UsageError
-from exod.errors import ExitCode, ExodError
+from exod.errors import ExitCode, ExodError, RequestError
 
 CLIENTS: Final = "1,2,4,8"
 TOKENS: Final = 64
@@ -63,7 +63,7 @@ def bench(shell: Shell, clients: str, tokens: int) -> ExitCode:
     with shell.daemon() as daemon:
         (model,) = daemon.ask("models", list[str])[:1] or [""]
     if not model:
-        raise ExodError("no model is loaded: exoctl engine load MODEL")
+        raise RequestError("no_model", "no model is loaded: exoctl engine load MODEL", ExitCode.DEGRADED)
     progress = _TokenBar(shell, sum(counts) * tokens)
     _run(shell, 0, 2, progress, warm_up=True)
     rows = [_row(shell, count, tokens, progress) for count in counts]

@@ -16,7 +16,11 @@ def register(commands: Commands, whole: Parser) -> None:
         """Prints the completion script for a shell. To try it in zsh: eval "$(exoctl completion zsh)"."""
         import shtab
 
-        shell.show([shtab.complete(whole, name)])
+        script = shtab.complete(whole, name)
+        if shell.as_json:
+            shell.show_value({"shell": name, "script": script})
+        else:
+            shell.show([script])
         return ExitCode.OK
 
     parser = commands.add("completion", completion)

@@ -12,8 +12,8 @@ from exod.errors import ExitCode
 if TYPE_CHECKING:
     from exod.daemon_api.shapes import EngineReport, MeshReport
 
-DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|min|h)?")
-SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|min|h|d)?")
+SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def register(commands: Commands) -> None:
@@ -74,8 +74,14 @@ def mesh_renegotiate(shell: Shell) -> ExitCode:
 
 def mesh_jaccl(shell: Shell) -> ExitCode:
     """MLX's hostfile for RDMA over these cables. 5 where no cable joins each two nodes."""
+    import msgspec
+
     with shell.daemon() as daemon:
-        shell.show_json(daemon.raw("jaccl"))
+        hostfile = daemon.raw("jaccl")
+    if shell.as_json:
+        shell.show_json(hostfile)
+    else:
+        shell.show([msgspec.json.format(hostfile, indent=2).decode()])  # as mlx.launch reads it: nothing of ours
     return ExitCode.OK
 
 

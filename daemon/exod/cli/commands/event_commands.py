@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def register(commands: Commands) -> None:
     parser = commands.add("events", events)
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what happens, until Ctrl-C")
-    times = "Unix seconds, a time (2026-01-31T12:00), or an age (10m, 2h)"
+    times = "Unix seconds, a time (2026-01-31T12:00), or an age (10m, 2h, 2d)"
     parser.add_argument("--since", metavar="T", help=times)
     parser.add_argument("--type", metavar="GLOB", dest="kind", help="only these, such as path.* or engine.reformed")
     parser.add_argument("--node", metavar="NODE", help="only what concerns this node, by its name or id")
@@ -54,7 +54,10 @@ def _show(shell: Shell, events: Iterable[dict[str, Any]], names: dict[str, str],
     import msgspec
 
     for event in events:
-        shell.show([msgspec.json.encode(event).decode() if shell.as_json else _line(event, names, paint)])
+        if shell.as_json:
+            shell.show_json_line(msgspec.json.encode(event))
+        else:
+            shell.show([_line(event, names, paint)])
 
 
 def _told(daemon: DaemonClient, start: float | None, follow: bool) -> Iterator[dict[str, Any]]:
@@ -151,6 +154,6 @@ def moment(text: str, now: float) -> float:
         read = datetime.fromisoformat(text)
     except ValueError:
         raise UsageError(
-            f"'{text}' is no time: write Unix seconds, 2026-01-31T12:00, or an age such as 10m"
+            f"'{text}' is no time: write Unix seconds, 2026-01-31T12:00, or an age such as 10m or 2d"
         ) from None
     return (read if read.tzinfo is not None else read.astimezone()).astimezone(UTC).timestamp()

@@ -256,7 +256,11 @@ def service_print(shell: Shell, system: bool, platform: PlatformName | None) -> 
     """Writes the unit to standard output, for either platform, anywhere."""
     from exod.cli.service import verbs as service
 
-    print(service.print_unit(platform, system, shell.config_file), end="", flush=True)
+    unit = service.print_unit(platform, system, shell.config_file)
+    if shell.as_json:
+        shell.show_value({"unit": unit})
+    else:
+        print(unit, end="", flush=True)
     return ExitCode.OK
 
 

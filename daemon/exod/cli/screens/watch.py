@@ -59,7 +59,7 @@ def watch_json(shell: Shell, ask: Callable[[], bytes]) -> ExitCode:
     try:
         while True:
             try:
-                _write(ask().decode() + "\n")
+                shell.show_json_line(ask())
             except ExodError as error:
                 shell.fail(error)
             time.sleep(INTERVAL_S)

@@ -19,6 +19,12 @@ class PullsHeard(msgspec.Struct, frozen=True):
     records: tuple[PullRecord, ...]
 
 
+class RankLooksFor(msgspec.Struct, frozen=True):
+    """This node's rank begins to look for a model, which may be here already."""
+
+    model: str
+
+
 class ModelNeeded(msgspec.Struct, frozen=True):
     """This node's rank looks for it."""
 
@@ -64,6 +70,7 @@ class FetchFailed(msgspec.Struct, frozen=True):
 ModelsInput = (
     PullAsked
     | PullsHeard
+    | RankLooksFor
     | ModelNeeded
     | ModelNotNeeded
     | PeerFetches

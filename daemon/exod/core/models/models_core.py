@@ -35,6 +35,7 @@ from exod.core.models.model_events import (
     PeersNow,
     PullAsked,
     PullsHeard,
+    RankLooksFor,
     Redirect,
     StartFetch,
     StopFetch,
@@ -43,6 +44,12 @@ from exod.model import ModelFetch, NodeId, PullRecord
 
 SETTLE_S: Final = 1.0
 """Reports are told at once and take milliseconds; a loop that is busy takes some hundreds."""
+
+START_S: Final = 3.0
+"""After a daemon's start, in which nodes that start together find each other: they take one to two."""
+
+HEARD_S: Final = 5.0
+"""For a node that is connected to say what it fetches, before the hub is asked without having heard it."""
 
 RETRY_S: Final = 60.0
 """A full disk, a hub that is down: people mend them while we run."""
@@ -128,6 +135,9 @@ class ModelsCore:
         """For each model the time of the record that this node has fulfilled: it is not fetched again for it."""
         self._wants: dict[str, _Want] = {}
         self._others: dict[NodeId, tuple[ModelFetch, ...]] = {}
+        self._unheard: frozenset[NodeId] = frozenset()
+        """Who is connected, and has not said what it fetches."""
+        self._hub_from = float("-inf")
         self._looked_at = float("-inf")
 
     # --- what is ----------------------------------------------------------------------------------------------
@@ -144,7 +154,13 @@ class ModelsCore:
         due = [
             at
             for want in self._wants.values()
-            for at in (want.retry_at, want.since + SETTLE_S, want.hub_again_at)
+            for at in (
+                want.retry_at,
+                want.since + SETTLE_S,
+                want.since + HEARD_S,
+                want.hub_again_at,
+                self._hub_from,
+            )
             if at is not None and at > self._looked_at and not want.is_here
         ]
         return min(due, default=None)
@@ -158,6 +174,8 @@ class ModelsCore:
                 commands = self._newer([record])
             case PullsHeard(records=records):
                 commands = self._newer(records)
+            case RankLooksFor(model=model):
+                commands = self._forget_failures_of_others(model)
             case ModelNeeded(model=model):
                 self._want(model, now).by_rank = True
                 self._had.pop(model, None)  # whether it is still here is found out again
@@ -167,8 +185,10 @@ class ModelsCore:
                     self._wants[model].by_rank = False
             case PeerFetches(peer=peer, fetches=fetches):
                 self._others[peer] = fetches
+                self._unheard -= {peer}
             case PeersNow(peers=peers):
                 self._others = {peer: found for peer, found in self._others.items() if peer in peers}
+                self._unheard = peers - self._others.keys()
             case FetchProgress(model=model) if model in self._wants:
                 commands = self._progressed(self._wants[model], event, now)
             case FetchEnded(model=model) if model in self._wants:
@@ -185,12 +205,13 @@ class ModelsCore:
             if want.retry_at is not None and now >= want.retry_at:
                 want.failure = want.retry_at = None
             commands += self._steer(want, now)
-            if not (want.by_rank or want.by_pull or want.model in self.pulls):
+            if not (want.by_rank or want.by_pull or want.failure or want.model in self.pulls):
                 del self._wants[want.model]
         return commands
 
-    def nothing_runs(self) -> None:
+    def begin(self, now: float) -> None:
         """The shell begins, or begins anew after an error: what was started has ended."""
+        self._hub_from = now + START_S
         for want in self._wants.values():
             want.running = want.asks_hub = False
 
@@ -220,6 +241,17 @@ class ModelsCore:
             want.failure = want.retry_at = want.hub_failure = None
             want.hub_again_at = 0.0
             want.is_here = False
+
+    def _forget_failures_of_others(self, model: str) -> list[ModelsCommand]:
+        """What the rank could not get before is nobody's trouble any more."""
+        over = [
+            want.model
+            for want in self._wants.values()
+            if want.model != model and want.failure and not want.by_rank and want.model not in self.pulls
+        ]
+        for one in over:
+            del self._wants[one]
+        return [FetchesChanged()] if over else []
 
     def _want(self, model: str, now: float) -> _Want:
         return self._wants.setdefault(model, _Want(model, now))
@@ -310,7 +342,9 @@ class ModelsCore:
         asking = [peer for peer, fetch in rivals.items() if fetch.asks_hub]
         if want.asks_hub:
             return not any(peer < self._me for peer in asking)
-        if asking or now < want.since + SETTLE_S:
+        if asking or now < max(want.since + SETTLE_S, self._hub_from):
+            return False
+        if self._unheard and now < want.since + HEARD_S:
             return False
         return not any(peer < self._me and fetch.can_ask_hub for peer, fetch in rivals.items())
 
