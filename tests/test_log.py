@@ -118,7 +118,7 @@ def log_lines(tmp_path: Path) -> Iterator[Callable[[], list[dict[str, Any]]]]:
 
 def test_a_flood_is_a_few_lines_and_then_one_a_minute_with_its_count() -> None:
     now = 0.0
-    floods = log.Floods(lambda: now)
+    floods = log.EventLimit(lambda: now)
     written = []
     for _ in range(3):
         for _ in range(1000):

@@ -106,7 +106,7 @@ def configure(level: str, output: str, file: Path | None = None, max_bytes: int 
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
-            Floods(),
+            EventLimit(),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%H:%M:%S.%f" if console else "iso", utc=not console),
             _without_escapes if console else structlog.processors.format_exc_info,
@@ -121,7 +121,7 @@ def configure(level: str, output: str, file: Path | None = None, max_bytes: int 
     root.setLevel(logging.WARNING)  # libraries stay quiet unless something is wrong
 
 
-class Floods:
+class EventLimit:
     """A structlog processor that lets no event fill the log."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

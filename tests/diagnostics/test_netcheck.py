@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from exod.daemon_api.discovery_state import DiscoveryState, Found
+from exod.daemon_api.discovery_state import DiscoveryState, PeerFound
 from exod.daemon_api.shapes import InterfaceLine
 from exod.diagnostics.netcheck import (
     PeerPort,
@@ -22,7 +22,7 @@ from exod.diagnostics.thunderbolt_advice import check_thunderbolt
 from exod.model import Kind, NodeId, ThunderboltPort
 from exod.platform.linux import Linux
 
-STUDIO2 = Found(NodeId("00000000000000bb"), "studio2", ("10.0.0.2",), 52410, 1)
+STUDIO2 = PeerFound(NodeId("00000000000000bb"), "studio2", ("10.0.0.2",), 52410, 1)
 
 
 def line(name: str, kind: Kind, eligible: bool = True) -> InterfaceLine:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from exod.engine_service.download_messages import Job, Progress, Ways
+from exod.engine_service.download_messages import AllowedSources, Job, Progress
 from exod.engine_service.model_search import DownloadProcess
 from exod.model_transfer.model_places import FileList, read_list, repository_folder, write_list
 from exod.model_transfer.peer_files import Credentials, FileSource
@@ -51,7 +51,7 @@ async def download(giver: Giver, may_ask_hub: bool = False, within_s: float = 60
     told: list[Progress] = []
     process = DownloadProcess(Job(MODEL), told.append)
     source = FileSource(GIVER, "giver", "", "", "127.0.0.1", giver.port)
-    process.tell(Ways(may_ask_hub, (source,), Credentials(*credentials(KEY, TAKER))))
+    process.tell(AllowedSources(may_ask_hub, (source,), Credentials(*credentials(KEY, TAKER))))
     async with asyncio.timeout(within_s):
         return await process.run(), told
 

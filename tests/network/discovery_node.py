@@ -13,7 +13,7 @@ import sys
 import msgspec
 import uvloop
 
-from exod.daemon_api.discovery_state import Found, Lost
+from exod.daemon_api.discovery_state import PeerFound, PeerVanished
 from exod.model import NodeId
 from exod.network.interfaces import InterfaceWatcher
 from exod.network.mdns_discovery import Announcement, Discovery
@@ -24,7 +24,7 @@ def say(**fields: object) -> None:
     print(json.dumps(fields), flush=True)
 
 
-def report(what: Found | Lost) -> None:
+def report(what: PeerFound | PeerVanished) -> None:
     say(event=type(what).__name__.lower(), **msgspec.to_builtins(what))
 
 

@@ -10,7 +10,7 @@ import pytest
 from zeroconf import DNSAddress, DNSIncoming, ServiceStateChange
 from zeroconf.asyncio import AsyncZeroconf
 
-from exod.daemon_api.discovery_state import Found, Lost
+from exod.daemon_api.discovery_state import PeerFound, PeerVanished
 from exod.model import Kind, LocalAddress, NodeId
 from exod.network import mdns_discovery
 from exod.network.mdns_discovery import (
@@ -48,7 +48,7 @@ def test_vpns_are_left_out_and_loopback_is_for_when_there_is_nothing_else() -> N
 def test_what_a_node_announces_is_what_another_reads() -> None:
     info = service_info(ME, ["10.0.0.2", "192.168.4.21"])
     found = read_announcement(info.name, info.decoded_properties, info.parsed_addresses(), info.port, "home")
-    assert found == Found(ME.node_id, "studio1", ("10.0.0.2", "192.168.4.21"), 52410, ME.incarnation)
+    assert found == PeerFound(ME.node_id, "studio1", ("10.0.0.2", "192.168.4.21"), 52410, ME.incarnation)
 
 
 GOOD: dict[str, str | None] = {"id": ME.node_id, "name": "studio1", "incarnation": "7", "cluster": "home"}
@@ -98,7 +98,7 @@ def test_a_long_name_is_cut() -> None:
 
 @pytest.mark.anyio
 async def test_without_any_interface_discovery_waits_and_ends_when_told() -> None:
-    reports: list[Found | Lost] = []
+    reports: list[PeerFound | PeerVanished] = []
     discovery = Discovery(ME, reports.append)
     discovery.follow(())
     running = asyncio.create_task(discovery.run(), name="discovery")
@@ -149,7 +149,7 @@ async def test_a_record_that_runs_out_after_the_last_word_of_it_is_still_noticed
             return True
 
     monkeypatch.setattr(mdns_discovery, "AsyncServiceInfo", Cached)
-    heard: asyncio.Queue[Found | Lost] = asyncio.Queue()
+    heard: asyncio.Queue[PeerFound | PeerVanished] = asyncio.Queue()
     other = Announcement(NodeId("00000000000000bb"), "studio2", 1, "0.1.0", "home", 52410)
     discovery = Discovery(other, heard.put_nowait)
     discovery._mdns = AsyncZeroconf(interfaces=["127.0.0.1"])
@@ -159,7 +159,10 @@ async def test_a_record_that_runs_out_after_the_last_word_of_it_is_still_noticed
             found = [await heard.get() for _ in range(2)]
     finally:
         await discovery._close()
-    assert [one.addresses for one in found if isinstance(one, Found)] == [("10.0.0.2", "10.0.0.3"), ("10.0.0.3",)]
+    assert [one.addresses for one in found if isinstance(one, PeerFound)] == [
+        ("10.0.0.2", "10.0.0.3"),
+        ("10.0.0.3",),
+    ]
 
 
 class Resolver:

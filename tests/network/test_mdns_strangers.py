@@ -11,7 +11,7 @@ import pytest
 from zeroconf import IPVersion, ServiceInfo, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncZeroconf
 
-from exod.daemon_api.discovery_state import Found, Lost
+from exod.daemon_api.discovery_state import PeerFound, PeerVanished
 from exod.model import NodeId
 from exod.network import mdns_discovery, mdns_sender
 from exod.network.mdns_discovery import SERVICE, Announcement, Discovery, service_info, take_back
@@ -106,7 +106,7 @@ async def test_a_flood_of_strangers_hides_no_member(
 ) -> None:
     monkeypatch.setattr(mdns_discovery, "MOST_PEERS", 16)
     records = Records(monkeypatch)
-    reports: list[Found | Lost] = []
+    reports: list[PeerFound | PeerVanished] = []
     members: set[NodeId] = set()
     discovery = Discovery(ME, reports.append, members.__contains__)
     discovery._mdns = AsyncZeroconf(interfaces=["127.0.0.1"])
@@ -122,14 +122,14 @@ async def test_a_flood_of_strangers_hides_no_member(
         await discovery._close()
     assert {one.node_id for one in known} >= {*members, late}
     assert len(known) <= 16
-    gone = {report.node_id for report in reports if isinstance(report, Lost)}
+    gone = {report.node_id for report in reports if isinstance(report, PeerVanished)}
     assert len(gone) == 102 - 16, "those that gave way are not dialled any more"
 
 
 async def test_a_packet_full_of_strangers_is_read_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     """One packet of 9,000 bytes announces some 300 names, all in one turn of the loop."""
     records = Records(monkeypatch)
-    reports: list[Found | Lost] = []
+    reports: list[PeerFound | PeerVanished] = []
     at_once: list[int] = []
     discovery = Discovery(ME, reports.append)
     discovery._mdns = AsyncZeroconf(interfaces=["127.0.0.1"])
@@ -151,7 +151,7 @@ async def test_of_more_names_than_are_kept_unread_those_of_members_are_read(
 ) -> None:
     monkeypatch.setattr(mdns_discovery, "MOST_UNREAD", 8)
     records = Records(monkeypatch)
-    reports: list[Found | Lost] = []
+    reports: list[PeerFound | PeerVanished] = []
     discovery = Discovery(ME, reports.append)
     discovery._mdns = AsyncZeroconf(interfaces=["127.0.0.1"])
     try:
@@ -164,7 +164,7 @@ async def test_of_more_names_than_are_kept_unread_those_of_members_are_read(
         await all_read(discovery)
     finally:
         await discovery._close()
-    assert [one.addresses for one in reports if isinstance(one, Found) and one.node_id == member] == [
+    assert [one.addresses for one in reports if isinstance(one, PeerFound) and one.node_id == member] == [
         ("10.0.0.9",),
         ("10.0.0.10",),
     ]

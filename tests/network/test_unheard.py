@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from exod.alert_table import is_note
-from exod.daemon_api.discovery_state import DiscoveryState, Found
+from exod.daemon_api.discovery_state import DiscoveryState, PeerFound
 from exod.model import Kind, LocalAddress, NodeId
 from exod.network.interface_rules import Verdict
 from exod.network.unheard import AFTER_S, UnheardWatch
@@ -13,7 +13,7 @@ from exod.network.unheard import AFTER_S, UnheardWatch
 ME = NodeId("000000000000000a")
 CALM = DiscoveryState(("10.77.0.1",), (), "")
 BLOCKED = DiscoveryState(("10.77.0.1",), (), "", hears_itself=False)
-FOUND = DiscoveryState(("10.77.0.1",), (Found(NodeId("0" * 15 + "b"), "b", ("10.77.0.2",), 1, 1),), "")
+FOUND = DiscoveryState(("10.77.0.1",), (PeerFound(NodeId("0" * 15 + "b"), "b", ("10.77.0.2",), 1, 1),), "")
 
 
 def interface(name: str, kind: Kind, *addresses: str, up: bool = True) -> Verdict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exod.daemon_api.discovery_state import Found, Lost
+from exod.daemon_api.discovery_state import PeerFound, PeerVanished
 from exod.model import Kind, LocalAddress, NodeId
 from exod.peers.contacts import MAX_PEER_ADDRESSES, Contacts
 
@@ -27,8 +27,8 @@ class Dialled:
         self.places.discard((address, port))
 
 
-def found(number: int, *addresses: str, port: int = PORT) -> Found:
-    return Found(NodeId(f"{number:016x}"), f"node{number}", addresses, port, 1)
+def found(number: int, *addresses: str, port: int = PORT) -> PeerFound:
+    return PeerFound(NodeId(f"{number:016x}"), f"node{number}", addresses, port, 1)
 
 
 def contacts(*own: LocalAddress) -> tuple[Contacts, Dialled]:
@@ -61,5 +61,5 @@ def test_what_a_peer_does_not_say_any_more_is_forgotten() -> None:
     made.discovered(found(1, "10.0.0.7", "10.0.0.8"))
     made.discovered(found(1, "10.0.0.8", port=1))
     assert dialled.places == {("10.0.0.8", 1)}
-    made.discovered(Lost(NodeId(f"{1:016x}")))
+    made.discovered(PeerVanished(NodeId(f"{1:016x}")))
     assert dialled.places == set()

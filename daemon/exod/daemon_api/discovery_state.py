@@ -10,7 +10,7 @@ import msgspec
 from exod.model import NodeId
 
 
-class Found(msgspec.Struct, frozen=True):
+class PeerFound(msgspec.Struct, frozen=True):
     """A node of this cluster's name says it is at these IPv4 addresses. Repeated whenever it says otherwise."""
 
     node_id: NodeId
@@ -20,7 +20,7 @@ class Found(msgspec.Struct, frozen=True):
     incarnation: int
 
 
-class Lost(msgspec.Struct, frozen=True):
+class PeerVanished(msgspec.Struct, frozen=True):
     """It said goodbye, its records ran out, or this host has no interface left to hear it on."""
 
     node_id: NodeId
@@ -30,7 +30,7 @@ class DiscoveryState(msgspec.Struct, frozen=True):
     """For `exoctl netcheck`: where this node is announced, whom it hears, and what keeps it from working."""
 
     announced_on: tuple[str, ...]
-    peers: tuple[Found, ...]
+    peers: tuple[PeerFound, ...]
     error: str
     hears_itself: bool = True
     """Did a datagram of this node's own come back? Else multicast is blocked on this very host."""

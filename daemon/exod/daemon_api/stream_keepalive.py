@@ -18,7 +18,7 @@ KEEP_ALIVE_S: Final = 10.0
 """Below the shortest idle limit in common use (proxies close at 15-60 s), and rare enough to cost nothing."""
 
 
-class _Came(Generic[Item]):
+class _Arrived(Generic[Item]):
     def __init__(self, item: Item) -> None:
         self.item = item
 
@@ -29,13 +29,13 @@ async def paced(source: AsyncGenerator[Item, None], idle_s: float) -> AsyncGener
     What `source` raises is raised here. Close this generator (`aclose`), or cancel its consumer and close it, to
     close `source`.
     """
-    queue: asyncio.Queue[_Came[Item] | Exception | None] = asyncio.Queue(maxsize=1)
+    queue: asyncio.Queue[_Arrived[Item] | Exception | None] = asyncio.Queue(maxsize=1)
 
     async def pump() -> None:
         try:
             async with aclosing(source):
                 async for item in source:
-                    await queue.put(_Came(item))
+                    await queue.put(_Arrived(item))
         except Exception as error:  # carried over to the consumer, whatever it is
             await queue.put(error)
         else:

@@ -17,7 +17,7 @@ class Job(msgspec.Struct, frozen=True, tag="job"):
     """The folder where copies of other nodes' folders lie."""
 
 
-class Ways(msgspec.Struct, frozen=True, tag="ways"):
+class AllowedSources(msgspec.Struct, frozen=True, tag="ways"):
     """Who may be asked from now on."""
 
     may_ask_hub: bool
@@ -26,7 +26,7 @@ class Ways(msgspec.Struct, frozen=True, tag="ways"):
     """Of the cluster; None where no daemon runs: then the hub alone is asked."""
 
 
-Order = Job | Ways
+Order = Job | AllowedSources
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):

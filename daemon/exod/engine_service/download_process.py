@@ -31,7 +31,15 @@ from exod.engine_service.download_files import (
     missing_text,
     offered,
 )
-from exod.engine_service.download_messages import DownloadMessage, Failed, FolderFound, Job, Order, Progress, Ways
+from exod.engine_service.download_messages import (
+    AllowedSources,
+    DownloadMessage,
+    Failed,
+    FolderFound,
+    Job,
+    Order,
+    Progress,
+)
 from exod.model_transfer.model_places import copied, place_of, put_together, write_list
 from exod.model_transfer.peer_files import Credentials, FileConnection, FileSource, FileSources, client_context
 from exod.model_transfer.transfer_messages import PATTERNS
@@ -91,7 +99,7 @@ class Download:
 
     def follow_orders(self) -> None:
         """Until the daemon ends, and this process with it."""
-        while isinstance(ways := _next_order(), Ways):
+        while isinstance(ways := _next_order(), AllowedSources):
             if ways.credentials is not None and ways.credentials != self._credentials:
                 self._credentials = ways.credentials
                 self._context = client_context(ways.credentials, load_chain)

@@ -22,7 +22,7 @@ from exod import data_files
 from exod.core.models import model_events as events
 from exod.core.models.model_events import ModelsCommand, ModelsInput
 from exod.core.models.models_core import ModelsCore, newer_record
-from exod.engine_service.download_messages import Job, Progress, Ways
+from exod.engine_service.download_messages import AllowedSources, Job, Progress
 from exod.engine_service.model_search import DownloadProcess
 from exod.errors import ExitCode, RequestError
 from exod.model import ModelFetch, NodeId, PullRecord
@@ -134,8 +134,8 @@ class ModelFetches:
         for model, (process, _) in self._running.items():
             process.tell(self._ways(self._may_ask_hub(model)))
 
-    def _ways(self, may_ask_hub: bool) -> Ways:
-        return Ways(may_ask_hub, self._sources, self._credentials())
+    def _ways(self, may_ask_hub: bool) -> AllowedSources:
+        return AllowedSources(may_ask_hub, self._sources, self._credentials())
 
     def _may_ask_hub(self, model: str) -> bool:
         return any(fetch.model == model and fetch.asks_hub for fetch in self.fetches())

@@ -19,13 +19,13 @@ import msgspec
 import structlog
 
 from exod.engine_service.download_messages import (
+    AllowedSources,
     DownloadMessage,
     Failed,
     FolderFound,
     Job,
     Order,
     Progress,
-    Ways,
 )
 from exoengine.decoding import decode
 from exoengine.model_files.model_folder import ModelFolderError, ModelSummary, find_local, inspect
@@ -70,7 +70,7 @@ async def find_here_or_at_hub(model: str, progress: Callable[[int, int], None]) 
 
 async def _hub_download(model: str, progress: Callable[[int, int], None]) -> Path:
     download = DownloadProcess(Job(model), lambda seen: progress(seen.done_bytes, seen.total_bytes))
-    download.tell(Ways(may_ask_hub=True))
+    download.tell(AllowedSources(may_ask_hub=True))
     return await download.run()
 
 
@@ -97,11 +97,11 @@ class DownloadProcess:
 
     def __init__(self, job: Job, progress: Callable[[Progress], None]) -> None:
         self._job, self._progress = job, progress
-        self._ways: Ways | None = None
-        self._told: Ways | None = None
+        self._ways: AllowedSources | None = None
+        self._told: AllowedSources | None = None
         self._stdin: asyncio.StreamWriter | None = None
 
-    def tell(self, ways: Ways) -> None:
+    def tell(self, ways: AllowedSources) -> None:
         """Who may be asked from now on."""
         self._ways = ways
         if self._stdin is not None and ways != self._told:

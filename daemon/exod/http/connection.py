@@ -2,7 +2,7 @@
 
 Decides which connections are closed so that others are served: those whose head does not come, those whose client
 does not read the answer and, where there are too many, the one that has waited longest without a whole request.
-Never looks at what is requested. `Door` knows all connections of a server; `HttpConnection` is uvicorn's protocol
+Never looks at what is requested. `OpenConnections` knows all of a server; `HttpConnection` is uvicorn's protocol
 with these bounds. Times are in seconds on the loop's clock.
 """
 
@@ -53,7 +53,7 @@ MEAN_PIECE_BYTES: Final = 256
 block the loop for half a second."""
 
 
-class Door:
+class OpenConnections:
     """All connections of one server. `enter` decides about each new one, `turns` when what arrived is read."""
 
     def __init__(self, turns: LoopTurns) -> None:
@@ -96,10 +96,10 @@ class HttpConnection(H11Protocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
-        door: Door,
+        connections: OpenConnections,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._door = door
+        self._others = connections
         self.conn = FramingConnection(h11.SERVER, MAX_HEAD_BYTES)
         self._arrived = b""
         """What its turn has not come for."""
@@ -113,18 +113,18 @@ class HttpConnection(H11Protocol):
         return cycle is None or cycle.response_complete or (cycle.more_body and not cycle.response_started)
 
     def evict(self) -> None:
-        self._door.leave(self)
+        self._others.leave(self)
         self.transport.abort()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if not self._door.enter(self, self.client[0] if self.client else ""):
+        if not self._others.enter(self, self.client[0] if self.client else ""):
             transport.abort()
             return
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._door.leave(self)
+        self._others.leave(self)
         self._head.cancel()
         self._reader.cancel()
         self._arrived = b""
@@ -133,7 +133,7 @@ class HttpConnection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         waits, self._arrived = bool(self._arrived), self._arrived + data
         if not waits:
-            self._door.turns.run(self._take_arrived)
+            self._others.turns.run(self._take_arrived)
         if self._arrived:
             self.flow.pause_reading()
 

@@ -30,7 +30,7 @@ from exod.errors import RequestError
 from exod.http.dialects.fields import FieldError
 from exod.http.dialects.openai_answers import sse_comment
 from exod.http.exchange import ClientGoneError, Reply, StoppedError, unless_over
-from exod.http.generation import Slots, shutting_down
+from exod.http.generation import RequestSlots, shutting_down
 from exod.http.running import RunningRequest
 from exod.model import Event, Kind, NodeId, PathId
 
@@ -102,7 +102,7 @@ class LiveHistory(msgspec.Struct, frozen=True):
 class EventStream(ABC):
     """An ASGI application for one route. `leaving` ends it; `followers` bounds how many there are."""
 
-    def __init__(self, commands: DaemonCommands, followers: Slots, leaving: asyncio.Event) -> None:
+    def __init__(self, commands: DaemonCommands, followers: RequestSlots, leaving: asyncio.Event) -> None:
         self._commands = commands
         self._followers = followers
         self._leaving = leaving
@@ -140,7 +140,7 @@ class LiveStream(EventStream):
     def __init__(
         self,
         commands: DaemonCommands,
-        followers: Slots,
+        followers: RequestSlots,
         leaving: asyncio.Event,
         requests: Callable[[], tuple[RunningRequest, ...]],
         *,

@@ -37,7 +37,7 @@ that their bodies and connections cost little."""
 _log = structlog.get_logger("http_generation")
 
 
-class Slots:
+class RequestSlots:
     """Counts the requests under way. Over the bound a request is refused at once, instead of waiting without a
     sign.
     """
@@ -94,7 +94,7 @@ class GenerationEndpoint:
         commands: DaemonCommands,
         metrics: HttpMetrics,
         bodies: BodyReader,
-        slots: Slots,
+        slots: RequestSlots,
         stop: asyncio.Event,
         running: Running,
         dialect: Dialect,

@@ -37,7 +37,7 @@ from exod.http.exchange import (
     JsonResponse,
     error_response,
 )
-from exod.http.generation import Dialect, GenerationEndpoint, Slots
+from exod.http.generation import Dialect, GenerationEndpoint, RequestSlots
 from exod.http.metrics import CONTENT_TYPE, HttpMetrics
 from exod.http.page_actions import ACTIONS, Actions
 from exod.http.page_files import PageFiles
@@ -72,8 +72,8 @@ def application(
     commands: DaemonCommands,
     metrics: HttpMetrics,
     bodies: BodyReader,
-    generations: Slots,
-    followers: Slots,
+    generations: RequestSlots,
+    followers: RequestSlots,
     leaving: asyncio.Event,
     last_call: asyncio.Event,
     *,

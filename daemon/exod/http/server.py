@@ -26,9 +26,9 @@ from exod.daemon_api.loop_turns import LoopTurns
 from exod.daemon_api.shared_tick import until_next
 from exod.errors import ExitCode, RequestError
 from exod.http.body import BodyReader
-from exod.http.connection import CROWDED, HEAD_DEADLINE_S, Door, HttpConnection
+from exod.http.connection import CROWDED, HEAD_DEADLINE_S, HttpConnection, OpenConnections
 from exod.http.exchange import check_framing, error_response, headers_of
-from exod.http.generation import MAX_GENERATIONS, Slots
+from exod.http.generation import MAX_GENERATIONS, RequestSlots
 from exod.http.guard import HttpGuard, read_keys
 from exod.http.listening import listen
 from exod.http.metrics import HttpMetrics
@@ -145,8 +145,8 @@ class HttpApi:
         self._bodies = BodyReader(self._turns)
         self._actions = actions
         self._degraded_ms = degraded_ms
-        self._generations = Slots(max_generations)
-        self._followers = Slots(MAX_FOLLOWERS)
+        self._generations = RequestSlots(max_generations)
+        self._followers = RequestSlots(MAX_FOLLOWERS)
         self._leaving = asyncio.Event()
         self._last_call = asyncio.Event()
         self._listeners: list[socket.socket] = []
@@ -202,9 +202,9 @@ class HttpApi:
             degraded_ms=self._degraded_ms,
         )
         config = uvicorn.Config(
-            _Front(routes, guard, metrics, self._turns),
+            _GuardedApp(routes, guard, metrics, self._turns),
             loop="none",
-            http=partial(HttpConnection, door=Door(self._turns)),  # type: ignore[arg-type]  # uvicorn only calls it
+            http=partial(HttpConnection, connections=OpenConnections(self._turns)),  # type: ignore[arg-type]  # uvicorn only calls it
             ws="none",
             lifespan="off",
             log_config=None,
@@ -257,7 +257,7 @@ class HttpApi:
         self._leaving.set()
 
 
-class _Front:
+class _GuardedApp:
     """Runs around every request: its turn and the guard before it, safe headers and CORS on its answer, metrics
     after it.
     """

@@ -73,7 +73,7 @@ class _Sent(msgspec.Struct):
     at: float
 
 
-class _Voice(msgspec.Struct):
+class _HeardPeer(msgspec.Struct):
     """What was heard on this broker from one other node itself."""
 
     heard_at: float
@@ -99,7 +99,7 @@ class MqttLedger:
         self._sent: dict[str, _Sent] = {}
         self._seen: dict[str, NodeId | None] = {}
         self._availability: dict[NodeId, bytes] = {}
-        self._voices: dict[NodeId, _Voice] = {}
+        self._voices: dict[NodeId, _HeardPeer] = {}
         self._left_at: dict[NodeId, float] = {}
         self._not_before: dict[str, float] = {}
 
@@ -144,7 +144,7 @@ class MqttLedger:
         node = self._tree.node_of(topic, "state")
         if node is not None and node == speaker and node != self._self_id:
             live_at = self._voices[node].heard_live_at if node in self._voices else float("-inf")
-            self._voices[node] = _Voice(now, live_at if retained else now)
+            self._voices[node] = _HeardPeer(now, live_at if retained else now)
         if not retained:
             self._correct(topic, payload, speaker, now)
 

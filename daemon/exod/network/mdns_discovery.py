@@ -3,7 +3,7 @@
 It announces this node's addresses on the interfaces that have them and reports who else is there. It decides
 nothing about peers: what is found here is a rumour until the control plane has authenticated it, and static
 peers (static_peers.py) may name the same node. The app runs it, hands it each change of the interfaces, and
-gets Found and Lost.
+gets PeerFound and PeerVanished.
 
 The interfaces change under a running daemon: zeroconf's sockets follow address by address, so that the service
 stays registered and the peers' records stay warm. VPNs are left out: they carry no multicast, or carry it to
@@ -25,7 +25,7 @@ import structlog
 from zeroconf import Error, IPVersion, ServiceInfo, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
-from exod.daemon_api.discovery_state import DiscoveryState, Found, Lost
+from exod.daemon_api.discovery_state import DiscoveryState, PeerFound, PeerVanished
 from exod.model import Kind, LocalAddress, NodeId
 from exod.network.mdns_sender import PacedZeroconf
 from exod.plain_text import printable
@@ -93,7 +93,7 @@ class Discovery:
     def __init__(
         self,
         me: Announcement,
-        report: Callable[[Found | Lost], None],
+        report: Callable[[PeerFound | PeerVanished], None],
         is_member: Callable[[NodeId], bool] = lambda _: False,
     ) -> None:
         self._me = me
@@ -107,7 +107,7 @@ class Discovery:
         self._mdns: AsyncZeroconf | None = None
         self._info: ServiceInfo | None = None
         self._browser: AsyncServiceBrowser | None = None
-        self._peers: dict[str, Found | None] = {}
+        self._peers: dict[str, PeerFound | None] = {}
         """By instance name; None while its records are incomplete."""
         self._unread: dict[str, tuple[float, ...]] = {}
         """Names whose records are to be read, the oldest first, and after which pauses they are read again."""
@@ -204,7 +204,7 @@ class Discovery:
         lost = [found.node_id for found in self._peers.values() if found is not None]
         await self._close()
         for node_id in lost:
-            self._report(Lost(node_id))
+            self._report(PeerVanished(node_id))
 
     async def _close(self) -> None:
         """Says goodbye, within `GOODBYE_S`, where there is someone to say it to."""
@@ -325,7 +325,7 @@ class Discovery:
         found = self._peers.pop(name, None)
         if found is not None:
             log.info("discovery_lost", peer=found.node_id, name=found.name)
-            self._report(Lost(found.node_id))
+            self._report(PeerVanished(found.node_id))
 
 
 # --- what is announced, and what is believed: pure ----------------------------------------------------------
@@ -368,8 +368,8 @@ def read_announcement(
     addresses: Sequence[str],
     port: int | None,
     cluster: str,
-) -> Found | None:
-    """A stranger's records -> Found; None for another cluster's node and for anything malformed."""
+) -> PeerFound | None:
+    """A stranger's records -> PeerFound; None for another cluster's node and for anything malformed."""
     node_id = properties.get("id") or ""
     incarnation = properties.get("incarnation") or ""
     if properties.get("cluster") != cluster or instance_name(NodeId(node_id)) != name:
@@ -379,7 +379,7 @@ def read_announcement(
     if not port or not addresses:
         return None
     label = (properties.get("name") or node_id)[:_LONGEST_TEXT]
-    return Found(
+    return PeerFound(
         node_id=NodeId(node_id),
         name=label if label.isprintable() else node_id,
         addresses=tuple(sorted(set(addresses))),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address
 from typing import Final, Protocol
 
-from exod.daemon_api.discovery_state import Found, Lost
+from exod.daemon_api.discovery_state import PeerFound, PeerVanished
 from exod.model import LocalAddress, NodeId
 from exod.peers.peer_addresses import Remembered
 from exod.peers.static_peers import StaticPeer
@@ -31,7 +31,7 @@ class Contacts:
     def __init__(self, dialler: Dialler, on_routes_changed: Callable[[], None]) -> None:
         self._dialler, self._on_routes_changed = dialler, on_routes_changed
         self._own: tuple[LocalAddress, ...] = ()
-        self._found: dict[NodeId, Found] = {}
+        self._found: dict[NodeId, PeerFound] = {}
         self._believed: dict[NodeId, frozenset[tuple[str, int]]] = {}
         """Of those found, where they are dialled."""
         self._static: dict[str, StaticPeer] = {}
@@ -47,15 +47,15 @@ class Contacts:
         for report in self._found.values():
             self._dial(report)
 
-    def discovered(self, report: Found | Lost) -> None:
-        if isinstance(report, Found):
+    def discovered(self, report: PeerFound | PeerVanished) -> None:
+        if isinstance(report, PeerFound):
             self._found[report.node_id] = report
             self._dial(report)
         elif self._found.pop(report.node_id, None) is not None:
             for place in self._believed.pop(report.node_id, frozenset()):
                 self._dialler.forget_contact(*place)
 
-    def _dial(self, report: Found) -> None:
+    def _dial(self, report: PeerFound) -> None:
         """In a subnet of this host's own: multicast DNS comes from there, and a node that names another address
         sends us to somebody else's host.
         """

@@ -20,12 +20,12 @@ from exod.core.membership.membership import (
     AdoptKey,
     ClusterKey,
     Commands,
-    Keep,
     Membership,
     MembershipRecord,
     OfferKey,
     RefusePeer,
     RemoveAgain,
+    SaveRecord,
 )
 from exod.errors import RequestError
 from exod.model import Event, NodeId
@@ -190,7 +190,7 @@ class MembershipDriver:
         """`connection` is the one that the commands answer."""
         for command in commands:
             match command:
-                case Keep():
+                case SaveRecord():
                     if self._store is not None:
                         self._store.write(self.core.record)
                 case AdoptKey(key=key, expelled=expelled):

@@ -12,12 +12,12 @@ from exod.core.membership.membership import (
     AdoptKey,
     ClusterKey,
     Commands,
-    Keep,
     Membership,
     MembershipRecord,
     OfferKey,
     RefusePeer,
     RemoveAgain,
+    SaveRecord,
 )
 from exod.model import MAX_COUNTER, NodeId
 
@@ -89,7 +89,7 @@ def test_a_removed_node_is_given_no_key_by_anybody_though_it_has_the_old_one() -
 def test_a_removed_node_that_was_invited_again_is_a_member_like_others() -> None:
     a = member(A)
     a.rotate(SECOND, "studio1", (C,), NOW)
-    assert a.greeted(C, PINS[C], 0, SECOND) == [Keep()]
+    assert a.greeted(C, PINS[C], 0, SECOND) == [SaveRecord()]
     a.rotate(THIRD, "studio1", (), NOW)
     assert a.asks(C, PINS[C], SECOND, NOW) == [OfferKey(C)]
 
@@ -131,17 +131,17 @@ def test_a_removal_that_lost_against_another_rotation_is_repeated() -> None:
 
 def test_the_first_node_key_that_a_node_shows_is_the_one_it_is_known_by() -> None:
     a = Membership(A, MembershipRecord(ClusterKey(0, FIRST, "a")))
-    assert a.greeted(B, PINS[B], 0, FIRST) == [Keep()]
+    assert a.greeted(B, PINS[B], 0, FIRST) == [SaveRecord()]
     assert a.greeted(B, PINS[B], 0, FIRST) == []
     assert refusals(a.greeted(B, "d" * 64, 0, FIRST))
     assert a.record.pins == {B: PINS[B]}
-    assert a.forget(B) == [Keep()]
-    assert a.greeted(B, "d" * 64, 0, FIRST) == [Keep()]
+    assert a.forget(B) == [SaveRecord()]
+    assert a.greeted(B, "d" * 64, 0, FIRST) == [SaveRecord()]
 
 
 def test_a_node_that_joined_late_learns_the_number_of_its_key() -> None:
     a = member(A)
-    assert a.greeted(B, PINS[B], 7, FIRST) == [Keep()]
+    assert a.greeted(B, PINS[B], 7, FIRST) == [SaveRecord()]
     a.rotate(SECOND, "studio1", (), NOW)
     assert a.current.number == 8
 
@@ -164,7 +164,7 @@ def test_nobody_can_claim_a_number_after_which_no_key_could_be_made() -> None:
 def test_an_invitation_for_one_is_for_the_first_who_redeems_it() -> None:
     a = member(A)
     secret = b"s" * 16
-    assert a.invite(secret, 600, True, NOW) == [Keep()]
+    assert a.invite(secret, 600, True, NOW) == [SaveRecord()]
     assert isinstance(a.redeemed(C, secret, PINS[C], NOW)[-1], AdmitGuest)
     assert isinstance(a.redeemed(C, secret, PINS[C], NOW + 5)[-1], AdmitGuest)  # its connection broke
     assert refusals(a.redeemed(B, secret, PINS[B], NOW + 5)) == [

@@ -90,7 +90,7 @@ class MembershipRecord(msgspec.Struct, frozen=True):
 # --- commands -----------------------------------------------------------------------------------------------
 
 
-class Keep(msgspec.Struct, frozen=True):
+class SaveRecord(msgspec.Struct, frozen=True):
     """The record changed: write it down."""
 
 
@@ -127,7 +127,7 @@ class AdmitGuest(msgspec.Struct, frozen=True):
     invitation: Invitation
 
 
-MembershipCommand = Keep | AdoptKey | OfferKey | RefusePeer | RemoveAgain | AdmitGuest
+MembershipCommand = SaveRecord | AdoptKey | OfferKey | RefusePeer | RemoveAgain | AdmitGuest
 Commands = list[MembershipCommand]
 
 
@@ -178,7 +178,7 @@ class Membership:
         commands = []
         if merged != self.record.removed:
             self._change(removed=merged)
-            commands.append(Keep())
+            commands.append(SaveRecord())
         if key.order == self.current.order:
             self.holders.add(peer)
         else:
@@ -222,13 +222,13 @@ class Membership:
         known = self.record.pins.get(peer)
         if known is None and len(self.record.pins) < MAX_PINS:
             self._change(pins={**self.record.pins, peer: pin})
-            commands.append(Keep())
+            commands.append(SaveRecord())
         elif known is not None and known != pin:
             commands.append(RefusePeer(peer, "it shows another key of its own than before, and gets no new key"))
         if self.current.number < number <= self.current.number + MOST_AHEAD:
             current = self.current
             self._change(current=ClusterKey(number, current.key, current.by))
-            commands.append(Keep())
+            commands.append(SaveRecord())
         return commands
 
     def asks(self, peer: NodeId, pin: str, proven_by: bytes, now: float) -> Commands:
@@ -254,7 +254,7 @@ class Membership:
             return []
         self._change(pins={node: pin for node, pin in self.record.pins.items() if node != peer})
         self.holders.discard(peer)
-        return [Keep()]
+        return [SaveRecord()]
 
     # --- invitations ----------------------------------------------------------------------------------------
 
@@ -267,7 +267,7 @@ class Membership:
         if len(still) >= MAX_INVITATIONS:
             return []
         self._change(invitations=(*still, Invitation(secret, now + min(for_s, MAX_INVITED_S), once)))
-        return [Keep()]
+        return [SaveRecord()]
 
     def redeemed(self, guest: NodeId, secret: bytes, pin: str, now: float) -> Commands:
         """Somebody proved that it holds the invitation."""
@@ -279,7 +279,7 @@ class Membership:
         taken = msgspec.structs.replace(found, guest=found.guest or pin)
         others = tuple(taken if one is found else one for one in self.open_invitations(now))
         self._change(invitations=others)
-        return [Keep(), AdmitGuest(taken)]
+        return [SaveRecord(), AdmitGuest(taken)]
 
     def _change(self, **changes: object) -> None:
         self.record = msgspec.structs.replace(self.record, **changes)

@@ -67,7 +67,7 @@ FINAL_CODES: Final = frozenset({"no_such_model", "no_weights"})
 """Trying again changes nothing until a person does."""
 
 
-class _Want:
+class _NeededModel:
     """A model that this node needs."""
 
     def __init__(self, model: str, now: float) -> None:
@@ -133,7 +133,7 @@ class ModelsCore:
         self.pulls = {record.model: record for record in pulls}
         self._had = dict(had or {})
         """For each model the time of the record that this node has fulfilled: it is not fetched again for it."""
-        self._wants: dict[str, _Want] = {}
+        self._wants: dict[str, _NeededModel] = {}
         self._others: dict[NodeId, tuple[ModelFetch, ...]] = {}
         self._unheard: frozenset[NodeId] = frozenset()
         """Who is connected, and has not said what it fetches."""
@@ -253,8 +253,8 @@ class ModelsCore:
             del self._wants[one]
         return [FetchesChanged()] if over else []
 
-    def _want(self, model: str, now: float) -> _Want:
-        return self._wants.setdefault(model, _Want(model, now))
+    def _want(self, model: str, now: float) -> _NeededModel:
+        return self._wants.setdefault(model, _NeededModel(model, now))
 
     def _follow_pulls(self, now: float) -> None:
         for model, record in self.pulls.items():
@@ -268,7 +268,7 @@ class ModelsCore:
 
     # --- one model ---------------------------------------------------------------------------------------------
 
-    def _progressed(self, want: _Want, event: FetchProgress, now: float) -> list[ModelsCommand]:
+    def _progressed(self, want: _NeededModel, event: FetchProgress, now: float) -> list[ModelsCommand]:
         want.progressed(event, now)
         tenth = 10 * want.done_bytes // want.total_bytes if want.total_bytes else 0
         if tenth <= want.tenth:
@@ -276,7 +276,7 @@ class ModelsCore:
         want.tenth = tenth
         return [FetchesChanged(), EmitFetchEvent("model.fetching", want.report(False, now))]
 
-    def _ended(self, want: _Want) -> list[ModelsCommand]:
+    def _ended(self, want: _NeededModel) -> list[ModelsCommand]:
         want.running = want.asks_hub = False
         want.is_here, want.failure = True, None
         commands: list[ModelsCommand] = []
@@ -288,7 +288,7 @@ class ModelsCore:
             commands.append(EmitFetchEvent("model.here", want.report(False, 0.0)))
         return [*commands, FetchOver(want.model, None), FetchesChanged()]
 
-    def _failed(self, want: _Want, code: str, text: str, now: float) -> list[ModelsCommand]:
+    def _failed(self, want: _NeededModel, code: str, text: str, now: float) -> list[ModelsCommand]:
         asked_hub = want.asks_hub
         want.running = want.asks_hub = False
         if asked_hub and code in HUB_CODES:
@@ -297,7 +297,7 @@ class ModelsCore:
                 return [FetchesChanged()]
         return self._give_up(want, code, text, now)
 
-    def _give_up(self, want: _Want, code: str, text: str, now: float) -> list[ModelsCommand]:
+    def _give_up(self, want: _NeededModel, code: str, text: str, now: float) -> list[ModelsCommand]:
         want.failure = (code, text)
         want.retry_at = now + RETRY_S if code not in FINAL_CODES and want.by_pull else None
         commands: list[ModelsCommand] = [StopFetch(want.model)] if want.running else []
@@ -314,7 +314,7 @@ class ModelsCore:
             if fetch.model == model and (fetch.state == "here" or fetch.asks_hub or fetch.can_ask_hub)
         ]
 
-    def _steer(self, want: _Want, now: float) -> list[ModelsCommand]:
+    def _steer(self, want: _NeededModel, now: float) -> list[ModelsCommand]:
         """Starts, stops or redirects what runs for it."""
         if not want.is_wanted:
             if not want.running:
@@ -333,7 +333,7 @@ class ModelsCore:
             return [StartFetch(want.model, may_ask), FetchesChanged()]
         return [Redirect(want.model, may_ask), FetchesChanged()]
 
-    def _has_turn(self, want: _Want, now: float) -> bool:
+    def _has_turn(self, want: _NeededModel, now: float) -> bool:
         if not want.can_ask_hub(now):
             return False
         rivals = {

@@ -50,7 +50,7 @@ class Baseline(msgspec.Struct, frozen=True):
     tokens_per_s: float
 
 
-class Low(msgspec.Struct, frozen=True):
+class LowThroughput(msgspec.Struct, frozen=True):
     """The throughput is low: what it is, and what it was."""
 
     setting: Workload
@@ -78,7 +78,7 @@ class ThroughputWatch:
         self._setting: Workload | None = None
         self._samples: deque[tuple[float, float]] = deque()
         self._low_for_s = 0.0
-        self.low: Low | None = None
+        self.low: LowThroughput | None = None
 
     @property
     def baselines(self) -> tuple[Baseline, ...]:
@@ -129,10 +129,10 @@ class ThroughputWatch:
         elif self.low is not None and whole and rate >= WELL * best:
             self.low, self._low_for_s = None, 0.0
         elif (whole and rate < LOW * best) or self.low is not None:
-            self.low = Low(setting, rate, best)
+            self.low = LowThroughput(setting, rate, best)
 
 
-def low_text(low: Low, causes: tuple[str, ...]) -> str:
+def low_text(low: LowThroughput, causes: tuple[str, ...]) -> str:
     """`causes` are what else is wrong now, the likeliest first."""
     why = "; ".join(causes) or "nothing else is known to be wrong: see what else runs on the nodes"
     setting = low.setting
