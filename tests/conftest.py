@@ -7,6 +7,11 @@ import socket
 import sys
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Hypothesis's own limits are of time (200 ms an example): on a busy machine they fail what is right.
+settings.register_profile("exod", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("exod")
 
 if sys.platform == "darwin":
     # Its own temporary folders have long names, and the path of a UNIX socket may have 104 bytes.
