@@ -158,7 +158,7 @@ class Generations:
         """
         had_work = self.has_work
         if not self._roll_called:
-            self._call_roll()
+            self._exchange_unfinished()
         elif self._rank > 0:
             self._follow(wake)
         elif not self._lead() and self._size > 1:
@@ -169,11 +169,11 @@ class Generations:
             if message is not None:
                 self._hear(message)
 
-    def _call_roll(self) -> None:
+    def _exchange_unfinished(self) -> None:
         """The first exchange in each group: which requests are unfinished on any rank? After a fault in a last
         step only some ranks have finished the request, and rank 0, which opens requests, may be one of them.
         """
-        self._shared.begin("the roll call of a new group", self._pace.step_deadline_s)
+        self._shared.begin("the first exchange of a new group", self._pace.step_deadline_s)
         self._backlog.recall(unfinished_anywhere(self._ring(), self._backlog.waiting))
         self._roll_called = True
         self._shared.end()

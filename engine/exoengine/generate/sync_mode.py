@@ -6,7 +6,7 @@ evaluates the graph that uses it afterwards: no command buffer ever waits for a 
 
 `SyncPolicy` decides for one rank, from the waits that were measured; rank 0 makes a step safe where any rank asked
 for it. What it cannot foresee, a peer that stops in the midst of a fast step, a deadline inside each wait bounds.
-Pure: no MLX, no clock. `WatchdogModel` keeps the books on how long graphs waited.
+Pure: no MLX, no clock. `WatchdogModel` counts how long graphs waited.
 """
 
 from __future__ import annotations
