@@ -7,6 +7,7 @@ import msgspec
 from exod.cli.base.paint import Paint
 from exod.cli.screens.engine import engine_screen
 from exod.daemon_api.forecast_line import ForecastLine
+from exod.status.snapshot import NO_RDMA
 from tests.fake_daemon import FakeDaemon
 
 GIB = 1 << 30
@@ -46,3 +47,11 @@ def test_all_ways_are_shown_with_what_was_predicted_and_measured() -> None:
     assert "predicted 12.0 ms a token, 1,024 tokens of prompt in 900 ms; studio1" in screen
     assert "(measured 12.5 ms, predicted +4%)" in screen
     assert "cannot be: its 9 heads cannot be divided by 2" in screen
+
+
+def test_ranks_that_run_over_tcp_where_rdma_is_wished_say_why() -> None:
+    report = FakeDaemon().engine()
+    assert "RDMA" not in shown()
+    engine = msgspec.structs.replace(report.engine, transport_reason=NO_RDMA)
+    lines = engine_screen(msgspec.structs.replace(report, engine=engine), Paint(color=False, unicode=True), 140)
+    assert NO_RDMA in " ".join(line.strip() for line in lines)

@@ -166,10 +166,10 @@ def seen(*paths: PathView, agreed: bool = True) -> NodeView:
     return NodeView(ME, nodes, (link,), MeshView(MeshState.AGREED, 1, ME.id, None, None, (), None))
 
 
-def status_of(core: StillCore, engine: StillEngine | None = None) -> StatusBuilder:
+def status_of(core: StillCore, engine: StillEngine | None = None, transport: str = "auto") -> StatusBuilder:
     return StatusBuilder(
         lambda: ME,
-        StatusSettings("home", 5.0, True, 3.0, "dynamic", 0.0, Path()),
+        StatusSettings("home", 5.0, True, 3.0, "dynamic", 0.0, Path(), transport),
         ClusterRecord(),
         core,  # type: ignore[arg-type]
         engine or StillEngine(),

@@ -20,7 +20,7 @@ from exod.model import EngineState, Epoch, Health, MeshPlan, NodeId
 from exod.platform.this_host import current
 from exod.status.answers import Answers, ClusterSettings, Network, Requests
 from exod.status.membership_answers import MembershipAnswers
-from exod.status.snapshot import StatusBuilder
+from exod.status.snapshot import NO_RDMA, StatusBuilder
 from exoengine.protocol import GenerationRequest
 from tests.status.status_parts import ME, PATH, PEER, NoEvents, StillCore, StillEngine, seen, status_of
 
@@ -142,6 +142,12 @@ def test_a_first_load_is_no_recovery_however_often_the_status_is_read() -> None:
     assert status.engine().state is EngineState.LOADING
     status.record.served_model = PLAN.model
     assert status.engine().state is EngineState.RECOVERING
+
+
+def test_a_wish_for_rdma_is_answered_in_the_status() -> None:
+    for transport, said in (("auto", ""), ("tcp", ""), ("rdma", NO_RDMA)):
+        engine = status_of(StillCore(seen()), transport=transport).engine()
+        assert (engine.transport, engine.transport_reason) == ("tcp", said)
 
 
 def test_what_cannot_be_served_is_refused_before_the_engine_is_asked() -> None:

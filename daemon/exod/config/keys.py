@@ -63,7 +63,7 @@ _FIXED: Final[dict[str, dict[str, Key]]] = {
         "split": Key("memory", checks.split),
         "parallel": Key("auto", checks.choice("auto", "pipeline", "tensor")),
         "nodes": Key("all", checks.choice("all", "fewest")),
-        "transport": Key("auto", checks.choice("auto", "tcp")),
+        "transport": Key("auto", checks.choice("auto", "tcp", "rdma")),
         "max_context": Key(0, checks.whole(0, 100_000_000)),
         "kv_bits": Key(0, checks.one_of(0, 4, 8)),
         "kv_group_size": Key(64, checks.one_of(32, 64, 128)),

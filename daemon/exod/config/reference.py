@@ -58,7 +58,7 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
         "split": "Who holds how many layers: by memory, evenly, or a list of layer counts.",
         "parallel": "Each node some of the layers (pipeline), or of each layer a part (tensor).",
         "nodes": "Which nodes host the model: all, or as few as hold it (fewest), and the others stand by.",
-        "transport": "How ranks reach each other: auto is tcp, the only one that exod hosts ranks over.",
+        "transport": "How ranks reach each other: all run over tcp. With rdma the status says why it is not RDMA.",
         "max_context": "The longest prompt with its answer, in tokens. 0: what the model allows.",
         "kv_bits": "Bits of a key or value in the KV cache: 4 or 8; 0 keeps them as they are.",
         "kv_group_size": "How many quantised values share a scale; must divide the size of a head.",

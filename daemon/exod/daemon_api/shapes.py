@@ -140,6 +140,9 @@ class EngineSummary(msgspec.Struct, frozen=True):
     """What was predicted for each way of running the model here; nothing where its ranks measured nothing yet."""
     parallel_reason: str = ""
     """Why it runs as it does, as text."""
+    transport: Literal["tcp"] = "tcp"
+    transport_reason: str = ""
+    """Why it is that, where this node's configuration asks for another."""
     spare: str = ""
     """This node's spare worker: `ready`, or why there is none."""
 

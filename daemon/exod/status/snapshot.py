@@ -59,6 +59,13 @@ CRASHES_SHOWN_S: Final = 3600.0
 MAX_CRASHES_SHOWN: Final = 3
 
 
+NO_RDMA: Final = (
+    'ranks run over TCP, not RDMA (engine.transport = "rdma"): exod hosts no rank over MLX\'s JACCL; '
+    '"exoctl mesh jaccl" prints what mlx.launch needs for it'
+)
+"""There a dead peer is never noticed: a hang ends with the process alone. No Mac with RDMA has tried it."""
+
+
 class StatusSettings(msgspec.Struct, frozen=True):
     """What the configuration says of things that the status judges by."""
 
@@ -71,6 +78,8 @@ class StatusSettings(msgspec.Struct, frozen=True):
     started_at: float
     """Unix seconds."""
     data_dir: Path
+    transport: str = "auto"
+    """What `engine.transport` says."""
 
     @classmethod
     def of(cls, config: Config, started_at: float) -> StatusSettings:
@@ -82,6 +91,7 @@ class StatusSettings(msgspec.Struct, frozen=True):
             config.engine.sync,
             started_at,
             config.node.data_dir,
+            config.engine.transport,
         )
 
 
@@ -362,6 +372,7 @@ class StatusBuilder:
             downloads=tuple(DownloadLine(one.node, one.done_bytes, one.total_bytes) for one in downloads),
             forecasts=forecast_lines(host, self.named, figures.tokens_per_s if figures else 0.0),
             parallel_reason=self.named(parallel_reason(host)),
+            transport_reason=NO_RDMA if self.settings.transport == "rdma" else "",
         )
 
     def downloads(self) -> tuple[Downloading, ...]:

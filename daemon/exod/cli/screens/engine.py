@@ -105,6 +105,7 @@ def engine_screen(report: EngineReport, paint: Paint, width: int) -> list[str]:
         lines.append(f"  {paint.plain(', '.join(facts))}")
     if engine.state is not EngineState.OFF:
         lines += [f"  {paint.styled(text, 'dim')}" for text in wrap(sync_words(engine), width - 2)]
+    lines += [f"  {paint.styled(text, 'warn')}" for text in wrap(engine.transport_reason, width - 2) if text]
     lines += _ways(engine, paint, width)
     lines += paint.columns([_rank_row(rank) for rank in report.ranks], indent=2)
     for rank in report.ranks:

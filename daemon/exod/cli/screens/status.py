@@ -251,6 +251,7 @@ def _engine_words(engine: EngineSummary, paint: Paint, width: int, said: str) ->
     if engine.state is not EngineState.OFF and engine.ranks:
         lines += _words(sync_words(engine), paint, width)
         lines += _words(engine.parallel_reason, paint, width) if engine.parallel_reason else []
+        lines += _words(engine.transport_reason, paint, width, "warn") if engine.transport_reason else []
     return lines
 
 
