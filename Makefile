@@ -86,12 +86,12 @@ sim: setup ## 10,000 simulated scenarios of the mesh under virtual time, and 10,
 	$(BIN)/python -m tests.sim --joint --scenarios 10000
 
 fuzz: setup ## a million mutated inputs to everything that reads strangers' bytes: make fuzz INPUTS=1000000 SEED=1
-	$(BIN)/python -m tests.fuzz $(if $(INPUTS),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.fuzz $(if $(INPUTS),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED)) $(if $(PARALLEL),--parallel $(PARALLEL))
 
 attack: setup ## a node of this machine under a mixed attack while two clients stream: make attack MINUTES=10
 	$(BIN)/python -m tests.attack $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
-chaos: setup ## (Linux, root) random faults over running answers: make chaos FAULTS=200 MINUTES=30 SEED=1
+chaos: setup ## (Linux, root) random faults over running answers: make chaos FAULTS=200 MINUTES=30 SEED=1 PARALLEL=tensor
 	$(BIN)/python -m tests.lab.chaos $(if $(FAULTS),--faults $(FAULTS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 clean: ## remove .venv and caches

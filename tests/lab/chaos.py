@@ -1,8 +1,9 @@
 """Random faults over running streams: every answer must be the one that would have come without them.
 
-`python -m tests.lab.chaos --faults 200 --minutes 30 --seed 1` (= `make chaos`). Two hosts, two clients on each that
-ask without a pause, and two lanes of faults that overlap. Beforehand and afterwards everything that could leak is
-counted. Exit code 0 where nothing is wrong, 1 where something is; the report says what.
+`python -m tests.lab.chaos --faults 200 --minutes 30 --seed 1` (= `make chaos`), over a pipeline, or over a tensor
+group with `--parallel tensor`. Two hosts, two clients on each that ask without a pause, and two lanes of faults
+that overlap. Beforehand and afterwards everything that could leak is counted. Exit code 0 where nothing is wrong,
+else 1; the report says what.
 """
 
 from __future__ import annotations
@@ -112,11 +113,13 @@ def _summed(values: Sequence[float]) -> str:
     return f"p50 {middle:.2f} s, p99 {most:.2f} s, largest {max(values):.2f} s"
 
 
-def run(seed: int, minutes: float, faults: int, keep_logs: Path | None = None) -> Report:
+def run(
+    seed: int, minutes: float, faults: int, keep_logs: Path | None = None, parallel: str = "pipeline"
+) -> Report:
     """One run. AssertionError where not even the undisturbed cluster answers."""
     with Lab(2) as lab:
         model = flat_model(lab.folder / "count")
-        cluster = Cluster(lab, (1, 2), config=CONFIG | {"engine": {"model": str(model)}})
+        cluster = Cluster(lab, (1, 2), config=CONFIG | {"engine": {"model": str(model), "parallel": parallel}})
         try:
             return _run(cluster, seed, minutes, faults)
         finally:
@@ -235,6 +238,7 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=200, help="end after so many (200)")
     parser.add_argument("--minutes", type=float, default=30.0, help="end after so long all the same (30)")
     parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--parallel", choices=("pipeline", "tensor"), default="pipeline")
     parser.add_argument(
         "--keep-logs",
         type=Path,
@@ -243,7 +247,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
-    report = run(arguments.seed, arguments.minutes, arguments.faults, arguments.keep_logs)
+    report = run(arguments.seed, arguments.minutes, arguments.faults, arguments.keep_logs, arguments.parallel)
     print("\n".join([report.details, *report.lines()]))
     if arguments.keep_logs is not None:
         told = (f"{at + time.time() - time.monotonic():.3f} {what}" for at, what in report.faults.log)

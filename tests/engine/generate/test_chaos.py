@@ -185,14 +185,37 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield made
 
 
-@pytest.mark.parametrize(("kind", "size"), [*((kind, 3) for kind in KINDS), ("sliding", 2), ("quantised cache", 2)])
+TENSOR = 0
+"""Instead of a number of stages: a tensor group of two ranks."""
+
+
+def load(ranks: Cluster, folder: Path, config: dict[str, Any], size: int, **options: Any) -> int:
+    """Gives the number of ranks."""
+    layers, settings = config["num_hidden_layers"], SyncSettings(step_deadline_s=1.0)
+    if size == TENSOR:
+        said = ranks.load_parts(folder, 2, layers, settings, **options)
+    else:
+        split = [1, layers - 1] if size == 2 else [1, 2, layers - 3]
+        said = ranks.load(folder, split, settings, **options)
+    assert all(isinstance(one, Loaded) for one in said), said
+    return len(said)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        *((kind, 3) for kind in KINDS),
+        ("sliding", 2),
+        ("quantised cache", 2),
+        ("dense", TENSOR),
+        ("quantised cache", TENSOR),
+    ],
+)
 def test_faults_at_any_moment_change_nothing(ranks: Cluster, tmp_path: Path, kind: str, size: int) -> None:
     config, bits, kv_bits = KINDS[kind]
     folder = write_model(tmp_path / "model", config, bits=bits)
-    settings = SyncSettings(step_deadline_s=1.0)
-    split = [1, config["num_hidden_layers"] - 1] if size == 2 else [1, 2, config["num_hidden_layers"] - 3]
-    assert all(isinstance(said, Loaded) for said in ranks.load(folder, split, settings, kv_bits=kv_bits))
     chance, keeper = random.Random(f"{kind} {size}"), Keeper(ranks)
+    size = load(ranks, folder, config, size, kv_bits=kv_bits)
     first, second, third = (request(PROMPT, STEPS, temperature=1.0, seed=seed, logprobs=0) for seed in (1, 2, 3))
     keeper.form()
     keeper.begin(first)
@@ -246,17 +269,17 @@ def check(keeper: Keeper, folder: Path, kv_bits: int) -> None:
             assert all(out.logprob is not None for out in answer.outs)
 
 
-@pytest.mark.parametrize(("kind", "size"), [("dense", 3), ("dense", 2), ("sliding", 3), ("recurrent", 2)])
+@pytest.mark.parametrize(
+    ("kind", "size"), [("dense", 3), ("dense", 2), ("sliding", 3), ("recurrent", 2), ("dense", TENSOR)]
+)
 def test_faults_at_any_moment_change_none_of_many_answers(
     ranks: Cluster, tmp_path: Path, kind: str, size: int
 ) -> None:  # fmt: skip
     """Six to eight at once: some decode while others are prefilled, some begin alike, some are cancelled."""
     config, bits, kv_bits = KINDS[kind]
     folder = write_model(tmp_path / "model", config, bits=bits)
-    split = [1, config["num_hidden_layers"] - 1] if size == 2 else [1, 2, config["num_hidden_layers"] - 3]
-    loads = ranks.load(folder, split, SyncSettings(step_deadline_s=1.0), kv_bits=kv_bits, serving=Serving(6))
-    assert all(isinstance(said, Loaded) for said in loads)
     chance, keeper = random.Random(f"many {kind} {size}"), Keeper(ranks)
+    size = load(ranks, folder, config, size, kv_bits=kv_bits, serving=Serving(6))
     asked = [
         request(
             PROMPT[: 40 + 7 * seed] + [seed] * (3 * seed), STEPS - 5 * seed, temperature=1.0, seed=seed, logprobs=0
