@@ -254,8 +254,7 @@ class EngineCore:
         self._changed()
 
     def _link_health_changed(self, event: events.LinkHealthChanged, now: float) -> None:
-        self.rank.cables = event.cables
-        self._from_rank(self.rank.link_health(event.healthy, event.reason), now)
+        self._from_rank(self.rank.link_health(event.healthy, event.reason, event.cables), now)
 
     def _peer_lost(self, event: events.PeerLost, now: float) -> None:
         self.statuses.pop(event.peer, None)

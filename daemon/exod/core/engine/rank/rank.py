@@ -59,7 +59,7 @@ class Rank:
         serving: protocol.Serving = protocol.DEFAULT_SERVING,
     ) -> None:  # fmt: skip
         self._me = me
-        self.ring_key, self.cables = ring_key, tuple[NodeCable, ...]()
+        self.ring_key = ring_key
         self._plan: MeshPlan | None = None
         self._plan_reason = ""
         """Why the present plan came."""
@@ -177,8 +177,8 @@ class Rank:
         abort = TellWorker(protocol.Abort("another rank gave the group up"))
         return [abort] if self.worker.is_connected and self._group.is_of(plan_hash, attempt) else []
 
-    def link_health(self, healthy: bool, reason: str) -> list[RankCommand]:
-        changed = self._link.changed(healthy, reason)
+    def link_health(self, healthy: bool, reason: str, cables: tuple[NodeCable, ...] = ()) -> list[RankCommand]:
+        changed = self._link.changed(healthy, reason, cables)
         return [*self._link.for_worker()] if changed and self.worker.is_connected else []
 
     def leaving(self, now: float) -> None:
@@ -320,7 +320,7 @@ class Rank:
         self._phases.attempt = attempt
         self._group.left(plan.hash, self._plan_reason, now)
         self.worker.expect(PREPARING, now)
-        prepare = prepare_order(plan, self._me, attempt, self.ring_key, self.cables)
+        prepare = prepare_order(plan, self._me, attempt, self.ring_key, self._link.cables)
         return [*self._move(RankEvent.PREPARE_ORDERED, now), TellWorker(prepare)]
 
     def _move(self, event: RankEvent, now: float) -> list[RankCommand]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from exod.core.engine.engine_events import EmitEvent, TellWorker
+from exod.core.engine.engine_events import EmitEvent, NodeCable, TellWorker
 from exoengine.protocol import Heartbeat, LinkHealth
 
 REPORT_EVERY_S: Final = 30.0
@@ -83,9 +83,12 @@ class LinkTold:
 
     def __init__(self) -> None:
         self._health: LinkHealth | None = None
+        self.cables: tuple[NodeCable, ...] = ()
+        """Further ones to its neighbours, which are told with the next group."""
 
-    def changed(self, healthy: bool, reason: str) -> bool:
-        """False where that was told already."""
+    def changed(self, healthy: bool, reason: str, cables: tuple[NodeCable, ...] = ()) -> bool:
+        """False where the health was told already."""
+        self.cables = cables
         before, self._health = self._health, LinkHealth(healthy, reason)
         return self._health != before
 
