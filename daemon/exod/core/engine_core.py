@@ -46,7 +46,7 @@ from exod.core.engine.rank.patience import keep_waiting
 from exod.core.engine.rank.rank import Rank, RankCommand
 from exod.core.engine.rank.rank_status import ReportStatus
 from exod.core.engine.rank.ring_port import RingPorts, RingPortTaken
-from exod.core.engine.relay import Relay, coordinator_life, gives_up, relaying
+from exod.core.engine.relay import Relay, coordinator_life, gives_up, relaying, relays
 from exod.core.engine.request_progress import edges_of
 from exod.core.engine.request_queue import Scheduler
 from exod.core.engine.waiting_reason import waiting_reason
@@ -376,15 +376,12 @@ class EngineCore:
             self.cached_tokens += output.cached_tokens
             self.cached_requests += output.cached_tokens > 0
             self.completion_tokens += output.completion_tokens
-        held, plan = self.rank.active.get(output.request_id), self.plan
-        if held is None or plan is None or not plan.ring or relaying(plan) != self._me:
-            return
-        if held.begin.origin in plan.ring:
-            self._relay.forget(request_id)
-            return
-        relayed = self._relay.note(output, len(held.tokens), held.begin.origin)
-        if held.begin.origin:
-            self._send(held.begin.origin, relayed)
+        held = self.rank.active.get(output.request_id)
+        if held is not None and self.plan is not None and relays(self._me, self.plan):
+            origin = held.begin.origin
+            relayed = self._relay.take(output, len(held.tokens), origin, self.plan.ring)
+            if relayed is not None and origin:
+                self._send(origin, relayed)
 
     def _model_progress(self, event: events.ModelProgress, now: float) -> None:
         self._from_rank(self.rank.model.progress(event.model, event.done_bytes, event.total_bytes), now)

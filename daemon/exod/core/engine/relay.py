@@ -37,6 +37,15 @@ class Relay:
     def __init__(self) -> None:
         self._answers: dict[str, SentAnswer] = {}
 
+    def take(
+        self, output: Output, token_count: int, origin: NodeId, ring: tuple[NodeId, ...]
+    ) -> RelayedOutput | None:
+        """What to send to the origin; None where it hosts a rank, which gives it the answer."""
+        if origin in ring:
+            self.forget(client_id(output.request_id))
+            return None
+        return self.note(output, token_count, origin)
+
     def note(self, output: Output, token_count: int, origin: NodeId) -> RelayedOutput:
         """`token_count`: how many tokens of the answer come before an end."""
         request_id = client_id(output.request_id)
@@ -76,6 +85,10 @@ def coordinator_life(plan: MeshPlan) -> tuple[NodeId, int]:
 def relaying(plan: MeshPlan) -> NodeId:
     """Whose rank sends its outputs on to nodes without one: the coordinator hears every member, others need not."""
     return plan.coordinator if plan.coordinator in plan.ring else plan.ring[0]
+
+
+def relays(node: NodeId, plan: MeshPlan) -> bool:
+    return bool(plan.ring) and relaying(plan) == node
 
 
 def gives_up(sender: NodeId, message: RelayedOutput, plan: MeshPlan | None) -> bool:
