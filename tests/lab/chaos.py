@@ -1,9 +1,9 @@
 """Random faults over running streams: every answer must be the one that would have come without them.
 
-`python -m tests.lab.chaos --faults 200 --minutes 30 --seed 1` (= `make chaos`), over a pipeline, or over a tensor
-group with `--parallel tensor`. Two hosts, two clients on each that ask without a pause, and two lanes of faults
-that overlap. Beforehand and afterwards everything that could leak is counted. Exit code 0 where nothing is wrong,
-else 1; the report says what.
+`python -m tests.lab.chaos --faults 200 --minutes 30 --seed 1` (= `make chaos`), over what `auto` takes, or over
+a tensor group with `--parallel tensor`. Two hosts, two clients on each that ask without a pause, and two lanes
+of faults that overlap. Beforehand and afterwards everything that could leak is counted. Exit code 0 where
+nothing is wrong, else 1; the report says what.
 """
 
 from __future__ import annotations
@@ -113,9 +113,7 @@ def _summed(values: Sequence[float]) -> str:
     return f"p50 {middle:.2f} s, p99 {most:.2f} s, largest {max(values):.2f} s"
 
 
-def run(
-    seed: int, minutes: float, faults: int, keep_logs: Path | None = None, parallel: str = "pipeline"
-) -> Report:
+def run(seed: int, minutes: float, faults: int, keep_logs: Path | None = None, parallel: str = "auto") -> Report:
     """One run. AssertionError where not even the undisturbed cluster answers."""
     with Lab(2) as lab:
         model = flat_model(lab.folder / "count")
@@ -238,7 +236,7 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=200, help="end after so many (200)")
     parser.add_argument("--minutes", type=float, default=30.0, help="end after so long all the same (30)")
     parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--parallel", choices=("pipeline", "tensor"), default="pipeline")
+    parser.add_argument("--parallel", choices=("auto", "pipeline", "tensor"), default="auto")
     parser.add_argument(
         "--keep-logs",
         type=Path,
