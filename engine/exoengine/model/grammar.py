@@ -37,6 +37,9 @@ JSON_TOOLS: Final = "json_tools"
 """mlx-lm's names of parsers whose form of a call is known here beyond its marker."""
 
 
+CANNOT_WRITE: Final = "this model's vocabulary cannot write what is asked for"
+
+
 class GrammarError(Exception):
     """This grammar cannot be followed with this model; the text is one line for people."""
 
@@ -72,7 +75,7 @@ class AnswerMask:
             self._restart()
             first = self._allowed()
             if not set(first) - set(vocabulary.eos):
-                raise GrammarError("this model's vocabulary cannot write what is asked for")
+                raise GrammarError(CANNOT_WRITE)
 
     def at(self, tokens: Sequence[int], width: int) -> Any:
         """What is added to the logits (`width` of them) of the token after `tokens`; None where anything may be."""

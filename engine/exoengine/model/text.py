@@ -17,7 +17,16 @@ from exoengine.model import deadlines, harmony
 from exoengine.model.answer_text import FOLDED_END, FOLDED_START, AnswerText, Markers, markers_of, no_markers
 from exoengine.model.chat_prompt import ChatPrompt, PromptError, chat_prompt, takes_tools
 from exoengine.model.deadlines import Abandoning, TooSlowError
-from exoengine.model.grammar import JSON_TOOLS, AnswerMask, Vocabulary, forced_prefix, lark_of, marker
+from exoengine.model.grammar import (
+    CANNOT_WRITE,
+    JSON_TOOLS,
+    AnswerMask,
+    GrammarError,
+    Vocabulary,
+    forced_prefix,
+    lark_of,
+    marker,
+)
 from exoengine.model.harmony import is_harmony
 from exoengine.model.pieces import Pieces
 from exoengine.model.tool_calls import CallReader
@@ -111,13 +120,22 @@ class Tokenizer:
         in_json = parser in ("", JSON_TOOLS)
         tagged = parser == JSON_TOOLS or not takes_tools(wrapped)
         texts = (FOLDED_START, FOLDED_END) if tagged else ()
-        markers = [marker(text, self.encode(text, control=False)) for text in texts]
+        markers = [self._marker(text) for text in texts]
         lark = lark_of(request.grammar, tools if in_json else None, (markers[0], markers[1]) if tagged else None)
         prefix: list[int] = []
         if tools is not None and forced and not in_json:
             lark, prefix = "", self.encode(forced_prefix(parser, wrapped.tool_call_start, tools), control=False)
         after = wrapped.think_end_tokens if thinks else None
         return AnswerMask(self._vocabulary, lark, prefix, after)
+
+    def _marker(self, text: str) -> str:
+        """As a grammar has it. Raises GrammarError where the vocabulary cannot write it: a call would begin with
+        the token that stands for unknown text.
+        """
+        tokens = self.encode(text, control=False)
+        if "".join(self.decode(tokens, control=True).split()) != text:
+            raise GrammarError(CANNOT_WRITE)
+        return marker(text, tokens)
 
     def _harmony_mask(self, request: GenerationRequest, forced: bool, vocabulary: Vocabulary) -> AnswerMask:
         """What is said follows the grammar, behind the header that says so; a call is begun that must be made."""

@@ -170,6 +170,15 @@ def test_a_vocabulary_that_cannot_write_json_is_told() -> None:
     assert "vocabulary cannot write" in refused.text
 
 
+def test_a_vocabulary_that_cannot_write_a_call_is_told() -> None:
+    """It has one token for all unknown text, which is not the marker of a call."""
+    tokenizer = Tokenizer(model_folder("embedded:count"), None)
+    request = asked(tools=Tools(json.dumps(WEATHER), "required"))
+    refused = accept(1, request, (), tokenizer, 1010, 4096, lambda _: None)
+    assert isinstance(refused, RequestFailed), refused
+    assert "vocabulary cannot write" in refused.text
+
+
 def test_a_prompt_that_is_scored_has_the_models_own_probabilities(tmp_path: Path) -> None:
     tokenizer = byte_level(tmp_path, PLAIN)
     request = GenerationRequest("q", 2, prompt="Hé", scores_prompt=True, sampling=Sampling(logprobs=1))
