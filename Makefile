@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cross native-macos launcher dist formula resolve floors run test parity clients home-assistant lab bench sim fuzz attack chaos clean
+.PHONY: help setup setup-cross native-macos launcher dist formula resolve floors run test parity clients home-assistant lab bench sim fuzz attack chaos crowd clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST) | sort
@@ -93,6 +93,9 @@ attack: setup ## a node of this machine under a mixed attack while two clients s
 
 chaos: setup ## (Linux, root) random faults over running answers: make chaos FAULTS=200 MINUTES=30 SEED=1 PARALLEL=tensor
 	$(BIN)/python -m tests.lab.chaos $(if $(FAULTS),--faults $(FAULTS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+
+crowd: setup ## (Linux, root) 64 clients with 500 requests of all kinds while things break: make crowd FAULTS=30 SEED=1
+	$(BIN)/python -m tests.lab.crowd $(if $(FAULTS),--faults $(FAULTS)) $(if $(SEED),--seed $(SEED))
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis

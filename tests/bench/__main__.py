@@ -40,6 +40,7 @@ SECTIONS: dict[str, Section] = {
     "context": _section("tests.bench.bench_context", "tokens"),
     "engine": _section("tests.bench.bench_engine", "rounds"),
     "concurrency": _section("tests.bench.bench_concurrency", "rounds"),
+    "serving": _section("tests.bench.bench_serving", "rounds"),
     "floor": _section("tests.bench.bench_floor"),
     "idle": _section("tests.bench.bench_idle", "minutes", "model"),
     "links": _section("tests.bench.bench_links", "rounds"),
@@ -47,7 +48,7 @@ SECTIONS: dict[str, Section] = {
     "tensor": _section("tests.bench.bench_tensor", "rounds"),
     "recovery": _section("tests.bench.bench_recovery", "rounds"),
 }
-NEEDS_A_LAB = {"engine", "concurrency", "floor", "idle", "links", "recovery", "transfer"}
+NEEDS_A_LAB = {"engine", "concurrency", "serving", "floor", "idle", "links", "recovery", "transfer"}
 
 
 def main() -> int:

@@ -6,10 +6,12 @@ what the server sent is what the test sees.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
 import json
 import re
+import socket
 import threading
 import time
 from dataclasses import dataclass, field
@@ -107,6 +109,8 @@ class ChatStream:
     error: dict[str, Any] | None = None  # OpenAI's error object, or {"client": why} for a broken stream
     ended: bool = False  # the server said [DONE]
     retry_after: str | None = None  # of a refusal
+    calls: str = ""  # names and arguments of the tools that were called, as they came
+    connection: HostConnection | None = None
     _finished: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -149,6 +153,12 @@ class ChatStream:
             raise AssertionError(f"the chat did not end well in {deadline_s:g} s: {self.story()}")
         return self.text
 
+    def hang_up(self) -> None:
+        """Closes the connection, whatever the server is about to say."""
+        if self.connection is not None and self.connection.sock is not None:
+            with contextlib.suppress(OSError):
+                self.connection.sock.shutdown(socket.SHUT_RDWR)
+
     def story(self) -> str:
         return (
             f"HTTP status {self.status}, {len(self.arrivals)} pieces, {len(self.comments)} keep-alives, "
@@ -157,7 +167,7 @@ class ChatStream:
         )
 
     def _read(self) -> None:
-        connection = HostConnection(self.host, self.port, self.idle_timeout_s)
+        connection = self.connection = HostConnection(self.host, self.port, self.idle_timeout_s)
         try:
             sent = json.dumps(self.body).encode()
             connection.request("POST", "/v1/chat/completions", sent, {"content-type": "application/json"})
@@ -189,3 +199,5 @@ class ChatStream:
                 self.finish_reason = choice.get("finish_reason") or self.finish_reason
                 if text := choice["delta"].get("content"):
                     self.arrivals.append(Arrival(now, text))
+                for call in choice["delta"].get("tool_calls") or ():
+                    self.calls += f"{call['function'].get('name') or ''}{call['function'].get('arguments') or ''}"

@@ -58,6 +58,10 @@ class Tally:
             self.active.append(kind)
         return True
 
+    def close(self) -> None:
+        """No fault begins from now on."""
+        self._limit = 0
+
     def end(self, kind: str) -> None:
         with self._lock:
             self.active.remove(kind)
