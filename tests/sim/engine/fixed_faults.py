@@ -1,8 +1,9 @@
 """Joint scenarios whose faults stay. Where nodes are left that can serve, every request is served within a bound.
 
 The invariant of liveness (design.md, 14), of mesh and engine together: cables that pass every probe and nothing of
-the ring, nodes on which no process can start, nodes without power, ranks that compute each step for longer than a
-step's deadline. At least one node stays well, and Ethernet carries all that cables do not. E8 is judged here.
+the ring, nodes on which no process can start, nodes that cannot load their layers, nodes without power, ranks that
+compute each step for longer than a step's deadline. At least one node stays well, and Ethernet carries all that
+cables do not. E8 and E9 are judged here.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ FAULTS_AT_S = 8.0
 SERVED_WITHIN_S = 90.0
 """A node leaves the ring: three starts that fail (5 s), another coordinator (1.5 s, twice), a silent rank's machine
 (4 s), loading its layers (3 s), forming (10 s where a rank is missing); then a dozen slow steps. Most need 10 s."""
+WATCHED_S = 35.0
+"""From then on nothing is new. A path that failed the ring is proven again meanwhile, once or twice."""
+EPOCHS = 2
+"""So many plans at most, and two for each fault of the ring: it comes back to a path, and leaves it again."""
 TOKENS = 4
 SLOW_STEP_S = 6.0
 """Beyond the deadline of a step."""
@@ -34,6 +39,7 @@ class FixedOutcome:
     faults: tuple[str, ...]
     served_after_s: float
     groups: int
+    epochs: int
 
 
 def run_fixed(seed: int) -> FixedOutcome:
@@ -54,7 +60,19 @@ def run_fixed(seed: int) -> FixedOutcome:
     served_after_s = world.now - began
     if in_mid_answer.engine_host.host.place not in dead and not world.engine_checker.was_slow:
         _expect_served(world, names, [in_mid_answer])
-    return FixedOutcome(seed, names, served_after_s, world.engine_checker.groups - groups)
+    epochs = _expect_few_epochs(world, names)
+    return FixedOutcome(seed, names, served_after_s, world.engine_checker.groups - groups, epochs)
+
+
+def _expect_few_epochs(world: JointWorld, names: tuple[str, ...]) -> int:
+    before = max(host.saved_epoch for host in world.hosts)
+    world.run(world.now + WATCHED_S)
+    epochs = max(host.saved_epoch for host in world.hosts) - before
+    if epochs > EPOCHS + 2 * sum("between" in name for name in names):
+        raise InvariantBrokenError(
+            world, f"E9: {epochs} epochs in {WATCHED_S:g} s although nothing changed: {names}"
+        )
+    return epochs
 
 
 def _expect_served(world: JointWorld, names: tuple[str, ...], clients: list[Client]) -> None:
@@ -78,6 +96,7 @@ def _break(world: JointWorld, rng: random.Random, nodes: int) -> tuple[tuple[str
             _spoil(world, one, other, fault, both=rng.random() < 0.5)
             names.append(f"{fault} between {one} and {other}")
     ill, dead, slow = (set(rng.sample(others, rng.choice((0, 0, 1)))) for _ in range(3))
+    unable = set(rng.sample(others, rng.choice((0, 1))))
     for place in dead:
         world.power_loss = 1.0
         world.hosts[place].crash()
@@ -88,7 +107,13 @@ def _break(world: JointWorld, rng: random.Random, nodes: int) -> tuple[tuple[str
         if worker is not None:
             worker.die("it was killed")
         names.append(f"no process at {place}")
-    for place in slow - dead - ill:
+    for place in unable - dead - ill:
+        world.unreadable.add(world.hosts[place].id)
+        worker = world.engine_hosts[place].worker
+        if worker is not None:
+            worker.die("it was killed")
+        names.append(f"no load at {place}")
+    for place in slow - dead - ill - unable:
         worker = world.engine_hosts[place].worker
         if worker is not None:
             world.engine_checker.was_slow = True

@@ -8,6 +8,7 @@ E5  no request waits for ever once faults stop (judged in scenarios.py)
 E6  queues stay within their bounds
 E7  after peace every node holds the newest command, and the plan hosts its model (judged in scenarios.py)
 E8  with faults that stay, where nodes are left that can serve, requests are served within a bound (fixed_faults.py)
+E9  with faults that stay the number of plans is bounded (fixed_faults.py)
 """
 
 from __future__ import annotations
