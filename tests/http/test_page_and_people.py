@@ -316,6 +316,21 @@ async def test_a_daemon_that_goes_and_comes_back_is_followed(browser: Any) -> No
         await place.quiet()
 
 
+async def test_a_page_that_nobody_looks_at_draws_nothing_and_is_true_when_looked_at(browser: Any) -> None:
+    async with served() as place:
+        page = Page(browser, place)
+        await page.open()
+        await page.until("#health-text", lambda text: text == "healthy")
+        hide = "Object.defineProperty(document, 'hidden', { value: arguments[0], configurable: true })"
+        await page.run(hide, True)
+        place.daemon.status_now = vpn_only_status()
+        await page.until("title", lambda text: text.startswith("degraded"))
+        assert await page.text("#health-text") == "healthy"
+        await page.run(f"{hide}; document.dispatchEvent(new Event('visibilitychange'))", False)
+        await page.until("#health-text", lambda text: text == "degraded")
+        await page.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_everything_at_once_can_be_read_by_anybody(browser: Any, scheme: str) -> None:
     async with served() as place:

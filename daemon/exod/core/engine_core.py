@@ -141,7 +141,8 @@ class EngineCore:
             self._from_rank(self.rank.handle_timer(now), now)
         due = self.clients.next_deadline()
         if due is not None and now >= due:
-            self._from_clients(self.clients.handle_timer(self.trouble(), now), now)
+            begun = {client_id(key) for key in self.rank.requests.active}
+            self._from_clients(self.clients.handle_timer(self.trouble(), now, begun), now)
         self._follow_up(now)
         self._hear_self(now)
         return self._drain()

@@ -157,6 +157,16 @@ def test_waiting_ones_turn_has_no_deadline() -> None:
     assert only(commands, DeliverError) == []
 
 
+def test_a_long_prompt_that_is_computed_does_not_wait_its_turn() -> None:
+    clients = asked()
+    clients.queued("r", 0.0)
+    commands = clients.handle_timer("", KEEP_ALIVE_S, {"r"})
+    assert only(commands, DeliverKeepAlive) == [DeliverKeepAlive("r", "the prompt is computed")]
+    hear(clients, 0, now=6.0)
+    commands = clients.handle_timer("", 6.0 + KEEP_ALIVE_S, {"r"})
+    assert only(commands, DeliverKeepAlive) == [DeliverKeepAlive("r", "the next token is computed")]
+
+
 def test_a_coordinator_that_does_not_answer_is_trouble() -> None:
     clients = asked()
     text = "the coordinator has not answered yet"

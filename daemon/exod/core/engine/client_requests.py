@@ -11,6 +11,7 @@ cancellation goes: the core sends them. Times in monotonic seconds.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 from exod.core.base.errors import IllegalMoveError
@@ -176,11 +177,13 @@ class ClientRequests:
 
     # --- time -----------------------------------------------------------------------------------------------
 
-    def handle_timer(self, trouble: str, now: float) -> list[ClientCommand]:
-        """`trouble`: what the engine waits for, for people; empty where it runs."""
+    def handle_timer(self, trouble: str, now: float, begun: Collection[str] = ()) -> list[ClientCommand]:
+        """`trouble`: what the engine waits for, for people; empty where it runs. `begun`: the requests that this
+        node's own rank has begun; those of a node without one are not known here.
+        """
         commands = self._submit_due(now)
         for request_id in [key for key, pending in self._pending.items() if now >= pending.judge_at]:
-            commands += self._judge_silence(request_id, trouble, now)
+            commands += self._judge_silence(request_id, trouble, request_id in begun, now)
         return commands
 
     def next_deadline(self) -> float | None:
@@ -196,7 +199,7 @@ class ClientRequests:
                 commands.append(SubmitRequest(self._me, pending.request, tokens, pending.client))
         return commands
 
-    def _judge_silence(self, request_id: str, trouble: str, now: float) -> list[ClientCommand]:
+    def _judge_silence(self, request_id: str, trouble: str, begun: bool, now: float) -> list[ClientCommand]:
         """A request that waits its turn, or a long prefill, is no fault; an engine in trouble has a deadline. Its
         good moments between two faults do not count as long as no token comes of them.
         """
@@ -205,10 +208,16 @@ class ClientRequests:
         if not trouble and not pending.confirmed:
             trouble = "the coordinator has not answered yet"
         if not trouble:
-            text = "the next token is computed" if pending.tokens else "the request waits its turn"
-            return [DeliverKeepAlive(request_id, text)]
+            return [DeliverKeepAlive(request_id, _patience(pending, begun))]
         pending.troubled_s += self._silence_s
         if pending.troubled_s < self._recovery_deadline_s:
             return [DeliverKeepAlive(request_id, trouble)]
         text = f"the engine did not recover within {self._recovery_deadline_s:g} s: {trouble}"
         return self._give_up(request_id, "recovery_failed", text)
+
+
+def _patience(pending: ClientRequest, begun: bool) -> str:
+    """Why nothing comes while the engine runs, for people."""
+    if pending.tokens:
+        return "the next token is computed"
+    return "the prompt is computed" if begun else "the request waits its turn"

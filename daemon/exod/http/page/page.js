@@ -41,6 +41,7 @@ follow({
   },
 });
 addEventListener("resize", draw);
+document.addEventListener("visibilitychange", draw);
 
 function draw() {
   if (drawing || !newest) return;
@@ -52,6 +53,7 @@ function draw() {
 function show(live) {
   const { status } = live;
   document.title = `${status.health} – ${status.cluster.name}`;
+  if (document.hidden) return; // nobody sees more of it, and open pages should cost little; drawn when it is looked at
   setText("cluster", `${status.cluster.name} · ${status.node.name}`);
   byId("health").className = status.health;
   setText("health-text", status.health);

@@ -1,0 +1,172 @@
+"""What the page costs: how soon it is there, how soon it shows a cut, what open pages cost the daemon. And what
+MQTT says while nothing happens.
+
+A mesh of two in the lab; the page runs in Chromium inside the first host. Viewers are plain readers of `/api/live`:
+what a browser does with a state costs another process.
+"""
+
+from __future__ import annotations
+
+import re
+import selectors
+import socket
+import subprocess
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Final
+
+from tests.bench.bench_idle import processor_s, resident_mib
+from tests.bench.rows import Row, percentile, summed_up
+from tests.lab.cluster import Cluster
+from tests.lab.node import API_PORT, Node
+from tests.lab.topology import Lab
+from tests.pictures.camera import Camera
+
+READY_WITHIN_S: Final = 120.0
+SETTLED_S: Final = 20.0
+"""First figures are published, links are probed as where nobody asks."""
+
+LOADS: Final = 10
+CUTS: Final = 3
+VIEWERS: Final = 50
+WATCHED_S: Final = 30.0
+MINUTES: Final = 2.5
+HEALS_WITHIN_S: Final = 90.0
+PAGE: Final = f"http://127.0.0.1:{API_PORT}/"
+BROKER: Final = 1883
+PERIODS: Final = 3
+"""Of a topic's message, at the least: between fewer no rate can be told."""
+
+
+def run() -> list[Row]:
+    with Lab(2) as lab:
+        cluster = Cluster(lab)
+        cluster.start()
+        cluster.wait_ready("thunderbolt", READY_WITHIN_S)
+        time.sleep(SETTLED_S)
+        rows = _mqtt(cluster.nodes[0], MINUTES)
+        rows += _viewers(cluster.nodes[0])
+        camera = Camera(lab.host(1))
+        try:
+            return rows + _loads(camera) + _open_page(camera, cluster.nodes[0]) + _cuts(lab, cluster, camera)
+        finally:
+            camera.close()
+
+
+def _loads(camera: Camera) -> list[Row]:
+    """In milliseconds since the browser began to go there."""
+    painted, shown = [], []
+    script = (
+        "const paint = performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? 0;"
+        "return [paint, document.querySelectorAll('#picture .path').length ? performance.now() : 0]"
+    )
+    for _ in range(LOADS):
+        camera.open("about:blank")
+        camera.open(PAGE)
+        paint = drawn = 0.0
+        while not (paint and drawn):
+            paint, drawn = camera.run(script)
+        painted.append(paint)
+        shown.append(drawn)
+    return [*summed_up("first paint", painted, "ms"), *summed_up("mesh drawn", shown, "ms", p99=1000.0)]
+
+
+def _open_page(camera: Camera, node: Node) -> list[Row]:
+    """An open page of a browser, and nothing happens."""
+    before, began = camera.figures(), time.monotonic()
+    spent_s = processor_s(node.pid)
+    time.sleep(WATCHED_S)
+    elapsed_s = time.monotonic() - began
+    after = camera.figures()
+    busy_s = after["TaskDuration"] - before["TaskDuration"]
+    return [
+        Row("one open page: its tab, of a core", busy_s / elapsed_s * 100, "%"),
+        Row("one open page: JavaScript heap", after["JSHeapUsedSize"] / 2**20, "MiB"),
+        Row("one open page: the daemon, of a core", (processor_s(node.pid) - spent_s) / elapsed_s * 100, "%"),
+    ]
+
+
+def _cuts(lab: Lab, cluster: Cluster, camera: Camera) -> list[Row]:
+    seen = []
+    for _ in range(CUTS):
+        cluster.wait_agreed("thunderbolt", HEALS_WITHIN_S)
+        camera.until("#picture", "bridge0", HEALS_WITHIN_S)
+        began = time.monotonic()
+        lab.cable(1, 2).cut()
+        seen.append((camera.until("#picture", "bridge0 dead") - began) * 1000)
+        lab.restore()
+    return [
+        Row(f"a cut, until the picture shows it, worst of {CUTS}", max(seen), "ms", 1000.0, tuple(seen)),
+    ]
+
+
+def _viewers(node: Node) -> list[Row]:
+    quiet = _share(node)
+    with _watching(node, VIEWERS) as taken:
+        before = taken[0]
+        busy = _share(node)
+        received = taken[0] - before
+        memory = resident_mib(node.pid)
+    return [
+        Row("no viewer: the daemon, of a core", quiet, "%"),
+        Row(f"{VIEWERS} viewers: the daemon, of a core", busy, "%"),
+        Row(f"{VIEWERS} viewers: what they add", busy - quiet, "%", 5.0),
+        Row("a viewer: what it is sent", received / VIEWERS / WATCHED_S / 1000, "kB/s"),
+        Row(f"{VIEWERS} viewers: memory (RSS)", memory, "MiB"),
+    ]
+
+
+def _share(node: Node) -> float:
+    """Of a core, in percent, over WATCHED_S."""
+    began, before = time.monotonic(), processor_s(node.pid)
+    time.sleep(WATCHED_S)
+    return (processor_s(node.pid) - before) / (time.monotonic() - began) * 100
+
+
+@contextmanager
+def _watching(node: Node, count: int) -> Iterator[list[int]]:
+    """So many viewers that read all they get; yields how many bytes that is, so far."""
+    taken, over = [0], threading.Event()
+    with ExitStack() as stack, selectors.DefaultSelector() as waiting:
+        for _ in range(count):
+            connection = stack.enter_context(node.host.socket())
+            connection.connect(("127.0.0.1", API_PORT))
+            connection.sendall(b"GET /api/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            waiting.register(connection, selectors.EVENT_READ)
+
+        def read() -> None:
+            while not over.is_set():
+                for key, _ in waiting.select(timeout=0.2):
+                    assert isinstance(key.fileobj, socket.socket)
+                    taken[0] += len(key.fileobj.recv(1 << 16))
+
+        thread = threading.Thread(target=read, name="viewers")
+        thread.start()
+        try:
+            yield taken
+        finally:
+            over.set()
+            thread.join()
+
+
+def _mqtt(node: Node, minutes: float) -> list[Row]:
+    """What a subscriber of everything hears while nothing happens; retained messages of before do not count."""
+    argv = ["mosquitto_sub", "-p", str(BROKER), "-R", "-F", "%U %t", "-t", "#", "-W", str(int(minutes * 60))]
+    process = node.host.popen(argv, stdout=subprocess.PIPE, text=True)
+    heard: dict[str, list[float]] = defaultdict(list)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if found := re.fullmatch(r"(\d+\.\d+) (\S+)", line.strip()):
+            heard[found[2]].append(float(found[1]))
+    process.wait()
+    rates = {topic: (len(at) - 1) / (at[-1] - at[0]) * 60 for topic, at in heard.items() if len(at) >= PERIODS}
+    assert rates, "MQTT says nothing: no broker?"
+    loudest = max(rates, key=lambda topic: rates[topic])
+    return [
+        Row(f"MQTT: topics with messages in {minutes:g} min", float(len(heard)), ""),
+        Row("MQTT: messages a minute and topic, median", percentile(list(rates.values()), 50), "/min"),
+        Row(f"MQTT: the most ({re.sub(r'[0-9a-f]{16}', 'ID', loudest)})", rates[loudest], "/min", 2.0),
+    ]
