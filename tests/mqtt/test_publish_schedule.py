@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from exod.daemon_api.mqtt_view import MqttView
 from exod.model import Event, NodeId
 from exod.mqtt.publish_schedule import (
@@ -16,7 +18,7 @@ from exod.mqtt.publish_schedule import (
     MqttLedger,
 )
 from exod.mqtt.topic_tree import TopicTree
-from exod.mqtt.topics import event_publication, publications
+from exod.mqtt.topics import event_publication, has_moved, publications
 from tests.mqtt.mqtt_parts import BASE, A, B, C, alert, cluster_view
 
 TREE = TopicTree("exo/1", "home")
@@ -107,9 +109,29 @@ def test_a_change_is_due_at_once() -> None:
 
 def test_a_drifting_figure_is_published_now_and_then() -> None:
     broker = settled()
-    broker.show(cluster_view(rtt_ms=0.33))
+    broker.show(cluster_view(rtt_ms=3.3))
     assert broker.after(0.1) == {}
     assert set(broker.after(DRIFT_S)) == {f"{BASE}/link/{A}--{B}/state"}
+
+
+def test_the_noise_of_an_idle_link_waits_for_the_next_round() -> None:
+    """Two messages a minute and topic, where nothing happens."""
+    broker = settled()
+    topic, sent = f"{BASE}/link/{A}--{B}/state", 0
+    for step in range(60):
+        broker.show(cluster_view(rtt_ms=(0.12, 0.31, 0.2)[step % 3]))
+        sent += topic in broker.after(1.0)
+    assert sent == 2
+    assert msgspec.json.decode(broker.retained[topic])["rtt_ms"] in (0.12, 0.31, 0.2)
+
+
+def test_a_figure_that_comes_or_goes_has_moved() -> None:
+    assert has_moved({"rtt_ms": None}, {"rtt_ms": 0.2})
+    assert has_moved({"rtt_ms": 0.2}, {"rtt_ms": None})
+    assert has_moved({"rtt_ms": 40.0}, {"rtt_ms": 51.0})
+    assert not has_moved({"rtt_ms": 40.0}, {"rtt_ms": 49.0})
+    assert has_moved({"download_done_bytes": 1}, {"download_done_bytes": 2})
+    assert not has_moved({}, {})
 
 
 def test_a_lost_alert_is_cleared_by_an_empty_payload() -> None:

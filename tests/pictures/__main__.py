@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import signal
 import sys
 import threading
 import time
@@ -103,14 +102,15 @@ def cut(to: Path) -> None:
 
 
 def recovering(to: Path) -> None:
-    """A rank stands still in the middle of an answer, and is replaced."""
+    """Both ranks are killed in the middle of an answer, and replaced."""
     with pair() as (_, cluster, camera):
         camera.open(PAGE)
         camera.until("#health-text", "healthy")
         time.sleep(5.0)
         camera.ask("count from 1 to 400")
         camera.until("#chat-log .assistant", "1 2 3")
-        cluster.node(2).kill_workers(signal.SIGSTOP)
+        for node in cluster.nodes:
+            node.kill_workers()
         camera.until("#chat-figures", "the engine is recovering")
         taken(camera, to / "recovering.png")
         camera.until("#chat-figures", " generated, first")

@@ -26,6 +26,7 @@ States are kept one a topic, the latest wins; only events queue, and the oldest 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -34,7 +35,7 @@ import msgspec
 from exod.daemon_api.mqtt_view import MqttView
 from exod.model import NodeId, NodeState
 from exod.mqtt.topic_tree import TopicTree
-from exod.mqtt.topics import OFFLINE, ONLINE, Publication, publications
+from exod.mqtt.topics import OFFLINE, ONLINE, Publication, has_moved, publications
 from exoengine.decoding import DecodingError, from_json
 
 REFRESH_S: Final = 30.0
@@ -69,7 +70,7 @@ MAX_SEEN: Final = 4096
 
 class _Sent(msgspec.Struct):
     steady: bytes
-    drifting: bytes
+    drifting: Mapping[str, object]
     at: float
 
 
@@ -205,7 +206,7 @@ class MqttLedger:
         sent = self._sent.get(wanted.topic)
         if sent is None or sent.steady != wanted.steady or now - sent.at >= REFRESH_S:
             return True
-        return sent.drifting != wanted.drifting and now - sent.at >= DRIFT_S
+        return now - sent.at >= DRIFT_S and has_moved(sent.drifting, wanted.drifting)
 
     def _outdated(self, now: float) -> list[Publication]:
         """Messages that take back what stands on the broker and is true no more."""

@@ -5,8 +5,8 @@ lower end, for the mesh the coordinator, for an alert the node that raised it). 
 given broker is decided in `publish_schedule.py`.
 
 A payload has parts of three kinds, because "on change" must not mean "on every measurement": what is published
-at once when it changes, what drifts (an RTT, a rate) and is published at most every few seconds, and what only
-the clock moves (the uptime), which goes along with the rest.
+at once when it changes, what drifts (an RTT, a rate) and is published at most every few seconds, where it moved
+beyond its noise, and what only the clock moves (the uptime), which goes along with the rest.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ ONLINE: Final = b"online"
 OFFLINE: Final = b"offline"
 
 
+NOISE: Final = {"rtt_ms": (0.5, 0.25), "loss": (0.02, 0.25), "tokens_per_s": (0.5, 0.1)}
+"""By figure, how far it moves where nothing happened: so much, or such a share of it, whichever is more. The floor
+of an idle cable's RTT wanders between 0.1 and 0.3 ms."""
+
+
 class Publication(msgspec.Struct, frozen=True):
     """One message. `steady` and `drifting` decide when a change is published; see the module's docstring."""
 
@@ -35,7 +40,19 @@ class Publication(msgspec.Struct, frozen=True):
     retain: bool = True
     qos: int = 1
     steady: bytes = b""
-    drifting: bytes = b""
+    drifting: Mapping[str, object] = {}
+
+
+def has_moved(before: Mapping[str, object], now: Mapping[str, object]) -> bool:
+    """Is a drifting figure beyond its noise, or another than it was where none is known of it?"""
+    return any(_is_beyond(name, before.get(name), figure) for name, figure in now.items())
+
+
+def _is_beyond(name: str, before: object, now: object) -> bool:
+    if name not in NOISE or not isinstance(before, float) or not isinstance(now, float):
+        return before != now
+    least, share = NOISE[name]
+    return abs(now - before) > max(least, share * before)
 
 
 def publications(
@@ -169,7 +186,7 @@ def _state(
     clocked: Mapping[str, object] | None = None,
 ) -> Publication:
     payload = _json({**steady, **(drifting or {}), **(clocked or {})})
-    return Publication(topic, payload, author, steady=_json(steady), drifting=_json(drifting or {}))
+    return Publication(topic, payload, author, steady=_json(steady), drifting=drifting or {})
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

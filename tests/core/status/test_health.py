@@ -204,7 +204,7 @@ def test_a_failed_engine_is_down_and_a_missing_one_is_not() -> None:
 
 
 def test_a_configured_broker_counts_and_a_suspended_plan_is_explained() -> None:
-    assert texts(given(CABLE, mqtt_text="mqtt://broker refuses")) == ["mqtt://broker refuses"]
+    assert texts(given(CABLE, mqtt_text="mqtt://broker refuses")) == ["MQTT: mqtt://broker refuses"]
     suspended = MeshView(MeshState.RENEGOTIATING, 1, ME.id, None, "bridge0 to studio2 is dead", (), None)
     assert texts(given(CABLE, mesh=suspended)) == ["the plan is suspended: bridge0 to studio2 is dead"]
     waiting = MeshView(MeshState.FORMING, 0, ME.id, None, None, (PEER.id,), None)

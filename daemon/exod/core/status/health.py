@@ -170,7 +170,7 @@ def _facts(given: HealthInput, known: frozenset[Key]) -> Iterator[Fact]:
     for node, text in given.gpu_waits:
         yield Fact("gpu_wait", node, f"{_name(view, node)}: {text}")
     if given.mqtt_text:
-        yield Fact("mqtt_down", view.me.id, given.mqtt_text)
+        yield Fact("mqtt_down", view.me.id, f"MQTT: {given.mqtt_text}")
     if given.wired_text:
         yield Fact("memory_wired", view.me.id, given.wired_text)
     if given.engine.local_network_text:

@@ -14,7 +14,7 @@ export function drawMesh(place, live) {
   const nodes = live.status.nodes;
   const size = canvas(nodes.length, narrow, live.status.links);
   const at = positions(nodes, size, narrow);
-  const picture = svg("svg", { viewBox: `0 0 ${size.width} ${size.height}`, role: "img" });
+  const picture = svg("svg", { viewBox: frame(at, size), role: "img" });
   picture.append(svg("title", {}, summary(live)));
   const labels = [];
   for (const link of live.status.links) drawLink(picture, labels, at, live, link);
@@ -34,6 +34,14 @@ function canvas(count, narrow, links) {
   const size = narrow ? { width: 420, height: 560 } : { width: 820, height: 470 };
   const grown = Math.max(1, count / ROUND);
   return { width: grown * size.width, height: grown * size.height };
+}
+
+// Of a circle, only as much height as its nodes take: three leave the lowest part free.
+function frame(at, size) {
+  if (at.size <= 2) return `0 0 ${size.width} ${size.height}`;
+  const heights = [...at.values()].map(({ y }) => y);
+  const room = BOX.height / 2 + 8;
+  return `0 ${Math.min(...heights) - room} ${size.width} ${Math.max(...heights) - Math.min(...heights) + 2 * room}`;
 }
 
 function positions(nodes, { width, height }, narrow) {
@@ -146,6 +154,7 @@ function rowsOf(node, live) {
 
 // What of the model a rank has: a span of layers, or in a tensor group a part of each.
 export function share({ layers, parts }) {
+  if (layers[1] <= layers[0]) return "no layers yet";
   const span = `layers ${layers[0]}–${layers[1] - 1}`;
   return parts > 1 ? `1/${parts} of ${span}` : span;
 }

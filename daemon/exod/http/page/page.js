@@ -141,7 +141,8 @@ function showEngine({ status, engine }) {
     ["Last gap", summary.last_gap_ms === null ? "–" : milliseconds(summary.last_gap_ms)],
   ];
   if (engine.max_context_tokens) rows.push(["Context", `${engine.max_context_tokens} tokens`]);
-  for (const download of summary.downloads) {
+  // Of a node that says no more of it than its rank does; others are among the models.
+  for (const download of summary.downloads.filter((one) => !status.models.some((line) => line.node === one.node))) {
     const node = status.nodes.find((one) => one.id === download.node)?.name ?? download.node;
     rows.push([`Download, ${node}`, `${bytes(download.done_bytes)} of ${download.total_bytes ? bytes(download.total_bytes) : "?"}`]);
   }

@@ -48,7 +48,7 @@ function line(points) {
   let pen = "M";
   for (const [x, y] of points) {
     if (y === null) { pen = "M"; continue; }
-    d += `${pen}${x.toFixed(1)} ${y.toFixed(1)}`;
+    d += `${pen}${x.toFixed(1)} ${y.toFixed(1)}${pen === "M" ? "h0" : ""}`; // a sample alone is a dot
     pen = "L";
   }
   return d;
