@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cross native-macos launcher dist formula resolve floors run test parity clients home-assistant lab bench sim fuzz attack chaos crowd clean
+.PHONY: help setup setup-cross native-macos launcher dist formula resolve floors run test parity clients home-assistant lab bench pictures sim fuzz attack chaos crowd clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST) | sort
@@ -67,6 +67,9 @@ test: setup ## ruff, mypy --strict and the test suite
 home-assistant: setup-cross ## Home Assistant in build/home-assistant, whose own schemas judge what MQTT publishes for it
 	$(PYTHON) -m venv build/home-assistant
 	$(BIN)/uv pip install --quiet --python build/home-assistant/bin/python homeassistant==2024.3.3 paho-mqtt==1.6.1
+
+pictures: setup ## (Linux, root) the pictures of the manual, from the pages of real nodes in the lab: docs/pictures
+	$(BIN)/python -m tests.pictures
 
 parity: setup ## every architecture that mlx-lm can divide, as a tensor group of two ranks and of four
 	PARITY=all $(BIN)/pytest tests/engine/model/test_tensor_architectures.py

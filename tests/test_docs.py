@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("daemon", "engine", "launchd", "mlx_patches", "tests", "docs", ".ci")
 NAMED = re.compile(r"[\w./*-]*\w\.(?:py|md|cpp|h|c|template|mk)\b")
+LARGEST_PICTURE = 300_000
+"""Bytes: a page over a phone's network, and a repository that stays small."""
 IN_MLX = {"mlx/backend/metal/distributed.cpp"}
 
 
@@ -41,6 +43,30 @@ def test_each_file_that_a_document_names_is_there(document: Path) -> None:
             if NAMED.fullmatch(quoted) and "*" not in quoted and quoted not in FILES | IN_MLX:
                 missing.append(f"{document.name}:{number}: {quoted}")
     assert missing == []
+
+
+def anchors(document: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_each_link_of_a_document_leads_somewhere() -> None:
+    lost = []
+    for document in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]:
+        for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+            name, _, anchor = target.partition("#")
+            there = document.parent / name if name else document
+            if "://" not in target and (not there.exists() or (anchor and anchor not in anchors(there))):
+                lost.append(f"{document.name}: {target}")
+    assert lost == []
+
+
+def test_each_picture_is_small_and_shown() -> None:
+    shown = "".join(document.read_text() for document in (ROOT / "docs").glob("*.md"))
+    for picture in (ROOT / "docs" / "pictures").iterdir():
+        assert f"](pictures/{picture.name})" in shown, picture.name
+        assert picture.stat().st_size <= LARGEST_PICTURE, picture.name
 
 
 def prose(path: Path) -> Iterator[tuple[int, str]]:

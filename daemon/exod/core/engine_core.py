@@ -139,10 +139,8 @@ class EngineCore:
         """Do what is due."""
         if now >= self.rank.next_deadline():
             self._from_rank(self.rank.handle_timer(now), now)
-        due = self.clients.next_deadline()
-        if due is not None and now >= due:
-            begun = {client_id(key) for key in self.rank.requests.active}
-            self._from_clients(self.clients.handle_timer(self.trouble(), now, begun), now)
+        if (due := self.clients.next_deadline()) is not None and now >= due:
+            self._from_clients(self.clients.handle_timer(self.trouble(), now, self.rank.requests.of_clients), now)
         self._follow_up(now)
         self._hear_self(now)
         return self._drain()

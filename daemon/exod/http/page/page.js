@@ -137,7 +137,7 @@ function showEngine({ status, engine }) {
     ["State", summary.text ? `${summary.state}: ${summary.text}` : summary.state],
     ["Speed", speedText(summary)],
     ["Requests", `${summary.requests_active} running, ${summary.requests_waiting} waiting`],
-    ["Sync", `${summary.sync.mode}: ${summary.sync.reason}`],
+    ["Sync", summary.sync.reason ? `${summary.sync.mode}: ${summary.sync.reason}` : summary.sync.mode],
     ["Last gap", summary.last_gap_ms === null ? "–" : milliseconds(summary.last_gap_ms)],
   ];
   if (engine.max_context_tokens) rows.push(["Context", `${engine.max_context_tokens} tokens`]);

@@ -88,6 +88,11 @@ class HeldRequests:
         found = [held for key, held in self.active.items() if client_id(key) == request_id]
         return max(found, key=lambda held: held.begin.order, default=None)
 
+    @property
+    def of_clients(self) -> frozenset[str]:
+        """The ids that clients gave to what is under way."""
+        return frozenset(client_id(key) for key in self.active)
+
     def begun(self) -> list[BeginRequest]:
         """All that is under way, with what is known of each answer: for a coordinator that lacks it."""
         held = sorted(self.active.values(), key=lambda held: held.begin.order)
