@@ -94,7 +94,7 @@ PRIVATE_UMASK: Final = 0o077
 API_GRACE_S: Final = 0.5
 """For answers that are nearly done. The others are told only then, and must be within a second."""
 
-MQTT_FAREWELL_S: Final = 2.0
+MQTT_GOODBYE_S: Final = 2.0
 
 
 class Daemon:
@@ -373,7 +373,7 @@ class Daemon:
         for name in ("mqtt", "discovery"):
             if name in jobs:
                 jobs[name].cancel()
-        await asyncio.wait([jobs[name] for name in ("mqtt", "discovery") if name in jobs], timeout=MQTT_FAREWELL_S)
+        await asyncio.wait([jobs[name] for name in ("mqtt", "discovery") if name in jobs], timeout=MQTT_GOODBYE_S)
         await self.control.goodbye(self.card.incarnation, "it was stopped")
         for job in jobs.values():
             job.cancel()

@@ -299,13 +299,13 @@ def test_a_node_that_is_no_more_in_the_cluster_becomes_offline_and_its_states_go
 
 def test_a_clean_close_says_offline_for_itself_last_and_for_those_it_spoke_for() -> None:
     broker = settled()
-    goodbye = [(publication.topic, publication.payload) for publication in broker.ledger.farewell(broker.now)]
+    goodbye = [(publication.topic, publication.payload) for publication in broker.ledger.goodbyes(broker.now)]
     assert goodbye == [
         (f"{BASE}/node/{B}/availability", b"offline"),
         (f"{BASE}/node/{A}/availability", b"offline"),
     ]
     broker.hear_node(B)
-    assert len(broker.ledger.farewell(broker.now)) == 1
+    assert len(broker.ledger.goodbyes(broker.now)) == 1
 
 
 def test_home_assistants_birth_makes_everything_due_again_and_is_never_cleared() -> None:

@@ -237,7 +237,7 @@ def test_a_node_that_does_not_hear_the_coordinator_has_a_plan_all_the_same_and_j
     assert world.run_while(lambda: agreed(world), 8.0), "healed, the ring takes it in"
 
 
-def test_an_outcast_is_taken_in_by_the_next_coordinator() -> None:
+def test_a_node_that_was_left_out_is_taken_in_by_the_next_coordinator() -> None:
     world = lab(22, 3)
     apart(world, 0, 2, cut=True)
     for host in world.hosts:
@@ -252,7 +252,7 @@ def test_an_outcast_is_taken_in_by_the_next_coordinator() -> None:
     assert len({host.running for host in world.hosts[1:]}) == 1
 
 
-def test_outcasts_plan_together() -> None:
+def test_nodes_that_are_left_out_plan_together() -> None:
     """Of four in a line nobody hears all: two by two, and each side says who leaves it out."""
     world = in_a_line(23, 4)
     world.run(world.now + 30.0)

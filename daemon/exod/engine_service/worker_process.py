@@ -64,7 +64,7 @@ ADOPT_DEADLINE_S: Final = 8.0
 """A worker's control thread greets at once, whatever its main thread does; one that was stopped does not."""
 
 LEAVE_DEADLINE_S: Final = 10.0
-"""A step under way and the farewell of all ranks; launchd gives the daemon 30 s in all."""
+"""A step under way, and the end of the group on all ranks; launchd gives the daemon 30 s in all."""
 
 GRACE_S: Final = 3.0
 """Between SIGTERM and SIGKILL."""

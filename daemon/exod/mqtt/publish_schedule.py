@@ -245,7 +245,7 @@ class MqttLedger:
             if (node := self._tree.node_of(publication.topic, "availability")) is not None:
                 self._availability[node] = publication.payload
 
-    def farewell(self, now: float) -> list[Publication]:
+    def goodbyes(self, now: float) -> list[Publication]:
         """What a clean close leaves behind: `offline` for the nodes this one speaks for here, itself last."""
         others = [
             wanted

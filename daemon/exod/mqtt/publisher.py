@@ -46,7 +46,7 @@ REACH_S: Final = 3.0
 CALL_S: Final = 5.0
 """For the broker's answer to one CONNECT, SUBSCRIBE or PUBLISH."""
 
-FAREWELL_S: Final = 0.5
+GOODBYE_S: Final = 0.5
 """For `offline` at a clean close, and again for DISCONNECT: with the hosted broker's end (1 s) it is 2 s."""
 
 BACKOFF_FIRST_S: Final = 0.2
@@ -219,7 +219,7 @@ class MqttService:
         """One connection, from its birth to its end. Raises what ended it."""
         await _reach(address)
         async with self._client(address, await _tls(address, self._tls_files)) as client:
-            client.timeout = FAREWELL_S  # from here on it bounds nothing but the end of the connection
+            client.timeout = GOODBYE_S  # from here on it bounds nothing but the end of the connection
             try:
                 await self._publish_and_listen(client, address)
             except asyncio.CancelledError:
@@ -300,8 +300,8 @@ class MqttService:
     async def _farewell(self, client: Client) -> None:
         """`offline`, retained, before the connection is closed properly. Best effort, bounded."""
         with suppress(aiomqtt.MqttError, TimeoutError):
-            async with asyncio.timeout(FAREWELL_S):
-                for publication in self._ledger.farewell(asyncio.get_running_loop().time()):
+            async with asyncio.timeout(GOODBYE_S):
+                for publication in self._ledger.goodbyes(asyncio.get_running_loop().time()):
                     await client.publish(
                         publication.topic, publication.payload, publication.qos, publication.retain
                     )

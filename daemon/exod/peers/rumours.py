@@ -1,6 +1,6 @@
 """Contacts that nothing but multicast DNS names: anybody on the network can name thousands of them.
 
-Decides how zealously they are dialled until they have proven true; a member that was connected once, or that a
+Decides how often they are dialled until they have proven true; a member that was connected once, or that a
 person configured, is no rumour. Times are in seconds.
 """
 

@@ -209,8 +209,8 @@ def test_a_configured_broker_counts_and_a_suspended_plan_is_explained() -> None:
     assert texts(given(CABLE, mesh=suspended)) == ["the plan is suspended: bridge0 to studio2 is dead"]
     waiting = MeshView(MeshState.FORMING, 0, ME.id, None, None, (PEER.id,), None)
     assert texts(given(CABLE, mesh=waiting)) == ["waits for studio2 to join"]
-    outcast = MeshView(MeshState.FORMING, 1, ME.id, None, None, (PEER.id,), None, (PEER.id,))
-    assert texts(given(CABLE, mesh=outcast)) == ["studio2 keeps to a plan without studio1"]
+    left_out = MeshView(MeshState.FORMING, 1, ME.id, None, None, (PEER.id,), None, (PEER.id,))
+    assert texts(given(CABLE, mesh=left_out)) == ["studio2 keeps to a plan without studio1"]
 
 
 def test_a_download_degrades_the_node_with_its_figures_and_says_whose_it_is() -> None:

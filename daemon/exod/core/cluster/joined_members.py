@@ -15,9 +15,9 @@ from exod.core.base.mesh_messages import LinkReport, LinkSummary
 from exod.core.cluster.link_reports import essence
 from exod.core.cluster.pair_summary import PairSummary
 from exod.core.cluster.ring_members import (
+    fewest_to_leave_out,
     fit_ranks,
     has_ring,
-    outcasts,
     standing_by,
     why_left_out,
     why_standing_by,
@@ -135,7 +135,7 @@ class JoinedMembers:
             patience_s = REPAIR_PATIENCE_S if running and self._deaf(ranks, edges) else PATIENCE_S
             if now - self._ringless_since < patience_s:
                 return None
-            dropped = outcasts(ranks, edges, running, me.id)
+            dropped = fewest_to_leave_out(ranks, edges, running, me.id)
         left_out = (*why_unfit(willing, ranks), *why_left_out(dropped, ranks, edges), *unheard)
         if me.nodes == "fewest":
             could = {one: card for one, card in ranks.items() if one not in dropped}

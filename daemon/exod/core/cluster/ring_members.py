@@ -29,7 +29,7 @@ NAMED_PAIRS = 3
 """A reason names so many pairs at most."""
 
 
-def outcasts(
+def fewest_to_leave_out(
     cards: Mapping[NodeId, NodeCard], pairs: Collection[Pair], running: Sequence[NodeId], coordinator: NodeId
 ) -> frozenset[NodeId]:
     """The ranks to leave out, so that the others can form a ring. `cards` are those of nodes that host a rank."""
