@@ -82,7 +82,7 @@ class _HeardPeer(msgspec.Struct):
 
 
 class MqttLedger:
-    """One connection's books: what should stand on the broker, what was sent, and what was heard there."""
+    """The record of one connection: what should stand on the broker, what was sent, and what was heard there."""
 
     def __init__(self, tree: TopicTree, self_id: NodeId, *, commands: bool = False) -> None:
         self._tree = tree

@@ -223,7 +223,7 @@ class MqttService:
             try:
                 await self._publish_and_listen(client, address)
             except asyncio.CancelledError:
-                await self._farewell(client)
+                await self._say_goodbye(client)
                 raise
 
     def _client(self, address: BrokerAddress, tls: ssl.SSLContext | None) -> Client:
@@ -297,7 +297,7 @@ class MqttService:
         self.messages_sent += 1
         self._ledger.published(publication, asyncio.get_running_loop().time())
 
-    async def _farewell(self, client: Client) -> None:
+    async def _say_goodbye(self, client: Client) -> None:
         """`offline`, retained, before the connection is closed properly. Best effort, bounded."""
         with suppress(aiomqtt.MqttError, TimeoutError):
             async with asyncio.timeout(GOODBYE_S):

@@ -40,7 +40,7 @@ _AT_ONCE: Final = struct.pack("ii", 1, 0)
 
 
 class ConnectionOwner(Protocol):
-    """Whom a connection reports to."""
+    """What a connection reports to."""
 
     def opened(self, connection: Connection) -> None: ...
 

@@ -114,7 +114,7 @@ class ControlPlane:
         self._doubted: set[NodeId] = set()
         self._dials: dict[Target, asyncio.Task[None]] = {}
         self._refusals: dict[Target, int] = {}
-        """How often in a row the node there refused our key."""
+        """How often in a row the node there refused this node's key."""
         self._pools_changed = asyncio.Event()
         """Set, and replaced, whenever a connection came or went: dials that wait for that look again."""
         self._tasks: asyncio.TaskGroup | None = None
@@ -335,7 +335,7 @@ class ControlPlane:
         return [pool[0].card for pool in self._connections.values() if pool and pool[0].card is not None]
 
     async def _dial(self, target: Target) -> Connection | None:
-        """One try. Where the key was refused, the next one is by an older key: who was away knows no other."""
+        """One try. Where the key was refused, the next one uses an older one: a node that was away has no other."""
         loop = asyncio.get_running_loop()
         ways = self._membership.ring.dials()
         refusals = self._refusals.get(target, 0)
@@ -437,7 +437,7 @@ class ControlPlane:
         return not connection.greeted and connection.proven_by != self._membership.core.current.key
 
     def admit(self, connection: Connection, greeting: Greeting) -> None:
-        """Takes a connection into the pool of its peer, whose present life it is of."""
+        """Takes a connection of the peer's present process into the peer's pool."""
         assert connection.peer is not None
         is_news = self._card_order.is_news(greeting.card, greeting.revision)
         known = self._connections.get(connection.peer)
@@ -456,7 +456,7 @@ class ControlPlane:
         self._membership.greeted(connection, greeting.key_number)
 
     def _end_earlier_life(self, peer: NodeId, incarnation: int) -> None:
-        """The peer's daemon is a new one: whatever connections of the one before seem to stand are dead."""
+        """The peer's daemon is a new process: connections of the earlier one that still seem open are dead."""
         for connection in list(self._connections.get(peer, ())):
             if connection.card is not None and connection.card.incarnation < incarnation:
                 connection.reset()

@@ -69,7 +69,7 @@ class Strangers:
         return [one for one in self._noted.values() if one.at > since]
 
     def texts(self) -> tuple[str, ...]:
-        """In words."""
+        """As text."""
         return tuple(one.text for one in self._lately())
 
     def facts(self, cluster: str) -> tuple[Fact, ...]:
