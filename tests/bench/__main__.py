@@ -45,11 +45,12 @@ SECTIONS: dict[str, Section] = {
     "idle": _section("tests.bench.bench_idle", "minutes", "model"),
     "links": _section("tests.bench.bench_links", "rounds"),
     "page": _section("tests.bench.bench_page"),
+    "mqtt": _section("tests.bench.bench_mqtt", "minutes"),
     "transfer": _section("tests.bench.bench_transfer"),
     "tensor": _section("tests.bench.bench_tensor", "rounds"),
     "recovery": _section("tests.bench.bench_recovery", "rounds"),
 }
-NEEDS_A_LAB = {"engine", "concurrency", "serving", "floor", "idle", "links", "page", "recovery", "transfer"}
+NEEDS_A_LAB = {"engine", "concurrency", "serving", "floor", "idle", "links", "mqtt", "page", "recovery", "transfer"}
 
 
 def main() -> int:

@@ -94,6 +94,13 @@ async def test_what_matters_is_on_the_screen_and_a_cut_is_seen(screen: Screen, d
     await screen.until(lambda text: all(part in text for part in parts))
 
 
+async def test_no_word_of_an_event_is_hidden_at_the_right_edge(screen: Screen, daemon: FakeDaemon) -> None:
+    words = [f"word{number:02}" for number in range(30)]
+    await daemon.add_event(Event(time.time(), "alert.raised", "studio1", {"cure": None, "text": " ".join(words)}))
+    await screen.until(lambda text: all(word in text for word in words))
+    await screen.until(lambda text: "None" not in text)
+
+
 async def test_every_key_does_what_it_says_and_asks_first(screen: Screen, daemon: FakeDaemon) -> None:
     await screen.until(lambda text: "studio2" in text)
     for key, question, told in (

@@ -183,11 +183,13 @@ def test_nodes_that_start_at_once_and_need_a_model_ask_the_hub_once(lab: Lab, hu
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(pair: Cluster, hub: StandInHub) -> None:
     """studio2's cache is a disk of 20 MB."""
     second = pair.nodes[1]
+    second.terminate()
     place = second.folder / "hf"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "exod-small", place], check=True)
     try:
+        start(pair, second)
         done = second.exoctl("model", "pull", MODEL, "--json", timeout_s=WITHIN_S)
         assert done.returncode == 4, done.stdout + done.stderr
         lines = {line["node_name"]: line for line in json.loads(done.stdout)["nodes"]}

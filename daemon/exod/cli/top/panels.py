@@ -137,7 +137,11 @@ def event(flat: dict[str, Any], names: dict[str, str]) -> Text:
     text.append(f"{clean(str(flat.get('type', '')))} ", "bold")
     subject = str(flat.get("subject", ""))
     text.append(clean(names.get(subject, subject)))
-    facts = [f"{key} {_fact(value, names)}" for key, value in flat.items() if key not in ("ts", "type", "subject")]
+    facts = [
+        f"{key} {_fact(value, names)}"
+        for key, value in flat.items()
+        if key not in ("ts", "type", "subject") and value is not None
+    ]
     text.append("  " + ", ".join(clean(fact) for fact in facts), "dim")
     return text
 

@@ -99,7 +99,8 @@ class Top(App[None]):
             yield Static(id="paths", markup=False)
         with VerticalScroll(id="engine"):
             yield Static(id="ranks", markup=False)
-        yield RichLog(id="events", max_lines=MAX_EVENTS, wrap=True, markup=False)
+        # Its own least width is 78, of which 80 columns with a border of ours would hide the last two.
+        yield RichLog(id="events", max_lines=MAX_EVENTS, min_width=1, wrap=True, markup=False)
         yield Static(id="told", markup=False)
         yield Footer(compact=True)
 
