@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from exod.errors import ExitCode, RequestError
 from exod.http.page_actions import ACTIONS
 from exod.http.page_files import TYPES
 from exod.model import Event, Health, Reason
@@ -206,6 +207,18 @@ async def test_bad_bodies_and_other_methods_change_nothing() -> None:
         cross = {"Origin": "https://evil.example"}
         assert (await place.http.ask("POST", "/api/actions/unload", {}, headers=cross)).status == 403
         assert place.daemon.asked == []
+
+
+async def test_a_model_that_cannot_be_loaded_is_no_fault_of_exods() -> None:
+    async with served() as place:
+
+        async def refuse(model: str) -> Any:
+            raise RequestError("model_missing", f"the model folder {model} does not exist", ExitCode.INTERNAL)
+
+        place.daemon.engine_load = refuse  # type: ignore[method-assign]
+        answer = await place.http.ask("POST", "/api/actions/load", {"model": "/x"})
+    assert (answer.status, answer.code) == (400, "model_missing")
+    assert answer.json["error"]["message"] == "model: the model folder /x does not exist"
 
 
 async def test_actions_that_are_off_name_the_command() -> None:

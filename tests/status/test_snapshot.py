@@ -207,13 +207,3 @@ async def test_doctor_gives_a_denied_local_network_its_cures_once() -> None:
     (finding,) = [one for one in found if "local_network" in one.code]
     assert finding.severity == "error"
     assert finding.cure.startswith("in this order: (1) allow it: System Settings")
-
-
-def test_one_rank_alone_has_nobody_to_wait_for() -> None:
-    untold = msgspec.structs.replace(FORMED, sync_reason="no step has been measured yet")
-    alone = status_of(StillCore(seen()), StillEngine(plan=PLAN, statuses={ME.id: untold})).engine()
-    assert (alone.sync.mode, alone.sync.reason) == ("fast", "one rank waits for no other")
-    pair = msgspec.structs.replace(PLAN, ring=(ME.id, PEER.id))
-    both = {ME.id: untold, PEER.id: msgspec.structs.replace(untold, sender=PEER.id)}
-    two = status_of(StillCore(seen()), StillEngine(plan=pair, statuses=both)).engine()
-    assert (two.sync.mode, two.sync.reason) == ("safe", "no step has been measured yet")

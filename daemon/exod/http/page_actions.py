@@ -17,7 +17,7 @@ from starlette.routing import Route
 from exod.daemon_api.field_errors import field_problem
 from exod.daemon_api.interface import DaemonCommands
 from exod.daemon_api.shapes import Done
-from exod.errors import RequestError
+from exod.errors import ExitCode, RequestError
 from exod.http.body import BodyReader
 from exod.http.exchange import JsonResponse, headers_of
 from exoengine.decoding import DecodingError, WrongShapeError, from_json
@@ -65,7 +65,7 @@ class Actions:
     async def _act(self, name: str, body: _ActionBody) -> Done:
         match name:
             case "load":
-                return await self._commands.engine_load(_model_of(body))
+                return await self._load(_model_of(body))
             case "pull":
                 return await self._commands.model_pull(_model_of(body), body.everywhere)
             case "pause":
@@ -75,6 +75,15 @@ class Actions:
             case "drain":
                 return await self._commands.engine_drain()
         return await self._commands.renegotiate("asked for on the page")
+
+    async def _load(self, model: str) -> Done:
+        """A model that cannot be loaded is a wrong value of the field, not a fault of exod's."""
+        try:
+            return await self._commands.engine_load(model)
+        except RequestError as error:
+            if error.exit_code is not ExitCode.INTERNAL or error.code == "internal_error":
+                raise
+            raise RequestError(error.code, f"model: {error.text}", ExitCode.USAGE) from None
 
 
 def _model_of(body: _ActionBody) -> str:

@@ -360,7 +360,7 @@ class StatusBuilder:
                 for rank, status in enumerate(statuses)
                 if status is not None and status.layers is not None
             ),
-            sync=self._sync(figures),
+            sync=SyncMode(figures.sync_mode, figures.sync_reason) if figures else SyncMode("safe", "no rank yet"),
             tokens_per_s=positive(figures.tokens_per_s) if figures else None,
             baseline_tokens_per_s=positive(figures.baseline_tokens_per_s) if figures else None,
             last_gap_ms=positive(figures.last_gap_ms) if figures else None,
@@ -374,14 +374,6 @@ class StatusBuilder:
             parallel_reason=self.named(parallel_reason(host)),
             transport_reason=NO_RDMA if self.settings.transport == "rdma" else "",
         )
-
-    def _sync(self, figures: RankStatus | None) -> SyncMode:
-        if figures is None:
-            return SyncMode("safe", "no rank yet")
-        plan = self._engine.plan
-        if self.settings.sync == "dynamic" and plan is not None and plan.model and len(plan.ring) == 1:
-            return SyncMode("fast", "one rank waits for no other")
-        return SyncMode(figures.sync_mode, figures.sync_reason)
 
     def downloads(self) -> tuple[Downloading, ...]:
         """The ranks of the plan whose model is not here yet."""
