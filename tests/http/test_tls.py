@@ -90,7 +90,12 @@ async def test_a_handshake_that_never_ends_is_given_up(tmp_path: Path, monkeypat
                 with contextlib.suppress(ConnectionError):
                     await reader.read()
             writer.close()
-        assert await subject_of(place.api.port) == ("first", b"HTTP/1.1 200 OK\r\n")
+        shown = None
+        async with asyncio.timeout(DEADLINE_S):
+            while shown is None:  # on a busy machine a good handshake may need longer than this test's deadline
+                with contextlib.suppress(ConnectionError):
+                    shown = await subject_of(place.api.port)
+        assert shown == ("first", b"HTTP/1.1 200 OK\r\n")
 
 
 async def test_a_renewed_certificate_is_used_without_a_restart(tmp_path: Path) -> None:
