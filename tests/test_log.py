@@ -37,6 +37,16 @@ def test_the_newest_files_stay_and_none_is_larger_than_allowed(tmp_path: Path) -
     assert newest.splitlines() == [f"line {number:04d}" for number in range(40 - len(newest.splitlines()), 40)]
 
 
+def test_figures_are_rounded_and_all_else_is_left(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", "import structlog; from exod import log; log.configure('info', 'json');"
+         "structlog.get_logger().info('x', agree_ms=1077.9039800036117, count=3, gap=float('inf'), at=None)"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    line = json.loads(ran.stderr)
+    assert (line["agree_ms"], line["count"], line["gap"], line["at"]) == (1077.904, 3, float("inf"), None)
+
+
 def test_a_log_goes_on_where_the_last_start_ended(tmp_path: Path) -> None:
     for word in ("first\n", "second\n"):
         file = RotatingFile(tmp_path / "exod.log", max_bytes=12, keep=1)

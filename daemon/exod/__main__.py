@@ -26,6 +26,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=VERSION)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="run")
     run = verbs.add_parser("run", help="run the daemon in the foreground")
+    run.add_argument("--version", action="version", version=VERSION)
     run.add_argument("--config", type=Path, metavar="FILE", help="the configuration, a TOML file")
     run.add_argument(
         "--demo",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import stat
 import sys
@@ -39,6 +40,8 @@ MAX_COUNTED: Final = 1024
 """Events that are told apart: more than there are. The oldest is forgotten first."""
 
 MAX_LIBRARY_TEXT: Final = 1000
+
+DECIMALS: Final = 3
 
 _COUNTED_BY: Final = "_counted_by"
 """What a line is counted by where its event's name says too little: removed before it is written."""
@@ -107,6 +110,7 @@ def configure(level: str, output: str, file: Path | None = None, max_bytes: int 
         processors=[
             structlog.contextvars.merge_contextvars,
             EventLimit(),
+            rounded,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%H:%M:%S.%f" if console else "iso", utc=not console),
             _without_escapes if console else structlog.processors.format_exc_info,
@@ -119,6 +123,14 @@ def configure(level: str, output: str, file: Path | None = None, max_bytes: int 
     root = logging.getLogger()
     root.handlers = [FromLibraries()]
     root.setLevel(logging.WARNING)  # libraries stay quiet unless something is wrong
+
+
+def rounded(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """A structlog processor: figures are read by people. Of milliseconds a microsecond is left."""
+    return {
+        name: round(value, DECIMALS) if isinstance(value, float) and math.isfinite(value) else value
+        for name, value in event.items()
+    }
 
 
 class EventLimit:

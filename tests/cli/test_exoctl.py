@@ -152,6 +152,12 @@ async def test_with_json_each_event_is_a_line_with_a_schema(exoctl: Exoctl) -> N
     assert all(line["schema"] == 1 and line["type"] for line in lines)
 
 
+@pytest.mark.parametrize("command", [(), ("status",), ("model", "pull")], ids=" ".join)
+async def test_the_version_is_told_everywhere(exoctl: Exoctl, command: tuple[str, ...]) -> None:
+    ended = await exoctl.run(*command, "--version")
+    assert (ended.code, ended.out) == (0, f"{VERSION}\n")
+
+
 async def test_the_socket_is_found_by_the_configuration(exoctl: Exoctl) -> None:
     config = exoctl.folder / "mine.toml"
     config.write_text(f'[node]\ndata_dir = "{exoctl.folder}"\n')

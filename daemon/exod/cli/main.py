@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from exod import VERSION
 from exod.cli.base.options import Commands, Parser, Settings, add_global_options, carry_out, global_options_first
 from exod.cli.commands import (
     bench,
@@ -67,7 +66,6 @@ def build() -> tuple[Parser, Commands]:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=VERSION)
     add_global_options(parser)
     commands = Commands(parser)
     status_commands.register_status(commands)

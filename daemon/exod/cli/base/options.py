@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
+from exod import VERSION
 from exod.errors import ExitCode, ExodError, RequestError
 from exod.plain_text import printable
 
@@ -208,6 +209,7 @@ def add_global_options(parser: Parser) -> None:
     )
     options.add_argument("--json", dest="as_json", action="store_true", default=silent, help="print JSON")
     options.add_argument("--no-color", action="store_true", default=silent, help="print without colours")
+    options.add_argument("--version", action="version", version=VERSION, help="print the version")
 
 
 def global_options_first(arguments: Sequence[str]) -> list[str]:
