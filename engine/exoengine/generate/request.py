@@ -178,7 +178,8 @@ def accept(
         return RequestFailed(request.request_id, "bad_request", "a schema or an option is nested too deeply")
     if not prompt:
         return RequestFailed(request.request_id, "empty_prompt", "the prompt has no tokens")
-    strange = next((token for token in prompt if not 0 <= token < (vocab_size or token + 1)), None)
+    named = (*prompt, *request.sampling.logit_bias)
+    strange = next((token for token in named if not 0 <= token < (vocab_size or token + 1)), None)
     if strange is not None:
         return RequestFailed(
             request.request_id, "bad_token", f"token {strange} is not in the model's vocabulary of {vocab_size}"

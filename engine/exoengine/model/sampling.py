@@ -6,7 +6,7 @@ never evaluates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import mlx.core as mx
@@ -52,15 +52,18 @@ class Sampler:
         self._given, self._mask = given, mask
         self._sampling = sampling
         self._vocab_size = vocab_size
-        self._processors = make_logits_processors(
-            logit_bias=sampling.logit_bias or None,
-            repetition_penalty=sampling.repetition_penalty if sampling.repetition_penalty != 1.0 else None,
-            repetition_context_size=sampling.repetition_context_tokens,
-            presence_penalty=sampling.presence_penalty or None,
-            presence_context_size=PENALTY_CONTEXT_TOKENS,
-            frequency_penalty=sampling.frequency_penalty or None,
-            frequency_context_size=PENALTY_CONTEXT_TOKENS,
-        )
+        biases = [_biased(sampling.logit_bias)] if sampling.logit_bias else []
+        self._processors = [
+            *biases,
+            *make_logits_processors(
+                repetition_penalty=sampling.repetition_penalty if sampling.repetition_penalty != 1.0 else None,
+                repetition_context_size=sampling.repetition_context_tokens,
+                presence_penalty=sampling.presence_penalty or None,
+                presence_context_size=PENALTY_CONTEXT_TOKENS,
+                frequency_penalty=sampling.frequency_penalty or None,
+                frequency_context_size=PENALTY_CONTEXT_TOKENS,
+            ),
+        ]
 
     def takes_likeliest(self, step: int) -> bool:
         """Is token `step` the likeliest one, whatever came before it?"""
@@ -95,6 +98,16 @@ class Sampler:
             kept = apply_top_k(kept, self._sampling.top_k)
         key = draw_key(self._sampling.seed, step)
         return mx.random.categorical(kept * (1 / self._sampling.temperature), key=key), logprobs
+
+
+def _biased(biases: Mapping[int, float]) -> Callable[[Any, Any], Any]:
+    """As mlx-lm's own, for tokens that exist: MLX writes beyond the logits for an index that is none of theirs."""
+
+    def add(recent: Any, logits: Any) -> Any:
+        known = {token: bias for token, bias in biases.items() if 0 <= token < logits.shape[-1]}
+        return make_logits_processors(logit_bias=known)[0](recent, logits) if known else logits
+
+    return add
 
 
 def draw_likeliest(logits: Any) -> tuple[Any, Any]:

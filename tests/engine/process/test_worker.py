@@ -40,7 +40,7 @@ from exoengine.protocol import (
     TokenOut,
 )  # fmt: skip
 from tests.engine.driver import GENEROUS_S, Answer, Cluster, Rank, cluster, request
-from tests.engine.models import EOS, LLAMA, undisturbed, write_model
+from tests.engine.models import EOS, LLAMA, VOCAB, undisturbed, write_model
 
 PROMPT = list(range(5, 45))
 
@@ -113,6 +113,9 @@ def test_a_chat_is_put_through_the_models_template(pair: Cluster, llama: Path) -
         (request([1] * 2048, 5), "context_length_exceeded"),
         (request([], 5), "empty_prompt"),
         (request([1, 5000], 5), "bad_token"),
+        (request([1, 2], 5, logit_bias={65: 1.0, VOCAB: 1.0}), "bad_token"),
+        (request([1, 2], 5, logit_bias={2**40: -100.0}), "bad_token"),
+        (request([1, 2], 5, logit_bias={-1: 1.0}), "bad_token"),
         (request([1], 0), "bad_request"),
         (GenerationRequest("neither", 5), "bad_request"),
     ],
