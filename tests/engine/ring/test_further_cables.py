@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from exoengine.ring.group import RingGroup
 from exoengine.ring.ring_plan import Cable, RingPlan
 from tests.engine.ring.test_group import Loaded, streams
 
-pytestmark = pytest.mark.skipif(sys.platform == "darwin", reason="macOS's lo0 has 127.0.0.1 alone")
+pytestmark = pytest.mark.usefixtures("second_loopback")
 
 FORMS_WITHIN_S = 20.0
 LOW, HIGH = "127.0.0.2", "127.0.0.3"
