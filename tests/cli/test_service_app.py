@@ -74,14 +74,20 @@ def test_the_agents_program_is_a_signed_bundle_at_a_fixed_path(machine: Mac, tmp
     assert sorted(path.name for path in bundle.parent.iterdir()) == ["exod.app"]
 
 
+def _as_written(folder: Path) -> list[tuple[object, ...]]:
+    """All but when each file was read last, which whoever reads it changes."""
+    found = [(path, path.stat()) for path in sorted(folder.rglob("*"))]
+    return [(path, one.st_ino, one.st_mode, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for path, one in found]
+
+
 def test_an_upgrade_touches_nothing_inside_the_bundle(machine: Mac, tmp_path: Path) -> None:
     """Another environment, another Python: only the settings outside change, so a grant survives."""
     host = with_library(machine, tmp_path)
     service.install(host=host)
-    inside = [path.stat() for path in sorted((host.home / "Applications").rglob("*"))]
+    inside = _as_written(host.home / "Applications")
     newer = host._replace(python=Path("/Users/me/new/bin/python3"), library=Path("/opt/new/Python"))
     assert "Local Network" not in service.install(host=newer)
-    assert [path.stat() for path in sorted((host.home / "Applications").rglob("*"))] == inside
+    assert _as_written(host.home / "Applications") == inside
     assert machine.tools == [SIGN]
     settings = (host.home / "Library/Application Support/exod/launcher.conf").read_text()
     assert "library=/opt/new/Python\npython=/Users/me/new/bin/python3\n" in settings
