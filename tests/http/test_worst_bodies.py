@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import socket
 import time
@@ -12,10 +13,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from starlette.types import Message, Receive
 
+from exod.daemon_api.loop_turns import LoopTurns
 from exod.errors import RequestError
 from exod.http import body
-from exod.http.dialects.openai_requests import read_completion
+from exod.http.dialects.ask import Ask
+from exod.http.dialects.openai_requests import read_chat, read_completion
 from tests.http.served import CHAT, served
 from tests.http.worst_bodies import BURSTS, ROOM, WORST_BODIES
 
@@ -157,6 +161,36 @@ async def burst_lag(port: int, data: bytes) -> float:
     finally:
         for connection in connections:
             connection.close()
+
+
+async def test_a_large_body_is_decoded_without_the_collector() -> None:
+    collected: list[str] = []
+
+    def decode(data: bytes) -> Ask:
+        before = len(collected)
+        ask = read_chat(data)
+        assert len(collected) == before
+        return ask
+
+    def note(phase: str, _: object) -> None:
+        collected.append(phase)
+
+    turns = b",".join([b'{"role":"user","content":"x"}'] * 20_000)
+    reader = body.BodyReader(LoopTurns())
+    gc.callbacks.append(note)
+    try:
+        await reader.read({}, parts(b'{"messages":[' + turns + b"]}"), decode)
+    finally:
+        gc.callbacks.remove(note)
+        reader.close()
+    assert gc.isenabled()
+
+
+def parts(data: bytes) -> Receive:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": data}
+
+    return receive
 
 
 async def test_there_are_twenty() -> None:

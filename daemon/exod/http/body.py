@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import gc
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -140,9 +141,16 @@ def check_weight(data: bytes) -> None:
 
 
 def _decode_heavy(pieces: list[bytes], decode: Callable[[bytes], Value]) -> Value:
+    """In the decoder's thread. What is decoded lives for milliseconds; the collector would walk through all of it
+    meanwhile, and hold the loop for up to 60 ms.
+    """
     data = _joined(pieces)
     check_weight(data)
-    return decode(data)
+    gc.disable()
+    try:
+        return decode(data)
+    finally:
+        gc.enable()
 
 
 def _joined(pieces: list[bytes]) -> bytes:
