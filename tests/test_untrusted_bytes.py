@@ -5,6 +5,7 @@ more.
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +17,14 @@ import pytest
 from exod.config.settings import load
 from exod.diagnostics.event_log import EVENTS_FILE, EventLog
 from exod.engine_service.worker_process import COMMAND
-from exod.errors import ConfigError, RequestError
+from exod.errors import ConfigError, ExodError, RequestError, TrustError
 from exod.http.dialects.openai_requests import read_chat, read_completion
 from exod.identity import IDENTITY_FILE, STATE_FILE, claim
 from exod.mqtt import publish_schedule
 from exod.peers.peer_addresses import FILE as PEERS_FILE
 from exod.peers.peer_addresses import PeerBook
 from exod.peers.peer_messages import FrameError, take
+from exod.peers.trust import node_key, read_key
 from exod.platform.crash_parser import CrashTextError, parse_ips
 from exoengine.decoding import DecodingError, from_json, from_msgpack
 from exoengine.protocol import ProtocolError, decode_from_worker, decode_to_worker
@@ -129,6 +131,28 @@ def test_a_damaged_identity_is_set_aside_and_makes_a_new_node(tmp_path: Path, da
     third = claim(tmp_path)
     third.release()
     assert (third.id, third.damaged) == (second.id, ())
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["a folder", "a pipe"])
+def test_what_is_no_file_in_the_place_of_ours_is_one_line_and_not_waited_for(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    for name in (IDENTITY_FILE, STATE_FILE):
+        folder = tmp_path / name
+        folder.mkdir()
+        make(folder / name)
+        with pytest.raises(ExodError, match=str(folder)):
+            claim(folder)
+    for name in ("cluster.key", "node.key"):
+        make(tmp_path / name)
+        with pytest.raises(TrustError, match=name):
+            read_key(tmp_path / name)
+
+
+def test_a_folder_in_the_place_of_the_node_key_is_named(tmp_path: Path) -> None:
+    (tmp_path / "node.key").mkdir()
+    with pytest.raises(TrustError, match=r"node\.key: cannot be replaced"):
+        node_key(tmp_path)
 
 
 @pytest.mark.parametrize(

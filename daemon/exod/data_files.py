@@ -6,9 +6,11 @@ Never decides what a missing file means.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import BinaryIO, Final, TypeVar
 
 import msgspec
 import structlog
@@ -31,11 +33,23 @@ class Damaged(msgspec.Struct, frozen=True):
     problem: str
 
 
+def open_regular(file: Path) -> BinaryIO:
+    """Raises OSError, too, for a pipe or a device, on which a start would wait for ever."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+    raise OSError(errno.EINVAL, "it is no regular file", str(file))
+
+
 def read(file: Path, shape: type[Value]) -> Value | Damaged:
     """What the file holds, or Damaged once it was moved away. Raises OSError (FileNotFoundError where there is
     none).
     """
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         data = stream.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         return set_aside(file, f"it is larger than {MAX_BYTES} bytes")

@@ -126,7 +126,8 @@ def claim(folder: Path) -> Identity:
         _write(folder / STATE_FILE, msgspec.json.encode(state))
     except OSError as error:
         os.close(lock)
-        raise StartError(f"{folder}: the data folder cannot be written: {error.strerror}") from None
+        file = f" ({Path(error.filename).name})" if error.filename else ""
+        raise StartError(f"{folder}: the data folder cannot be written: {error.strerror}{file}") from None
     return Identity(folder, lock, node_id, state, tuple(damaged))
 
 

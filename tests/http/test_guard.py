@@ -27,6 +27,7 @@ CROSS_SITE = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors", "sec-
     [
         ({"host": "evil.example:52415"}, "host_refused"),
         ({"host": "["}, "host_refused"),
+        ({"host": "evil.example@localhost"}, "host_refused"),
         ({"host": "intranet"}, "host_refused"),
         ({"host": "router.internal"}, "host_refused"),
         ({"host": "localhost.evil.example"}, "host_refused"),

@@ -115,6 +115,8 @@ class HttpGuard:
         except ValueError:
             raise RequestError("host_refused", "the Host header is not a host's name") from None
         name = name.removesuffix(".")
+        if "@" in host:  # a browser sends none, and two readers see two names in it
+            raise RequestError("host_refused", "the Host header is a name and a port, without a user")
         if host and not (_is_address(name) or _is_loopback_name(name) or name in self._hosts):
             raise RequestError(
                 "host_refused",

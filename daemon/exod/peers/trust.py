@@ -21,6 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
+from exod.data_files import open_regular
 from exod.errors import TrustError
 from exod.model import NodeId
 
@@ -66,7 +67,7 @@ def key_fingerprint(key: bytes) -> str:
 def read_key(path: Path) -> bytes:
     """The key in `path`. Raises TrustError where it is missing, malformed, or others can read it."""
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
             text = stream.read(1024)
     except FileNotFoundError:
@@ -125,7 +126,10 @@ def node_key(folder: Path) -> bytes:
     try:
         return read_key(file)
     except TrustError:
-        file.unlink(missing_ok=True)
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise TrustError(f"{file}: cannot be replaced: {error.strerror}; move it away") from None
         return create_key(file)
 
 
