@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
@@ -130,6 +131,31 @@ async def test_large_bodies_have_one_budget_and_small_ones_pass(monkeypatch: pyt
         assert (await place.http.ask("POST", CHAT, count(1, 2))).status == 200
         first[1].close()
         second[1].close()
+
+
+async def test_a_connection_that_ended_leaves_nothing_to_the_collector() -> None:
+    """A flood of connections would make it hold the loop."""
+    left: list[object] = []
+    async with served() as place:
+        asked = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        for data in (b"", b"GET / HT", asked):
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(10):
+                    reader, writer = await connect(place, data)
+                    if data == asked:
+                        await reader.readuntil(b"\r\n\r\n")
+                    writer.close()
+                await asyncio.sleep(0.2)
+                gc.set_debug(gc.DEBUG_SAVEALL)
+                gc.collect()
+                left += [one for one in gc.garbage if isinstance(one, connection.HttpConnection)]
+            finally:
+                gc.set_debug(0)
+                gc.garbage.clear()
+                gc.enable()
+    assert left == []
 
 
 def test_clients_are_told_apart_by_their_key_else_by_their_address() -> None:

@@ -125,10 +125,12 @@ class HttpConnection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._others.leave(self)
-        self._head.cancel()
-        self._reader.cancel()
+        self._head.end()
+        self._reader.end()
         self._arrived = b""
         super().connection_lost(exc)
+        # No circle is left for the collector: thousands of ended connections held the loop for 40 ms.
+        self.cycle = None  # type: ignore[assignment]  # uvicorn begins with None, too
 
     def data_received(self, data: bytes) -> None:
         waits, self._arrived = bool(self._arrived), self._arrived + data
@@ -244,13 +246,22 @@ class _Deadline:
 
     def begin(self, seconds: float) -> None:
         if self._timer is None:
-            self._timer = self._loop.call_later(seconds, self._end)
+            self._timer = self._loop.call_later(seconds, self._pass)
 
     def cancel(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """For good: its owner is gone."""
+        self.cancel()
+        self._passed = _nothing
+
+    def _pass(self) -> None:
         self._timer = None
         self._passed()
+
+
+def _nothing() -> None:
+    pass
