@@ -138,7 +138,7 @@ async def test_a_connection_that_ended_leaves_nothing_to_the_collector() -> None
     left: list[object] = []
     async with served() as place:
         asked = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
-        for data in (b"", b"GET / HT", asked):
+        for data in (b"", b"GET / HT", b"\x16\x03\x01\r\n\r\n", asked):
             gc.collect()
             gc.disable()
             try:

@@ -223,7 +223,10 @@ class FramingConnection(h11.Connection):
         self._bytes = 0
 
     def next_event(self) -> Any:
-        event = super().next_event()
+        try:
+            event = super().next_event()
+        except h11.RemoteProtocolError as error:
+            raise error.with_traceback(None) from None  # h11 leaves a circle of the error and its frames
         if isinstance(event, h11.Request):
             if len(event.headers) > MAX_HEAD_LINES:
                 raise h11.RemoteProtocolError("the head has too many lines")

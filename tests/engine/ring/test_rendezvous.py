@@ -155,12 +155,15 @@ def test_a_recorded_hello_takes_nobodys_place() -> None:
     with pool() as threads:
         waiting = meeting(right, threads)
         replayed = [connect(right) for _ in hellos]
+        nonces = set()
         for connection, hello in zip(replayed, hellos, strict=True):
             connection.settimeout(GENEROUS_S)
             connection.sendall(hello)
             answer = connection.recv(48, socket.MSG_WAITALL)
             assert len(answer) == 48, "a hello of this plan is answered"
+            nonces.add(answer[:16])
             connection.sendall(answer[16:])  # it cannot do better than to say it back
+        assert len(nonces) == len(hellos) > 1, "or a recorded proof would be good for the next meeting"
         first, second = meeting(left, threads).result(GENEROUS_S), waiting.result(GENEROUS_S)
         assert_connected(first, second)
         for connection in replayed:
