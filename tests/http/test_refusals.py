@@ -37,6 +37,8 @@ pytestmark = pytest.mark.anyio
         ({"stop": ["a", 3]}, "stop[1]", "expected str"),
         ({"logit_bias": {"a": 1}}, "logit_bias", "expected int"),
         ({"logit_bias": {"1": 101}}, "logit_bias", "<= 100"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias", ">= 0"),
+        ({"logit_bias": {str(2**70): 1}}, "logit_bias", "<= 2147483647"),
         ({"top_logprobs": 3}, "top_logprobs", "needs logprobs"),
         ({"tools": [{"type": "function"}]}, "tools[0].function", "is missing"),
         ({"tools": [{"type": "retrieval"}]}, "tools[0].type", "only function"),

@@ -36,6 +36,8 @@ Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Stop = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 Stops = str | Annotated[list[Stop], msgspec.Meta(max_length=MAX_STOPS)]
 Bias = Annotated[float, msgspec.Meta(ge=-100, le=100)]
+TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+"""Of any vocabulary; the worker knows its model's. What passes on a request holds 64 bits at most."""
 Choices = Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)]
 Window = Annotated[int, msgspec.Meta(ge=-1, le=MAX_TOKENS_LIMIT)]
 
@@ -74,7 +76,7 @@ class SamplingBody(msgspec.Struct, kw_only=True):
     frequency_penalty: Penalty | None = None
     repetition_penalty: Repetition | None = None
     repetition_context_size: Window | None = None
-    logit_bias: Annotated[dict[int, Bias], msgspec.Meta(max_length=MAX_LOGIT_BIASES)] | None = None
+    logit_bias: Annotated[dict[TokenId, Bias], msgspec.Meta(max_length=MAX_LOGIT_BIASES)] | None = None
 
 
 def new_id(kind: str) -> str:
