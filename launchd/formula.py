@@ -3,7 +3,8 @@
     python -m launchd.formula dist/exod-0.1.0.tar.gz > exod.rb
 
 The formula makes an environment of its own and installs into it what the constraints in the sdist pin. `brew style`
-was not run on it: there is no Homebrew where exod is developed.
+was not run on it: there is no Homebrew where exod is developed. Ruby's own check and RuboCop with double quotes
+accept it; RuboCop alone would have spaces around `/` in paths, which Homebrew's formulae do without.
 """
 
 from __future__ import annotations
