@@ -1,14 +1,15 @@
 """Random faults over running streams: every answer must be the one that would have come without them.
 
 `python -m tests.lab.chaos --faults 200 --minutes 30 --seed 1` (= `make chaos`), over what `auto` takes, or over
-a tensor group with `--parallel tensor`. Two hosts, two clients on each that ask without a pause, and two lanes
-of faults that overlap. Beforehand and afterwards everything that could leak is counted. Exit code 0 where
+a tensor group with `--parallel tensor`. Two hosts, two clients on each that ask without a pause, and three
+lanes of faults that overlap. Beforehand and afterwards everything that could leak is counted. Exit code 0 where
 nothing is wrong, else 1; the report says what.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import shutil
 import sys
@@ -29,13 +30,15 @@ from tests.lab.clients import (
     undisturbed,
 )
 from tests.lab.cluster import Cluster
-from tests.lab.faults import CONFIG, LinkFaults, ProcessFaults, Tally
+from tests.lab.fault_kinds import moved_clock, small_disk
+from tests.lab.faults import CONFIG, HostFaults, Lane, LinkFaults, ProcessFaults, Tally
 from tests.lab.leaks import Life, Watch, Weight, grown, outgrown, processes_of, weigh
 from tests.lab.node import Node, wait_for
 from tests.lab.oracle import Verdict
 from tests.lab.reading import Status, can_serve
 from tests.lab.topology import Lab
 
+LANES: tuple[type[Lane], ...] = (LinkFaults, ProcessFaults, HostFaults)
 CLIENTS_A_NODE = 2
 SERVES_WITHIN_S = 60.0
 SETTLES_WITHIN_S = 30.0
@@ -113,24 +116,37 @@ def _summed(values: Sequence[float]) -> str:
     return f"p50 {middle:.2f} s, p99 {most:.2f} s, largest {max(values):.2f} s"
 
 
-def run(seed: int, minutes: float, faults: int, keep_logs: Path | None = None, parallel: str = "auto") -> Report:
+def run(
+    seed: int,
+    minutes: float,
+    faults: int,
+    keep_logs: Path | None = None,
+    parallel: str = "auto",
+    lanes: Sequence[type[Lane]] = LANES,
+) -> Report:
     """One run. AssertionError where not even the undisturbed cluster answers."""
-    with Lab(2) as lab:
+    with Lab(2) as lab, contextlib.ExitStack() as after:
         model = flat_model(lab.folder / "count")
         cluster = Cluster(lab, (1, 2), config=CONFIG | {"engine": {"model": str(model), "parallel": parallel}})
-        try:
-            return _run(cluster, seed, minutes, faults)
-        finally:
-            if keep_logs is not None:
-                for node in cluster.nodes:
-                    shutil.copytree(node.folder, keep_logs / node.name, dirs_exist_ok=True, ignore=_sockets_in)
+        if HostFaults in lanes:
+            for node in cluster.nodes:
+                moved_clock(node)
+            after.enter_context(small_disk(cluster.nodes[1]))
+        if keep_logs is not None:
+            after.callback(_keep, cluster, keep_logs)
+        return _run(cluster, seed, minutes, faults, lanes)
+
+
+def _keep(cluster: Cluster, folder: Path) -> None:
+    for node in cluster.nodes:
+        shutil.copytree(node.folder, folder / node.name, dirs_exist_ok=True, ignore=_sockets_in)
 
 
 def _sockets_in(folder: str, names: list[str]) -> list[str]:
     return [name for name in names if (Path(folder) / name).is_socket()]
 
 
-def _run(cluster: Cluster, seed: int, minutes: float, faults: int) -> Report:
+def _run(cluster: Cluster, seed: int, minutes: float, faults: int, kinds: Sequence[type[Lane]]) -> Report:
     cluster.start()
     cluster.wait_until(_all_serve, SERVES_WITHIN_S, "all can serve")
     sampled = sampled_answers(cluster.nodes[0], seed)
@@ -147,12 +163,12 @@ def _run(cluster: Cluster, seed: int, minutes: float, faults: int) -> Report:
         for node in cluster.nodes
         for place in range(CLIENTS_A_NODE)
     ]
-    lanes = [LinkFaults(cluster, tally, seed), ProcessFaults(cluster, tally, -seed)]
+    lanes = [kind(cluster, tally, drawn) for kind, drawn in zip(kinds, (seed, -seed, seed + 1), strict=False)]
     for thread in (*clients, *lanes):
         thread.start()
     while any(lane.is_alive() for lane in lanes):
-        lanes[0].join(PROGRESS_EVERY_S / 2)
-        lanes[1].join(PROGRESS_EVERY_S / 2)
+        for lane in lanes:
+            lane.join(PROGRESS_EVERY_S / len(lanes))
         _progress(report, faults, time.monotonic() - began)
         tally.failed += [text for node in cluster.nodes if (text := _ended_by_itself(node, tally))]
     for client in clients:

@@ -1,12 +1,14 @@
-"""The faults of the chaos: two lanes of them, each drawn from a seed, that overlap.
+"""The faults of the chaos: lanes of them, each drawn from a seed, that overlap.
 
-One lane breaks links, the other processes. Within a lane a fault ends before the next begins; between the lanes
+One lane breaks links, one processes, and one what `fault_kinds.py` has: the ring alone, addresses, hosts. Within a
+lane a fault ends before the next begins; between the lanes
 nothing is agreed. Decides what is broken when; never what is right.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import signal
@@ -17,12 +19,15 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from tests.lab import filters
 from tests.lab.cluster import Cluster
+from tests.lab.fault_kinds import HOST_KINDS, LINK_KINDS, RING_KINDS, Breaks, forget_state
 from tests.lab.leaks import processes_of
 from tests.lab.node import Node, wait_for
 from tests.lab.reading import link_to
 
 LINK_PAUSE_S = (0.2, 4.0)
+HOST_PAUSE_S = (1.0, 6.0)
 PROCESS_PAUSE_S = (0.5, 9.0)
 """A killed rank takes seconds to be replaced: most of the time something works, and never for long."""
 FLAPS = 4
@@ -231,3 +236,33 @@ class ProcessFaults(Lane):
         lasted = self.lasts(0.0, 2.0)
         node.start()
         return f"{node.name} took {took_s:.1f} s, started again after {lasted:.1f} s"
+
+
+class HostFaults(Lane):
+    """What `fault_kinds.py` has; what needs a packet filter only where there is one."""
+
+    pause_s = HOST_PAUSE_S
+
+    def __init__(self, cluster: Cluster, tally: Tally, seed: int) -> None:
+        super().__init__(cluster, tally, seed)
+        filtered = {**RING_KINDS, "two members deaf": LINK_KINDS["two members deaf"]} if filters.AVAILABLE else {}
+        unfiltered = {kind: breaks for kind, breaks in LINK_KINDS.items() if kind != "two members deaf"}
+        kinds = {**filtered, **unfiltered, **HOST_KINDS}
+        self.kinds = {kind: functools.partial(self._while, breaks) for kind, breaks in kinds.items()}
+        self.kinds["daemon without its state"] = self._lose_state
+
+    def _while(self, breaks: Breaks) -> str:
+        with breaks(self.cluster, self.random) as whom:
+            lasted = self.lasts(0.5, 5.0)
+        return f"{whom}, {lasted:.1f} s"
+
+    def _lose_state(self) -> str:
+        """It is back within a second, as a node that nobody knows."""
+        node = self.node()
+        assert node.process is not None
+        self.tally.ended.add(node.process)
+        node.kill9()
+        forget_state(node)
+        lasted = self.lasts(0.0, 1.0)
+        node.start()
+        return f"{node.name}, started again after {lasted:.1f} s"

@@ -1,7 +1,7 @@
 """Packet filters of a lab's hosts: what a firewall, a wrong MTU or a broken switch does to some packets only.
 
-By port, by size, by direction, with silence or with a reset, made by nftables inside a host's namespace. Decides
-nothing about when; the test that sets a filter removes it.
+By port, by size, by direction, after so many bytes, at a rate, with silence or with a reset, made by nftables
+inside a host's namespace. Decides nothing about when. Who sets a filter removes it; the next one replaces it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Literal
 
-from tests.lab.topology import Host
+from tests.lab.topology import Connection, Host
 
 TABLE = "exodlab"
 AVAILABLE = shutil.which("nft") is not None
@@ -20,6 +20,7 @@ AVAILABLE = shutil.which("nft") is not None
 RING_PORTS = "52420-52427"
 
 Answer = Literal["silence", "reset"]
+VERDICTS: dict[Answer, str] = {"silence": "drop", "reset": "reject with tcp reset"}
 
 
 def clear(host: Host) -> None:
@@ -37,13 +38,35 @@ def _add(host: Host, *rules: str) -> None:
         host.run(["nft", "add", "rule", "inet", TABLE, "arriving", *rule.split()])
 
 
+def _of_the_ring(host: Host, interface: str, rest: str) -> None:
+    """What comes in on `interface` for the ring's ports, or from them."""
+    _add(host, *(f"iifname {interface} tcp {end} {RING_PORTS} {rest}" for end in ("dport", "sport")))
+
+
 def filter_ring_port(host: Host, interface: str, answer: Answer) -> None:
-    """What comes in on `interface` for the ring's ports, or from them, is dropped or reset."""
-    verdict = "drop" if answer == "silence" else "reject with tcp reset"
+    _of_the_ring(host, interface, VERDICTS[answer])
+
+
+def ignore_ring_callers(host: Host, interface: str) -> None:
+    """Connections that stand are left alone, a new one is never answered."""
+    _add(host, f"iifname {interface} tcp dport {RING_PORTS} tcp flags & (syn | ack) == syn drop")
+
+
+def end_ring_after(host: Host, interface: str, kibibytes: int, answer: Answer) -> None:
+    """So much of the ring passes, and then nothing more."""
+    _of_the_ring(host, interface, f"quota over {kibibytes} kbytes {VERDICTS[answer]}")
+
+
+def slow_ring(host: Host, interface: str, kibibytes_a_second: int) -> None:
+    """Probes keep their time: only the ring is slow."""
+    _of_the_ring(host, interface, f"limit rate over {kibibytes_a_second} kbytes/second burst 16 kbytes drop")
+
+
+def reset_connection(host: Host, connection: Connection) -> None:
+    """This one of the ring's, at the next packet that comes over it."""
     _add(
         host,
-        f"iifname {interface} tcp dport {RING_PORTS} {verdict}",
-        f"iifname {interface} tcp sport {RING_PORTS} {verdict}",
+        f"tcp sport {connection.remote_port} tcp dport {connection.local_port} {VERDICTS['reset']}",
     )
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.lab.chat import count_prompt, numbers
 from tests.lab.cluster import Cluster
+from tests.lab.fault_kinds import fill
 from tests.lab.node import Node
 from tests.lab.reading import Status
 from tests.lab.topology import Lab
@@ -66,15 +65,6 @@ def test_the_other_serves_alone_and_it_is_taken_back(pair: Cluster) -> None:
     socket.rmdir()
     pair.wait_until(lambda found: ring_of(2, found), TAKEN_BACK_WITHIN_S, "it is taken back")
     assert numbers(ill.chat(count_prompt(1, 20))) == list(range(1, 21))
-
-
-def fill(folder: Path) -> None:
-    with (folder / "full").open("wb", buffering=0) as stream:
-        try:
-            while stream.write(bytes(65_536)):
-                pass
-        except OSError as error:
-            assert error.errno == errno.ENOSPC  # noqa: PT017 - that is what is wanted
 
 
 def test_a_full_disk_and_a_killed_rank_cost_no_answer(pair: Cluster) -> None:
