@@ -308,6 +308,7 @@ def moved_clock(node: Node) -> None:
     folder = node.folder / "python"
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(CLOCK_CODE.format(file=str(node.folder / CLOCK_FILE)))
+    (node.folder / CLOCK_FILE).write_text("0")
     node.environment["PYTHONPATH"] = str(folder)
 
 

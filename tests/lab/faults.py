@@ -257,11 +257,14 @@ class HostFaults(Lane):
         return f"{whom}, {lasted:.1f} s"
 
     def _lose_state(self) -> str:
-        """It is back within a second, as a node that nobody knows."""
+        """Its host lost its power and its disk: it is back within a second, as a node that nobody knows."""
         node = self.node()
         assert node.process is not None
         self.tally.ended.add(node.process)
         node.kill9()
+        for pid, _ in processes_of(node):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         forget_state(node)
         lasted = self.lasts(0.0, 1.0)
         node.start()
