@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -164,6 +165,41 @@ def test_a_copy_that_is_damaged_is_thrown_away_and_told_in_one_line(pair: Cluste
     hub.refuse = None
     assert pull(second)["studio2"] == "here"
     assert has_all(second, hub), "the hub gives what no node has right"
+
+
+def test_nodes_that_start_at_once_and_need_a_model_ask_the_hub_once(lab: Lab, hub: StandInHub) -> None:
+    """Each has it in its configuration, and knows nobody yet."""
+    cluster = Cluster(lab, config={"engine": {"model": MODEL}})
+    for node in cluster.nodes:
+        node.environment = {"HF_HOME": str(node.folder / "hf"), "HF_ENDPOINT": hub.url}
+    cluster.start()
+    wait_for(lambda: all(has_all(node, hub) for node in cluster.nodes), WITHIN_S, "both have it")
+    listed = [path for _, path in hub.asked if path.startswith("/api/models/")]
+    assert len(listed) == 1, hub.asked
+    assert sent_once(hub), f"the hub sent {hub.sent[EXTRA]} bytes of {len(hub.files[EXTRA])}"
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(pair: Cluster, hub: StandInHub) -> None:
+    """studio2's cache is a disk of 20 MB."""
+    second = pair.nodes[1]
+    second.terminate()
+    place = second.folder / "hf"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "exod-small", place], check=True)
+    try:
+        start(pair, second)
+        done = second.exoctl("model", "pull", MODEL, "--json", timeout_s=WITHIN_S)
+        assert done.returncode == 4, done.stdout + done.stderr
+        lines = {line["node_name"]: line for line in json.loads(done.stdout)["nodes"]}
+        assert lines["studio1"]["state"] == "here"
+        assert (lines["studio2"]["state"], lines["studio2"]["code"]) == ("failed", "disk_full")
+        assert "free" in lines["studio2"]["text"]
+        assert "\n" not in lines["studio2"]["text"]
+        assert not [one for one in place.rglob("blobs/*") if one.stat().st_size]
+    finally:
+        second.terminate()
+        subprocess.run(["umount", place], check=True)
 
 
 def test_a_folder_is_copied_to_the_node_that_lacks_it_and_loaded_there(pair: Cluster) -> None:
