@@ -141,7 +141,8 @@ def test_what_is_well_passes_every_check_with_a_figure(pair: Cluster) -> None:
     assert code == 0, checks
     names = [check["name"] for check in checks]
     assert set(names) == {
-        "rtt", "loss", "route", "ring", "transfer", "port", "memory", "context", "versions", "model", "serving"
+        "rtt", "loss", "route", "ring", "transfer", "port", "memory", "context", "packages", "versions", "model",
+        "serving",
     }  # fmt: skip
     assert names.count("transfer") == 2, "each direction of the ring"
     assert all(check["ok"] and check["figure"] for check in checks)
@@ -233,8 +234,10 @@ def test_two_folders_of_one_name_with_different_files_are_refused(pair: Cluster)
     for node in pair.nodes:
         folder = node.folder / "home" / "count"
         shutil.copytree(model_folder("embedded:count"), folder)
+    pair.node(1).exoctl("engine", "load", MODEL, check=True)  # a load would see that they differ: they do later
+    assert pair.node(2).terminate() == 0
     spoil_weights(folder)
-    pair.node(1).exoctl("engine", "load", "--no-wait", MODEL, check=True)
+    start(pair.node(2))
     wait_refused(pair, "different files")
     assert "ranks differ" in wait_for_failure(pair.node(1), "model")["text"]
     pair.node(1).exoctl("engine", "load", "--no-wait", "embedded:count", check=True)

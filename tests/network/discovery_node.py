@@ -25,7 +25,7 @@ def say(**fields: object) -> None:
 
 
 def report(what: PeerFound | PeerVanished) -> None:
-    say(event=type(what).__name__.lower(), **msgspec.to_builtins(what))
+    say(event="found" if isinstance(what, PeerFound) else "lost", **msgspec.to_builtins(what))
 
 
 async def node(node_id: str, incarnation: int, port: int) -> None:

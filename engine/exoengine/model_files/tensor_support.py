@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, Final
 
 _SHARD: Final = re.compile(r"^    def shard\(self", re.MULTILINE)
+TYPES_KEPT: Final = 64
+"""Of models that were looked at: more than a disk holds at a time, and a config may name anything."""
 _HEADS: Final = ("num_attention_heads", "n_head", "n_heads")
 
 
-@functools.cache
+@functools.lru_cache(maxsize=TYPES_KEPT)
 def can_shard(model_type: str) -> bool:
     """Has mlx-lm's module for it a `shard`?"""
     folder = _mlx_lm()
@@ -30,7 +32,7 @@ def can_shard(model_type: str) -> bool:
     return _SHARD.search(source) is not None
 
 
-@functools.cache
+@functools.lru_cache(maxsize=TYPES_KEPT)
 def is_known(model_type: str) -> bool:
     """Has mlx-lm a module for it, by this name or by another? True where its source is not found: a load tells."""
     folder = _mlx_lm()
@@ -40,7 +42,10 @@ def is_known(model_type: str) -> bool:
         named = f'"{model_type}"' in (folder / "utils.py").read_text("utf-8")
     except OSError:
         return True
-    return named or (folder / "models" / f"{model_type}.py").is_file()
+    try:
+        return named or (folder / "models" / f"{model_type}.py").is_file()
+    except OSError:  # no file has so long a name
+        return False
 
 
 def head_counts(config: Mapping[str, Any]) -> tuple[int, ...]:
