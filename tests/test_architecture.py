@@ -16,28 +16,10 @@ DAEMON, ENGINE = ROOT / "daemon" / "exod", ROOT / "engine" / "exoengine"
 CORE = DAEMON / "core"
 
 PURE_STDLIB = {
-    "__future__",
-    "bisect",
-    "collections",
-    "contextlib",
-    "dataclasses",
-    "enum",
-    "functools",
-    "hashlib",
-    "heapq",
-    "hmac",
-    "ipaddress",
-    "itertools",
-    "json",
-    "math",
-    "operator",
-    "re",
-    "statistics",
-    "string",
-    "struct",
-    "typing",
+    "__future__", "bisect", "collections", "contextlib", "dataclasses", "enum", "functools", "hashlib", "heapq",
+    "hmac", "ipaddress", "itertools", "json", "math", "operator", "re", "statistics", "string", "struct", "typing",
     "zlib",
-}
+}  # fmt: skip
 """What computes and neither reads a clock, draws a number, nor touches the world."""
 CORE_MAY = PURE_STDLIB | {"msgspec"}
 SHARED = (

@@ -246,7 +246,7 @@ class Daemon:
         )  # fmt: skip
         self.load_check = LoadCheck(
             self.control, lambda model: look(model, self.models.fetches.local), self._known_cards,
-            lambda: self.engine.core.plan,
+            lambda: self.engine.core.plan, lambda: self.status.serving().serves,
         )  # fmt: skip
         self.edge_watch = EdgeWatch(self.preflight.edge_checks, self._edges_checked)
 

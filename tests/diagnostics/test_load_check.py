@@ -64,6 +64,7 @@ class Pair:
 
     def __init__(self, disks: Mapping[NodeId, ModelSummary | ModelFolderError | None]) -> None:
         context = ContextSettings()
+        self.serves = True
         cards: list[Any] = [
             SimpleNamespace(id=node, name=NAMES[node], engine=True, context=context, memory_mib=1000)
             for node in (A, B)
@@ -74,6 +75,7 @@ class Pair:
                 lambda model, me=card.id: self.look(disks[me]),  # type: ignore[misc]
                 lambda me=card: [me, *(one for one in cards if one is not me)],
                 lambda: a_plan(A, B),
+                lambda: self.serves,
             )
             for card in cards
         }
@@ -106,6 +108,11 @@ async def test_the_other_node_is_asked_and_the_refusal_says_that_the_model_goes_
         await Pair({A: missing, B: missing}).ask()
     assert caught.value.code == "no_folder"
     assert "the model that runs goes on" in caught.value.text
+    pair = Pair({A: missing, B: missing})
+    pair.serves = False
+    with pytest.raises(RequestError) as caught:
+        await pair.ask()
+    assert "goes on" not in caught.value.text, "no model runs"
 
 
 async def test_a_node_that_knows_no_such_question_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,8 +43,12 @@ class Sends(Protocol):
 
 
 class LoadCheck:
-    def __init__(self, control: Sends, look: Look, cards: Cards, plan: Callable[[], MeshPlan | None]) -> None:
-        self._control, self._look, self._cards, self._plan = control, look, cards, plan
+    def __init__(
+        self, control: Sends, look: Look, cards: Cards, plan: Callable[[], MeshPlan | None],
+        serves: Callable[[], bool],
+    ) -> None:  # fmt: skip
+        """`serves`: does a model answer now?"""
+        self._control, self._look, self._cards, self._plan, self._serves = control, look, cards, plan, serves
         self._serial = 0
         self._asked: dict[int, asyncio.Future[LoadCheckAnswer]] = {}
         self._wishes: asyncio.Queue[tuple[NodeId, LoadCheckWish]] = asyncio.Queue(MAX_WISHES)
@@ -70,14 +74,15 @@ class LoadCheck:
 
     async def run(self, model: str) -> str:
         """Who will be left out and why; empty where nobody is. Raises RequestError where the cluster cannot host
-        it: the model that runs goes on.
+        it: what runs goes on.
         """
         names = self._candidates() or {card.id: card.name for card in self._cards()[:1]}
         found = await asyncio.gather(*(self._ask(node, model) for node in names))
         answers = {node: answer for node, answer in zip(names, found, strict=True) if answer is not None}
         code, text = judge_answers(model, names, answers)
         if code:
-            raise RequestError(code, f"{text}; the model that runs goes on", ExitCode.INTERNAL)
+            goes_on = "; the model that runs goes on" if self._serves() else ""
+            raise RequestError(code, f"{text}{goes_on}", ExitCode.INTERNAL)
         return text
 
     def _candidates(self) -> dict[NodeId, str]:
