@@ -3,7 +3,7 @@
     python -m exoengine.installed        one line for each, and exit code 1; nothing where all is there
 
 It compares the packages' own metadata, as `pip check` does, and imports none of them: a package that is there and
-cannot be imported is for whoever imports it to tell. Decides the command, for environments with pip and without (uv
+cannot be imported fails where it is imported. Decides the command, for environments with pip and without (uv
 makes those). Raises nothing for what is missing.
 """
 

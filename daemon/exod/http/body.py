@@ -64,7 +64,7 @@ class BodyReader:
         self._held = 0
         self._decoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="http body")
         """One body at a time: two would compete for the interpreter lock and for memory."""
-        self._decoder.submit(bool)  # starts the thread now: whoever starts one waits until it runs
+        self._decoder.submit(bool)  # starts the thread now: to start one means to wait until it runs
 
     async def read(self, headers: dict[str, str], receive: Receive, decode: Callable[[bytes], Value]) -> Value:
         """The body as `decode` reads it. Raises RequestError where the body has another type, is too large, has too

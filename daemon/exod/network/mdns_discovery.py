@@ -42,7 +42,7 @@ READ_AT_ONCE: Final = 4
 READ_PAUSE_S: Final = 0.01
 MOST_UNREAD: Final = 2 * MOST_PEERS
 """How much is read of what others announced before the rest of the daemon has its turn. To read one takes up to a
-millisecond, and one packet can announce hundreds. Of more names than these whoever comes last is left out: 400 a
+millisecond, and one packet can announce hundreds. Of more names than these the last ones are left out: 400 a
 second are read, so only strangers fill the list."""
 
 DEBOUNCE_S: Final = 0.1

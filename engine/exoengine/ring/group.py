@@ -32,7 +32,7 @@ from exoengine.ring.send_queue import SendWatch
 
 SPIN_US: Final = 50
 """A wait inside a graph asks its connection over and over for so long before it sleeps. A hop within a step is
-often shorter, and waking up costs more. Between two questions it gives its core to whoever wants it: without that
+often shorter, and waking up costs more. Between two questions it yields its core: without that
 two ranks on two busy cores took 90 to 150 microseconds for a sum of 2 KiB, with it 13 to 55."""
 
 
