@@ -189,6 +189,32 @@ def test_a_rank_that_never_ends_what_others_ended_is_not_waited_for_for_ever() -
     assert TellRank(B, RequestsEnded(A, first.order)) in scheduler.advance(straggling, True, 10.0)
 
 
+def test_what_another_coordinator_ended_ends_in_the_next_group_and_is_begun_again() -> None:
+    """Two sides of a partition had it, and B's side ended it."""
+    scheduler, first = a_busy_scheduler()
+    joined = [status(A, begun=first.order), status(B, begun=first.order, finished=first.order)]
+    told = begun_on(scheduler.advance(joined, False, 1.0))
+    assert set(told) == {B}
+    assert told[B].only_to_end
+    assert told[B].order == first.order
+    scheduler.advance(joined, False, 20.0)
+    assert the_one(scheduler) == first, "only in a group can they end it"
+    scheduler.advance(joined, True, 21.0)
+    scheduler.advance(ranks(first.order, first.order), True, 21.1)
+    assert scheduler.active == ()
+    scheduler.submit(submit("r1"), 21.2)
+    assert set(begun_on(scheduler.advance(ranks(first.order, first.order), True, 21.2))) == {A, B}
+
+
+def test_what_ended_while_its_origin_was_away_is_begun_again_when_that_asks() -> None:
+    scheduler, first = a_busy_scheduler()
+    scheduler.members([A], 0.1)
+    alone = [status(A, begun=first.order, finished=first.order)]
+    scheduler.advance(alone, True, 1.0)
+    scheduler.submit(submit("r1"), 2.0)
+    assert client_id(begun_on(scheduler.advance(alone, True, 2.0))[A].request.request_id) == "r1"
+
+
 def test_the_next_coordinator_goes_on_with_what_its_own_rank_holds() -> None:
     scheduler = Scheduler(B, 1)
     held = begin(10, "r1")

@@ -155,6 +155,8 @@ class BeginRequest(msgspec.Struct, frozen=True, tag="begin_request"):
     client: str = ""
     ended_order: int = 0
     """Every request up to this order has ended in the cluster."""
+    only_to_end: bool = False
+    """Has this rank ended it for another coordinator while others went on? Nothing of it is generated here."""
 
 
 class TellBegun(msgspec.Struct, frozen=True, tag="tell_begun"):

@@ -53,8 +53,9 @@ REPEAT_S: Final = 0.5
 """A message to a rank may be lost with its connection: repeated while its status does not show it."""
 
 STRAGGLER_S: Final = 3.0
-"""A rank that is still at a request that others ended: it had a fault in the very last step, and the next group
-ends it there too; or its daemon is new and does not know of it. Past this the request counts as ended."""
+"""A rank that is still at a request that others ended: it had a fault in the very last step, or they were on the
+other side of a partition, and the next group ends it there too; or its daemon is new and does not know of it. Past
+this in a group the request counts as ended."""
 
 ENDED_GRACE_S: Final = 10.0
 """A submission on its way when the request ended is no wish to have it generated again. One that still comes after
@@ -104,7 +105,8 @@ class _UnderWay:
         self.straggling_since: float | None = None
         self.cancelled = False
         self.abandoned = False
-        """Was it cancelled because no origin claimed it? One that still does may have it again."""
+        """Does it end without an answer, as nobody claimed it or another coordinator ended it? An origin that still
+        wants it may have it again."""
         self.progress = RequestProgress(now)
 
     @property
@@ -280,7 +282,7 @@ class Scheduler:
                 active.cancelled = active.abandoned = True
                 active.unclaimed_since = None
         self._hear_progress(ranks)
-        commands = self._end(ranks, now)
+        commands = self._end(ranks, formed, now)
         commands += self._give_up_stuck(ranks, edges if formed else None)
         unknown = [rank for rank in ranks if any(self._is_unknown(order) for order in rank.under_way)]
         while formed and not unknown and self.waiting and self._under_way < self._max_concurrent:
@@ -397,6 +399,7 @@ class Scheduler:
         commands += [TellRank(rank.sender, self._ended_for(rank)) for rank in behind]
         for order, active in self._active.items():
             if any(rank.has_ended(order) for rank in ranks):
+                commands += self._end_there_too(active, ranks)
                 continue
             if now >= active.repeat_at:
                 begin = msgspec.structs.replace(active.begin, sender=self._me, ended_order=self._floor)
@@ -405,6 +408,18 @@ class Scheduler:
                 cancel = CancelRequest(active.begin.request.request_id)
                 commands += [TellRank(rank.sender, cancel) for rank in ranks]
         return commands
+
+    def _end_there_too(self, active: _UnderWay, ranks: list[RankStatus]) -> list[SchedulerCommand]:
+        """Two nodes that did not hear each other both had the request, and one side ended it. Its ranks may have
+        forgotten it, and the group opens what any rank still has: told of it, they end it with the others.
+        """
+        order = active.begin.order
+        told = [rank for rank in ranks if rank.finished_order >= order and rank.sender != self._me]
+        active.abandoned |= bool(told)
+        begin = msgspec.structs.replace(
+            active.begin, sender=self._me, tokens=(), ended_order=self._floor, only_to_end=True
+        )
+        return [TellRank(rank.sender, begin) for rank in told]
 
     def next_deadline(self) -> float | None:
         """When `advance` has something to do; None where only a rank's status or a submission changes anything."""
@@ -429,12 +444,12 @@ class Scheduler:
         orders = tuple(order for order in rank.under_way if order in self._ended_orders)
         return RequestsEnded(self._me, self._floor, orders)
 
-    def _end(self, ranks: list[RankStatus], now: float) -> list[SchedulerCommand]:
-        ended = [order for order in self._active if self._ends(order, ranks, now)]
+    def _end(self, ranks: list[RankStatus], formed: bool, now: float) -> list[SchedulerCommand]:
+        ended = [order for order in self._active if self._ends(order, ranks, formed, now)]
         for order in ended:
             active = self._active.pop(order)
             self._ended_orders.add(order)
-            if not active.abandoned:
+            if active.begin.origin and not active.abandoned:
                 self._ended_at[active.client_request] = now
             if not active.cancelled:
                 took_s = now - active.begun_at
@@ -447,13 +462,13 @@ class Scheduler:
         above = tuple(order for order in ended if order > self._floor)
         return [TellRank(rank.sender, RequestsEnded(self._me, self._floor, above)) for rank in ranks]
 
-    def _ends(self, order: int, ranks: list[RankStatus], now: float) -> bool:
+    def _ends(self, order: int, ranks: list[RankStatus], formed: bool, now: float) -> bool:
         active = self._active[order]
-        if not any(rank.has_ended(order) for rank in ranks):
-            active.straggling_since = None
-            return False
         if all(rank.has_ended(order) for rank in ranks):
             return True
+        if not formed or not any(rank.has_ended(order) for rank in ranks):
+            active.straggling_since = None
+            return False
         if active.straggling_since is None:
             active.straggling_since = now
         return now - active.straggling_since >= STRAGGLER_S

@@ -98,18 +98,24 @@ class HeldRequests:
         held = sorted(self.active.values(), key=lambda held: held.begin.order)
         return [msgspec.structs.replace(one.begin, tokens=tuple(one.tokens[:-1])) for one in held]
 
-    def begin(self, begin: BeginRequest) -> bool:
-        """True where it is new. A known request may only now name its origin."""
+    def begin(self, begin: BeginRequest) -> list[ToWorker]:
+        """What the process is told. Nothing where it is known; a known request may only now name its origin."""
+        if begin.only_to_end:
+            return self._to_end(begin) if self._has_ended(begin.order) else []
         self.begun_order = max(self.begun_order, begin.order)
         known = self.active.get(begin.request.request_id)
         if known is not None:
             if known.begin.origin == UNKNOWN_ORIGIN:
                 known.begin = begin
-            return False
+            return []
         if self._has_ended(begin.order):
-            return False
+            return []
         self.active[begin.request.request_id] = HeldRequest(begin, list(begin.tokens))
-        return True
+        return [Begin(begin.order, begin.request, begin.tokens)]
+
+    def _to_end(self, begin: BeginRequest) -> list[ToWorker]:
+        """For a process that must end with the others what has ended here; one that still has its end keeps it."""
+        return [_unread(Begin(begin.order, begin.request)), Cancel(begin.request.request_id)]
 
     def _has_ended(self, order: int) -> bool:
         return order <= self.finished_order or order in self._ended

@@ -215,8 +215,9 @@ class Rank:
     def begin(self, begin: BeginRequest, now: float) -> list[RankCommand]:
         """One more request of all ranks."""
         commands = self.ended(begin.ended_order, (), now)
-        if self.requests.begin(begin) and self.load.held is not None and self.worker.is_connected:
-            commands.append(TellWorker(protocol.Begin(begin.order, begin.request, begin.tokens)))
+        told = self.requests.begin(begin)
+        if self.load.held is not None and self.worker.is_connected:
+            commands += [TellWorker(one) for one in told]
         return commands + self._report(now, changed=True)
 
     def ended(self, order: int, orders: Collection[int], now: float) -> list[RankCommand]:
