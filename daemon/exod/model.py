@@ -19,8 +19,8 @@ MAX_SHOWN: Final = 1024
 """Characters of a text that a peer says about itself: the longest is a model's folder."""
 
 MAX_COUNTER: Final = 1 << 62
-"""Of incarnations and epoch numbers: milliseconds since 1970 for 146 million years. What is beyond is refused, for
-nobody could follow it: the counters have 8 bytes on the wire."""
+"""Of incarnations, epoch numbers and whatever else orders messages: milliseconds since 1970 for 146 million years.
+What is beyond is refused, for nobody could follow it: the counters have 8 bytes on the wire."""
 
 Counter = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNTER)]
 
@@ -242,9 +242,9 @@ class Selection(msgspec.Struct, frozen=True):
     Compared by (incarnation_low, incarnation_high, seq); `path` is None where no path is usable.
     """
 
-    incarnation_low: int
-    incarnation_high: int
-    seq: int
+    incarnation_low: Counter
+    incarnation_high: Counter
+    seq: Counter
     path: PathId | None
 
 

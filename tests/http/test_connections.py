@@ -20,8 +20,8 @@ Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 SLOW_BODY = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{{".encode()
 
 
-async def connect(place: Place, data: bytes = b"") -> Client:
-    reader, writer = await asyncio.open_connection("127.0.0.1", place.api.port)
+async def connect(place: Place, data: bytes = b"", source: str = "127.0.0.1") -> Client:
+    reader, writer = await asyncio.open_connection("127.0.0.1", place.api.port, local_addr=(source, 0))
     writer.write(data)
     return reader, writer
 
@@ -43,6 +43,22 @@ async def test_a_flood_of_connections_that_ask_nothing_leaves_everybody_served(d
             assert (await place.http.ask("POST", CHAT, count(1, 3))).status == 200
             assert (await place.http.ask("GET", "/health")).status == 200
         for _, writer in clients:
+            writer.close()
+
+
+@pytest.mark.usefixtures("second_loopback")
+async def test_a_flood_from_one_address_takes_no_place_of_another_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "MAX_PER_ADDRESS", 4)
+    monkeypatch.setattr(connection, "MAX_CONNECTIONS", 8)
+    async with served() as place:
+        waiting = [await connect(place, source="127.0.0.2") for _ in range(4)]
+        flood = [await connect(place) for _ in range(40)]
+        assert await closed(flood[35]) == b"", "the oldest of the flood gave way to its own"
+        for reader, writer in waiting:  # the oldest of all
+            writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            async with asyncio.timeout(DEADLINE_S):
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        for _, writer in (*waiting, *flood):
             writer.close()
 
 

@@ -205,6 +205,35 @@ async def test_a_long_conversation_and_a_long_context_are_not_too_heavy() -> Non
     body.check_weight(b'{"prompt":"' + b'\\"[,{,' * (ROOM // 7) + b'"}')
 
 
+@pytest.mark.parametrize(
+    ("piece", "count", "said"),
+    [
+        (b'"a"', body.MAX_TEXTS, "texts"),
+        (b"{}", body.MAX_CONTAINERS, "lists and objects"),
+        (b"1", body.MAX_VALUES, "values"),
+    ],
+    ids=["texts", "objects", "values"],
+)
+async def test_one_value_too_many_is_refused_before_the_body_is_decoded(
+    piece: bytes, count: int, said: str
+) -> None:
+    """It is refused by its count, whatever its fields mean and however quickly it could be decoded."""
+    decoded: list[int] = []
+    reader = body.BodyReader(LoopTurns())
+    outside = {"texts": 0, "values": 0}.get(said, 1)  # the list around them counts as a list
+    try:
+        for number in (count - outside, count - outside + 1):
+            data = b"[" + b",".join([piece] * number) + b"]"
+            if number + outside > count:
+                with pytest.raises(RequestError, match=f"may hold {count} {said}"):
+                    await reader.read({}, parts(data), lambda data: decoded.append(len(data)))
+            else:
+                await reader.read({}, parts(data), lambda data: decoded.append(len(data)))
+    finally:
+        reader.close()
+    assert len(decoded) == 1
+
+
 async def test_what_is_said_of_a_field_is_one_line() -> None:
     with pytest.raises(RequestError) as caught:
         read_completion(b'{"prompt":"a","temperatu\\n_re":1}')

@@ -72,6 +72,23 @@ async def test_a_rumour_with_another_key_is_left_alone_and_one_with_ours_is_a_me
         await until(a.plane.peers, "connected")
 
 
+async def test_where_the_key_was_refused_nobody_dials_for_minutes() -> None:
+    """Four dials would come within this time: after 0.2, 0.6, 1.4 and 3 s."""
+    dialled: list[str] = []
+    async with Daemon(A).running() as a, Daemon(B, key=b"x" * 32).running() as other:
+        dial = a.plane._dial
+
+        async def counted(target: control_plane.Target) -> object:
+            dialled.append(target.address)
+            return await dial(target)
+
+        a.plane._dial = counted  # type: ignore[assignment, method-assign]
+        a.plane.contact("127.0.0.1", other.port, "other", rumour=True)
+        await until(lambda: a.plane.strangers(), "it has another key")
+        await asyncio.sleep(3.2)
+    assert dialled == ["127.0.0.1"]
+
+
 def test_the_daemon_asks_for_more_descriptors_than_a_shell_gives(tmp_path: Path) -> None:
     code = (
         "import resource; from exod.__main__ import raise_descriptor_limit as more;"

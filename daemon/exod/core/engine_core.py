@@ -209,6 +209,9 @@ class EngineCore:
     def _coordinates(self, node: NodeId) -> bool:
         return self.plan is not None and self.plan.coordinator == node
 
+    def _is_rank(self, node: NodeId) -> bool:
+        return self.plan is not None and node in self.plan.ring
+
     def _is_origin(self, sender: NodeId, request_id: str) -> bool:
         """Of a request that is known here: no other member may end or read what another's client asks."""
         held = self.rank.requests.of_client(request_id)
@@ -282,7 +285,7 @@ class EngineCore:
             case TellBegun() if message.sender == sender and self._coordinates(sender):
                 for begun in self.rank.requests.begun():
                     self._send(sender, Begun(begun))
-            case Begun(begin=begin) if self._coordinates(self._me):
+            case Begun(begin=begin) if self._coordinates(self._me) and self._is_rank(sender):
                 self.scheduler.adopt(begin, now)
             case RequestsEnded() if message.sender == sender and self._coordinates(sender):
                 self._from_rank(self.rank.ended(message.order, message.orders, now), now)

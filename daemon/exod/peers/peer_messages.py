@@ -48,7 +48,7 @@ class CardUpdate(msgspec.Struct, frozen=True, tag="card"):
 class Goodbye(msgspec.Struct, frozen=True, tag="goodbye"):
     """The sender's daemon ends on purpose."""
 
-    incarnation: int
+    incarnation: Counter
     text: str
 
 

@@ -144,6 +144,22 @@ def test_nothing_is_committed_before_the_ack() -> None:
     assert pair.low.committed == proposal.plan
 
 
+def test_an_ack_or_a_report_in_anothers_name_is_none() -> None:
+    pair = Pair()
+    pair.sent(LOW)
+    (*_, report) = [one for one in pair.sent(HIGH) if isinstance(one, LinkReport)]
+    pair.low.receive(card(3, "bridge0=10.0.0.3/24").id, report, pair.now)
+    pair.wait(1.5)
+    assert not [one for one in pair.sent(LOW) if isinstance(one, Propose) and len(one.plan.members) > 1]
+    pair.low.receive(HIGH.id, report, pair.now)
+    pair.wait(1.5)
+    proposal = [one for one in pair.sent(LOW) if isinstance(one, Propose)][-1]
+    pair.low.receive(HIGH.id, Ack(LOW.id, HIGH.incarnation, proposal.plan.epoch, proposal.plan.hash), pair.now)
+    assert pair.low.committed is None
+    pair.low.receive(HIGH.id, Ack(HIGH.id, HIGH.incarnation, proposal.plan.epoch, proposal.plan.hash), pair.now)
+    assert pair.low.committed == proposal.plan
+
+
 def test_a_commit_is_repeated_until_it_is_receipted() -> None:
     pair = Pair()
     plan = pair.agree()
@@ -172,6 +188,19 @@ def refusal(pair: Pair, message: Propose, sender: NodeId = LOW.id) -> str:
     answers = [one for one in pair.sent(HIGH) if isinstance(one, Ack | Nack)]
     assert len(answers) == 1
     return answers[0].text if isinstance(answers[0], Nack) else ""
+
+
+def test_a_commit_of_anybody_but_the_plans_coordinator_is_refused() -> None:
+    pair = Pair()
+    plan = pair.agree()
+    other = propose(plan).plan
+    stranger = card(3, "bridge0=10.0.0.3/24").id
+    pair.high.receive(stranger, Commit(other, "believe me"), pair.now)
+    (answer,) = [one for one in pair.sent(HIGH) if isinstance(one, Nack)]
+    assert "of its sender" in answer.text
+    assert pair.high.committed == plan
+    pair.high.receive(LOW.id, Commit(other, "as its coordinator says"), pair.now)
+    assert pair.high.committed == other
 
 
 def test_a_good_proposal_is_said_yes_to_twice() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from exod.core.engine.engine_events import (
@@ -15,18 +16,24 @@ from exod.core.engine.engine_events import (
     SendTo,
 )
 from exod.core.engine.engine_messages import (
+    BeginRequest,
+    Begun,
     CancelRequest,
     EngineMessage,
+    FormOrder,
     Queued,
     RelayAgain,
     RelayedOutput,
+    RequestsEnded,
     SubmitRefused,
+    TellBegun,
 )
 from exod.core.engine.relay import Relay
 from exod.core.engine_core import EngineCore
-from exod.model import NodeId
+from exod.model import MAX_COUNTER, NodeId
+from exod.peers.peer_messages import FrameError, encode, take
 from exoengine.protocol import GenerationRequest, SyncSettings
-from tests.core.engine.engine_samples import A, B, C, a_plan, only, submit, token
+from tests.core.engine.engine_samples import A, B, C, a_plan, begin, only, status, submit, token
 
 
 def origin_without_a_rank() -> EngineCore:
@@ -64,6 +71,54 @@ def test_only_the_coordinator_says_what_becomes_of_a_request(message: EngineMess
     assert only(commands, DeliverError) == []
     assert [ignored.sender for ignored in only(commands, LogIgnored)] == [B]
     assert only(says(core, A, message), LogIgnored) == []
+
+
+@pytest.mark.parametrize(
+    ("message", "rightful"),
+    [
+        (status(A, seq=7), A),
+        (FormOrder(A, "plan1", 1, "prepare"), A),
+        (begin(1, origin=A), A),
+        (TellBegun(A), A),
+        (RequestsEnded(A, 3), A),
+        (submit("q", origin=A), A),
+    ],
+    ids=lambda one: type(one).__name__ if isinstance(one, msgspec.Struct) else "",
+)
+def test_nobody_speaks_in_anothers_name(message: EngineMessage, rightful: NodeId) -> None:
+    """B names A, the coordinator, as the one who says it."""
+    core = EngineCore(C, 1, SyncSettings(), 60.0, 52420)
+    core.handle(PlanCommitted(a_plan(A, B, C), "why"), 0.0)
+    assert says(core, B, message) == [LogIgnored(B, type(message).__name__)]
+    assert only(says(core, rightful, message), LogIgnored) == []
+
+
+@pytest.mark.parametrize("message", [begin(1, origin=A), TellBegun(B), RequestsEnded(B, 3)])
+def test_only_the_coordinator_orders(message: EngineMessage) -> None:
+    """B says it of itself, and does not coordinate."""
+    if isinstance(message, BeginRequest):
+        message = msgspec.structs.replace(message, sender=B)
+    core = EngineCore(C, 1, SyncSettings(), 60.0, 52420)
+    core.handle(PlanCommitted(a_plan(A, B, C), "why"), 0.0)
+    assert says(core, B, message) == [LogIgnored(B, type(message).__name__)]
+
+
+@pytest.mark.parametrize("message", [begin(1, origin=A), TellBegun(B), RequestsEnded(B, 3)])
+def test_not_even_the_coordinator_orders_in_anothers_name(message: EngineMessage) -> None:
+    if isinstance(message, BeginRequest):
+        message = msgspec.structs.replace(message, sender=B)
+    core = EngineCore(C, 1, SyncSettings(), 60.0, 52420)
+    core.handle(PlanCommitted(a_plan(A, B, C), "why"), 0.0)
+    assert says(core, A, message) == [LogIgnored(A, type(message).__name__)]
+
+
+def test_only_a_rank_says_what_it_is_at() -> None:
+    core = EngineCore(A, 1, SyncSettings(), 60.0, 52420)
+    core.handle(PlanCommitted(a_plan(A, B), "why"), 0.0)
+    assert says(core, C, Begun(begin(9, origin=C))) == [LogIgnored(C, "Begun")]
+    assert core.scheduler.origins("r") == set()
+    says(core, B, Begun(begin(9, origin=C)))
+    assert core.scheduler.origins("r") == {C}
 
 
 def test_a_request_is_cancelled_by_its_origin_or_the_coordinator_alone() -> None:
@@ -105,3 +160,29 @@ def test_the_coordinator_relays_whatever_its_place_in_the_ring() -> None:
     output = RelayedOutput((token("r", 0),), 0)
     assert only(says(core, B, output), DeliverToken) == []
     assert len(only(says(core, A, output), DeliverToken)) == 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        status(A, seq=MAX_COUNTER + 1),
+        status(A, attempt=1 << 63),
+        status(A, begun=MAX_COUNTER + 1),
+        status(A, finished=MAX_COUNTER + 1),
+        status(A, under_way=(1, MAX_COUNTER + 1)),
+        status(A, ended=(MAX_COUNTER + 1,)),
+        FormOrder(A, "plan1", (1 << 64) - 1, "form"),
+        begin(MAX_COUNTER + 1),
+        begin(1, ended=MAX_COUNTER + 1),
+        Begun(begin(MAX_COUNTER + 1)),
+        RequestsEnded(A, MAX_COUNTER + 1),
+        RequestsEnded(A, 1, (MAX_COUNTER + 1,)),
+        RelayAgain("r", MAX_COUNTER + 1),
+        RelayAgain("r", -1),
+    ],
+    ids=str,
+)
+def test_a_number_that_no_count_could_go_on_from_is_no_message(message: EngineMessage) -> None:
+    """One more than the highest of 8 bytes cannot be written any more: the next order would end the daemon."""
+    with pytest.raises(FrameError, match="not a control message"):
+        take(bytearray(encode(message)))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from exoengine.model import text_thread
 from exoengine.model.text import Tokenizer
 from exoengine.model.text_thread import TextThread
 from exoengine.protocol import ChatMessage, FromWorker, GenerationRequest, TextAnswered, TextAsked
@@ -56,6 +58,37 @@ def test_what_is_wrong_is_told(tokenizer: Tokenizer) -> None:
     bad = GenerationRequest("q", 9, messages=(ChatMessage("user", "hi"),), template='{"tools": 1}')
     assert asker.ask(TextAsked("2", bad)).code == "bad_messages"
     assert Asker(None).ask(TextAsked("3", request)).code == "not_ready"
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+def test_a_template_that_loops_ends_one_request_and_the_next_text_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_thread, "DEADLINE_S", 0.3)
+    asker = Asker(byte_level(tmp_path, ENDLESS, MARKERS))
+    request = GenerationRequest("q", 9, messages=(ChatMessage("user", "hi"),))
+    answer = asker.ask(TextAsked("1", request))
+    assert (answer.code, answer.problem) == ("bad_request", "this text took more than 0.3 s")
+    assert asker.ask(TextAsked("2", text="abc")).tokens
+
+
+def test_a_tokenizer_that_does_not_end_ends_one_request(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(text_thread, "DEADLINE_S", 0.3)
+    encode = tokenizer.encode
+    monkeypatch.setattr(
+        tokenizer, "encode", lambda text, **how: over.wait() and [] if "slow" in text else encode(text, **how)
+    )
+    asker = Asker(tokenizer)
+    try:
+        assert "took more than" in asker.ask(TextAsked("1", text="slow")).problem
+        assert asker.ask(TextAsked("2", text="abc")).tokens
+    finally:
+        over.set()
 
 
 def test_eight_million_digits_are_refused_before_they_are_read(tokenizer: Tokenizer) -> None:

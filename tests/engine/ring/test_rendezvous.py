@@ -12,11 +12,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from exoengine.ring.rendezvous import HELLO_BYTES, MAX_STRANGERS, Edges, meet
+from exoengine.ring.rendezvous import ANSWER_BYTES, HELLO_BYTES, MAX_STRANGERS, Edges, meet
 from exoengine.ring.ring_plan import FormError, RingConnection, RingPlan, split_host
 
 GENEROUS_S = 20.0
 KEY = b"k" * 32
+CHANNEL_AT = 5
+"""In a hello."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -170,6 +172,39 @@ def test_a_recorded_hello_takes_nobodys_place() -> None:
             assert connection.recv(1) == b""
             connection.close()
         close(first, second)
+
+
+def recorded_answers(right: RingPlan, hellos: list[bytes]) -> dict[int, bytes]:
+    """What rank 1 answers to these hellos, by their channel."""
+    with pool() as threads:
+        waiting = meeting(right, threads, within_s=1.0)
+        answers = {}
+        for hello in hellos:
+            with connect(right) as connection:
+                connection.settimeout(GENEROUS_S)
+                connection.sendall(hello)
+                answers[hello[CHANNEL_AT]] = connection.recv(ANSWER_BYTES, socket.MSG_WAITALL)
+        with pytest.raises(FormError):
+            waiting.result(GENEROUS_S)
+    return answers
+
+
+def test_a_recorded_answer_takes_nobodys_place() -> None:
+    """The one that connects adds a nonce, too: else one answer would be good for every meeting of the plan."""
+    left, right = plans()
+    answers = recorded_answers(right, recorded_hellos(left))
+    with socket.create_server(split_host(left.hosts[1])) as listener, pool() as threads:
+        listener.settimeout(GENEROUS_S)
+        trying = meeting(left, threads, within_s=1.0)
+        for _ in answers:
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(GENEROUS_S)
+                hello = connection.recv(HELLO_BYTES, socket.MSG_WAITALL)
+                connection.sendall(answers[hello[CHANNEL_AT]])
+                assert connection.recv(1) == b"", "it proves nothing to one who only says back an answer"
+        with pytest.raises(FormError):
+            trying.result(GENEROUS_S)
 
 
 @pytest.mark.parametrize("change", [{"key": b"x" * 32}, {"attempt": 2}, {"plan_hash": "other"}, {"size": 3}])

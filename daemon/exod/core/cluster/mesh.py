@@ -234,8 +234,9 @@ class Mesh:
             self._send(peer, receipt)
             return
         mine = any(member.id == me.id and member.incarnation == me.incarnation for member in plan.members)
+        mine &= plan.coordinator == peer
         if self._epochs.superseded(plan) or not mine or not is_sound(plan):
-            text = "a newer plan is under way" if mine else "not a plan of this incarnation"
+            text = "a newer plan is under way" if mine else "not a plan of this incarnation, or of its sender"
             self._send(peer, Nack(me.id, me.incarnation, plan.epoch, plan.hash, self.epoch_seen, text))
             return
         self._commit(plan, as_seen_here(message.reason, self.committed, plan, self._peers.names), now)

@@ -53,10 +53,10 @@ class RankStatus(msgspec.Struct, frozen=True, tag="rank"):
 
     sender: NodeId
     incarnation: Counter
-    seq: int
+    seq: Counter
     phase: RankPhase
     plan_hash: str = ""
-    attempt: int = 0
+    attempt: Counter = 0
     code: str = ""
     text: str = ""
     model: str = ""
@@ -67,13 +67,13 @@ class RankStatus(msgspec.Struct, frozen=True, tag="rank"):
     """Tensor parallelism: of each of these layers it has one of so many parts."""
     pid: int = 0
     restarts: int = 0
-    begun_order: int = 0
+    begun_order: Counter = 0
     """The highest order of a request that this rank has been given."""
-    finished_order: int = 0
+    finished_order: Counter = 0
     """All requests up to this order have ended in the cluster, as far as this rank was told."""
-    under_way: tuple[int, ...] = ()
+    under_way: tuple[Counter, ...] = ()
     """The orders of the requests that this rank has been given and has not ended."""
-    ended: tuple[int, ...] = ()
+    ended: tuple[Counter, ...] = ()
     """Those above `finished_order` that have ended on this rank."""
     generating: bool = False
     progress: tuple[int, ...] = ()
@@ -113,7 +113,7 @@ class FormOrder(msgspec.Struct, frozen=True, tag="form_order"):
 
     sender: NodeId
     plan_hash: str
-    attempt: int
+    attempt: Counter
     step: Literal["prepare", "form"]
 
 
@@ -146,14 +146,14 @@ class BeginRequest(msgspec.Struct, frozen=True, tag="begin_request"):
     """The coordinator's order to every rank: generate this, too. The same `order` on all ranks."""
 
     sender: NodeId
-    order: int
+    order: Counter
     origin: NodeId
     """Empty where the sender does not know it: a rank that outlived its daemon."""
     request: GenerationRequest
     """Its id is that of one generation (`generation_id`), not the client's."""
     tokens: tuple[int, ...] = ()
     client: str = ""
-    ended_order: int = 0
+    ended_order: Counter = 0
     """Every request up to this order has ended in the cluster."""
     only_to_end: bool = False
     """Has this rank ended it for another coordinator while others went on? Nothing of it is generated here."""
@@ -173,8 +173,8 @@ class RequestsEnded(msgspec.Struct, frozen=True, tag="requests_ended"):
     """The coordinator tells a rank, which may have been away: everything up to `order` has ended, and `orders`."""
 
     sender: NodeId
-    order: int
-    orders: tuple[int, ...] = ()
+    order: Counter
+    orders: tuple[Counter, ...] = ()
 
 
 class CancelRequest(msgspec.Struct, frozen=True, tag="cancel_request"):
@@ -187,7 +187,7 @@ class RelayedOutput(msgspec.Struct, frozen=True, tag="relayed"):
     """What rank 0 sends of an answer, to an origin that hosts no rank itself."""
 
     outputs: tuple[TokenOut | Finished | RequestFailed, ...]
-    token_count: int
+    token_count: Counter
     """How many tokens of the answer come before: an origin that lacks one must not take the end for its own."""
 
 
@@ -195,7 +195,7 @@ class RelayAgain(msgspec.Struct, frozen=True, tag="relay_again"):
     """An origin without a rank, to rank 0: send again what comes after this many tokens."""
 
     request_id: str
-    token_count: int
+    token_count: Counter
 
 
 class ModelWish(msgspec.Struct, frozen=True, tag="model_wish"):
