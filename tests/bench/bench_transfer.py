@@ -1,7 +1,10 @@
-"""A model of 1 GB from one host to another over the lab's cable, beside a plain socket copy of the same file.
+"""A model of 1 GB from one host to another over the lab's cable, beside other ways to copy the same file.
 
-Both write a file; the plain copy neither encrypts nor checks. Counted is the time from the first byte to the file
-under its final name. The target: 0.8 of what the plain copy moves a second, so 1.25 times its time.
+All write a file. A plain socket copy and `nc` neither encrypt nor check; `scp` encrypts; a pull encrypts and checks
+SHA-256. Of a pull counted is the time from the first byte to the file under its final name; of the others the whole
+command. The target: 0.8 of what `nc` and `scp` move a second, so 1.25 times their time; a plain socket copy is the
+hardest to match, for on two cores the link emulator takes a half of one. A way whose program is not installed
+(netcat-openbsd, openssh-server) is left out.
 """
 
 from __future__ import annotations
@@ -12,6 +15,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from exod.model_transfer.model_places import FileList, put_together, repository_folder
@@ -20,6 +26,7 @@ from exoengine.embedded import model_folder
 from tests.bench.rows import Row
 from tests.engine_service.stand_in_hub import COMMIT, MODEL
 from tests.lab.cluster import Cluster
+from tests.lab.node import wait_for
 from tests.lab.reading import Status
 from tests.lab.topology import Host, Lab
 
@@ -29,12 +36,19 @@ ROUNDS = 4
 BYTES = 1_000_000_000
 WITHIN_S = 300.0
 PORT = 5999
+SSH_PORT = 5922
+LISTENS_WITHIN_S = 10.0
+MOST = 1 / 0.8
+"""Of another way's time: the issue asks for 0.8 of its rate."""
+SSHD = "/usr/sbin/sshd"
 ENGINE_OFF = {"engine": {"enabled": False}, "mqtt": {"broker": "off"}}
+
+PULL = "exoctl model pull, the file"
+WHOLE = "exoctl model pull, the whole command"
 
 RECEIVE = """
 import socket, sys
 server = socket.create_server((sys.argv[1], int(sys.argv[2])))
-print("listening", flush=True)
 sock, _ = server.accept()
 buffer = memoryview(bytearray(1 << 20))
 with open(sys.argv[3], "wb", buffering=0) as out:
@@ -60,20 +74,21 @@ def run() -> list[Row]:
         big = _prepare(first.folder / "hf" / "hub")
         cluster.start()
         cluster.wait_until(_on_the_cable, WITHIN_S, "both use the cable")
-        plain_s, pulled_s, whole_s = [], [], []
-        for _ in range(ROUNDS):
-            plain_s.append(_plain(first.host, second.host, big, second.folder / "plain"))
-            file_s, command_s = _pull(second.folder / "hf" / "hub", cluster, big.name)
-            pulled_s.append(file_s)
-            whole_s.append(command_s)
-            shutil.rmtree(second.folder / "hf")
+        with _other_ways(first.host, second.host, big, second.folder / "copy") as ways:
+            took: dict[str, list[float]] = defaultdict(list)
+            for _ in range(ROUNDS):
+                for name, way in ways.items():
+                    took[name].append(way())
+                file_s, command_s = _pull(second.folder / "hf" / "hub", cluster, big.name)
+                took[PULL].append(file_s)
+                took[WHOLE].append(command_s)
+                shutil.rmtree(second.folder / "hf")
     return [
-        Row(
-            f"1 GB between two hosts, plain socket copy, best of {ROUNDS}", min(plain_s), "s", None, tuple(plain_s)
+        *(
+            Row(f"1 GB, {name}, best of {ROUNDS}", min(times), "s", None, tuple(times))
+            for name, times in took.items()
         ),
-        Row("the same by exoctl model pull, the file", min(pulled_s), "s", None, tuple(pulled_s)),
-        Row("the same, the whole command", min(whole_s), "s"),
-        Row("the file by pull, in times of the plain copy", min(pulled_s) / min(plain_s), "", 1 / 0.8),
+        *(Row(f"{PULL}, in times of {name}", min(took[PULL]) / min(took[name]), "", MOST) for name in ways),
     ]
 
 
@@ -98,15 +113,72 @@ def _prepare(cache: Path) -> Path:
     return place / "blobs" / files[-1].etag
 
 
-def _plain(source: Host, target: Host, file: Path, to: Path) -> float:
-    to.unlink(missing_ok=True)
+@contextmanager
+def _other_ways(source: Host, target: Host, file: Path, copy: Path) -> Iterator[dict[str, Callable[[], float]]]:
+    """Name -> copies the file once and says how long it took, in seconds."""
     address = target.address("bridge0")
-    receiver = target.popen([sys.executable, "-c", RECEIVE, address, str(PORT), to], stdout=subprocess.PIPE)
-    receiver.stdout.readline()
+    python: list[str | Path] = [sys.executable, "-c", RECEIVE, address, str(PORT), copy]
+    ways = {
+        "plain socket copy": lambda: _timed(
+            source, [sys.executable, "-c", SEND, address, str(PORT), file], target.popen(python), target, copy
+        )
+    }
+    if shutil.which("nc"):
+        netcat = ["sh", "-c", f"exec nc -l -N {address} {PORT} >{copy}"]
+        ways["nc"] = lambda: _timed(
+            source, ["sh", "-c", f"exec nc -N {address} {PORT} <{file}"], target.popen(netcat), target, copy
+        )
+    if not (Path(SSHD).exists() and shutil.which("scp")):
+        yield ways
+        return
+    with _ssh_server(target, copy.parent / "ssh") as options:
+        scp = ["scp", "-q", "-P", str(SSH_PORT), *options, file, f"root@{address}:{copy}"]
+        ways["scp"] = lambda: _timed(source, scp, None, target, copy)
+        yield ways
+
+
+def _timed(
+    source: Host, argv: list[str | Path], receiver: subprocess.Popen[bytes] | None, target: Host, copy: Path
+) -> float:
+    if receiver is not None:
+        wait_for(lambda: _listens(target, PORT), LISTENS_WITHIN_S, "the receiver listens")
     began = time.monotonic()
-    source.run([sys.executable, "-c", SEND, address, str(PORT), file], timeout_s=WITHIN_S)
-    receiver.wait(WITHIN_S)
-    return time.monotonic() - began
+    source.run(argv, timeout_s=WITHIN_S)
+    if receiver is not None:
+        receiver.wait(WITHIN_S)
+    took_s = time.monotonic() - began
+    assert copy.stat().st_size >= BYTES
+    copy.unlink()
+    return took_s
+
+
+def _listens(host: Host, port: int) -> bool:
+    return bool(host.run(["ss", "-Hltn", f"sport = :{port}"]).stdout)
+
+
+@contextmanager
+def _ssh_server(host: Host, folder: Path) -> Iterator[list[str | Path]]:
+    """An SSH server with keys of its own; yields a client's options."""
+    folder.mkdir(mode=0o700)
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
+    settings = (
+        f"Port {SSH_PORT}", f"ListenAddress {host.address('bridge0')}", f"HostKey {folder / 'host'}",
+        f"AuthorizedKeysFile {folder / 'user.pub'}", "StrictModes no", "UsePAM no", "PasswordAuthentication no",
+        "PermitRootLogin prohibit-password", "PidFile none", "Subsystem sftp internal-sftp",
+    )  # fmt: skip
+    (folder / "sshd_config").write_text("\n".join(settings) + "\n")
+    Path("/run/sshd").mkdir(exist_ok=True)  # sshd's own, which a service would make
+    server = host.popen([SSHD, "-D", "-f", folder / "sshd_config"])
+    wait_for(lambda: _listens(host, SSH_PORT), LISTENS_WITHIN_S, "sshd listens")
+    try:
+        yield [
+            "-i", folder / "user", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
+            "-o", "LogLevel=ERROR",
+        ]  # fmt: skip
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def _pull(cache: Path, cluster: Cluster, etag: str) -> tuple[float, float]:
