@@ -58,6 +58,7 @@ class FakeDaemon:
         self.ready_now = Readiness(True)
         self.models_now = [MODEL]
         self.full_model_now = ""
+        self.key_file = "cluster.key"
         self.log: list[Event] = [
             Event(STARTED_AT, "node.up", "studio2", {"version": "0.1.0"}),
             Event(STARTED_AT + 1, "link.selected", "studio2", {"from": "en0", "to": "bridge0", "reason": "held"}),
@@ -128,7 +129,7 @@ class FakeDaemon:
         )
 
     def cluster(self) -> ClusterReport:
-        return ClusterReport("home", "cluster.key", "0123-4567-89ab-cdef", self.status_now.nodes)
+        return ClusterReport("home", self.key_file, "0123-4567-89ab-cdef", self.status_now.nodes)
 
     def ready(self) -> Readiness:
         return self.ready_now

@@ -281,7 +281,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "exod.__main__": ("exod.app", "exod.config", "exoengine.installed"),
     # the command line: a program of its own, which knows the daemon by its shapes
-    "exod.cli.base": ("exod.config", "exod.local_api"),
+    "exod.cli.base": ("exod.config", "exod.local_api", "exoengine.installed"),
     "exod.cli.screens": ("exod.cli.base", "exod.daemon_api"),
     "exod.cli.service": (),
     "exod.cli.top": ("exod.cli.base", "exod.daemon_api"),

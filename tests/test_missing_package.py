@@ -102,6 +102,33 @@ def test_a_daemon_that_lacks_a_package_itself_says_so_in_one_line(node: Node) ->
     assert done.stderr.count("\n") == 1
 
 
+def test_an_exoctl_that_lacks_a_package_says_so_in_one_line(node: Node) -> None:
+    config, site = node
+    aside = [entry.rename(site.parent / entry.name) for entry in site.iterdir() if entry.name.startswith("msgspec")]
+    command = [
+        site.parents[2] / "bin" / "python",
+        "-P",
+        "-m",
+        "exod.cli.main",
+        "--config",
+        config,
+        "status",
+        "--json",
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    finally:
+        for entry in aside:
+            entry.rename(site / entry.name)
+    assert done.returncode == 1
+    whole = "exod's environment is not whole: uv pip install "
+    assert done.stderr.startswith(f"exoctl: No module named 'msgspec'; {whole}")
+    assert "msgspec>=" in done.stderr
+    assert done.stderr.count("\n") == 1
+    told = json.loads(done.stdout)
+    assert (told["schema"], told["error"]["code"], told["error"]["exit_code"]) == (1, "package_missing", 1)
+
+
 def test_once_it_is_there_again_the_node_serves_by_itself(node: Node) -> None:
     config, site = node
     for entry in Path(sysconfig.get_path("purelib")).glob(f"{LOST}*"):

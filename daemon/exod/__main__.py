@@ -12,6 +12,7 @@ from pathlib import Path
 from exod import VERSION
 from exod.errors import ExitCode, ExodError
 from exod.plain_text import printable
+from exoengine.installed import why_not_imported
 
 DEMO_OVERRIDES = {"EXOD_MQTT__BROKER": "embedded"}
 """`--demo` is what `make run` starts: this broker, whatever the configuration says. The demo model is no wish: it
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run(options)
     except ImportError as error:
-        print(f"exod: {printable(str(error))}; {_install_cure()}", file=sys.stderr)
+        print(f"exod: {printable(why_not_imported(error))}", file=sys.stderr)
         return int(ExitCode.INTERNAL)
     except ExodError as error:
         print(f"exod: {printable(str(error))}", file=sys.stderr)
@@ -70,15 +71,6 @@ def run(options: argparse.Namespace) -> int:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(daemon.run())
     return int(ExitCode.OK)
-
-
-def _install_cure() -> str:
-    from exoengine.installed import install_command, lacking
-
-    missing = [one.requirement for one in lacking()]
-    if missing:
-        return f"exod's environment is not whole: {install_command(missing)}"
-    return "a package of exod's environment is broken: install exod again"
 
 
 def raise_descriptor_limit(wanted: int = DESCRIPTORS) -> None:

@@ -71,6 +71,14 @@ def _version(name: str) -> str:
         return ""
 
 
+def why_not_imported(error: ImportError) -> str:
+    """One line for people, with the command that mends it."""
+    missing = [one.requirement for one in lacking()]
+    if missing:
+        return f"{error}; exod's environment is not whole: {install_command(missing)}"
+    return f"{error}; a package of exod's environment is broken: install exod again"
+
+
 def install_command(requirements: list[str]) -> str:
     """Brings what is missing; for the environment that runs this."""
     python, what = shlex.quote(sys.executable), shlex.join(dict.fromkeys(requirements))

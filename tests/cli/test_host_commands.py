@@ -124,6 +124,23 @@ async def test_a_key_that_is_there_is_never_lost(exoctl: Exoctl, tmp_path: Path)
     assert str(aside) in replaced.out
 
 
+async def test_with_a_socket_alone_the_key_is_that_of_its_daemon(exoctl: Exoctl, tmp_path: Path) -> None:
+    """Not that of the default data folder, which belongs to another cluster here."""
+    other = Exoctl(tmp_path / "other")
+    await other.run("cluster", "init", bare=True)
+    expected = (await other.run("cluster", "invite", bare=True)).out
+    await exoctl.run("cluster", "init", bare=True)
+    async with served(exoctl) as daemon:
+        daemon.key_file = str(key_file(other))
+        invited = await exoctl.run("cluster", "invite")
+        joined = await exoctl.run("cluster", "join", expected.strip())
+    assert (invited.code, invited.out) == (0, expected)
+    assert (joined.code, "here already" in joined.out) == (0, True)
+    nobody = [await exoctl.run("cluster", command) for command in ("invite", "show", "init", "renew-identity")]
+    assert [ended.code for ended in nobody] == [ExitCode.NO_DAEMON] * 4
+    assert all("nothing answers at" in ended.err for ended in nobody)
+
+
 @pytest.mark.parametrize("token", ["exod1-abc", "hello", ""])
 async def test_half_an_invitation_is_refused_in_one_line(exoctl: Exoctl, token: str) -> None:
     ended = await exoctl.run("cluster", "join", token, bare=True)

@@ -1,7 +1,8 @@
 """`exoctl`: all its commands, and the text for a mistyped one.
 
 Decides only which commands there are. It must start fast (`exoctl status` within 200 ms, imports included), so
-the modules of commands import nothing heavy before they run. The entry point of the package.
+the modules of commands import nothing heavy before they run, and this one nothing that has to be installed: what is
+missing is told in one line. The entry point of the package.
 """
 
 from __future__ import annotations
@@ -12,21 +13,14 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from exod.cli.base.options import Commands, Parser, Settings, add_global_options, carry_out, global_options_first
-from exod.cli.commands import (
-    bench,
-    chat,
-    cluster_commands,
-    completion,
-    config_commands,
-    engine_commands,
-    event_commands,
-    host_commands,
-    link_commands,
-    model_commands,
-    report_commands,
-    status_commands,
-    top,
+from exod.cli.base.options import (
+    Commands,
+    Parser,
+    Settings,
+    add_global_options,
+    carry_out,
+    global_options_first,
+    tell_not_imported,
 )
 from exod.errors import ExitCode
 
@@ -40,8 +34,11 @@ exit codes:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exits with one of the contract's codes."""
     given = global_options_first(sys.argv[1:] if arguments is None else arguments)
-    parser, commands = build()
     Parser.as_json = "--json" in given
+    try:
+        parser, commands = build()
+    except ImportError as error:
+        sys.exit(tell_not_imported(error))
     complaint = unknown_command(given, commands)
     if complaint:
         parser.error(complaint)
@@ -60,6 +57,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def build() -> tuple[Parser, Commands]:
     """The parser of everything, and its commands in the order in which help lists them."""
+    from exod.cli.commands import (
+        bench,
+        chat,
+        cluster_commands,
+        completion,
+        config_commands,
+        engine_commands,
+        event_commands,
+        host_commands,
+        link_commands,
+        model_commands,
+        report_commands,
+        status_commands,
+        top,
+    )
+
     parser = Parser(
         prog="exoctl",
         description="Shows and steers the exod of this host.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -58,6 +59,11 @@ class Shell:
     @property
     def config_file(self) -> Path | None:
         return self._settings.config
+
+    @property
+    def named_socket(self) -> Path | None:
+        """What --socket says; None where it is not given."""
+        return self._settings.socket
 
     @property
     def color(self) -> bool:
@@ -238,9 +244,25 @@ def carry_out(function: Command, settings: Settings, given: dict[str, Any]) -> i
         return int(function(shell, **given))
     except ExodError as error:
         return int(shell.fail(error))
+    except ImportError as error:
+        return tell_not_imported(error)
     except BrokenPipeError:
         # The reader of our output has closed it (`| head`): nothing more can be written.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.OK)
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def tell_not_imported(error: ImportError) -> int:
+    """A package that exod needs is missing or broken: one line with the command that brings it. With --json an
+    object, too, written without what may be missing.
+    """
+    from exoengine.installed import why_not_imported
+
+    text, code = printable(why_not_imported(error)), int(ExitCode.INTERNAL)
+    print(f"exoctl: {text}", file=sys.stderr)
+    if Parser.as_json:
+        failure = {"code": "package_missing", "text": text, "exit_code": code}
+        print(json.dumps({"schema": JSON_SCHEMA, "error": failure}, indent=2))
+    return code

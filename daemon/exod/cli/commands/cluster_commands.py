@@ -123,9 +123,23 @@ def _restart_text(config: Config) -> str:
 
 
 def _config(shell: Shell) -> Config:
+    """The configuration whose key file and data folder are meant. Where only --socket is said, the daemon behind it
+    names them: those of the default configuration may be another cluster's. Raises NoDaemonError.
+    """
     from exod.config.settings import load
 
-    return load(shell.config_file)
+    config = load(shell.config_file)
+    if shell.named_socket is None or shell.config_file is not None:
+        return config
+    import msgspec
+
+    from exod.daemon_api.shapes import ClusterReport
+
+    with shell.daemon() as daemon:
+        report = daemon.ask("cluster", ClusterReport)
+    cluster = msgspec.structs.replace(config.cluster, name=report.name, key_file=Path(report.key_file))
+    node = msgspec.structs.replace(config.node, data_dir=shell.named_socket.resolve().parent)
+    return msgspec.structs.replace(config, cluster=cluster, node=node, source=None)
 
 
 def show(shell: Shell) -> ExitCode:
