@@ -104,6 +104,11 @@ class Page:
     async def type(self, selector: str, text: str) -> None:
         await self.run(f"document.querySelector({selector!r}).value = arguments[0]", text)
 
+    async def ask(self, question: str) -> None:
+        """Asks in the chat box."""
+        await self.type("#chat-text", question)
+        await self.click("#chat-send")
+
     async def color_scheme(self, scheme: str) -> None:
         """`light` or `dark`, as the system would say it; empty: none."""
         media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}

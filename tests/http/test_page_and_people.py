@@ -114,8 +114,7 @@ async def test_requests_are_shown_while_they_are_answered(browser: Any) -> None:
         await page.open()
         await page.until("#health-text", lambda text: text == "healthy")
         place.daemon.pause = asyncio.Event()
-        await page.type("#chat-text", "count from 1 to 9")
-        await page.click("#chat-send")
+        await page.ask("count from 1 to 9")
         await page.until("#requests tbody", lambda text: "answering" in text and "chatcmpl-" in text)
         place.daemon.pause.set()
         await until(lambda: page.run("return document.querySelector('#requests-box').hidden"))
@@ -146,8 +145,7 @@ async def test_every_name_from_elsewhere_is_text(browser: Any) -> None:
         page = Page(browser, place)
         await page.open(390)
         await page.until("#reason-list", lambda text: "<img src=x" in text)
-        await page.type("#chat-text", EVIL)
-        await page.click("#chat-send")
+        await page.ask(EVIL)
         await page.until("#chat-log .assistant", lambda text: "<img src=x" in text)
         for place_of in ("#engine", "#model-list", "#note-list", "#picture", "#chart", "#versions", "#ranks"):
             assert "<img" in await page.text(place_of) or place_of == "#ranks", place_of
@@ -241,8 +239,7 @@ async def test_wrong_input_is_refused_by_name_and_does_nothing(browser: Any) -> 
         await page.type("#ask-model-text", "x")
         await page.click("#ask-yes")
         await page.until("#action-text", lambda text: text == refused.text)
-        await page.type("#chat-text", "   ")
-        await page.click("#chat-send")
+        await page.ask("   ")
         assert place.daemon.requests == []
         assert await page.text("#chat-log") == ""
         assert place.daemon.asked == []
@@ -256,8 +253,7 @@ async def test_a_chat_tells_what_a_pause_is_and_goes_on(browser: Any) -> None:
         await page.open()
         await page.until("#health-text", lambda text: text == "healthy")
         place.daemon.pause = asyncio.Event()
-        await page.type("#chat-text", "count from 1 to 20")
-        await page.click("#chat-send")
+        await page.ask("count from 1 to 20")
         await page.until("#chat-log .assistant", lambda text: text == "1 2")
         engine = msgspec.structs.replace(pair_status().engine, state=EngineState.RECOVERING, text="bridge0 is dead")
         place.daemon.status_now = msgspec.structs.replace(pair_status(), engine=engine)
@@ -276,8 +272,7 @@ async def test_a_chat_that_breaks_says_so_and_can_be_asked_again(browser: Any) -
         await page.open()
         await page.until("#health-text", lambda text: text == "healthy")
         place.daemon.fail_at = 3
-        await page.type("#chat-text", "count from 1 to 20")
-        await page.click("#chat-send")
+        await page.ask("count from 1 to 20")
         await page.until("#chat-log .error", lambda text: "did not return" in text)
         asked = "return document.querySelector('#chat-text').value"
         assert await page.run(asked) == "count from 1 to 20", "what was asked need not be typed again"
@@ -299,8 +294,7 @@ async def test_a_daemon_that_goes_and_comes_back_is_followed(browser: Any) -> No
         await page.open()
         await page.until("#health-text", lambda text: text == "healthy")
         place.daemon.pause = asyncio.Event()
-        await page.type("#chat-text", "count from 1 to 20")
-        await page.click("#chat-send")
+        await page.ask("count from 1 to 20")
         await page.until("#chat-log .assistant", lambda text: text == "1 2")
         port = place.api.port
         await place.api.stop(0.0)

@@ -144,6 +144,25 @@ def test_a_first_load_is_no_recovery_however_often_the_status_is_read() -> None:
     assert status.engine().state is EngineState.RECOVERING
 
 
+@pytest.mark.parametrize(
+    ("model", "total_bytes", "downloads"),
+    [
+        ("embedded:count", 0, False),
+        ("/models/mine", 0, False),
+        ("/models/mine", 9000, True),
+        ("owner/name", 0, True),
+        ("owner/name", 9000, True),
+    ],
+)
+def test_a_model_that_is_read_from_this_disk_is_no_download(model: str, total_bytes: int, downloads: bool) -> None:
+    """No alert is raised and cleared for each start with the embedded model."""
+    looking = msgspec.structs.replace(
+        FORMED, phase=RankPhase.RESOLVING, model=model, download_done=1000, download_total=total_bytes
+    )
+    status = status_of(StillCore(seen()), StillEngine(plan=PLAN, statuses={ME.id: looking}))
+    assert [one.model for one in status.downloads()] == [model] * downloads
+
+
 def test_a_wish_for_rdma_is_answered_in_the_status() -> None:
     for transport, said in (("auto", ""), ("tcp", ""), ("rdma", NO_RDMA)):
         engine = status_of(StillCore(seen()), transport=transport).engine()

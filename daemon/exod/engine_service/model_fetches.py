@@ -19,6 +19,7 @@ import msgspec
 import structlog
 
 from exod import data_files
+from exod.core.base.cluster_wish import is_repository
 from exod.core.models import model_events as events
 from exod.core.models.model_events import ModelsCommand, ModelsInput
 from exod.core.models.models_core import ModelsCore, newer_record
@@ -90,9 +91,7 @@ class ModelFetches:
 
     def is_here(self, model: str) -> bool:
         """As far as is known without reading a disk: what was found or fetched since the start."""
-        if "/" not in model or model.startswith(("/", ".", "~")):
-            return True  # embedded, or a folder, which was looked at
-        return model in self._places
+        return not is_repository(model) or model in self._places
 
     def offered_folders(self) -> dict[str, Path]:
         """Called from threads."""

@@ -19,6 +19,7 @@ import psutil
 
 from exod import VERSION
 from exod.config.settings import Config
+from exod.core.base.cluster_wish import is_repository
 from exod.core.base.facts import EDGE_FAILED, Fact
 from exod.core.cluster.jaccl import CabledNode, meeting_address
 from exod.core.engine.engine_messages import RankPhase, RankStatus
@@ -376,11 +377,15 @@ class StatusBuilder:
         )
 
     def downloads(self) -> tuple[Downloading, ...]:
-        """The ranks of the plan whose model is not here yet."""
+        """The ranks of the plan whose model is not here yet. One that is embedded, or a folder that is here, takes a
+        moment to be read, which is no download.
+        """
         return tuple(
             Downloading(status.sender, status.model, status.download_done, status.download_total)
             for status in self.rank_statuses()
-            if status is not None and status.phase is RankPhase.RESOLVING
+            if status is not None
+            and status.phase is RankPhase.RESOLVING
+            and (status.download_total or is_repository(status.model))
         )
 
     def rank_statuses(self) -> list[RankStatus | None]:

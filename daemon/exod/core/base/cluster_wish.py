@@ -17,6 +17,11 @@ from exod.model import ClusterWish, NodeCard
 DEMO_MODEL = "embedded:count"
 
 
+def is_repository(model: str) -> bool:
+    """Is it a hub's OWNER/NAME? What else a model may be, embedded or a folder's path, is never looked for there."""
+    return "/" in model and not model.startswith(("/", ".", "~"))
+
+
 def newest(one: ClusterWish | None, other: ClusterWish | None) -> ClusterWish | None:
     """A total order: of two commands of one moment both nodes keep the same."""
     if one is None or other is None:
