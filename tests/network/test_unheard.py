@@ -53,11 +53,12 @@ def test_multicast_that_is_blocked_here_is_said_to_be() -> None:
     assert "UDP port 5353" in text
 
 
-def test_peers_that_are_configured_and_never_answer_are_a_reason() -> None:
+def test_peers_that_are_configured_and_never_answer_are_a_reason_until_one_does() -> None:
     found = said(expected=("10.0.0.2:52410",))
     assert list(found) == ["peers_unheard"]
     assert not is_note("peers_unheard")
     assert "10.0.0.2:52410" in found["peers_unheard"]
+    assert said(expected=("10.0.0.2:52410",), peers={"b": 1}) == {}
 
 
 @pytest.mark.parametrize("more", [{"peers": {"b": 1}}, {"state": FOUND}, {"state": None}])
