@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -310,6 +311,27 @@ async def test_a_daemon_that_goes_and_comes_back_is_followed(browser: Any) -> No
         await again.stop(0.0)
         await running
         await place.quiet()
+
+
+async def test_a_daemon_that_is_slow_is_told_and_its_connection_is_kept(browser: Any) -> None:
+    """Another one would have to wait for the same daemon, and lose what is on its way."""
+    async with served() as place:
+        page = Page(browser, place)
+        await page.open()
+        await page.until("#health-text", lambda text: text == "healthy")
+        await page.run(
+            "window.asked = 0; const plain = window.fetch;"
+            "window.fetch = (...given) => { window.asked += 1; return plain(...given); };"
+            "const shown = document.querySelector('#connection'); window.told = [];"
+            "new MutationObserver(() => window.told.push(shown.textContent)).observe(shown, { childList: true });"
+        )
+        time.sleep(7)  # noqa: ASYNC251 - the loop that serves the page stands still
+        place.daemon.status_now = vpn_only_status()
+        await page.until("#health-text", lambda text: text == "degraded")
+        assert await page.text("#connection") == ""
+        assert (await page.run("return window.told"))[0].startswith("Not connected: the daemon does not answer")
+        assert await page.run("return window.asked") == 0
+        await page.close()
 
 
 async def test_a_page_that_nobody_looks_at_draws_nothing_and_is_true_when_looked_at(browser: Any) -> None:

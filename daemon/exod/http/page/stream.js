@@ -2,7 +2,9 @@
 
 const RETRY_FIRST_MS = 500; // a daemon that restarts is back within a second or two
 const RETRY_LONGEST_MS = 5000;
-const SILENT_MS = 5000; // states come every second: five without one is a dead connection
+const SILENT_S = 5; // states come every second: after five without one a person must know
+// Then another connection is tried. Sooner it would only delay a daemon that is slow, and lose what is on its way.
+const GIVE_UP_S = 15;
 const LONGEST_EVENT = 4000000; // characters; a state of 64 nodes has about 200,000
 
 let key = ""; // in memory alone: gone when the page is closed
@@ -80,11 +82,17 @@ export async function follow({ state, log, past, lost }) {
   let retryMs = RETRY_FIRST_MS;
   for (;;) {
     const control = new AbortController();
-    let timer = setTimeout(() => control.abort(), SILENT_MS);
+    // Counted in ticks, not by the clock: a page that stood still itself finds one tick, and what came meanwhile.
+    let silent = 0;
+    const ticks = setInterval(() => {
+      silent += 1;
+      if (silent === SILENT_S) lost("the daemon does not answer");
+      if (silent > GIVE_UP_S) control.abort();
+    }, 1000);
     // A page that a browser keeps for its back button must not keep a connection.
     const leave = () => control.abort();
     addEventListener("pagehide", leave);
-    const alive = () => { clearTimeout(timer); timer = setTimeout(() => control.abort(), SILENT_MS); };
+    const alive = () => { silent = 0; };
     try {
       const response = await request(`/api/live${since ? `?since=${since}` : ""}`, { signal: control.signal });
       if (!response.ok) throw new Error(await errorText(response));
@@ -98,7 +106,7 @@ export async function follow({ state, log, past, lost }) {
     } catch (error) {
       lost(error.name === "AbortError" ? "the daemon does not answer" : error.message);
     } finally {
-      clearTimeout(timer);
+      clearInterval(ticks);
       removeEventListener("pagehide", leave);
     }
     await new Promise((resolve) => setTimeout(resolve, retryMs));
