@@ -377,8 +377,8 @@ class StatusBuilder:
         )
 
     def downloads(self) -> tuple[Downloading, ...]:
-        """The ranks of the plan whose model is not here yet. One that is embedded, or a folder that is here, takes a
-        moment to be read, which is no download.
+        """The ranks of the plan whose model is not here yet. One that is embedded, or a folder here, takes a moment
+        to be read, which is no download.
         """
         return tuple(
             Downloading(status.sender, status.model, status.download_done, status.download_total)

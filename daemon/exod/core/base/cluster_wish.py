@@ -18,7 +18,7 @@ DEMO_MODEL = "embedded:count"
 
 
 def is_repository(model: str) -> bool:
-    """Is it a hub's OWNER/NAME? What else a model may be, embedded or a folder's path, is never looked for there."""
+    """Is it a hub's OWNER/NAME? What else a model may be, embedded or a folder, is never looked for there."""
     return "/" in model and not model.startswith(("/", ".", "~"))
 
 
