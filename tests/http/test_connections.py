@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 
 import pytest
 
@@ -94,6 +95,66 @@ async def test_a_head_that_does_not_come_is_not_waited_for(monkeypatch: pytest.M
             dripping[1].write(b"x")
             await asyncio.sleep(0.05)
         assert (await answer).startswith(b"HTTP/1.1 408")
+
+
+def sends_all_then_reads(port: int, data: bytes) -> bytes:
+    """As most clients do. Raises ConnectionResetError where the server cut it off."""
+    with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S) as client:
+        client.sendall(data)
+        answer = b""
+        while piece := client.recv(65536):
+            answer += piece
+        return answer
+
+
+TOO_LARGE = 3 * body.MAX_BODY_BYTES
+REFUSED = {
+    "a long head": (b"GET / HTTP/1.1\r\nhost: localhost\r\ncookie: " + b"a" * 6_000_000 + b"\r\n\r\n", b" 400 "),
+    "many lines": (
+        b"GET / HTTP/1.1\r\nhost: localhost\r\n" + b"a: b\r\n" * 200 + b"\r\n" + bytes(6_000_000),
+        b" 400 ",
+    ),
+    "a large body": (
+        b"POST %s HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+        % (CHAT.encode(), TOO_LARGE)
+        + bytes(TOO_LARGE),
+        b" 413 ",
+    ),
+    "a page": (
+        b"POST %s HTTP/1.1\r\nhost: localhost\r\norigin: null\r\nconnection: close\r\n" % CHAT.encode()
+        + b"content-length: 6000000\r\n\r\n"
+        + bytes(6_000_000),
+        b" 403 ",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_a_client_that_is_refused_while_it_sends_can_read_why(name: str) -> None:
+    """A socket that is closed with bytes unread is reset, and the answer is lost with it."""
+    data, status = REFUSED[name]
+    async with served() as place:
+        answer = await asyncio.to_thread(sends_all_then_reads, place.api.port, data)
+        assert status in answer.split(b"\r\n")[0]
+        assert b'"error"' in answer
+
+
+@pytest.mark.parametrize("data", [b"nonsense\r\n\r\n", b"GET / HT"], ids=["invalid", "late"])
+async def test_a_refused_client_is_heard_out_for_a_while(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr(connection, "HEAD_DEADLINE_S", 0.3)
+    async with served() as place:
+        _, writer = await connect(place, data)
+        async with asyncio.timeout(DEADLINE_S):
+            while not writer.is_closing():  # it goes on without reading what it was told
+                writer.write(b"x")
+                await asyncio.sleep(0.02)
+
+
+async def test_what_a_refused_client_sends_on_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "MAX_UNREAD_BYTES", 1_000_000)
+    async with served() as place:
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            await asyncio.to_thread(sends_all_then_reads, place.api.port, b"nonsense\r\n\r\n" + bytes(30_000_000))
 
 
 async def test_the_next_head_on_a_connection_has_the_same_deadline(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """Connections to the HTTP API: how many there may be, from whom, and how long each may keep us waiting.
 
 Decides which connections are closed so that others are served: those whose head does not come, those whose client
-does not read the answer and, where there are too many, the one that has waited longest without a whole request.
+does not read the answer and, where there are too many, the one that has waited longest without a whole request. A
+refused client is heard out, so that it can read why.
 Never looks at what is requested. `OpenConnections` knows all of a server; `HttpConnection` is uvicorn's protocol
 with these bounds. Times are in seconds on the loop's clock.
 """
@@ -23,8 +24,11 @@ from exod.errors import RequestError
 from exod.http.dialects.openai_answers import error_object
 
 HEAD_DEADLINE_S: Final = 10.0
-"""For the first byte, for a whole head, and for the rest of a body that was refused. A browser that opened a
+"""For the first byte, for a whole head, and for the rest of a request that was refused. A browser that opened a
 connection in advance opens another one after that."""
+
+MAX_UNREAD_BYTES: Final = 64 * 1024 * 1024
+"""Of a request that was refused, before its connection is cut: eight of the largest bodies."""
 
 WRITE_DEADLINE_S: Final = 30.0
 """For a client that has stopped reading: longer than a laptop's lid is closed by accident, shorter than a slot may
@@ -105,6 +109,9 @@ class HttpConnection(H11Protocol):
         """What its turn has not come for."""
         self._head = _Deadline(self.loop, self._head_is_late)
         self._reader = _Deadline(self.loop, self._nobody_reads)
+        self._is_heard_out = False
+        self._unread = 0
+        """Bytes that came since then."""
 
     @property
     def waits(self) -> bool:
@@ -117,7 +124,7 @@ class HttpConnection(H11Protocol):
         self.transport.abort()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(_OrderlyTransport(transport, self._client_still_sends, self._hear_out))  # type: ignore[arg-type]
         if not self._others.enter(self, self.client[0] if self.client else ""):
             transport.abort()
             return
@@ -129,10 +136,16 @@ class HttpConnection(H11Protocol):
         self._reader.end()
         self._arrived = b""
         super().connection_lost(exc)
+        self.transport.forget()  # type: ignore[attr-defined]
         # No circle is left for the collector: thousands of ended connections held the loop for 40 ms.
         self.cycle = None  # type: ignore[assignment]  # uvicorn begins with None, too
 
     def data_received(self, data: bytes) -> None:
+        if self._is_heard_out:
+            self._unread += len(data)
+            if self._unread > MAX_UNREAD_BYTES:
+                self.transport.abort()
+            return
         waits, self._arrived = bool(self._arrived), self._arrived + data
         if not waits:
             self._others.turns.run(self._take_arrived)
@@ -157,6 +170,12 @@ class HttpConnection(H11Protocol):
             self._expect_head()
         if self.transport.get_write_buffer_size():
             self._expect_reader()
+
+    def shutdown(self) -> None:
+        if self._is_heard_out:
+            self.transport.abort()
+        else:
+            super().shutdown()
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
@@ -194,13 +213,26 @@ class HttpConnection(H11Protocol):
         self.transport.close()
         self._expect_reader()
 
+    def _client_still_sends(self) -> bool:
+        unfinished = self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
+        return unfinished or bool(self._arrived or self.conn.trailing_data[0])
+
+    def _hear_out(self) -> None:
+        """The last answer is on its way: what else comes of the request is read and thrown away for a while."""
+        self._arrived, self._is_heard_out = b"", True
+        self.flow.resume_reading()
+        self._head.cancel()
+        self._head.begin(HEAD_DEADLINE_S)
+
     def _expect_head(self) -> None:
         """Starts the deadline. Bytes that come in small pieces do not move it."""
         if not self.transport.is_closing():
             self._head.begin(HEAD_DEADLINE_S)
 
     def _head_is_late(self) -> None:
-        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
+        if self._is_heard_out:
+            self.transport.abort()
+        elif self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
             text = f"the head of the request did not arrive within {HEAD_DEADLINE_S:g} s"
             self._refuse(408, RequestError("head_timeout", text))
         else:
@@ -212,6 +244,39 @@ class HttpConnection(H11Protocol):
     def _nobody_reads(self) -> None:
         if self.transport.is_closing() or self.transport.get_write_buffer_size():
             self.transport.abort()
+
+
+class _OrderlyTransport:
+    """The transport, whose `close` does not cut off a client that still sends: a kernel that closes a socket with
+    bytes unread resets it, and the client may lose the answer that said why. Only this end is closed then, and
+    `hear_out` reads on until the client closes its own. TLS has no such half-closed connection.
+    """
+
+    def __init__(
+        self, transport: asyncio.Transport, still_sends: Callable[[], bool], hear_out: Callable[[], None]
+    ) -> None:
+        self._transport, self._still_sends, self._hear_out = transport, still_sends, hear_out
+        self._is_half_closed = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self._is_half_closed or self._transport.is_closing()
+
+    def close(self) -> None:
+        if self.is_closing():
+            return
+        if self._still_sends() and self._transport.can_write_eof():
+            self._is_half_closed = True
+            self._transport.write_eof()
+            self._hear_out()
+        else:
+            self._transport.close()
+
+    def forget(self) -> None:
+        """The connection is lost: nothing holds its owner any more."""
+        self._still_sends, self._hear_out = bool, _nothing
 
 
 class FramingConnection(h11.Connection):
