@@ -42,12 +42,14 @@ CALM_AFTER_S = 1.0
 """From serving over the cable again until a wait counts as one with nothing broken; it must begin after that."""
 POLL_EVERY_S = 0.25
 
-CUT_TARGET_S = 1.0
+CUT_TARGET_S = 0.5
 RETURN_TARGET_S = 0.3
 KILLED_TARGET_S = 0.7
 KILLED_WORST_S = 1.5
 """With a spare worker: loading and prefilling alone. Without one a process starts first."""
 SPARE_WITHIN_S = 60.0
+ALL_BROKEN_TARGET_S = 6.0
+ALL_CUT_FOR_S = 3.0
 
 Samples = dict[str, list[float]]
 
@@ -61,6 +63,8 @@ def run(rounds: int = CUTS) -> list[Row]:
             print(f"\rrecovery: cut {number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
         for _ in range(min(KILLS, rounds)):
             _killed_rank(cluster, samples)
+        for _ in range(min(KILLS, rounds)):
+            _everything_broken(cluster, samples)
         for node in cluster.nodes:
             node.configure({**CONFIG, "engine": {"spare": "off"}})
         cluster.kill9()
@@ -90,6 +94,7 @@ def _rows(samples: Samples) -> list[Row]:
         *rows("  until its process had started again"),
         *rows("  loading its layers"),
         *rows("  forming the group, prefilling them and a token"),
+        *rows("both ranks killed, all links cut for 3 s: longest wait for a token", p99=ALL_BROKEN_TARGET_S),
         *rows("killed daemon of the other rank: longest wait for a token"),
         *summed_up("load average in a round", samples["load average in a round"], ""),
     ]
@@ -216,6 +221,24 @@ def _killed_rank(cluster: Cluster, samples: Samples, spare: bool = True) -> None
         samples["  until its process had started again"].append(ready - loaded["load_s"] - killed)
         samples["  loading its layers"].append(loaded["load_s"])
         samples["  forming the group, prefilling them and a token"].append(gap - (ready - killed))
+
+
+def _everything_broken(cluster: Cluster, samples: Samples) -> None:
+    """Both ranks are killed and every link is cut, for as long as it takes that each node believes to be alone."""
+    cluster.wait_until(_have_spares, SPARE_WITHIN_S, "each node has a spare worker")
+    with _counting(cluster, samples) as (_, client):
+        broken = time.monotonic()
+        for node in cluster.nodes:
+            node.kill_workers()
+        for link in cluster.lab.links.values():
+            link.cut()
+        time.sleep(ALL_CUT_FOR_S)
+        cluster.lab.restore()
+        _wait(cluster, "thunderbolt")
+        served = time.monotonic()
+        time.sleep(LOOKED_AT_S)
+    name = "both ranks killed, all links cut for 3 s: longest wait for a token"
+    _note(samples, name, client.gap_s(broken, served))
 
 
 def _killed_daemon(cluster: Cluster, samples: Samples) -> None:

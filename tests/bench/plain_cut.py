@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -32,7 +33,9 @@ class PlainRank:
 
     def __init__(self, lab: Lab, number: int, hosts: Path) -> None:
         self.times: list[float] = []
-        environment = os.environ | {"MLX_HOSTFILE": str(hosts), "MLX_RANK": str(number - 1)}
+        environment = os.environ | {
+            "MLX_HOSTFILE": str(hosts), "MLX_RANK": str(number - 1), "EXOD_BENCH_PARENT": str(os.getpid())
+        }  # fmt: skip
         self.process = lab.host(number).popen(
             [sys.executable, "-m", "tests.bench.plain_pipeline"],
             env=environment,
@@ -47,6 +50,10 @@ class PlainRank:
             if line.endswith("\n"):  # the last one is cut short by the kill
                 self.times.append(float(line.split()[1]))
 
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
     def cpu_s(self) -> float:
         times = psutil.Process(self.process.pid).cpu_times()
         return float(times.user + times.system)
@@ -57,16 +64,22 @@ def run() -> list[Row]:
         return _measure(lab)
 
 
-def _start(lab: Lab) -> list[PlainRank]:
+def _start(lab: Lab, ending: ExitStack) -> list[PlainRank]:
     hosts = lab.folder / "hosts.json"
     hosts.write_text(json.dumps([[f"{lab.host(number).address('bridge0')}:{RING_PORT}"] for number in (1, 2)]))
     ranks = [PlainRank(lab, number, hosts) for number in (1, 2)]
+    for rank in ranks:
+        ending.callback(rank.end)
     wait_for(lambda: all(len(rank.times) > STARTED_AT for rank in ranks), STARTS_WITHIN_S, "the pipeline generates")
     return ranks
 
 
 def _measure(lab: Lab) -> list[Row]:
-    ranks = _start(lab)
+    with ExitStack() as ending:
+        return _measure_cut(lab, _start(lab, ending))
+
+
+def _measure_cut(lab: Lab, ranks: list[PlainRank]) -> list[Row]:
     cable = lab.link("bridge0")
     cable.cut()
     cut = time.monotonic()
@@ -83,14 +96,10 @@ def _measure(lab: Lab) -> list[Row]:
     while ranks[0].times[-1] < restored and time.monotonic() < end:
         time.sleep(0.05)
     resumed_s = next((at for at in ranks[0].times if at > restored), float("inf")) - restored
-    rows = [
+    return [
         Row("mlx-lm alone: last token after the cut", last - cut, "s"),
         Row(f"mlx-lm alone: tokens in {WATCHED_S:.0f} s of cut cable", came, ""),
         Row("mlx-lm alone: ranks of 2 that ended", 2 - alive, ""),
         Row("mlx-lm alone: processors burnt while it hung", burnt, ""),
         Row("mlx-lm alone: first token after the cable was put back (inf: none in 60 s)", resumed_s, "s"),
     ]
-    for rank in ranks:
-        rank.process.kill()
-        rank.process.wait()
-    return rows
