@@ -88,6 +88,7 @@ class Worker:
         self.group: Group | None = None
         self._plan: tuple[str, int] | None = None
         self._leaving = False
+        self._is_to_greet = False
         self._logs: dict[str, list[FromWorker]] = {}
         self._begins: dict[str, Begin] = {}
         self._alone_since = world.now
@@ -106,6 +107,11 @@ class Worker:
 
     def connect(self, hear: Callable[[FromWorker], None], gone: Callable[[str], None]) -> None:
         self._daemon, self._gone, self._outbox = hear, gone, []
+        self._is_to_greet = self.is_stopped
+        if not self.is_stopped:
+            self._greet()
+
+    def _greet(self) -> None:
         self._say(self._hello())
         for key in list(self._logs):
             for message in self._logs[key]:
@@ -182,6 +188,10 @@ class Worker:
         outbox, self._outbox = self._outbox, []
         for message in outbox:
             self._say(message)
+        if self._is_to_greet:  # what its last daemon still sent was read before it says hello to the next one
+            self._is_to_greet = False
+            self._work()
+            self._greet()
         self.world.after(SOCKET_S, self._work)
         if self.group is not None and not self.group.alive:
             self.world.after(NOTICED_S, self.lost, self.group, "peer_lost", "a peer was lost")

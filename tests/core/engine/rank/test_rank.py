@@ -431,3 +431,13 @@ def test_a_group_that_another_rank_gave_up_is_aborted_here_at_once() -> None:
     assert rank.group_broke_elsewhere(PLAN.hash, 2) == [], "another attempt"
     assert rank.group_broke_elsewhere("of yesterday", 1) == []
     assert a_loaded_rank().group_broke_elsewhere(PLAN.hash, 1) == [], "it stands in no group"
+
+
+def test_a_model_that_is_wanted_again_at_once_does_not_go_on_with_what_was_ended_for_another() -> None:
+    rank = a_formed_rank()
+    rank.begin(begin(10), 3.5)
+    rank.commit(a_plan(A, B, number=2, model="other"), "another model is wanted", 4.0)
+    back = a_plan(A, B, number=3)
+    commands = rank.commit(back, "the first one is wanted again", 4.05)
+    commands += rank.model_found(FACTS, 4.1)
+    assert any(isinstance(one, Load) for one in told(commands)), "it forgets by it"

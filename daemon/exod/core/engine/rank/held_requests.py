@@ -101,7 +101,7 @@ class HeldRequests:
     def begin(self, begin: BeginRequest) -> list[ToWorker]:
         """What the process is told. Nothing where it is known; a known request may only now name its origin."""
         if begin.only_to_end:
-            return self._to_end(begin) if self._has_ended(begin.order) else []
+            return self._to_end(begin)
         self.begun_order = max(self.begun_order, begin.order)
         known = self.active.get(begin.request.request_id)
         if known is not None:
@@ -114,8 +114,14 @@ class HeldRequests:
         return [Begin(begin.order, begin.request, begin.tokens)]
 
     def _to_end(self, begin: BeginRequest) -> list[ToWorker]:
-        """For a process that must end with the others what has ended here; one that still has its end keeps it."""
-        return [_unread(Begin(begin.order, begin.request)), Cancel(begin.request.request_id)]
+        """What has ended here, and the process must end with the others; one that still has its end keeps it. It is
+        under way until then, so that a coordinator that knows nothing of it hears of it.
+        """
+        generation = begin.request.request_id
+        if generation in self.active or not self._has_ended(begin.order):
+            return []
+        self.active[generation] = HeldRequest(begin, [], cancelled=True)
+        return [_unread(Begin(begin.order, begin.request)), Cancel(generation)]
 
     def _has_ended(self, order: int) -> bool:
         return order <= self.finished_order or order in self._ended
@@ -155,7 +161,8 @@ class HeldRequests:
         if held is None:
             return False
         whole = isinstance(end, Finished) and end.reason != "cancelled"
-        self._ended[held.begin.order] = held if whole else None
+        if held.begin.order > self.finished_order:
+            self._ended[held.begin.order] = held if whole else None
         while len(self._ended) > ENDED_KEPT:
             del self._ended[next(iter(self._ended))]
         return True

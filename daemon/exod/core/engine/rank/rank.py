@@ -72,16 +72,17 @@ class Rank:
         self._group = GroupHistory()
         self.requests = HeldRequests()
         self.sync_watch = SyncWatch(sync.watchdog_s, sync.sync)
+        self.fitness = Fitness()
         parts = RankParts(
-            self.model, self.worker, self.load, self._phases, self._group, self.requests, self.sync_watch
-        )
+            self.model, self.worker, self.load, self._phases, self._group, self.requests, self.sync_watch,
+            self.fitness,
+        )  # fmt: skip
         self._reports = StatusReports(me, incarnation, parts)
         self._keeps_until: float | None = None
         """Until then the worker's layers are kept although the plan wants more of them."""
         self._trouble = ""
         """Why the rank does not run; empty once it does."""
         self.stuck = StuckGroup()
-        self.fitness = Fitness()
         self._must_catch_up = False
         """Was the process adopted, and not yet told what its last daemon may not have told it?"""
 
@@ -121,7 +122,8 @@ class Rank:
         commands: list[RankCommand] = []
         if before is None or plan.model != before.model:
             commands += self.model.forget()
-            self.requests.void(self.requests.begun_order)  # another model must not go on with this one's answers
+            if self.requests.void(self.requests.begun_order):  # no other model goes on with this one's answers,
+                self.load.forget()  # nor this one, where it is wanted again before its worker has loaded another
             self._group.retired()
             self.fitness.wanted_anew()
             self.worker.memory.wanted_anew()
@@ -154,9 +156,7 @@ class Rank:
             self.worker.done()
 
     def order(self, order: FormOrder, now: float) -> list[RankCommand]:
-        """What the coordinator orders. An order that was followed already is answered by a report: the last may be
-        lost.
-        """
+        """What the coordinator orders. One that was followed already is answered by a report: that may be lost."""
         plan = self._plan
         if plan is None or self._suspended or order.plan_hash != plan.hash or order.sender != plan.coordinator:
             return []
