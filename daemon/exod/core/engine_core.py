@@ -49,7 +49,7 @@ from exod.core.engine.rank.ring_port import RingPorts, RingPortTaken
 from exod.core.engine.relay import Relay, coordinator_life, gives_up, relaying, relays
 from exod.core.engine.request_progress import edges_of
 from exod.core.engine.request_queue import Scheduler
-from exod.core.engine.waiting_reason import waiting_reason
+from exod.core.engine.waiting_reason import failures, waiting_reason
 from exod.model import MeshPlan, NodeId
 from exoengine.protocol import (
     DEFAULT_SERVING,
@@ -140,7 +140,8 @@ class EngineCore:
         if now >= self.rank.next_deadline():
             self._from_rank(self.rank.handle_timer(now), now)
         if (due := self.clients.next_deadline()) is not None and now >= due:
-            self._from_clients(self.clients.handle_timer(self.trouble(), now, self.rank.requests.of_clients), now)
+            begun, failed = self.rank.requests.of_clients, failures(self._ranks())
+            self._from_clients(self.clients.handle_timer(self.trouble(), now, begun, failed), now)
         self._follow_up(now)
         self._hear_self(now)
         return self._drain()

@@ -409,7 +409,7 @@ class StatusBuilder:
         if not plan.model or not plan.ring:
             return EngineState.OFF
         current = [status for status in statuses if status is not None and status.plan_hash == plan.hash]
-        if host.disagreement() or any(status.phase is RankPhase.FAILED for status in current):
+        if host.disagreement() or any(status.has_failed for status in current):
             return EngineState.FAILED
         known = {status.sender for status in current}
         awaited = [node for node in plan.ring if node not in known and not self._is_deaf_to(node)]

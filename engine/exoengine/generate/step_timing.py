@@ -180,6 +180,8 @@ class WorkProgress:
     def __init__(self, shared: SharedState, pace: Pace, room: KvRoom) -> None:
         self._shared, self._pace, self._room = shared, pace, room
         self._counted_at = 0.0
+        # Another model, or other layers: what was reached before says nothing of these.
+        shared.tokens_per_s = shared.baseline_tokens_per_s = shared.last_gap_ms = 0.0
 
     def count_token(self, generation: Generation, order: int) -> None:
         """A token of `generation` counts from now on."""

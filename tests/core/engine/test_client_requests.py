@@ -231,3 +231,23 @@ def test_a_generation_that_others_cancelled_is_asked_for_again() -> None:
     hear(clients, 0)
     assert clients.output("r", an_end("cancelled"), 1, 2.0) == []
     assert len(submissions(clients, 2.0)) == 1
+
+
+def test_where_no_rank_can_serve_what_has_no_token_is_refused_once_that_lasts() -> None:
+    clients = asked()
+    clients.queued("r", 0.0)
+    failure = "its worker ended 3 times"
+    (kept,) = only(clients.handle_timer(failure, KEEP_ALIVE_S, failure=failure), DeliverKeepAlive)
+    assert kept.text == failure, "the others may go on without that rank in a moment"
+    clients.handle_timer("", 2 * KEEP_ALIVE_S)
+    assert clients.waits_for("r"), "they did"
+    clients.handle_timer(failure, 3 * KEEP_ALIVE_S, failure=failure)
+    (refused,) = only(clients.handle_timer(failure, 4 * KEEP_ALIVE_S, failure=failure), DeliverError)
+    assert (refused.code, refused.text) == ("not_ready", failure)
+
+
+def test_an_answer_that_was_begun_waits_until_its_deadline_where_no_rank_can_serve() -> None:
+    clients = asked()
+    clients.output("r", token(0), 0, 0.0)
+    for judged in range(1, 12):
+        assert not only(clients.handle_timer("x", judged * KEEP_ALIVE_S, failure="x"), DeliverError)

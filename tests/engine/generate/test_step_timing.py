@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from exoengine.generate import step_timing as module
-from exoengine.generate.step_timing import Pace
+from exoengine.generate.step_timing import Pace, WorkProgress
+from exoengine.model_files.kv_room import KvRoom
+from exoengine.process.shared_state import SharedState
 from exoengine.protocol import SyncSettings
 
 
@@ -70,3 +72,11 @@ def test_an_answer_that_others_began_is_not_reckoned_from_the_one_before(clock: 
     pace.opened(5)
     pace.token()
     assert pace.durations_s() == (0.0, 0.0)
+
+
+def test_another_model_begins_without_the_figures_of_the_last_one() -> None:
+    shared = SharedState()
+    shared.tokens_per_s, shared.baseline_tokens_per_s, shared.last_gap_ms = 9.0, 9.5, 700.0
+    WorkProgress(shared, Pace(SyncSettings()), KvRoom(1, lambda tokens: tokens))
+    told = shared.heartbeat()
+    assert (told.tokens_per_s, told.baseline_tokens_per_s, told.last_gap_ms) == (0.0, 0.0, 0.0)

@@ -179,6 +179,8 @@ class EngineChecker:
                 return self.world.now - client.asked_at >= self.world.recovery_deadline_s
             case "request_given_up":
                 return self.deaths >= DEATHS_LIMIT
+            case "not_ready":  # no process lived, or no node could load the model
+                return self.deaths > 0 or bool(self.world.loads_failed) or bool(self.world.missing)
             case "queue_full":
                 return len(self.world.clients) > MAX_WAITING
             case _:

@@ -85,3 +85,43 @@ def test_a_load_that_fails_for_good_costs_no_more_plans(ill: tuple[int, ...]) ->
         assert world.loads_failed[world.hosts[place].id] > tried[world.hosts[place].id], "it was tried again"
     world.unreadable.clear()
     assert world.run_while(lambda: world.all_formed() and len(ring(world)) == 2, 150.0), world.engine_states()
+
+
+SAID_WITHIN_S = 15.0
+"""Three starts that fail, and five seconds in which another plan could have come."""
+
+
+def has_failed(world: JointWorld, place: int) -> bool:
+    core = world.engine_hosts[place].core
+    return core is not None and any(status.has_failed for status in core.ranks())
+
+
+def test_a_lone_node_whose_processes_die_says_so_and_lets_nobody_wait() -> None:
+    world = a_running_cluster(1)
+    fill_disk_and_kill(world, 0)
+    asked = world.ask(0, 5)
+    assert world.run_while(lambda: has_failed(world, 0), SAID_WITHIN_S), world.engine_states()
+    core = world.engine_hosts[0].core
+    assert core is not None
+    assert "its worker ended" in core.trouble()
+    assert "No space left on device" in core.trouble()
+    assert world.run_while(world.all_answered, 11.0)
+    assert asked.outcome == "not_ready"
+    world.full.clear()
+    assert world.run_while(lambda: world.all_formed() and not has_failed(world, 0), 40.0), world.engine_states()
+    again = world.ask(0, 5)
+    assert world.run_while(world.all_answered, 20.0)
+    assert again.outcome == "length"
+
+
+def test_an_answer_that_was_begun_waits_for_its_deadline() -> None:
+    world = a_running_cluster(1)
+    asked = world.ask(0, 100)
+    world.run(world.now + 1.0)
+    fill_disk_and_kill(world, 0)
+    world.run(world.now + 2 * SAID_WITHIN_S)
+    assert has_failed(world, 0)
+    assert not asked.outcome
+    world.full.clear()
+    assert world.run_while(world.all_answered, 60.0)
+    assert (asked.outcome, asked.text) == ("length", asked.expected_text)

@@ -40,6 +40,9 @@ KEEP_ALIVE_S: Final = 5.0
 JUDGEMENTS: Final = 4
 """How often silence is judged within the recovery deadline, at the least."""
 
+NOT_READY: Final = "not_ready"
+"""The code that a request meets that is asked where no rank can serve."""
+
 TOO_SLOW: Final = "client_too_slow"
 TOO_SLOW_TEXT: Final = "the client stopped reading; the generation was cancelled"
 
@@ -60,6 +63,8 @@ class ClientRequest:
         self.judge_at = now + silence_s
         self.troubled_s = 0.0
         """How long the engine was in trouble since something last came."""
+        self.met_failure = False
+        """When last judged, was there no rank to wait for? The others may be about to go on without that one."""
 
     def news(self, now: float, silence_s: float) -> None:
         """Something came that brings the answer further."""
@@ -177,13 +182,21 @@ class ClientRequests:
 
     # --- time -----------------------------------------------------------------------------------------------
 
-    def handle_timer(self, trouble: str, now: float, begun: Collection[str] = ()) -> list[ClientCommand]:
+    def handle_timer(
+        self, trouble: str, now: float, begun: Collection[str] = (), failure: str = ""
+    ) -> list[ClientCommand]:
         """`trouble`: what the engine waits for, for people; empty where it runs. `begun`: the requests that this
-        node's own rank has begun; those of a node without one are not known here.
+        node's own rank has begun; those of a node without one are not known here. `failure`: why the engine is not
+        to be waited for: what has no token yet gets that for an answer where it lasts, as the next request does.
         """
         commands = self._submit_due(now)
         for request_id in [key for key, pending in self._pending.items() if now >= pending.judge_at]:
-            commands += self._judge_silence(request_id, trouble, request_id in begun, now)
+            pending = self._pending[request_id]
+            fails, pending.met_failure = pending.met_failure and bool(failure), bool(failure)
+            if fails and not pending.tokens:
+                commands += self._give_up(request_id, NOT_READY, failure)
+            else:
+                commands += self._judge_silence(request_id, trouble, request_id in begun, now)
         return commands
 
     def next_deadline(self) -> float | None:

@@ -103,6 +103,11 @@ class RankStatus(msgspec.Struct, frozen=True, tag="rank"):
     download_total: int = 0
     """Bytes of the model's files that are here, and of all of them, while they are downloaded; else 0."""
 
+    @property
+    def has_failed(self) -> bool:
+        """Is it not to be waited for? It may still be tried again."""
+        return self.phase is RankPhase.FAILED or (self.phase is RankPhase.LOADING and bool(self.code))
+
     def has_ended(self, order: int) -> bool:
         """Has this rank been given the request, and ended it?"""
         return order <= self.finished_order or order in self.ended

@@ -19,7 +19,7 @@ def waiting_reason(plan: MeshPlan | None, suspended: str, ranks: Sequence[RankSt
         return "no model is loaded"
     if not plan.ring:
         return "no node of the mesh hosts a rank"
-    if text := _failures(ranks) or disagreement(ranks):
+    if text := failures(ranks) or disagreement(ranks):
         return text
     waited_for = [status for status in ranks if status is None or status.phase is not RankPhase.FORMED]
     if not waited_for:
@@ -31,9 +31,9 @@ def waiting_reason(plan: MeshPlan | None, suspended: str, ranks: Sequence[RankSt
     return f"the rank of {status.sender} is {status.phase}" + f": {status.text}" * bool(status.text)
 
 
-def _failures(ranks: Sequence[RankStatus | None]) -> str:
+def failures(ranks: Sequence[RankStatus | None]) -> str:
     """Why ranks of the plan cannot start, on any node: named once where it is the same on all."""
-    failed = [status for status in ranks if status is not None and status.phase is RankPhase.FAILED]
+    failed = [status for status in ranks if status is not None and status.has_failed]
     if len(failed) == len(ranks) and len({status.text for status in failed}) == 1:
         return failed[0].text
     return "; ".join(f"{status.sender}: {status.text}" for status in failed)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from exod.core.engine.engine_events import StartWorker, TellWorker
 from exod.core.engine.engine_messages import RankPhase
-from exod.core.engine.rank.fitness import FAILURES, TRY_AGAIN_MAX_S, TRY_AGAIN_S, Fitness
+from exod.core.engine.rank.fitness import (
+    CANNOT_SERVE,
+    FAILURES,
+    GIVEN_UP_S,
+    TRY_AGAIN_MAX_S,
+    TRY_AGAIN_S,
+    Fitness,
+)
 from exod.core.engine.rank.worker_life import WorkerLife
 from exod.core.engine.rank.worker_load import WorkerLoad
 from exoengine.protocol import Load, SyncSettings
@@ -131,3 +138,14 @@ def test_another_model_is_another_chance() -> None:
     fitness.wanted_anew()
     assert not fitness.text
     assert fitness.next_deadline(a_plan(A, B), RankPhase.OFF, WorkerLife()) is None
+
+
+def test_a_rank_that_is_wanted_all_the_same_says_after_a_moment_why_it_does_not_come() -> None:
+    fitness = failing(now=1.0)
+    assert fitness.failure(1.0 + GIVEN_UP_S - 0.1) is None, "a plan without it may be on its way"
+    fitness.process_ended("No space left on device", None, 1.0 + GIVEN_UP_S - 0.05)
+    code, text = fitness.failure(1.0 + GIVEN_UP_S) or ("", "")
+    assert code == CANNOT_SERVE
+    assert "No space left on device; it is tried again" in text
+    fitness.holds_layers()
+    assert fitness.failure(100.0) is None

@@ -108,6 +108,21 @@ def test_a_group_after_another_model_is_no_recovery() -> None:
     assert only(form(rank, plan, 1, -1, 4.75), EmitEvent) == []
 
 
+def test_what_was_reached_with_another_model_is_not_told_of_the_next() -> None:
+    rank, plan = a_formed_rank(), a_plan(A, B, number=2, model="other")
+    reached = msgspec.structs.replace(beat(), tokens_per_s=9.0, baseline_tokens_per_s=9.5, last_gap_ms=700.0)
+    before = only(rank.worker_said(reached, 3.5) + rank.handle_timer(20.0), ReportStatus)[-1].status
+    assert (before.tokens_per_s, before.baseline_tokens_per_s, before.last_gap_ms) == (9.0, 9.5, 700.0)
+    assert before.sync_mode == "fast"
+    told_now = rank.commit(plan, "another model is wanted", 21.0)
+    rank.worker_said(reached, 21.5)
+    told_now += rank.handle_timer(40.0)
+    for report in only(told_now, ReportStatus):
+        status = report.status
+        assert (status.tokens_per_s, status.baseline_tokens_per_s, status.last_gap_ms) == (0.0, 0.0, 0.0)
+        assert status.sync_mode == "safe"
+
+
 def test_the_status_shows_the_newest_gap_whether_a_token_waited_or_a_process_was_replaced() -> None:
     rank = a_formed_rank()
 

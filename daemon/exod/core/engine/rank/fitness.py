@@ -8,7 +8,7 @@ others keep their group: where processes did not live, one is started, and the n
 hello; where the model's files were refused, they are looked at again; where layers could not be loaded, or a
 process ended while it loaded them, the same layers are loaded once more. A node that is in the ring all the same,
 because all refuse or the others cannot hold the model, says that it is well only when it holds its layers: else
-each try would cost all a plan.
+each try would cost all a plan. Nobody serves then, and after a moment its status says so: nobody waits for it.
 
 Decides when a node says so, and when it tries again. Never who is left out (ring_members.py). Monotonic seconds.
 """
@@ -20,7 +20,7 @@ from typing import Final
 
 from exod.core.engine.engine_events import AnnounceUnfit, StartWorker, TellWorker
 from exod.core.engine.engine_messages import RankPhase
-from exod.core.engine.rank.worker_life import WorkerLife, WorkerState
+from exod.core.engine.rank.worker_life import RESTART_PAUSE_LIMIT_S, WorkerLife, WorkerState
 from exod.core.engine.rank.worker_load import WorkerLoad, load_layers
 from exod.model import MeshPlan
 from exoengine.protocol import Load
@@ -31,6 +31,12 @@ FAILURES: Final = 3
 TRY_AGAIN_S: Final = 15.0
 TRY_AGAIN_MAX_S: Final = 600.0
 """A try keeps a processor and a disk busy beside the others' work; each failure doubles the time."""
+
+
+GIVEN_UP_S: Final = 5.0
+"""A plan without this node comes within a second or two. Where none came, nobody can take its place."""
+
+CANNOT_SERVE: Final = "cannot_serve"
 
 
 class FailedPart(Enum):
@@ -46,6 +52,7 @@ class Fitness:
         self.text = ""
         """Why this node cannot serve; empty where it can, as far as it knows."""
         self._told = ""
+        self._unfit_since = 0.0
         self._failures = 0
         self._cause = FailedPart.LOAD
         self.share: Load | None = None
@@ -59,6 +66,12 @@ class Fitness:
             return []
         self._told = self.text
         return [AnnounceUnfit(self.text)]
+
+    def failure(self, now: float) -> tuple[str, str] | None:
+        """Code and text of why a rank that the plan wants all the same does not come."""
+        if not self.text or now - self._unfit_since < GIVEN_UP_S:
+            return None
+        return CANNOT_SERVE, f"{self.text}; it is tried again after pauses of up to {RESTART_PAUSE_LIMIT_S:g} s"
 
     def process_ended(self, text: str, loading: Load | None, now: float) -> None:
         """It ended unasked, and did not hold its layers. `loading` is what it was told to load."""
@@ -132,6 +145,8 @@ class Fitness:
     def _unfit(self, text: str, cause: FailedPart, now: float) -> None:
         if self._try_at is not None and now < self._try_at:
             return  # the plan that leaves it out is on its way
+        if not self.text:
+            self._unfit_since = now
         self.text, self._cause = text, cause
         self._try_at = now + self._wait_s
         self._wait_s = min(2 * self._wait_s, TRY_AGAIN_MAX_S)

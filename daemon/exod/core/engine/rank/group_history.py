@@ -77,8 +77,9 @@ class GroupHistory:
         self._group = None
 
     def retired(self) -> None:
-        """No group follows: no gap is counted."""
+        """No group follows, or one of another model: no gap is counted, and none of before is told."""
         self._group = self._lost = None
+        self.last_gap_ms = 0.0
 
     def heartbeat(self, heartbeat: Heartbeat) -> None:
         if heartbeat.last_gap_ms not in (0.0, self._heartbeat_gap_ms):

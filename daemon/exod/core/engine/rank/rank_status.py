@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from exod.core.engine.engine_messages import RankPhase, RankStatus
+from exod.core.engine.rank.fitness import Fitness
 from exod.core.engine.rank.group_history import GroupHistory
 from exod.core.engine.rank.held_requests import HeldRequests
 from exod.core.engine.rank.hosted_model import HostedModel
@@ -18,6 +19,7 @@ from exod.core.engine.rank.sync_watch import SyncWatch
 from exod.core.engine.rank.worker_life import WorkerLife
 from exod.core.engine.rank.worker_load import WorkerLoad
 from exod.model import MeshPlan, NodeId
+from exoengine.protocol import Heartbeat
 
 REPORT_INTERVAL_S: Final = 1.0
 """A status may be lost with its connection: repeated once a second while something is under way."""
@@ -47,6 +49,7 @@ class RankParts(msgspec.Struct, frozen=True):
     group: GroupHistory
     requests: HeldRequests
     sync_watch: SyncWatch
+    fitness: Fitness
 
 
 class StatusReports:
@@ -67,7 +70,7 @@ class StatusReports:
         """The status to send now, if any. `changed`: it must go out whether it says something new or not. `text` is
         why the rank does not run, where no failure and no suspended plan is the reason.
         """
-        status = self._status(plan, suspended, text)
+        status = self._status(plan, suspended, text, now)
         news = changed or self._last is None or not _says_the_same(status, self._last)
         if not news and now < self.due_at:
             return []
@@ -78,15 +81,17 @@ class StatusReports:
         self.due_at = now + (NEWS_AGAIN_S if news else pause_s)
         return [ReportStatus(self._last)]
 
-    def _status(self, plan: MeshPlan | None, suspended: str, text: str) -> RankStatus:
+    def _status(self, plan: MeshPlan | None, suspended: str, text: str, now: float) -> RankStatus:
         parts = self._parts
         heartbeat, hello = parts.worker.heartbeat, parts.worker.hello
-        failure = parts.model.failure or ("", suspended or text or parts.load.warning)
+        unfit = parts.fitness.failure(now) if plan is not None and self._me in plan.ring else None
+        failure = parts.model.failure or unfit or ("", suspended or text or parts.load.warning)
         try:
             span, of_parts = parts.model.span(plan), parts.model.parts(plan)
         except ValueError:
             span, of_parts = None, 1
         versions = hello.versions if hello is not None else {}
+        reached = self._reached()
         return RankStatus(
             sender=self._me,
             incarnation=self._incarnation,
@@ -112,11 +117,11 @@ class StatusReports:
             computing=heartbeat is not None and heartbeat.computing,
             in_step_s=heartbeat.in_step_s if heartbeat is not None else 0.0,
             gave_up=parts.group.gave_up if parts.phases.phase is RankPhase.ABORTED else "",
-            sync_mode=heartbeat.sync_mode if heartbeat is not None else "safe",
-            sync_reason=heartbeat.sync_reason if heartbeat is not None else "",
+            sync_mode=reached.sync_mode if reached is not None else "safe",
+            sync_reason=reached.sync_reason if reached is not None else "",
             gpu_waited_s=parts.sync_watch.waited_s,
-            tokens_per_s=heartbeat.tokens_per_s if heartbeat is not None else 0.0,
-            baseline_tokens_per_s=heartbeat.baseline_tokens_per_s if heartbeat is not None else 0.0,
+            tokens_per_s=reached.tokens_per_s if reached is not None else 0.0,
+            baseline_tokens_per_s=reached.baseline_tokens_per_s if reached is not None else 0.0,
             last_gap_ms=parts.group.last_gap_ms,
             memory_mib=heartbeat.memory_bytes >> 20 if heartbeat is not None else 0,
             recommended_mib=hello.recommended_bytes >> 20 if hello is not None else 0,
@@ -126,6 +131,15 @@ class StatusReports:
             download_done=parts.model.download.done_bytes,
             download_total=parts.model.download.total_bytes,
         )
+
+    def _reached(self) -> Heartbeat | None:
+        """The process's figures, once it holds the model that is wanted: what it reached with another says nothing
+        of this one.
+        """
+        facts, load = self._parts.model.facts, self._parts.load
+        if facts is None or load.held is None or load.asked is None or load.asked.folder != facts.folder:
+            return None
+        return self._parts.worker.heartbeat
 
 
 def _says_the_same(one: RankStatus, other: RankStatus) -> bool:
