@@ -84,9 +84,11 @@ lab: setup ## (Linux, root) two hosts in network namespaces, with a live status 
 bench: setup ## benchmarks: ratios measured side by side in one run
 	$(BIN)/python -m tests.bench
 
-sim: setup ## 10,000 simulated scenarios of the mesh under virtual time, and 10,000 of mesh and engine together
+sim: setup ## 10,000 simulated scenarios of the mesh, 10,000 with the engine, and 1,000 each with faults that stay
 	$(BIN)/python -m tests.sim --scenarios 10000
 	$(BIN)/python -m tests.sim --joint --scenarios 10000
+	$(BIN)/python -m tests.sim --fixed --scenarios 1000
+	$(BIN)/python -m tests.sim --joint --fixed --scenarios 1000
 
 fuzz: setup ## a million mutated inputs to everything that reads strangers' bytes: make fuzz INPUTS=1000000 SEED=1
 	$(BIN)/python -m tests.fuzz $(if $(INPUTS),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED)) $(if $(PARALLEL),--parallel $(PARALLEL))

@@ -49,8 +49,9 @@ SECTIONS: dict[str, Section] = {
     "transfer": _section("tests.bench.bench_transfer"),
     "tensor": _section("tests.bench.bench_tensor", "rounds"),
     "recovery": _section("tests.bench.bench_recovery", "rounds"),
+    "liveness": _section("tests.bench.bench_liveness"),
 }
-NEEDS_A_LAB = {"engine", "concurrency", "serving", "floor", "idle", "links", "mqtt", "page", "recovery", "transfer"}
+NEEDS_A_LAB = SECTIONS.keys() - {"status", "context", "tensor"}
 
 
 def main() -> int:

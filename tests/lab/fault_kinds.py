@@ -227,6 +227,11 @@ def ranks_of(node: Node) -> list[int]:
     return [pid for pid, name in processes_of(node) if name == "rank"]
 
 
+def kill_ranks(node: Node) -> None:
+    """Whether its daemon runs or not."""
+    _signal(ranks_of(node), signal.SIGKILL)
+
+
 @contextlib.contextmanager
 def _slow_rank(cluster: Cluster, chosen: random.Random) -> Iterator[str]:
     """It is given a quarter of the time."""

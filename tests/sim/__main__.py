@@ -1,5 +1,5 @@
-"""`python -m tests.sim [--joint] --scenarios N [--seed S]`: seeded scenarios on all cores; a failing one prints its
-story. `--joint`: of the mesh and the engine together.
+"""`python -m tests.sim [--joint] [--fixed] --scenarios N [--seed S]`: seeded scenarios on all cores; a failing one
+prints its story. `--joint`: of the mesh and the engine together. `--fixed`: with faults that stay.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
+from tests.sim import fixed_faults
 from tests.sim.crowd import gather
+from tests.sim.engine import fixed_faults as joint_fixed_faults
 from tests.sim.engine import scenarios as joint
 from tests.sim.invariants import InvariantBrokenError
 from tests.sim.planted import IN_THE_ENGINE, PLANTED, planted
 from tests.sim.scenarios import Outcome, calm, run
 
 AnyOutcome = Outcome | joint.JointOutcome
+AnyFixed = fixed_faults.FixedOutcome | joint_fixed_faults.FixedOutcome
 
 
 def attempt(seed: int) -> Outcome | str:
@@ -29,6 +32,14 @@ def attempt(seed: int) -> Outcome | str:
 
 def attempt_joint(seed: int) -> joint.JointOutcome | str:
     return _told(seed, lambda: joint.run(seed))
+
+
+def attempt_fixed(seed: int) -> fixed_faults.FixedOutcome | str:
+    return _told(seed, lambda: fixed_faults.run_fixed(seed))
+
+
+def attempt_joint_fixed(seed: int) -> joint_fixed_faults.FixedOutcome | str:
+    return _told(seed, lambda: joint_fixed_faults.run_fixed(seed))
 
 
 T = TypeVar("T")
@@ -47,6 +58,7 @@ def _told(seed: int, scenario: Callable[[], T]) -> T | str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
     parser.add_argument("--joint", action="store_true", help="the mesh and the engine together")
+    parser.add_argument("--fixed", action="store_true", help="faults that stay, and who can serve must serve")
     parser.add_argument("--scenarios", type=int, default=1_000)
     parser.add_argument("--seed", type=int, default=0, help="the first seed; with --scenarios 1, the one to tell")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
@@ -68,6 +80,9 @@ def main() -> int:
     if arguments.plant is not None:
         return _find_planted(arguments.plant, arguments.seed)
     seeds = range(arguments.seed, arguments.seed + arguments.scenarios)
+    if arguments.fixed:
+        one = attempt_joint_fixed if arguments.joint else attempt_fixed
+        return _tell(seeds[0], one) if len(seeds) == 1 else _run_all(one, seeds, arguments.jobs, _fixed_summary)
     if len(seeds) == 1:
         return _tell(seeds[0], attempt_joint if arguments.joint else attempt)
     if arguments.joint:
@@ -104,7 +119,7 @@ def _find_planted(name: str, seed: int) -> int:
     return 0
 
 
-def _tell(seed: int, one: Callable[[int], AnyOutcome | str]) -> int:
+def _tell(seed: int, one: Callable[[int], object]) -> int:
     outcome = one(seed)
     print(outcome)
     return 1 if isinstance(outcome, str) else 0
@@ -138,6 +153,11 @@ def _joint_summary(good: list[joint.JointOutcome]) -> Iterable[str]:
     yield f"a group stood after peace: {_spread([one.formed_after_s for one in good])}"
     yield _counts("requests", ends)
     yield _counts("faults", faults)
+
+
+def _fixed_summary(good: list[AnyFixed]) -> Iterable[str]:
+    yield f"served with faults that stay: {_spread([one.served_after_s for one in good])}"
+    yield f"plans after that at most {max((one.epochs for one in good), default=0)}"
 
 
 def _spread(seconds: list[float]) -> str:
