@@ -74,8 +74,9 @@ async def test_events_follow_from_a_given_time() -> None:
         await place.daemon.add_event(Event(2e11, "node.down", "studio2", {}))
         assert "node.down" in (await stream.event() or "")
         stream.close()
-        wrong = await place.http.ask("GET", "/api/events?since=yesterday")
-        assert (wrong.status, wrong.json["error"]["param"]) == (400, "since")
+        for since in ("yesterday", "nan", "-inf"):
+            wrong = await place.http.ask("GET", f"/api/events?since={since}")
+            assert (wrong.status, wrong.json["error"]["param"]) == (400, "since")
 
 
 async def test_a_port_in_use_is_one_clear_line() -> None:

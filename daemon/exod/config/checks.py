@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +40,15 @@ MAX_NAME_BYTES: Final = 63
 """A DNS label's length: a TXT string of multicast DNS holds 255 bytes with its key."""
 
 
+BLANKS: Final = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+"""Letters and symbols by their kind that have no picture: Hangul fillers, the empty Braille pattern."""
+
+
+def _is_seen(value: str) -> bool:
+    """Is there a letter, digit, mark or symbol in it, and not only what joins or stands between some?"""
+    return any(unicodedata.category(one)[0] in "LNPS" and one not in BLANKS for one in value)
+
+
 def name(value: Any) -> str:
     """Of a node or a cluster: it stands in topics, in multicast DNS and on terminals."""
     rejected = RejectedError(
@@ -47,7 +57,11 @@ def name(value: Any) -> str:
     )
     if not isinstance(value, str) or not value.isprintable() or value != value.strip():
         raise rejected
-    if not 1 <= len(value.encode()) <= MAX_NAME_BYTES or any(character in "/+#" for character in value):
+    if (
+        not _is_seen(value)
+        or not 1 <= len(value.encode()) <= MAX_NAME_BYTES
+        or any(character in "/+#" for character in value)
+    ):
         raise rejected
     return value
 

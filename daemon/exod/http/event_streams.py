@@ -11,6 +11,8 @@ viewers. Reads snapshots; never changes anything. Times in seconds.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -205,8 +207,8 @@ def _since(request: Request) -> float | None:
         ("Last-Event-ID", request.headers.get("last-event-id")),
     ):
         if text:
-            try:
-                return float(text)
-            except ValueError:
-                raise FieldError(name, "expected Unix seconds, such as 1750000000.5") from None
+            with contextlib.suppress(ValueError):
+                if math.isfinite(since := float(text)):
+                    return since
+            raise FieldError(name, "expected Unix seconds, such as 1750000000.5")
     return None

@@ -44,6 +44,12 @@ configuration should not take so long to be noticed."""
 MAX_REQUESTED_HEADERS: Final = 64
 _HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}( ?, ?[A-Za-z0-9_.-]{1,64})*")
 
+OWN_SITES: Final = frozenset({"same-origin", "same-site", "none"})
+"""Of Sec-Fetch-Site: pages on loopback, and what a person typed. No other word is believed."""
+
+NO_HOST: Final = frozenset("@/\\?# \t")
+"""Not in a Host header: a browser sends none of them, and two readers see two names where one is."""
+
 EXPOSED_HEADERS: Final = b"retry-after"
 
 
@@ -111,12 +117,12 @@ class HttpGuard:
     def _check_host(self, host: str) -> None:
         """A request without a Host header comes from no browser."""
         try:
-            name = urlsplit(f"//{host}").hostname or ""
+            parts = urlsplit(f"//{host}")
+            name, _ = (parts.hostname or "").removesuffix("."), parts.port
         except ValueError:
-            raise RequestError("host_refused", "the Host header is not a host's name") from None
-        name = name.removesuffix(".")
-        if "@" in host:  # a browser sends none, and two readers see two names in it
-            raise RequestError("host_refused", "the Host header is a name and a port, without a user")
+            raise RequestError("host_refused", "the Host header is not a host's name and a port") from None
+        if set(host) & NO_HOST:
+            raise RequestError("host_refused", "the Host header is a name and a port, and nothing else")
         if host and not (_is_address(name) or _is_loopback_name(name) or name in self._hosts):
             raise RequestError(
                 "host_refused",
@@ -125,11 +131,13 @@ class HttpGuard:
             )
 
     def _check_page(self, path: str, headers: Mapping[str, str]) -> None:
-        origin = headers.get("origin", "")
-        if origin:
+        origin = headers.get("origin")
+        if origin is not None:
             if not self._is_allowed(origin):
                 raise _origin_refused(origin)
-        elif headers.get("sec-fetch-site") == "cross-site" and not _is_visit(path, headers):
+        elif headers.get("sec-fetch-site", "none").strip().lower() not in OWN_SITES and not _is_visit(
+            path, headers
+        ):
             raise RequestError("origin_refused", "a page of another site asked for this; it may not")
 
     def _is_allowed(self, origin: str) -> bool:

@@ -84,7 +84,8 @@ class ModelFolderError(Exception):
     """This is no folder that a rank can load; `str(error)` is one line for people, `code` is stable."""
 
     def __init__(self, code: str, text: str) -> None:
-        super().__init__(text)
+        # It may repeat what the folder says: no line break or terminal escape of it, nor what is no Unicode.
+        super().__init__("".join(one if one.isprintable() else "\ufffd" for one in text))
         self.code = code
 
 
@@ -102,6 +103,7 @@ class ModelSummary(ModelSizes, frozen=True, kw_only=True):
 def inspect(folder: Path) -> ModelSummary:
     """Reads config.json and the headers of the weights. Raises ModelFolderError with one clear line."""
     config = read_config(folder)
+    _refuse_endless(folder)
     files = _weight_files(folder)
     headers: dict[Path, dict[str, Any]] = {}
     for file in files:
@@ -146,7 +148,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = _read_json(path, "bad_config")
     if not isinstance(config, dict):
         raise ModelFolderError("bad_config", f"{path} must hold a JSON object")
-    if not isinstance(config.get("model_type"), str):
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or not model_type.isprintable():
         raise ModelFolderError("bad_config", f"{path} does not name its model_type")
     return cast("dict[str, Any]", config)
 
@@ -172,6 +175,18 @@ def _embedded(model: str) -> Path:
         return Path(embedded.model_folder(model))
     except (KeyError, ValueError, FileNotFoundError) as error:
         raise ModelFolderError("no_such_model", f"there is no embedded model {model!r}: {error}") from error
+
+
+def _refuse_endless(folder: Path) -> None:
+    """Pipes, sockets and devices: who opens one waits for ever, or reads without end. mlx-lm and transformers open
+    whatever has one of their names. Raises ModelFolderError.
+    """
+    try:
+        for path in folder.iterdir():
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise ModelFolderError("unreadable", f"{path} is no file")
+    except OSError as error:
+        raise ModelFolderError("unreadable", f"{folder} cannot be read: {error.strerror}") from error
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -170,14 +170,42 @@ def test_a_file_that_claims_exabytes_is_refused(folder: Path) -> None:
     assert "16 TiB" in refused(folder)
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "model.safetensors"])
+OPENED = [
+    "config.json",
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "some_other.json",
+]
+
+
+@pytest.mark.parametrize("name", OPENED)
 def test_a_pipe_is_not_waited_for(folder: Path, name: str) -> None:
+    """mlx-lm and transformers open files that this project never looks at."""
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
-    if name == "model.safetensors.index.json":
-        inspect(folder)  # not a file: as if it were not there
-    else:
-        refused(folder)
+    assert "is no file" in refused(folder)
+
+
+@pytest.mark.parametrize("name", OPENED)
+def test_a_link_to_a_device_is_not_read(folder: Path, name: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("/dev/zero")
+    assert "is no file" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["x\n.safetensors", "\x1b[2J", "\ud800"])
+def test_what_an_index_says_is_told_in_one_line_that_a_terminal_can_show(folder: Path, name: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    assert refused(folder).isprintable()
+
+
+@pytest.mark.parametrize("kind", ["llama\n", "\x1b[2J", "\ud800", "a\u202eb"])
+def test_a_model_type_that_no_terminal_and_no_message_can_hold_is_refused(folder: Path, kind: str) -> None:
+    set_config(folder, model_type=kind)
+    assert "does not name its model_type" in refused(folder)
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/b", "x\0y"])
