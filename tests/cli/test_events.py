@@ -37,6 +37,14 @@ async def test_events_are_lines_for_people_or_json(exoctl: Exoctl) -> None:
     assert (nothing.code, nothing.out) == (0, "")
 
 
+@pytest.mark.parametrize("since", ["1e400", "-inf", "nan", "yesterday", "", "2d2h", "9" * 400, "0001-01-01T00:00"])
+async def test_what_is_no_time_is_refused(exoctl: Exoctl, since: str) -> None:
+    async with served(exoctl):
+        ended = await exoctl.run("events", f"--since={since}")
+    assert (ended.code, ended.out, ended.err.count("\n")) == (ExitCode.USAGE, "", 1)
+    assert "is no time" in ended.err
+
+
 async def test_events_for_people_name_nodes_once_and_leave_out_what_is_empty(exoctl: Exoctl) -> None:
     path = {"peer": PEER, "peer_name": "studio2", "interface": "bridge0", "detect_ms": None, "rtt_ms": 0.3124}
     plan = {"epoch": 2, "agree_ms": 3.1, "members": [HERE, PEER], "ring": []}

@@ -56,6 +56,18 @@ async def test_a_model_is_downloaded_listed_told_of_and_removed(exoctl: Exoctl, 
     assert (gone.code, f"exoctl model pull {MODEL}" in gone.err) == (2, True)
 
 
+async def test_info_knows_the_embedded_model_and_any_folder_and_offers_no_pull_of_what_is_no_repository(
+    exoctl: Exoctl, hub: StandInHub
+) -> None:
+    folder = str(model_folder("embedded:count"))
+    for name in ("embedded:count", folder):
+        told = json.loads((await exoctl.run("model", "info", name, "--json")).out)
+        assert (told["name"], told["layers"], told["folder"]) == (name, 8, folder)
+    for name in ("embedded:nothing", "/no/such/folder", "../no", "nothing", "<b>"):
+        for ended in [await exoctl.run("model", command, name) for command in ("info", "rm")]:
+            assert (ended.code, "exoctl model pull" in ended.err, ended.err.count("\n")) == (2, False, 1), ended
+
+
 async def test_a_download_that_was_cut_is_shown_and_goes_on(exoctl: Exoctl, hub: StandInHub) -> None:
     hub.damaged = True
     failed = await exoctl.run("model", "pull", MODEL)

@@ -14,9 +14,10 @@ from typing import Final
 
 import msgspec
 
+from exod.core.base.cluster_wish import is_repository
 from exod.engine_service.download_files import PART_SUFFIX
 from exod.model_transfer.model_places import place_of, read_list
-from exoengine.model_files.model_folder import ModelFolderError, ModelSummary, inspect
+from exoengine.model_files.model_folder import ModelFolderError, ModelSummary, find_local, inspect
 
 PREFIX: Final = "models--"
 MAX_MODELS: Final = 4096
@@ -56,9 +57,17 @@ def cached_model(name: str, copies: Path) -> CachedModel:
     """One by its repository id, or a copy by its path. Raises ModelFolderError where there is none."""
     found = next((one for one in cached_models(copies) if one.name == name), None)
     if found is None:
-        text = f"{name} is not on this host (see exoctl model ls); to download it: exoctl model pull {name}"
-        raise ModelFolderError("no_such_model", text)
+        cure = f"; to download it: exoctl model pull {name}" if is_repository(name) else ""
+        raise ModelFolderError("no_such_model", f"{name} is not on this host (see exoctl model ls){cure}")
     return found
+
+
+def any_model(name: str, copies: Path) -> CachedModel:
+    """As `cached_model`; also the embedded model, or a folder of this host."""
+    is_cached = any(one.name == name for one in cached_models(copies))
+    if not is_cached and not is_repository(name) and (folder := find_local(name)) is not None:
+        return CachedModel(name, folder, sum(one.stat().st_size for one in folder.glob("*") if one.is_file()), 0)
+    return cached_model(name, copies)
 
 
 def summary_of(model: CachedModel) -> ModelSummary:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -143,17 +145,16 @@ def _value(value: Any, names: dict[str, str]) -> str:
 
 def moment(text: str, now: float) -> float:
     """Unix seconds of a time that a person wrote: Unix seconds, ISO 8601 (local unless it says), or an age."""
-    try:
-        return float(text)
-    except ValueError:
-        pass
+    with contextlib.suppress(ValueError):
+        if math.isfinite(seconds := float(text)):
+            return seconds
     age = DURATION.fullmatch(text)
     if age is not None and age[2]:
         return now - float(age[1]) * SECONDS[age[2]]
     try:
         read = datetime.fromisoformat(text)
-    except ValueError:
+        return (read if read.tzinfo is not None else read.astimezone()).astimezone(UTC).timestamp()
+    except (ValueError, OverflowError, OSError):  # also of a year that no clock here has
         raise UsageError(
             f"'{text}' is no time: write Unix seconds, 2026-01-31T12:00, or an age such as 10m or 2d"
         ) from None
-    return (read if read.tzinfo is not None else read.astimezone()).astimezone(UTC).timestamp()

@@ -31,7 +31,8 @@ def register(commands: Commands) -> None:
     )
     pulled.add_argument("--all", dest="everywhere", action="store_true", help="to nodes that hold no layers, too")
     model.add("pause", pause).add_argument("name", metavar="MODEL", help="as it was given to pull")
-    model.add("info", info).add_argument("name", metavar="NAME", help="as exoctl model ls shows it")
+    told = model.add("info", info)
+    told.add_argument("name", metavar="NAME", help="as exoctl model ls shows it, a folder, or embedded:count")
     removed = model.add("rm", rm)
     removed.add_argument("name", metavar="NAME", help="as exoctl model ls shows it")
     removed.add_argument("-y", "--yes", action="store_true", help="do not ask")
@@ -69,11 +70,11 @@ def ls(shell: Shell) -> ExitCode:
 def info(shell: Shell, name: str) -> ExitCode:
     """What a model is: architecture, layers, size, context, and where it lies."""
     from exod.cli.base.paint import mib
-    from exod.engine_service.model_cache import cached_model, summary_of
+    from exod.engine_service.model_cache import any_model, summary_of
     from exoengine.model_files.model_folder import ModelFolderError
 
     try:
-        model = cached_model(name, _copies(shell))
+        model = any_model(name, _copies(shell))
         summary = summary_of(model)
     except ModelFolderError as error:
         raise _refused(error) from None
