@@ -86,8 +86,14 @@ class StillEngine:
 
 
 @dataclass
+class StillLiveness:
+    state: NodeState = NodeState.UP
+
+
+@dataclass
 class StillLink:
     peer: NodeCard
+    liveness: StillLiveness = field(default_factory=StillLiveness)
     paths: tuple[object, ...] = ()
 
 

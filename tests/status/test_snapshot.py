@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from exod.core.engine.engine_messages import RankPhase, RankStatus
+from exod.core.status.health import HealthSnapshot
 from exod.daemon_api.counters import DaemonCounters
 from exod.daemon_api.interface import GenerationDelta
 from exod.daemon_api.shapes import PreflightReport
@@ -20,6 +21,7 @@ from exod.model import EngineState, Epoch, Health, MeshPlan, NodeId
 from exod.platform.this_host import current
 from exod.status.answers import Answers, ClusterSettings, Network, Requests
 from exod.status.membership_answers import MembershipAnswers
+from exod.status.mqtt_snapshot import MqttSnapshot
 from exod.status.snapshot import NO_RDMA, StatusBuilder
 from exoengine.protocol import GenerationRequest
 from tests.status.status_parts import ME, PATH, PEER, NoEvents, StillCore, StillEngine, seen, status_of
@@ -142,6 +144,17 @@ def test_a_first_load_is_no_recovery_however_often_the_status_is_read() -> None:
     assert status.engine().state is EngineState.LOADING
     status.record.served_model = PLAN.model
     assert status.engine().state is EngineState.RECOVERING
+
+
+def test_a_link_that_stands_is_told_over_mqtt_by_the_same_words() -> None:
+    """Selected at a time of the monotonic clock: on the wall clock it moved by microseconds with each look."""
+    core = StillCore(seen())
+    snapshot, health = MqttSnapshot(ME.id, status_of(core)), HealthSnapshot(Health.HEALTHY, ())
+    told = {link.since for _ in range(1000) for link in snapshot.view(core.seen, health).links}
+    assert len(told) == 1
+    (link,) = core.seen.links
+    moved = msgspec.structs.replace(core.seen, links=(msgspec.structs.replace(link, agreed_since=5.0),))
+    assert {link.since for link in snapshot.view(moved, health).links} != told
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,10 @@ from exod.status.snapshot import StatusBuilder, positive, rounded
 class MqttSnapshot:
     def __init__(self, me: NodeId, status: StatusBuilder) -> None:
         self._me, self._status = me, status
+        self._selected_at: dict[NodeId, tuple[float, float]] = {}
+        """By peer, on the monotonic clock and on the wall clock as it was told first: computed anew each time it
+        would move by a microsecond, or by what a clock is corrected, and be published as a change.
+        """
 
     def view(self, view: NodeView, health: HealthSnapshot) -> mqtt_view.MqttView:
         history = self._status.record.history
@@ -82,8 +86,15 @@ class MqttSnapshot:
             interface=path.interface if path is not None else None,
             rtt_ms=rounded(path.rtt_ms) if path is not None else None,
             loss=path.loss if path is not None else None,
-            since=time.time() - (time.monotonic() - link.agreed_since),
+            since=self._since(link),
         )
+
+    def _since(self, link: LinkView) -> float:
+        known = self._selected_at.get(link.peer)
+        if known is None or known[0] != link.agreed_since:
+            known = link.agreed_since, round(time.time() - (time.monotonic() - link.agreed_since), 3)
+            self._selected_at[link.peer] = known
+        return known[1]
 
     def _engine(self, status: RankStatus) -> mqtt_view.MqttEngine:
         summary = self._status.engine()
