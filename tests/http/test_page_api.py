@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from exod.errors import ExitCode, RequestError
+from exod.http import event_streams
 from exod.http.page_actions import ACTIONS
 from exod.http.page_files import TYPES
 from exod.model import Event, Health, Reason
@@ -96,6 +97,22 @@ async def test_live_tells_the_state_and_then_each_change_at_once() -> None:
         while state["status"]["health"] == "healthy":
             state = await _next(stream, "state")
         assert state["status"]["health"] == Health.DEGRADED.value
+        stream.close()
+        await place.quiet()
+
+
+async def test_what_happens_just_after_a_state_is_not_left_for_the_next_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The snapshot of a moment ago serves the event's viewers once more, and the next one follows by itself."""
+    monkeypatch.setattr(event_streams, "TICK_S", 3600.0)
+    async with served() as place:
+        stream = await place.http.open("GET", f"/api/live?since={2e9}")
+        assert (await _next(stream, "state"))["status"]["health"] == "healthy"
+        place.daemon.status_now = vpn_only_status()
+        await place.daemon.add_event(Event(2e9 + 9, "path.dead", "bridge0", {"loss": 1.0}))
+        assert (await _next(stream, "log"))["loss"] == 1.0
+        assert (await _next(stream, "state"))["status"]["health"] == Health.DEGRADED.value
         stream.close()
         await place.quiet()
 

@@ -8,7 +8,7 @@ it stops. A generation needs none of it: its own KeepAlives come more often.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Final, Generic, TypeVar
 
@@ -23,8 +23,11 @@ class _Arrived(Generic[Item]):
         self.item = item
 
 
-async def paced(source: AsyncGenerator[Item, None], idle_s: float) -> AsyncGenerator[Item | None, None]:
-    """The items of `source`, with a None after each `idle_s` seconds without one.
+async def paced(
+    source: AsyncGenerator[Item, None], idle_s: float | Callable[[], float]
+) -> AsyncGenerator[Item | None, None]:
+    """The items of `source`, with a None after each `idle_s` seconds without one. A function says anew after each
+    item, and each None, how long.
 
     What `source` raises is raised here. Close this generator (`aclose`), or cancel its consumer and close it, to
     close `source`.
@@ -45,7 +48,7 @@ async def paced(source: AsyncGenerator[Item, None], idle_s: float) -> AsyncGener
     try:
         while True:
             try:
-                async with asyncio.timeout(idle_s):
+                async with asyncio.timeout(idle_s() if callable(idle_s) else idle_s):
                     entry = await queue.get()
             except TimeoutError:
                 yield None

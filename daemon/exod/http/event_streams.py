@@ -162,11 +162,19 @@ class LiveStream(EventStream):
             await reply.event(self._history())
         sent = self._state()
         await reply.event(sent)
-        async with aclosing(paced(self._commands.events(since, True), TICK_S)) as events:
+        is_behind = False
+
+        def idle_s() -> float:
+            return FRESH_S if is_behind else TICK_S
+
+        async with aclosing(paced(self._commands.events(since, True), idle_s)) as events:
             async for event in events:
                 if event is not None:
                     await reply.event(_frame(event, b"event: log\n"))
+                taken_at = self._taken_at
                 state = self._state()
+                # The snapshot is older than what happened, and too young for another one: soon, not in a second.
+                is_behind = event is not None and self._taken_at == taken_at
                 if state is not sent:
                     sent = state
                     await reply.event(state)
