@@ -261,6 +261,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exod.core.base",
         "exod.core.engine",
         "exod.daemon_api",
+        "exod.data_files",
         "exod.diagnostics",
         "exod.engine_service",
         "exod.first_steps",

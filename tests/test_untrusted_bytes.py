@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from exod.config.settings import load
+from exod.data_files import Damaged
 from exod.diagnostics.event_log import EVENTS_FILE, EventLog
 from exod.engine_service.worker_process import COMMAND
 from exod.errors import ConfigError, ExodError, RequestError, TrustError
@@ -147,6 +148,19 @@ def test_what_is_no_file_in_the_place_of_ours_is_one_line_and_not_waited_for(
         make(tmp_path / name)
         with pytest.raises(TrustError, match=name):
             read_key(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"a" * 63, b"a" * 65, b"g" * 64], ids=short)
+def test_a_damaged_node_key_is_set_aside_and_told(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "node.key"
+    file.touch(0o600)
+    file.write_bytes(content)
+    told: list[Damaged] = []
+    fresh = node_key(tmp_path, told.append)
+    assert [one.moved_to for one in told] == [f"{file}.damaged"]
+    assert (tmp_path / "node.key.damaged").read_bytes() == content
+    assert node_key(tmp_path, told.append) == fresh
+    assert len(told) == 1
 
 
 def test_a_folder_in_the_place_of_the_node_key_is_named(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ from exod.core.engine_core import EngineCore
 from exod.core.node import NodeCore
 from exod.daemon_api.peer_reports import LoadCheckMessage, NodeReport, PreflightMessage
 from exod.daemon_api.shapes import PreflightCheck
+from exod.data_files import Damaged
 from exod.diagnostics.crash_watch import CrashWatch
 from exod.diagnostics.event_log import EventLog
 from exod.diagnostics.frame_size_check import EdgeWatch
@@ -143,7 +144,8 @@ class Daemon:
         self.peer_book = PeerBook(config.node.data_dir)
         membership_file = MembershipFile(config.node.data_dir, config.cluster.key_file)
         record = membership_file.read(self.card.name)
-        own_key = node_key(config.node.data_dir)
+        damaged_keys: list[Damaged] = []
+        own_key = node_key(config.node.data_dir, damaged_keys.append)
         self.membership = MembershipDriver(
             identity.id, self.card.name, config.cluster.name, record, own_key, membership_file
         )
@@ -155,7 +157,7 @@ class Daemon:
         follow_membership(
             self.membership, identity.id, self.core, self.driver.feed, self.engine, self.events, self.refresh_soon
         )
-        for damage in (*identity.damaged, *self.peer_book.damaged, *membership_file.damaged):
+        for damage in (*identity.damaged, *self.peer_book.damaged, *membership_file.damaged, *damaged_keys):
             self.events.write(Event(0.0, "file.damaged", damage.file, msgspec.to_builtins(damage)))
 
     def _create_mesh(self, key: bytes) -> None:

@@ -18,10 +18,11 @@ import secrets
 import ssl
 import stat
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from exod.data_files import open_regular
+from exod.data_files import Damaged, open_regular, set_aside
 from exod.errors import TrustError
 from exod.model import NodeId
 
@@ -118,18 +119,25 @@ def replace_key(path: Path, key: bytes) -> None:
         raise TrustError(f"{path}: the cluster key cannot be replaced: {error.strerror}") from None
 
 
-def node_key(folder: Path) -> bytes:
-    """The private half of this node's own key pair, made where there is none. One that is damaged or that others
-    can read is replaced: the others then see a node that they do not know. Raises TrustError.
+def _tell_nobody(_: Damaged) -> None:
+    pass
+
+
+def node_key(folder: Path, tell: Callable[[Damaged], None] = _tell_nobody) -> bytes:
+    """The private half of this node's own key pair, made where there is none. One that is damaged, or that others
+    can read, is set aside, and `tell` is told: the others then see a node that they do not know. Raises TrustError.
     """
     file = folder / NODE_KEY_FILE
     try:
         return read_key(file)
-    except TrustError:
-        try:
-            file.unlink(missing_ok=True)
-        except OSError as error:
-            raise TrustError(f"{file}: cannot be replaced: {error.strerror}; move it away") from None
+    except TrustError as error:
+        if file.is_dir():
+            raise TrustError(f"{file}: cannot be replaced: it is a folder; move it away") from None
+        if os.path.lexists(file):
+            damaged = set_aside(file, str(error))
+            if not damaged.moved_to:
+                raise TrustError(f"{file}: cannot be replaced; move it away") from None
+            tell(damaged)
         return create_key(file)
 
 
