@@ -16,6 +16,7 @@ from exod.core.cluster.jaccl import JacclHost, JacclHostfile
 from exod.daemon_api import stream_keepalive
 from exod.daemon_api.counters import DaemonCounters, MetricsSnapshot
 from exod.daemon_api.interface import GenerationDelta, GenerationEnd, KeepAlive, TextDelta, Usage
+from exod.daemon_api.self_fault import SelfFault
 from exod.daemon_api.shapes import (
     ClusterReport,
     DoctorReport,
@@ -227,6 +228,10 @@ class FakeDaemon:
 
     async def debug_fault(self, path: PathId, drop: bool, delay_ms: float, for_s: float) -> Done:
         self.asked.append(("debug_fault", path, drop, delay_ms, for_s))
+        return Done("the fault is in force")
+
+    async def debug_self_fault(self, kind: SelfFault, for_s: float) -> Done:
+        self.asked.append(("debug_self_fault", kind, for_s))
         return Done("the fault is in force")
 
     async def debug_pin(self, path: PathId, for_s: float) -> Done:

@@ -450,10 +450,14 @@ async def test_debug_faults_reach_the_daemon_only_where_they_are_allowed(exoctl:
     async with served(exoctl) as daemon:
         assert (await exoctl.run("debug", "fault", "bridge0", "drop", "--for", "2m")).code == 0
         assert (await exoctl.run("debug", "fault", "bridge0", "delay", "20", "--for", "1.5")).code == 0
+        assert (await exoctl.run("debug", "fault", "node", "kill-rank")).code == 0
+        assert (await exoctl.run("debug", "fault", "node", "drop", "--for", "1", "20")).code == ExitCode.USAGE
+        assert (await exoctl.run("debug", "fault", "bridge0", "deaf")).code == ExitCode.USAGE
         assert (await exoctl.run("debug", "pin", "utun4", "--for", "500ms")).code == 0
         assert daemon.asked == [
             ("debug_fault", CABLE, True, 0.0, 120.0),
             ("debug_fault", CABLE, False, 20.0, 1.5),
+            ("debug_self_fault", "kill-rank", 10.0),
             ("debug_pin", VPN, 0.5),
         ]
     async with served(exoctl, debug=False):

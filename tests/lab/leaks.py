@@ -35,7 +35,8 @@ NOBODY = "0"
 """The inode of a socket that no process holds: over a cut link the kernel tries its last bytes for minutes."""
 COMES_LATER = frozenset({"data/throughput.json"})
 """A node writes what it has learned of its throughput every few minutes."""
-ROLES = {"exoengine.worker": "rank", "mosquitto": "broker", "exod": "exod"}
+ROLES = {"exoengine.worker": "rank", "mosquitto": "broker", "/exod run": "exod"}
+"""By what only such a command has in it: a lab's own command names its namespace, exodlab-…."""
 
 
 @dataclass(frozen=True)

@@ -337,17 +337,22 @@ async def test_debug_verbs_exist_only_where_the_config_says_so(tmp_path: Path) -
     async with served(tmp_path) as place:
         error = await (await place.client()).error("debug_fault", path="bridge0", drop=True, for_s=5)
         assert error["code"] == "debug_disabled"
+        refused = await (await place.client()).error("debug_self_fault", kind="kill-rank", for_s=5)
+        assert refused["code"] == "debug_disabled"
         assert place.daemon.asked == []
     async with served(tmp_path, debug=True) as place:
         client = await place.client()
         await client.ask("debug_fault", path="bridge0", drop=True, for_s=5)
         await client.ask("debug_fault", path=CABLE, delay_ms=20, for_s=5)
+        await client.ask("debug_self_fault", kind="deaf", for_s=4)
         await client.ask("debug_pin", path="10.0.0.2", for_s=7)
         assert place.daemon.asked == [
             ("debug_fault", CABLE, True, 0.0, 5.0),
             ("debug_fault", CABLE, False, 20.0, 5.0),
+            ("debug_self_fault", "deaf", 4.0),
             ("debug_pin", CABLE, 7.0),
         ]
+        assert (await client.error("debug_self_fault", kind="melt", for_s=5))["code"] == "invalid_value"
         assert (await client.error("debug_pin", path="bridge0", for_s=86400))["code"] == "invalid_value"
         assert (await client.error("debug_fault", path="bridge0", for_s=5))["code"] == "invalid_value"
 

@@ -95,7 +95,7 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
         "max_mib": "A log file is rotated at this size.",
         "keep": "How many rotated files are kept.",
     },
-    "debug": {"enabled": "Allow exoctl debug (faults on a path, pinning a path)."},
+    "debug": {"enabled": "Allow exoctl debug (faults on a path or of this node, pinning a path)."},
 }
 
 _HOST_DEFAULTS: Final = {

@@ -18,6 +18,7 @@ import msgspec
 
 from exod.core.cluster.jaccl import JacclHostfile
 from exod.daemon_api.counters import MetricsSnapshot
+from exod.daemon_api.self_fault import SelfFault
 from exod.daemon_api.shapes import (
     ClusterReport,
     DoctorReport,
@@ -203,6 +204,10 @@ class DaemonCommands(Protocol):
 
     async def debug_fault(self, path: PathId, drop: bool, delay_ms: float, for_s: float) -> Done:
         """Only called where the config enables debugging."""
+        ...
+
+    async def debug_self_fault(self, kind: SelfFault, for_s: float) -> Done:
+        """Only called where the config enables debugging. Raises RequestError where it cannot be done here."""
         ...
 
     async def debug_pin(self, path: PathId, for_s: float) -> Done:

@@ -16,6 +16,7 @@ from exod.daemon_api import stream_keepalive
 from exod.daemon_api.field_errors import field_problem
 from exod.daemon_api.interface import DEFAULT_MAX_TOKENS, DEFAULT_MODEL, MAX_TOKENS_LIMIT, DaemonCommands
 from exod.daemon_api.resolve_names import check_model, find_path, find_peer
+from exod.daemon_api.self_fault import SelfFault
 from exod.daemon_api.shapes import flat_event
 from exod.daemon_api.stream_keepalive import paced
 from exod.errors import RequestError
@@ -100,6 +101,11 @@ class FaultArgs(msgspec.Struct, forbid_unknown_fields=True):
     delay_ms: Annotated[float, msgspec.Meta(ge=0, le=MAX_DELAY_MS)] = 0.0
 
 
+class SelfFaultArgs(msgspec.Struct, forbid_unknown_fields=True):
+    kind: SelfFault
+    for_s: DebugSeconds
+
+
 class PinArgs(msgspec.Struct, forbid_unknown_fields=True):
     path: str
     for_s: DebugSeconds
@@ -138,6 +144,7 @@ class Verbs:
             "model_pull": self._model_pull,
             "model_pause": self._model_pause,
             "debug_fault": self._debug_fault,
+            "debug_self_fault": self._debug_self_fault,
             "debug_pin": self._debug_pin,
         }
         self._streams: dict[str, Callable[[LocalRequest], AsyncGenerator[Any, None]]] = {
@@ -219,6 +226,11 @@ class Verbs:
             raise RequestError("invalid_value", "a fault is either drop, or a delay of more than 0 ms")
         path = find_path(args.path, self._commands.links(None))
         return await self._commands.debug_fault(path, args.drop, args.delay_ms, args.for_s)
+
+    async def _debug_self_fault(self, request: LocalRequest) -> Any:
+        self._require_debug()
+        args = _args(request, SelfFaultArgs)
+        return await self._commands.debug_self_fault(args.kind, args.for_s)
 
     async def _debug_pin(self, request: LocalRequest) -> Any:
         self._require_debug()

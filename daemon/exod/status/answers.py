@@ -28,6 +28,7 @@ from exod.daemon_api.counters import DaemonCounters, MetricsSnapshot
 from exod.daemon_api.discovery_state import DiscoveryState
 from exod.daemon_api.interface import GenerationDelta
 from exod.daemon_api.resolve_names import short_name
+from exod.daemon_api.self_fault import SelfFault
 from exod.daemon_api.shapes import (
     ClusterReport,
     DoctorReport,
@@ -54,6 +55,7 @@ from exod.diagnostics import findings, packages
 from exod.diagnostics.mac_findings import of_denied
 from exod.diagnostics.netcheck import PeerPort, netcheck
 from exod.diagnostics.preflight import preflight_data
+from exod.diagnostics.self_faults import SelfFaults
 from exod.errors import ExitCode, RequestError
 from exod.model import Event, NodeId, NodeState, PathId
 from exod.platform.system import Platform
@@ -422,6 +424,18 @@ class Answers:
         self._requests.feed(DebugFault(path, drop, delay_ms, for_s))
         what = "loses everything" if drop else f"is {delay_ms:g} ms slower"
         return Done(f"{path} {what} for {for_s:g} s, as this node sees it")
+
+    async def debug_self_fault(self, kind: SelfFault, for_s: float) -> Done:
+        return Done(SelfFaults(self._own_pid, self._deafen).begin(kind, for_s))
+
+    def _own_pid(self) -> int:
+        status = self._engine.statuses.get(self._status.view().me.id)
+        return status.pid if status is not None else 0
+
+    def _deafen(self, for_s: float) -> None:
+        for link in self._status.view().links:
+            for path in link.paths:
+                self._requests.feed(DebugFault(path.id, True, 0.0, for_s))
 
     async def debug_pin(self, path: PathId, for_s: float) -> Done:
         self._known_path(path)

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from exod.cli.base.options import Commands, Shell, UsageError
+from exod.daemon_api.self_fault import SELF_FAULTS
 from exod.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -44,7 +45,11 @@ def register_debug(commands: Commands) -> None:
         parser.add_argument(
             "--for", dest="for_s", metavar="S", default="10", help="how long: seconds, 500ms, 2m, 1h; default: 10"
         )
-    fault.add_argument("fault", choices=("drop", "delay"), help="what happens to its datagrams")
+    fault.add_argument(
+        "fault",
+        choices=("drop", "delay", *SELF_FAULTS),
+        help="what happens to its datagrams; with PATH node, to this node",
+    )
     fault.add_argument("delay_ms", type=float, nargs="?", metavar="MS", help="with delay: milliseconds")
 
 
@@ -169,12 +174,16 @@ def preflight(shell: Shell) -> ExitCode:
 
 
 def debug_fault(shell: Shell, path: str, fault: str, delay_ms: float | None, for_s: str) -> ExitCode:
-    """Makes this node drop or delay the datagrams of one path for a while."""
+    """Makes this node drop or delay the datagrams of one path for a while, or, as `node`, be ill itself."""
+    if path == "node" and fault in SELF_FAULTS and delay_ms is None:
+        return run_command(shell, "debug_self_fault", kind=fault, for_s=seconds(for_s))
     if fault == "drop" and delay_ms is None:
         return run_command(shell, "debug_fault", path=path, drop=True, for_s=seconds(for_s))
     if fault == "delay" and delay_ms is not None:
         return run_command(shell, "debug_fault", path=path, delay_ms=delay_ms, for_s=seconds(for_s))
-    raise UsageError("a fault is 'drop', or 'delay' and its milliseconds")
+    raise UsageError(
+        f"a fault is 'drop', or 'delay' and its milliseconds; of 'node' it is {', '.join(SELF_FAULTS)}"
+    )
 
 
 def debug_pin(shell: Shell, path: str, for_s: str) -> ExitCode:
