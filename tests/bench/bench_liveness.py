@@ -44,12 +44,15 @@ TWIN_TARGET_S = 10.0
 EPOCHS_TARGET = 5.0
 """Until members that are deaf to each other are served."""
 RENEWALS = 4
+EARLIER = 400
+"""Numbers of an earlier answer: with them a prompt is some hundred frames."""
 SEED = 1
 CONFIG = {"mqtt": {"broker": "off"}}
 
 
 def run() -> list[Row]:
     rows = [row for kind, breaks in ALL_KINDS.items() for row in in_mid_answer(kind, breaks)]
+    rows += long_prompt_over_swallowed_frames()
     rows += [row for kind, breaks in RING_KINDS.items() for row in before_start(kind, breaks)]
     for nodes in (4, 5):
         rows += deaf_before_start(nodes, (1, 2)) + deaf_in_mid_answer(nodes)
@@ -101,6 +104,25 @@ def in_mid_answer(kind: str, breaks: Breaks) -> list[Row]:
             _tell_screens(cluster)
         target_s = MOVED_TARGET_S if kind in RING_KINDS else HOST_TARGET_S
         return _told(Row(f"{kind} in mid-answer ({whom}): longest wait", _longest_wait_s(stream), "s", target_s))
+
+
+def long_prompt_over_swallowed_frames() -> list[Row]:
+    """The frames of an answer that runs are small: it is a long prompt that meets the fault."""
+    history = [
+        {"role": "user", "content": count_prompt(1, EARLIER)},
+        {"role": "assistant", "content": " ".join(str(number) for number in range(1, EARLIER + 1))},
+        {"role": "user", "content": count_prompt(3, 12)},
+    ]
+    with _serving() as cluster:
+        running = _counting(cluster)
+        with RING_KINDS["large frames swallowed"](cluster, random.Random(SEED)):
+            asked = time.monotonic()
+            stream = cluster.nodes[0].stream_chat(count_prompt(3, 12), messages=history)
+            assert numbers(stream.result(ENDS_WITHIN_S)) == list(range(3, 13)), stream.story()
+            wait_s = max(stream.arrivals[0].at - asked, _longest_wait_s(running))
+            _tell_screens(cluster)
+    name = "large frames swallowed, then a long prompt: longest wait of it and of the answer that runs"
+    return _told(Row(name, wait_s, "s", MOVED_TARGET_S))
 
 
 # --- before the nodes start ---------------------------------------------------------------------------------------
