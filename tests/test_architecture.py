@@ -145,7 +145,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "exod.core.pair": ("exod.core.base", "exod.core.probe", "exod.wrong_route"),
     "exod.core.cluster": ("exod.core.base", "exod.core.probe", "exod.core.pair"),
     "exod.core.engine": ("exod.core.base", "exoengine.model_files"),
-    "exod.core.engine.rank": ("exod.core.base", "exod.core.engine", "exoengine.model_files"),
+    "exod.core.engine.transport": ("exod.core.cluster", "exod.core.engine"),
+    "exod.core.engine.rank": (
+        "exod.core.base",
+        "exod.core.engine",
+        "exod.core.engine.transport",
+        "exoengine.model_files",
+    ),
     "exod.core.membership": (),
     "exod.core.models": (),
     "exod.core.status": (
@@ -163,6 +169,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exod.core.cluster",
         "exod.core.engine",
         "exod.core.engine.rank",
+        "exod.core.engine.transport",
         "exod.core.status",
     ),
     # what the shells stand on
@@ -220,6 +227,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exod.core.cluster",
         "exod.core.engine",
         "exod.core.engine.rank",
+        "exod.core.engine.transport",
         "exod.core.membership",
         "exod.core.status",
         "exod.daemon_api",
@@ -307,7 +315,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "exod.cli": ("exod.cli.base", "exod.cli.commands"),
     # the engine
-    "exoengine.protocol": ("exoengine.cost_figures", "exoengine.framing", "exoengine.generation_request"),
+    "exoengine.protocol": (
+        "exoengine.cost_figures",
+        "exoengine.framing",
+        "exoengine.generation_request",
+        "exoengine.ring_addresses",
+    ),
+    "exoengine.ring_addresses": (),
     "exoengine.cost_figures": (),
     "exoengine.generation_request": (),
     "exoengine.framing": (),

@@ -66,7 +66,15 @@ from exod.network.mdns_discovery import Announcement, Discovery
 from exod.network.mesh_driver import MeshDriver
 from exod.network.probe_sockets import ProbeSockets
 from exod.network.unheard import UnheardWatch
-from exod.own_card import own_card, reached_at, sync_settings, with_choice, with_newer_choice, with_sizes
+from exod.own_card import (
+    own_card,
+    reached_at,
+    sync_settings,
+    with_choice,
+    with_newer_choice,
+    with_sizes,
+    worker_environment,
+)
 from exod.peers.contacts import Contacts
 from exod.peers.control_plane import ControlPlane
 from exod.peers.membership_driver import MembershipDriver
@@ -215,11 +223,12 @@ class Daemon:
             doubts_orphans=self.platform.system == "darwin",
             serving=Serving(config.engine.max_concurrent, config.engine.prompt_cache),
             parallel=config.engine.parallel,
+            transport=config.engine.transport,
         )
         self.engine = EngineDriver(
             engine_core,
             config.node.data_dir,
-            self.platform.worker_environment(),
+            worker_environment(self.platform, config),
             send=self.control.send,
             tell_all=self.control.broadcast,
             on_event=lambda kind, data: self.events.write(Event(0.0, kind, identity.id, data)),

@@ -15,7 +15,7 @@ from exod.identity import Identity
 from exod.model import ContextSettings, NodeCard, NodeId, ParallelChoice
 from exod.platform.system import Platform
 from exoengine.model_files.memory_fit import ModelSizes, SpanTable
-from exoengine.protocol import SyncSettings
+from exoengine.protocol import RDMA_STAND_IN, SyncSettings
 
 
 def own_card(config: Config, identity: Identity, platform: Platform) -> NodeCard:
@@ -48,6 +48,12 @@ def with_sizes(card: NodeCard, model: str, sizes: ModelSizes) -> NodeCard:
     if card.nodes != "fewest" or model != card.model:
         return card  # `model_mib` can cost a plan
     return msgspec.structs.replace(card, model_mib=found_mib)
+
+
+def worker_environment(platform: Platform, config: Config) -> dict[str, str]:
+    """What a worker's process has beside this one's environment."""
+    plays = {RDMA_STAND_IN: "1"} if config.debug.plays_rdma else {}
+    return platform.worker_environment() | plays
 
 
 def sync_settings(config: Config) -> SyncSettings:

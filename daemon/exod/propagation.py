@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from exod.core.base.events import ForgetPeer, Input, KeysChanged, PeerHoldsKey, PeerLeft
-from exod.core.engine.engine_events import LinkHealthChanged, PeerLost, RingKeyChanged
+from exod.core.engine.engine_events import LinkHealthChanged, PeerLost, RdmaWired, RingKeyChanged
 from exod.core.node import NodeCore
 from exod.core.status.alerts import Alerts, alert_facts
 from exod.core.status.edge_health import edge_health
@@ -71,6 +71,8 @@ class Propagation:
         self._reasons: tuple[Reason, ...] = ()
         """When last observed."""
         self._wanted = False
+        self._wiring: RdmaWired | None = None
+        """The newest that the engine was told."""
         self._dead: set[tuple[NodeId, str]] = set()
 
     def refresh(self) -> None:
@@ -81,6 +83,7 @@ class Propagation:
         self._judge_peers(view)
         self._on_view(view)
         self._engine.feed(LinkHealthChanged(*edge_health(view), further_cables(view)))
+        self._tell_wiring()
         plan = self._engine.core.plan
         if self._status.engine().state in (EngineState.READY, EngineState.GENERATING) and plan:
             self._status.record.served_model = plan.model
@@ -88,6 +91,15 @@ class Propagation:
         self._mqtt.update(self._mqtt_snapshot.view(view, health))
         if self._changed(health):
             self._control.broadcast(self._status.report(health))
+
+    def _tell_wiring(self) -> None:
+        """To the engine of the coordinator, which chooses the transport."""
+        plan = self._engine.core.plan
+        if plan is not None and plan.coordinator == self._me and self._engine.core.transport.wished != "tcp":
+            wiring = self._status.rdma_wiring()
+            if wiring != self._wiring:
+                self._wiring = wiring
+                self._engine.feed(wiring)
 
     def observe(self, view: NodeView) -> HealthSnapshot:
         """Starts and ends the clocks of what makes this node unhealthy; what lasted becomes an event."""

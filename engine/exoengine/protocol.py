@@ -27,6 +27,10 @@ from exoengine.generation_request import PromptTokens as PromptTokens
 from exoengine.generation_request import Sampling as Sampling
 from exoengine.generation_request import ToolCall as ToolCall
 from exoengine.generation_request import Tools as Tools
+from exoengine.ring_addresses import RDMA_STAND_IN as RDMA_STAND_IN
+from exoengine.ring_addresses import CrossConnection as CrossConnection
+from exoengine.ring_addresses import FurtherCable as FurtherCable
+from exoengine.ring_addresses import RdmaSetup as RdmaSetup
 
 PROTOCOL_VERSION: Final = 1
 
@@ -89,28 +93,6 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     serving: Serving = DEFAULT_SERVING
 
 
-class CrossConnection(msgspec.Struct, frozen=True):
-    """A tensor group's connection to a rank that is no neighbour in the ring; `interface` is this rank's own."""
-
-    rank: int
-    """The other one's."""
-    connects: bool
-    host: str
-    """The `address:port` of the one that listens."""
-    source: str
-    """The address of the one that connects; empty: any."""
-    interface: str = ""
-
-
-class FurtherCable(msgspec.Struct, frozen=True):
-    """A cable to the neighbour `rank` beside the ring's edge: this end's interface and address, the other's."""
-
-    rank: int
-    interface: str
-    near: str
-    far: str
-
-
 class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
     """Leave the present group and make ready for the next. `attempt` counts the formations of one plan."""
 
@@ -136,6 +118,8 @@ class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
     """
     accept_from: str = ""
     """The left neighbour's address on the edge to this rank: nobody else is asked. Empty: everybody is."""
+    rdma: RdmaSetup | None = None
+    """What goes on inside graphs goes over RDMA; None: over the native group."""
 
 
 class Form(msgspec.Struct, frozen=True, tag="form"):
@@ -240,6 +224,10 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """Does it know TextAsked? One of an earlier exod that was adopted ends its daemon's connection for it."""
     keeps_waiting: bool = False
     """Does it know KeepWaiting?"""
+    no_rdma: str = "its worker is of an earlier exod"
+    """Why it can be in no group over RDMA; empty where it can."""
+    over_rdma: bool = False
+    """Is it in one? Then only its end ends what it waits for."""
     step_costs: StepCosts = NOTHING_MEASURED
     edge_costs: EdgeCosts = NO_EDGES
     """Both as in Loaded and Formed."""
@@ -302,6 +290,8 @@ class Aborted(msgspec.Struct, frozen=True, tag="aborted"):
     code: str
     text: str
     step: int
+    is_spent: bool = False
+    """Must this process be replaced? It is in a group over RDMA that cannot be used again, and may wait there."""
 
 
 class EdgeSeen(msgspec.Struct, frozen=True, tag="edge_seen"):

@@ -73,7 +73,7 @@ class Worker:
             socket_path,
             self.shared,
             self._mailbox,
-            self._group.abort,
+            self._abort,
             self._watch_edge,
             self.hello,
             orphan_deadline_s,
@@ -110,6 +110,7 @@ class Worker:
     def hello(self) -> Hello:
         """Without the requests: the control thread knows them better."""
         from exoengine.model.gpu_memory import recommended_bytes
+        from exoengine.ring import rdma
         from exoengine.ring.rendezvous import VERSION as RING_VERSION
         from mlx_patches.switch import find_switch
 
@@ -134,7 +135,18 @@ class Worker:
             keeps_waiting=True,
             step_costs=self._step_costs,
             edge_costs=self._group.edge_costs,
+            no_rdma=rdma.why_not(),
+            over_rdma=self._group.over_rdma,
         )
+
+    def _abort(self, code: str, text: str) -> None:
+        """From any thread. The main thread may wait in MLX for ever where it waits over RDMA: the daemon is told
+        from here, and ends this process.
+        """
+        plan, over_rdma = self._formed or self._prepared, self._group.over_rdma
+        self._group.abort(code, text)
+        if over_rdma and plan is not None:
+            self._emit(Aborted(plan.plan_hash, plan.attempt, code, text, -1, is_spent=True))
 
     def _watch_edge(self) -> None:
         """From the control thread: bytes that the next rank's machine does not acknowledge end the group, before a
@@ -142,12 +154,12 @@ class Worker:
         """
         plan, standing_s = self._formed, self._group.stalled()
         if plan is not None and (cable_s := self._group.stalled_cable()) is not None:
-            self._group.abort("cable_silent", f"a further cable has had nothing acknowledged for {cable_s:.1f} s")
+            self._abort("cable_silent", f"a further cable has had nothing acknowledged for {cable_s:.1f} s")
         if plan is None or standing_s is None:
             return
         right = (plan.rank + 1) % plan.size
         self._emit(EdgeSeen(plan.plan_hash, plan.attempt, right, "silent", 0, standing_s))
-        self._group.abort("edge_silent", f"rank {right} has acknowledged nothing for {standing_s:.1f} s")
+        self._abort("edge_silent", f"rank {right} has acknowledged nothing for {standing_s:.1f} s")
 
     def _emit(self, message: FromWorker) -> None:
         self._control.emit(message)
@@ -155,6 +167,8 @@ class Worker:
     def _await_term(self) -> None:
         """SIGTERM is blocked in every thread and taken here, so that it works while MLX holds the main thread."""
         signal.sigwait({signal.SIGTERM})
+        while self._group.is_deaf:
+            signal.sigwait({signal.SIGTERM})
         self._control.leaving(TERM_DEADLINE_S)
         self._mailbox.put(Leave(TERM_DEADLINE_S))
 
@@ -290,6 +304,7 @@ class Worker:
                     ),
                     cables=tuple(Cable(one.rank, one.interface, one.near, one.far) for one in plan.cables),
                     all_sealed=generations.policy.settings.seal == "all",
+                    rdma=plan.rdma,
                 ),
                 begun + message.deadline_s,
                 graph_wait_s(generations.policy.settings),
@@ -392,10 +407,11 @@ class Worker:
 
     def _part(self, code: str, text: str) -> None:
         plan, step = self._formed or self._prepared, self._generations.next_step if self._generations else -1
+        spent = code == "rdma_spent" or (self._group.over_rdma and code != "paused")
         was_formed = self._drop()
         if plan is not None and (was_formed or self.shared.state == "forming"):
             self._set("aborted")
-            self._emit(Aborted(plan.plan_hash, plan.attempt, code, text, step))
+            self._emit(Aborted(plan.plan_hash, plan.attempt, code, text, step, spent))
             if not was_formed:
                 self._prepared = None
 

@@ -7,7 +7,6 @@ import msgspec
 from exod.cli.base.paint import Paint
 from exod.cli.screens.engine import engine_screen
 from exod.daemon_api.forecast_line import ForecastLine
-from exod.status.snapshot import NO_RDMA
 from tests.fake_daemon import FakeDaemon
 
 GIB = 1 << 30
@@ -52,6 +51,14 @@ def test_all_ways_are_shown_with_what_was_predicted_and_measured() -> None:
 def test_ranks_that_run_over_tcp_where_rdma_is_wished_say_why() -> None:
     report = FakeDaemon().engine()
     assert "RDMA" not in shown()
-    engine = msgspec.structs.replace(report.engine, transport_reason=NO_RDMA)
+    why = "ranks run over TCP, not RDMA: no Thunderbolt port is known"
+    engine = msgspec.structs.replace(report.engine, transport_reason=why)
     lines = engine_screen(msgspec.structs.replace(report, engine=engine), Paint(color=False, unicode=True), 140)
-    assert NO_RDMA in " ".join(line.strip() for line in lines)
+    assert why in " ".join(line.strip() for line in lines)
+
+
+def test_ranks_that_run_over_rdma_say_so() -> None:
+    report = FakeDaemon().engine()
+    engine = msgspec.structs.replace(report.engine, transport="rdma")
+    lines = engine_screen(msgspec.structs.replace(report, engine=engine), Paint(color=False, unicode=True), 140)
+    assert "ranks communicate over RDMA" in "\n".join(lines)

@@ -89,11 +89,11 @@ async def test_a_model_that_breaks_the_reader_is_that_models_failure(
     async with a_host(tmp_path) as hosted:
         hosted.host.feed(PlanCommitted(a_plan(A, model=str(tmp_path)), "first plan"))
         await hosted.until(lambda: hosted.host.core.rank.phase is RankPhase.FAILED, "the rank fails")
-        assert hosted.host.core.rank.failure == (
+        assert hosted.host.core.rank.model.failure == (
             "unreadable",
             f"{tmp_path} could not be read: RuntimeError: a library's own bug",
         )
-        assert hosted.host.core.rank.model.lasting_failure == hosted.host.core.rank.failure
+        assert hosted.host.core.rank.model.lasting_failure == hosted.host.core.rank.model.failure
         assert hosted.emitted == [], "alerts are raised from the status, by one mechanism"
 
 
@@ -135,8 +135,8 @@ async def test_a_node_without_a_rank_sweeps_what_an_earlier_life_left(
 async def test_a_plan_that_comes_before_the_host_runs_is_followed_all_the_same(tmp_path: Path) -> None:
     async with a_host(tmp_path, a_plan(A, model=str(tmp_path))) as hosted:
         await hosted.until(lambda: hosted.host.core.rank.phase is RankPhase.FAILED, "the model is looked for")
-        assert hosted.host.core.rank.failure is not None
-        assert hosted.host.core.rank.failure[0] == "no_config"
+        assert hosted.host.core.rank.model.failure is not None
+        assert hosted.host.core.rank.model.failure[0] == "no_config"
 
 
 async def test_what_mlx_recommends_is_handed_on_and_wired_memory_is_watched(tmp_path: Path) -> None:

@@ -172,10 +172,10 @@ def seen(*paths: PathView, agreed: bool = True) -> NodeView:
     return NodeView(ME, nodes, (link,), MeshView(MeshState.AGREED, 1, ME.id, None, None, (), None))
 
 
-def status_of(core: StillCore, engine: StillEngine | None = None, transport: str = "auto") -> StatusBuilder:
+def status_of(core: StillCore, engine: StillEngine | None = None) -> StatusBuilder:
     return StatusBuilder(
         lambda: ME,
-        StatusSettings("home", 5.0, True, 3.0, "dynamic", 0.0, Path(), transport),
+        StatusSettings("home", 5.0, True, 3.0, "dynamic", 0.0, Path()),
         ClusterRecord(),
         core,  # type: ignore[arg-type]
         engine or StillEngine(),

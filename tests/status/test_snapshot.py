@@ -22,7 +22,7 @@ from exod.platform.this_host import current
 from exod.status.answers import Answers, ClusterSettings, Network, Requests
 from exod.status.membership_answers import MembershipAnswers
 from exod.status.mqtt_snapshot import MqttSnapshot
-from exod.status.snapshot import NO_RDMA, StatusBuilder
+from exod.status.snapshot import StatusBuilder
 from exoengine.protocol import GenerationRequest
 from tests.status.status_parts import ME, PATH, PEER, NoEvents, StillCore, StillEngine, seen, status_of
 
@@ -176,10 +176,12 @@ def test_a_model_that_is_read_from_this_disk_is_no_download(model: str, total_by
     assert [one.model for one in status.downloads()] == [model] * downloads
 
 
-def test_a_wish_for_rdma_is_answered_in_the_status() -> None:
-    for transport, said in (("auto", ""), ("tcp", ""), ("rdma", NO_RDMA)):
-        engine = status_of(StillCore(seen()), transport=transport).engine()
-        assert (engine.transport, engine.transport_reason) == ("tcp", said)
+def test_what_the_coordinator_says_of_rdma_is_in_every_nodes_status() -> None:
+    why = "ranks run over TCP, not RDMA: no cable"
+    for over_rdma, said, transport in ((False, "", "tcp"), (False, why, "tcp"), (True, "", "rdma")):
+        rank = msgspec.structs.replace(FORMED, over_rdma=over_rdma, transport_text=said)
+        engine = status_of(StillCore(seen()), StillEngine(plan=PLAN, statuses={ME.id: rank})).engine()
+        assert (engine.transport, engine.transport_reason) == (transport, said)
 
 
 def test_what_cannot_be_served_is_refused_before_the_engine_is_asked() -> None:

@@ -99,7 +99,10 @@ _FIXED: Final[dict[str, dict[str, Key]]] = {
         "max_mib": Key(10, checks.whole(1, 1024)),
         "keep": Key(5, checks.whole(1, 99)),
     },
-    "debug": {"enabled": Key(False, checks.boolean)},
+    "debug": {
+        "enabled": Key(False, checks.boolean),
+        "rdma_stand_in": Key(False, checks.boolean),
+    },
 }
 
 

@@ -58,7 +58,7 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
         "split": "Who holds how many layers: by memory, evenly, or a list of layer counts.",
         "parallel": "Each node some of the layers (pipeline), or of each layer a part (tensor).",
         "nodes": "Which nodes host the model: all, or as few as hold it (fewest), and the others stand by.",
-        "transport": "How ranks reach each other: all run over tcp. With rdma the status says why it is not RDMA.",
+        "transport": "What graphs communicate over: RDMA where it is proven, else TCP; rdma says why not.",
         "max_context": "The longest prompt with its answer, in tokens. 0: what the model allows.",
         "kv_bits": "Bits of a key or value in the KV cache: 4 or 8; 0 keeps them as they are.",
         "kv_group_size": "How many quantised values share a scale; must divide the size of a head.",
@@ -95,7 +95,10 @@ MEANINGS: Final[dict[str, dict[str, str]]] = {
         "max_mib": "A log file is rotated at this size.",
         "keep": "How many rotated files are kept.",
     },
-    "debug": {"enabled": "Allow exoctl debug (faults on a path or of this node, pinning a path)."},
+    "debug": {
+        "enabled": "Allow exoctl debug (faults on a path or of this node, pinning a path).",
+        "rdma_stand_in": "With debug.enabled: RDMA is played over TCP, with JACCL's faults (waits without end).",
+    },
 }
 
 _HOST_DEFAULTS: Final = {

@@ -107,6 +107,11 @@ class LogConfig(msgspec.Struct, frozen=True):
 
 class DebugConfig(msgspec.Struct, frozen=True):
     enabled: bool
+    rdma_stand_in: bool
+
+    @property
+    def plays_rdma(self) -> bool:
+        return self.enabled and self.rdma_stand_in
 
 
 class Config(msgspec.Struct, frozen=True):

@@ -29,6 +29,7 @@ from exod.core.engine.engine_messages import (
     EngineMessage,
     FormOrder,
     ModelWish,
+    ProveRdma,
     Queued,
     RankPhase,
     RankStatus,
@@ -49,6 +50,7 @@ from exod.core.engine.rank.ring_port import RingPorts, RingPortTaken
 from exod.core.engine.relay import Relay, coordinator_life, gives_up, relaying, relays
 from exod.core.engine.request_progress import edges_of
 from exod.core.engine.request_queue import Scheduler
+from exod.core.engine.transport.transport_choice import TransportChoice
 from exod.core.engine.waiting_reason import failures, waiting_reason
 from exod.model import MeshPlan, NodeId
 from exoengine.protocol import (
@@ -79,9 +81,11 @@ class EngineCore:
         doubts_orphans: bool = False,
         serving: Serving = DEFAULT_SERVING,
         parallel: str = "auto",
+        transport: str = "auto",
     ) -> None:
         self._me = me
         self.auto = AutoParallel(parallel)
+        self.transport = TransportChoice(me, transport, sync.seal == "all")
         self.rank = Rank(me, incarnation, sync, ring_key, serving)
         self.rank.stuck.doubts_orphans = doubts_orphans
         self.formation = Formation(me)
@@ -100,22 +104,25 @@ class EngineCore:
         self._leaving = False
         self._commands: list[EngineCommand] = []
         self._to_self: deque[EngineMessage] = deque()
+        rank, model, of_rank, of_clients = self.rank, self.rank.model, self._from_rank, self._from_clients
         self._handlers: dict[type[Any], Callable[[Any, float], None]] = {
             events.PlanCommitted: self._plan_committed,
             events.PlanSuspended: self._plan_suspended,
-            events.LinkHealthChanged: self._link_health_changed,
+            events.LinkHealthChanged: lambda e, now: of_rank(rank.link_health(e), now),
+            events.RdmaWired: lambda e, now: self.transport.wired(e),
+            events.RdmaProved: self._rdma_proved,
             events.PeerLost: self._peer_lost,
             PeerConnected: self._peer_connected,
             events.EngineMessageReceived: self._message_received,
             events.WorkerSaid: self._worker_said,
-            events.WorkerGone: self._worker_gone,
-            events.MemoryWired: self._memory_wired,
-            events.ModelProgress: self._model_progress,
-            events.ModelFound: self._model_found,
-            events.ModelNotFound: self._model_not_found,
-            events.ClientAsked: self._client_asked,
-            events.ClientLeft: self._client_left,
-            events.ClientStoppedReading: self._client_stopped_reading,
+            events.WorkerGone: lambda e, now: of_rank(rank.worker_gone(e.text, now, e.for_memory), now),
+            events.MemoryWired: lambda e, now: rank.worker.wired.observe(e.wired_bytes),
+            events.ModelProgress: lambda e, now: of_rank(model.progress(e.model, e.done_bytes, e.total_bytes), now),
+            events.ModelFound: lambda e, now: of_rank(rank.model_found(e.facts, now), now),
+            events.ModelNotFound: lambda e, now: of_rank(rank.model_not_found(e.model, e.code, e.text, now), now),
+            events.ClientAsked: lambda e, now: of_clients(self.clients.ask(e.request, now, e.client), now),
+            events.ClientLeft: lambda e, now: of_clients(self.clients.leave(e.request_id), now),
+            events.ClientStoppedReading: lambda e, now: of_clients(self.clients.stopped_reading(e.request_id), now),
             events.ModelWanted: self._model_wanted,
             events.WishChanged: self._wish_changed,
             events.RingKeyChanged: self._ring_key_changed,
@@ -149,6 +156,7 @@ class EngineCore:
     def next_deadline(self) -> float | None:
         """When handle_timer has something to do, if nothing else happens."""
         deadlines = [self.rank.next_deadline(), self.clients.next_deadline(), self.formation.next_deadline()]
+        deadlines.append(self.transport.next_deadline())
         if self._known_ranks() is not None:
             deadlines.append(self.scheduler.next_deadline())
         return min((at for at in deadlines if at is not None), default=None)
@@ -159,11 +167,24 @@ class EngineCore:
 
     def _follow_up(self, now: float) -> None:
         """Whatever happened: the group or the queue may go on because of it."""
+        self._choose_transport(now)
         self._from_formation(self.formation.handle_timer(now))
         self._schedule(now)
         if self.formation.formed and self.is_drained and not self.scheduler.active:
             known = self.rank.model.facts
             self._commands += self.auto.consider(self.plan, self.formation.attempt, known, self.ranks(), now)
+
+    def _choose_transport(self, now: float) -> None:
+        plan = self.plan if self._coordinates(self._me) and not self.suspended else None
+        ranks = self.ranks()
+        for proof in self.transport.follow(self.formation, plan, ranks, now):
+            self._send(proof.to, proof.order)
+        self._commands += self.transport.news()
+        self.rank.transport.text = self.transport.text(plan, ranks)
+
+    def _rdma_proved(self, event: events.RdmaProved, now: float) -> None:
+        if self.rank.transport.proved(event.number, event.text):
+            self._from_rank(self.rank.handle_timer(now), now)
 
     def _hear_self(self, now: float) -> None:
         while self._to_self:
@@ -256,9 +277,6 @@ class EngineCore:
         self._from_formation(self.formation.follow(None, now))
         self._changed()
 
-    def _link_health_changed(self, event: events.LinkHealthChanged, now: float) -> None:
-        self._from_rank(self.rank.link_health(event.healthy, event.reason, event.cables), now)
-
     def _peer_lost(self, event: events.PeerLost, now: float) -> None:
         self.statuses.pop(event.peer, None)
         self.formation.forget(event.peer, now)
@@ -281,6 +299,8 @@ class EngineCore:
                 self._rank_status(message, now)
             case FormOrder() if message.sender == sender:
                 self._from_rank(self.rank.order(message, now), now)
+            case ProveRdma() if message.sender == sender and self._coordinates(sender):
+                self._commands += self.rank.transport.prove(message, self.plan, self._me)
             case BeginRequest() if message.sender == sender and self._coordinates(sender):
                 self._begin(message, now)
             case TellBegun() if message.sender == sender and self._coordinates(sender):
@@ -318,8 +338,8 @@ class EngineCore:
         if self._incarnations.get(status.sender, status.incarnation) < status.incarnation:
             self._origin_restarted(status.sender, now)
         self._incarnations[status.sender] = status.incarnation
-        if status.phase is RankPhase.ABORTED and status.sender != self._me:
-            self._from_rank(self.rank.group_broke_elsewhere(status.plan_hash, status.attempt), now)
+        if status.sender != self._me:
+            self._from_rank(self.rank.heard_of(status, now), now)
         if status.computing and status.sender != self._me:
             self._commands += keep_waiting(self.rank.worker, self.rank.requests)
         if self.plan is not None:
@@ -364,12 +384,6 @@ class EngineCore:
         if isinstance(message, Heartbeat) and message.computing:
             self._commands += keep_waiting(self.rank.worker, self.rank.requests)
 
-    def _worker_gone(self, event: events.WorkerGone, now: float) -> None:
-        self._from_rank(self.rank.worker_gone(event.text, now, event.for_memory), now)
-
-    def _memory_wired(self, event: events.MemoryWired, now: float) -> None:
-        self.rank.worker.wired.observe(event.wired_bytes)
-
     def _deliver(self, output: TokenOut | Finished | RequestFailed, now: float) -> None:
         """To this node's client; rank 0 relays to an origin that hosts no rank."""
         request_id = client_id(output.request_id)
@@ -386,25 +400,7 @@ class EngineCore:
             if relayed is not None and origin:
                 self._send(origin, relayed)
 
-    def _model_progress(self, event: events.ModelProgress, now: float) -> None:
-        self._from_rank(self.rank.model.progress(event.model, event.done_bytes, event.total_bytes), now)
-
-    def _model_found(self, event: events.ModelFound, now: float) -> None:
-        self._from_rank(self.rank.model_found(event.facts, now), now)
-
-    def _model_not_found(self, event: events.ModelNotFound, now: float) -> None:
-        self._from_rank(self.rank.model_not_found(event.model, event.code, event.text, now), now)
-
     # --- inputs: clients and people -------------------------------------------------------------------------
-
-    def _client_asked(self, event: events.ClientAsked, now: float) -> None:
-        self._from_clients(self.clients.ask(event.request, now, event.client), now)
-
-    def _client_left(self, event: events.ClientLeft, now: float) -> None:
-        self._from_clients(self.clients.leave(event.request_id), now)
-
-    def _client_stopped_reading(self, event: events.ClientStoppedReading, now: float) -> None:
-        self._from_clients(self.clients.stopped_reading(event.request_id), now)
 
     def _model_wanted(self, event: events.ModelWanted, now: float) -> None:
         """It goes round with this node's card, and is kept by all."""

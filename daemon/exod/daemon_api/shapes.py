@@ -140,9 +140,10 @@ class EngineSummary(msgspec.Struct, frozen=True):
     """What was predicted for each way of running the model here; nothing where its ranks measured nothing yet."""
     parallel_reason: str = ""
     """Why it runs as it does, as text."""
-    transport: Literal["tcp"] = "tcp"
+    transport: Literal["tcp", "rdma"] = "tcp"
+    """What the ranks communicate over inside graphs."""
     transport_reason: str = ""
-    """Why it is that, where this node's configuration asks for another."""
+    """Why it is not RDMA, where that was asked for or was so before."""
     spare: str = ""
     """This node's spare worker: `ready`, or why there is none."""
 

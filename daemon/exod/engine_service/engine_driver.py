@@ -27,12 +27,13 @@ from exod.daemon_api.interface import GenerationDelta
 from exod.daemon_api.shared_tick import until_next
 from exod.engine_service.client_streams import ClientStreams
 from exod.engine_service.model_search import Find, find_here_or_at_hub, search
+from exod.engine_service.rdma_proof import prove
 from exod.engine_service.text_desk import TextDesk
 from exod.engine_service.worker_process import WorkerProcess
 from exod.model import NodeId
 from exoengine.model_files.memory_fit import ModelSizes
 from exoengine.model_files.model_folder import ModelFolderError
-from exoengine.protocol import EdgeSeen, FromWorker, GenerationRequest, Hello
+from exoengine.protocol import EdgeSeen, FromWorker, GenerationRequest, Hello, RdmaSetup
 
 log = structlog.get_logger()
 
@@ -48,7 +49,9 @@ WIRED_EVERY_S: Final = 2.0
 DRAIN_SETTLES_S: Final = 0.5
 """What the coordinator began before it heard of the drain shows in the ranks' reports by then."""
 
-WorkToBegin = events.StartWorker | events.LeaveWorker | events.SweepWorkers | events.ResolveModel
+WorkToBegin = (
+    events.StartWorker | events.LeaveWorker | events.SweepWorkers | events.ResolveModel | events.ProveTransport
+)
 """Commands that take a task of their own."""
 
 
@@ -81,6 +84,7 @@ class EngineDriver:
         self._on_model_wish, self._on_ring_port, self._on_edge = on_model_wish, on_ring_port, on_edge
         self._on_choice = on_choice
         self._clock = clock
+        self._folder, self._environment = folder, environment
         self.streams = ClientStreams(self.feed)
         self.worker = WorkerProcess(
             folder, environment, self._worker_said, self._worker_gone, keeps_spare=keeps_spare
@@ -256,11 +260,17 @@ class EngineDriver:
             case events.TellWorker(message=message):
                 self.texts.told(message)
                 self.worker.tell(message)
-            case events.KillWorker(text=text):
-                self.worker.kill(text)
+            case events.KillWorker(text=text, at_once=at_once):
+                self.worker.kill(text, at_once)
             case events.WakeWorker():
                 self.worker.wake()
-            case events.StartWorker() | events.LeaveWorker() | events.SweepWorkers() | events.ResolveModel():
+            case (
+                events.StartWorker()
+                | events.LeaveWorker()
+                | events.SweepWorkers()
+                | events.ResolveModel()
+                | events.ProveTransport()
+            ):
                 self._begin(command)
             case events.StopSearch():
                 self._stop_search()
@@ -300,6 +310,8 @@ class EngineDriver:
                 self._spawn(self._tasks, self.worker.leave(), "worker leaves")
             case events.SweepWorkers():
                 self._spawn(self._tasks, asyncio.to_thread(self.worker.sweep), "sweep")
+            case events.ProveTransport(number=number, rank=rank, setup=setup):
+                self._spawn(self._tasks, self._prove(number, rank, setup), "proof of RDMA")
             case events.ResolveModel(model=model):
                 self._search = self._spawn(self._tasks, self._resolve(model), "resolve model")
 
@@ -316,6 +328,10 @@ class EngineDriver:
         if self._search is not None:
             self._search.cancel()
         self._early = [command for command in self._early if not isinstance(command, events.ResolveModel)]
+
+    async def _prove(self, number: int, rank: int, setup: RdmaSetup) -> None:
+        text = await prove(rank, setup, self._folder, self._environment)
+        self.feed(events.RdmaProved(number, text))
 
     async def _resolve(self, model: str) -> None:
         """Finds or downloads the model, and reads what it is."""

@@ -141,13 +141,15 @@ class WorkerProcess:
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(encode(message))
 
-    def kill(self, text: str) -> None:
-        """From outside: for a worker that no message reaches. It may be stopped or hang in the kernel."""
+    def kill(self, text: str, at_once: bool = False) -> None:
+        """From outside: for a worker that no message reaches. It may be stopped or hang in the kernel. `at_once`:
+        one that SIGTERM does not reach either is given no time to free what it wired.
+        """
         process = self._process
         if process is None:
             return
         log.warning("worker_killed", pid=process.pid, text=text)
-        if self.free_within_s > 0:
+        if self.free_within_s > 0 and not at_once:
             _signal(process, signal.SIGTERM)
             _signal(process, signal.SIGCONT)  # one that is stopped must run to end
             asyncio.get_running_loop().call_later(self.free_within_s, _signal, process, signal.SIGKILL)

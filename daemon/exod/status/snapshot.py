@@ -21,9 +21,11 @@ from exod import VERSION
 from exod.config.settings import Config
 from exod.core.base.cluster_wish import is_repository
 from exod.core.base.facts import EDGE_FAILED, Fact
-from exod.core.cluster.jaccl import CabledNode, meeting_address
+from exod.core.cluster.jaccl import CabledNode, NotCabledError, meeting_address
+from exod.core.engine.engine_events import RdmaWired
 from exod.core.engine.engine_messages import RankPhase, RankStatus
 from exod.core.engine.rank.sync_watch import wait_text
+from exod.core.engine.transport.rdma_wiring import setup_of, stand_in_setup
 from exod.core.node import NodeCore
 from exod.core.status.health import Downloading, HealthInput, HealthJudge, HealthSnapshot
 from exod.core.status.ring_versions import version_facts
@@ -60,13 +62,6 @@ CRASHES_SHOWN_S: Final = 3600.0
 MAX_CRASHES_SHOWN: Final = 3
 
 
-NO_RDMA: Final = (
-    'ranks run over TCP, not RDMA (engine.transport = "rdma"): exod hosts no rank over MLX\'s JACCL; '
-    '"exoctl mesh jaccl" prints what mlx.launch needs for it'
-)
-"""There a dead peer is never noticed: a hang ends with the process alone. No Mac with RDMA has tried it."""
-
-
 class StatusSettings(msgspec.Struct, frozen=True):
     """What the configuration says of things that the status judges by."""
 
@@ -79,8 +74,8 @@ class StatusSettings(msgspec.Struct, frozen=True):
     started_at: float
     """Unix seconds."""
     data_dir: Path
-    transport: str = "auto"
-    """What `engine.transport` says."""
+    plays_rdma: bool = False
+    """Is RDMA played by a stand-in?"""
 
     @classmethod
     def of(cls, config: Config, started_at: float) -> StatusSettings:
@@ -92,7 +87,7 @@ class StatusSettings(msgspec.Struct, frozen=True):
             config.engine.sync,
             started_at,
             config.node.data_dir,
-            config.engine.transport,
+            config.debug.plays_rdma,
         )
 
 
@@ -373,8 +368,26 @@ class StatusBuilder:
             downloads=tuple(DownloadLine(one.node, one.done_bytes, one.total_bytes) for one in downloads),
             forecasts=forecast_lines(host, self.named, figures.tokens_per_s if figures else 0.0),
             parallel_reason=self.named(parallel_reason(host)),
-            transport_reason=NO_RDMA if self.settings.transport == "rdma" else "",
+            transport="rdma" if any(one is not None and one.over_rdma for one in statuses) else "tcp",
+            transport_reason=self._transport_reason(),
         )
+
+    def _transport_reason(self) -> str:
+        """The coordinator decides; a node that asks for RDMA is told where that one has nothing to say."""
+        host = self._engine
+        told = host.statuses.get(host.plan.coordinator) if host.plan is not None else None
+        return self.named(told.transport_text) if told is not None else ""
+
+    def rdma_wiring(self) -> RdmaWired:
+        """What the plan's ranks need for RDMA."""
+        plan = self._engine.plan
+        if plan is None or len(plan.ring) < 2:
+            return RdmaWired("", None, "there is no other rank")
+        try:
+            setup = stand_in_setup(plan) if self.settings.plays_rdma else setup_of(plan, self.cabled_nodes())
+        except NotCabledError as error:
+            return RdmaWired(plan.hash, None, str(error))
+        return RdmaWired(plan.hash, setup, "")
 
     def downloads(self) -> tuple[Downloading, ...]:
         """The ranks of the plan whose model is not here yet. One that is embedded, or a folder here, takes a moment

@@ -7,6 +7,9 @@
 // `move` never throws, and never waits longer than the deadline for a byte, nor in all longer than `allow` said last:
 // that is for a graph of many operations. Whatever goes wrong in it ends the whole mesh: the streams are then out of
 // step, and every later message ends at once. `abort` does the same from any thread.
+//
+// A stubborn mesh, for tests, does what MLX's JACCL does instead: it cannot be aborted, knows no deadline, and where
+// a peer is gone it waits for ever.
 #pragma once
 
 #include <netinet/in.h>
@@ -25,6 +28,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "platform.h"
@@ -36,6 +40,8 @@ using Clock = std::chrono::steady_clock;
 // Two cables share a message from this size on. Each block costs a header of 16 bytes and two system calls: nothing
 // beside the 26 microseconds that 256 KiB take on a wire of 80 Gbit/s.
 constexpr size_t BLOCK_BYTES = 256 * 1024;
+
+constexpr double NEVER_S = 1e9;  // 31 years
 
 struct Header {  // in the byte order of the machine: all Macs have the same
   uint64_t bytes = 0;     // of the whole message
@@ -59,9 +65,9 @@ class Mesh {
 
   // `sockets` maps each peer to the descriptors of its connections, in the same order at both ends. They are
   // copied: the caller may close its own.
-  Mesh(const std::map<int, std::vector<int>>& sockets, int spin_us, double deadline_s)
-      : spin_(std::chrono::microseconds(spin_us)) {
-    wait(deadline_s);
+  Mesh(const std::map<int, std::vector<int>>& sockets, int spin_us, double deadline_s, bool stubborn)
+      : spin_(std::chrono::microseconds(spin_us)), stubborn_(stubborn) {
+    deadline_ns_ = nanoseconds(stubborn ? NEVER_S : deadline_s);
     if (!own_pipe(wake_)) fail("no more descriptors");
     for (const auto& [peer, descriptors] : sockets)
       for (int fd : descriptors) {
@@ -88,13 +94,19 @@ class Mesh {
   Mesh& operator=(const Mesh&) = delete;
 
   // From any thread: whatever moves or will be asked to move ends at once.
-  void abort() { fail("aborted"); }
+  void abort() {
+    if (!stubborn_) fail("aborted");
+  }
 
   // From any thread: what moves from now on may take so long in all.
-  void allow(double seconds) { left_ns_ = nanoseconds(seconds); }
+  void allow(double seconds) {
+    if (!stubborn_) left_ns_ = nanoseconds(seconds);
+  }
 
   // From any thread: so long a byte is waited for from now on.
-  void wait(double seconds) { deadline_ns_ = nanoseconds(seconds); }
+  void wait(double seconds) {
+    if (!stubborn_) deadline_ns_ = nanoseconds(seconds);
+  }
 
   bool is_over() const { return over_.load(std::memory_order_acquire); }
 
@@ -115,6 +127,13 @@ class Mesh {
 
   // Moves all of `transfers`, in both directions at once; false where the mesh is over. The caller holds `turn`.
   bool move(const std::vector<Transfer>& transfers) {
+    bool done = move_once(transfers);
+    while (!done && stubborn_) std::this_thread::sleep_for(std::chrono::seconds(1));
+    return done;
+  }
+
+ private:
+  bool move_once(const std::vector<Transfer>& transfers) {
     std::vector<Job> jobs;
     for (const auto& transfer : transfers)
       if (!add_job(jobs, transfer)) return false;
@@ -124,7 +143,6 @@ class Mesh {
     return done;
   }
 
- private:
   struct Lane {  // one socket
     int fd;
     std::atomic<uint64_t>* carried;  // bytes given to the kernel, for whoever asks
@@ -332,6 +350,7 @@ class Mesh {
   }
 
   Clock::duration spin_;
+  bool stubborn_;
   std::atomic<int64_t> deadline_ns_{0};
   std::map<int, Peer> peers_;
   std::map<int, std::deque<std::atomic<uint64_t>>> carried_;

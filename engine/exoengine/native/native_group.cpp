@@ -43,8 +43,8 @@ struct Tally {  // of one kind of operation; `waited` is its time on the connect
 
 // What a group and those split from it share: one set of connections, one count of failures.
 struct Shared {
-  Shared(const std::map<int, std::vector<int>>& sockets, int spin_us, double deadline_s)
-      : mesh(sockets, spin_us, deadline_s) {}
+  Shared(const std::map<int, std::vector<int>>& sockets, int spin_us, double deadline_s, bool stubborn)
+      : mesh(sockets, spin_us, deadline_s, stubborn) {}
   Mesh mesh;
   std::array<Tally, KINDS> tallies;
   std::atomic<uint64_t> failed{0};
@@ -270,12 +270,14 @@ NB_MODULE(_native_group, m) {
       });
   m.def(
       "make",
-      [](int rank, int size, const std::map<int, std::vector<int>>& sockets, int spin_us, double deadline_s) {
-        auto shared = std::make_shared<exod::Shared>(sockets, spin_us, deadline_s);
+      [](int rank, int size, const std::map<int, std::vector<int>>& sockets, int spin_us, double deadline_s,
+         bool stubborn) {
+        auto shared = std::make_shared<exod::Shared>(sockets, spin_us, deadline_s, stubborn);
         std::vector<int> members(size);
         for (int r = 0; r < size; r++) members[r] = r;
         auto group = std::make_shared<exod::NativeGroup>(shared, members, rank);
         return nb::make_tuple(mx::distributed::Group(group), Control{shared, rank});
       },
-      nb::arg("rank"), nb::arg("size"), nb::arg("sockets"), nb::arg("spin_us"), nb::arg("deadline_s"));
+      nb::arg("rank"), nb::arg("size"), nb::arg("sockets"), nb::arg("spin_us"), nb::arg("deadline_s"),
+      nb::arg("stubborn") = false);
 }

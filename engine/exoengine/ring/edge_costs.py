@@ -45,6 +45,11 @@ def measure(control: Any, peers: list[int]) -> EdgeCosts:
     return EdgeCosts(max(one.small_s for one in costs), max(one.large_s for one in costs))
 
 
+def measure_all(group: Any) -> EdgeCosts:
+    """What a sum of all ranks takes, where no two of them can sum by themselves."""
+    return _edge(group)
+
+
 def _edge(pair: Any) -> EdgeCosts:
     _sum(pair, SMALL_BYTES)  # both are here from now on
     small_s = _agreed(pair, _sum(pair, SMALL_BYTES))
@@ -55,10 +60,10 @@ def _edge(pair: Any) -> EdgeCosts:
 
 
 def _agreed(pair: Any, seconds: float) -> float:
-    """The mean of what both ends measured: the same bits on both."""
+    """The mean of what all measured: the same bits on all."""
     mine = mx.array([seconds], dtype=mx.float32)
     both: Any = mx.distributed.all_sum(mine, group=pair).item()
-    return float(both) / 2
+    return float(both) / int(pair.size())
 
 
 def _sum(pair: Any, size: int) -> float:

@@ -7,7 +7,9 @@ An operation of the native group never raises and never stays pending. Where it 
 counted, and so does every later one. So after the evaluation of a graph `check` must be called before anything of
 the result leaves this rank. An abort, from any thread, ends every wait within milliseconds, inside MLX too.
 
-Without the native group there is no `handle`, and every step must be safe: `no_graphs` says why. Decides nothing.
+Without the native group there is no `handle`, and every step must be safe: `no_graphs` says why. Where the plan
+says so a group over RDMA takes the native group's place (rdma.py). An abort cannot reach what waits in it: it ends
+the connections beside it, and the process must then be ended from outside. Decides nothing.
 """
 
 from __future__ import annotations
@@ -20,14 +22,14 @@ import time
 from typing import Any, Final
 
 from exoengine.native.module import NativeModule
-from exoengine.protocol import NO_EDGES, EdgeCosts
-from exoengine.ring import edge_costs, further_cables
+from exoengine.protocol import NO_EDGES, EdgeCosts, RdmaSetup
+from exoengine.ring import edge_costs, further_cables, rdma
 from exoengine.ring.edge_proof import Seen, tell_nobody
 from exoengine.ring.further_cables import Neighbour
 from exoengine.ring.hidden_states import DataRing
 from exoengine.ring.message_ring import RingLostError, TokenRing
 from exoengine.ring.rendezvous import Edges, meet
-from exoengine.ring.ring_plan import Cable, FormError, RingPlan, split_host
+from exoengine.ring.ring_plan import Cable, FormError, RdmaError, RingPlan, split_host
 from exoengine.ring.send_queue import SendWatch
 
 SPIN_US: Final = 50
@@ -40,6 +42,9 @@ HAS_GRAPHS: Final = 1
 """The native group."""
 HAS_CABLES: Final = 2
 """Further cables to the one that is told."""
+
+SPENT: Final = "spent"
+"""Said in place of a session's name: this process is in a group over RDMA of other ranks, or other cables."""
 
 ALL_SEALED: Final = 'mesh.seal = "all": what goes inside graphs carries no MAC'
 
@@ -69,6 +74,10 @@ class RingGroup:
         self._measuring_ns = 0
         """What was waited while the edges were measured: no step's."""
         self._abort_reason: AbortReason | None = None
+        self._session: rdma.Session | None = None
+        """Of this process; it outlives the group."""
+        self.over_rdma = False
+        """Does this group communicate over RDMA inside graphs, or is it about to?"""
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
@@ -92,6 +101,12 @@ class RingGroup:
     def abort_reason(self) -> AbortReason | None:
         """Why the present group was aborted; `leave` forgets it."""
         return self._abort_reason
+
+    @property
+    def is_deaf(self) -> bool:
+        """Does it play what JACCL does: a process that waits there does not act on SIGTERM?"""
+        session = self._session
+        return self.over_rdma and session is not None and session.setup.stand_in
 
     @property
     def further_cables(self) -> int:
@@ -180,10 +195,41 @@ class RingGroup:
         self.tokens = TokenRing(plan.rank, plan.size, left, right, edges.keys[left], edges.keys[right])
         left, right = edges.data_left, edges.data_right
         self.data = DataRing(left, right, edges.keys[left], edges.keys[right])
-        self._make_native(plan, edges, graph_wait_s, deadline)
-        self._measure_edges(plan, deadline)
+        if plan.rdma is not None:
+            self._enter_rdma(plan, plan.rdma)
+        else:
+            self._make_native(plan, edges, graph_wait_s, deadline)
+            self._measure_edges(plan, deadline)
         if plan.all_sealed:  # measured like the others, which may have graphs
             self.handle, self.no_graphs = None, ALL_SEALED
+
+    def _enter_rdma(self, plan: RingPlan, setup: RdmaSetup) -> None:
+        """The group over RDMA that all ranks are in already, or a new one where none of them is in any."""
+        held, mine = self._session, ""
+        if held is not None:
+            mine = held.name if (held.setup, held.rank) == (setup, plan.rank) else SPENT
+        assert self.tokens is not None
+        try:
+            names = {name.decode() for name in self.tokens.gather(mine.encode())}
+        except RingLostError as error:
+            raise FormError("edge", str(error)) from error
+        if len(names) > 1 or names == {SPENT}:
+            raise FormError(
+                "rdma_spent" if held is not None else "rdma_others",
+                "MLX gives a process one group over RDMA, and not all ranks have the same: those that have one are "
+                "replaced",
+            )
+        self.over_rdma = True
+        if held is None:
+            try:
+                handle = rdma.join(setup, plan.rank, self._native.get())
+            except (RdmaError, RuntimeError) as error:
+                raise FormError("rdma", f"no group over RDMA: {error}") from error
+            held = self._session = rdma.Session(f"{plan.plan_hash}:{plan.attempt}", setup, plan.rank, handle)
+        costs = edge_costs.measure_all(held.handle)
+        with self._lock:
+            self.handle, self._control = held.handle, rdma.RdmaControl()
+        self.edge_costs, self._measuring_ns = costs, 0
 
     def _make_native(self, plan: RingPlan, edges: Edges, graph_wait_s: float, deadline: float) -> None:
         module = self._native.get()
@@ -256,7 +302,7 @@ class RingGroup:
         if self.tokens is not None:
             self.tokens.close()
         self.handle = self.tokens = self.data = None
-        self.no_graphs = ""
+        self.no_graphs, self.over_rdma = "", False
         with self._lock:
             sockets, self._sockets, self._senders, self._further = self._sockets, [], [], []
             control, self._control = self._control, None

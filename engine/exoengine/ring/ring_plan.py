@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 
+from exoengine.protocol import RdmaSetup
+
 
 class Channel(enum.IntEnum):
     CONTROL = 0
@@ -21,6 +23,10 @@ class FormError(Exception):
     def __init__(self, code: str, text: str) -> None:
         super().__init__(text)
         self.code = code
+
+
+class RdmaError(Exception):
+    """There is no group over RDMA; `str(error)` is one line for people."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +79,8 @@ class RingPlan:
     """Further ones to this rank's neighbours."""
     all_sealed: bool = False
     """Is nothing to go inside graphs, where it carries no MAC?"""
+    rdma: RdmaSetup | None = None
+    """Graphs communicate over RDMA; None: over the native group."""
 
     @property
     def right(self) -> int:

@@ -104,7 +104,7 @@ class FakeProcess:
             self._world.note(f"{self._node.name} -> worker: {type(message).__name__} {_brief(message)}")
             worker.hear(message)
 
-    def kill(self, text: str) -> None:
+    def kill(self, text: str, at_once: bool = False) -> None:
         if self._node.worker is not None:
             self._node.worker.die(f"killed: {text}")
 

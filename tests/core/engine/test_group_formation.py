@@ -18,6 +18,7 @@ from exod.core.engine.group_formation import (
 )
 from exod.core.engine.rank import worker_life
 from exod.model import NodeId
+from exoengine.protocol import RdmaSetup
 from tests.core.engine.engine_samples import A, B, C, a_plan, status
 
 PLAN = a_plan(A, B)
@@ -208,3 +209,49 @@ def test_a_plan_that_is_no_more_is_forgotten_with_its_deadlines() -> None:
     assert formation.follow(None, 2.0) == []
     assert formation.next_deadline() is None
     assert formation.state is FormationState.IDLE
+
+
+# --- over RDMA ----------------------------------------------------------------------------------------------
+
+SETUP = RdmaSetup((((), ("rdma_en2",)), (("rdma_en2",), ())), "10.0.0.1:52421")
+
+
+def a_formation_over_rdma() -> Formation:
+    formation = a_formed_formation()
+    formation.offered = SETUP
+    assert {order.order.rdma for order in formation.handle_timer(2.0)} == {SETUP}
+    assert formation.attempt == 2
+    hear(formation, PREPARED, 2, 2.1)
+    hear(formation, FORMED, 2, 2.2)
+    assert formation.formed
+    return formation
+
+
+def test_a_group_is_moved_to_rdma_once_it_is_offered() -> None:
+    formation = a_formation_over_rdma()
+    assert formation.rdma == SETUP
+    assert formation.handle_timer(3.0) == [], "it is there"
+
+
+def test_a_group_over_rdma_that_is_lost_is_formed_again_over_tcp() -> None:
+    formation = a_formation_over_rdma()
+    orders = hear(formation, ABORTED, 2, 3.0, B)
+    assert {(order.order.step, order.order.attempt, order.order.rdma) for order in orders} == {("prepare", 3, None)}
+    assert formation.rdma_lost
+
+
+def test_a_ranks_death_in_a_group_over_rdma_leads_to_tcp() -> None:
+    formation = a_formation_over_rdma()
+    hear(formation, LOADING, 2, 3.0, B)
+    assert formation.rdma_lost == "a rank's process ended"
+    orders = hear(formation, LOADED, 2, 4.0)
+    assert {order.order.rdma for order in orders} == {None}
+
+
+def test_a_suspended_plan_loses_rdma_and_a_new_plan_does_not() -> None:
+    formation = a_formation_over_rdma()
+    formation.follow(PLAN, 3.0)
+    assert formation.rdma_lost == ""
+    formation = a_formation_over_rdma()
+    formation.follow(None, 3.0)
+    assert formation.rdma_lost == "the plan's edges cannot be used"

@@ -38,10 +38,10 @@ def test_a_rank_that_is_killed_for_memory_five_times_fails_with_the_figures_and_
             now = rank.worker.restart_at
             assert only(rank.handle_timer(now), StartWorker)
     assert rank.phase is RankPhase.FAILED
-    assert rank.failure is not None
-    assert rank.failure[0] == "out_of_memory"
-    assert "5 times" in rank.failure[1]
-    assert "0.50 GiB" in rank.failure[1]
+    assert rank.model.failure is not None
+    assert rank.model.failure[0] == "out_of_memory"
+    assert "5 times" in rank.model.failure[1]
+    assert "0.50 GiB" in rank.model.failure[1]
     for later in (60.0, 300.0):
         assert not only(rank.handle_timer(now + later), StartWorker)
     (fact,) = rank.worker.memory.facts(B, now)

@@ -148,7 +148,7 @@ class JointWorld(World):
     def has_failed(self) -> bool:
         """Does a rank wait before it tries its model again?"""
         cores = [engine_host.core for engine_host in self.engine_hosts]
-        return any(core is not None and core.rank.failure is not None for core in cores)
+        return any(core is not None and core.rank.model.failure is not None for core in cores)
 
     def all_answered(self) -> bool:
         return all(client.outcome for client in self.clients)
@@ -172,7 +172,7 @@ class JointWorld(World):
             waiting = list(worker.waiting) if worker is not None and worker.alive else None
             lines.append(
                 f"\n  {name}: {core.rank.phase} plan {core.plan.hash[:6] if core.plan else None} {core.suspended} "
-                f"trouble {core.trouble()!r} failure {core.rank.failure} active {list(core.rank.active)} "
+                f"trouble {core.trouble()!r} failure {core.rank.model.failure} active {list(core.rank.active)} "
                 f"begun {core.rank.requests.begun_order} "
                 f"formation {core.formation.state} attempt {core.formation.attempt} "
                 f"queue {core.scheduler.waiting} active {active} "

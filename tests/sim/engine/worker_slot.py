@@ -101,7 +101,7 @@ class WorkerSlot:
         if self._connected is not None:
             self._connected.hear(message)
 
-    def kill(self, text: str) -> None:
+    def kill(self, text: str, at_once: bool = False) -> None:
         if self._connected is not None:
             self._connected.die(f"killed: {text}")
 

@@ -257,7 +257,8 @@ def _engine_words(engine: EngineSummary, paint: Paint, width: int, said: str) ->
 
 def sync_words(engine: EngineSummary) -> str:
     reason = f": {engine.sync.reason}" if engine.sync.reason else ""
-    return f"{engine.sync.mode} sync{reason}"
+    over_rdma = "ranks communicate over RDMA, " if engine.transport == "rdma" else ""
+    return f"{over_rdma}{engine.sync.mode} sync{reason}"
 
 
 def _ranks(engine: EngineSummary, names: dict[NodeId, str], paint: Paint) -> list[str]:

@@ -15,7 +15,7 @@ from exod.core.base.events import PeerConnected
 from exod.core.engine.engine_messages import EngineMessage, RelayedOutput
 from exod.model import ClusterWish, MeshPlan, NodeId
 from exoengine.model_files.memory_fit import ModelSizes
-from exoengine.protocol import Finished, FromWorker, GenerationRequest, TokenOut, ToWorker
+from exoengine.protocol import Finished, FromWorker, GenerationRequest, RdmaSetup, TokenOut, ToWorker
 
 
 class ModelFacts(msgspec.Struct, frozen=True):
@@ -61,6 +61,15 @@ class LinkHealthChanged(msgspec.Struct, frozen=True):
     """Further ones to its neighbours, which its next group uses."""
 
 
+class RdmaWired(msgspec.Struct, frozen=True):
+    """What is known of the cables between the ranks of the plan with this hash. Only its coordinator needs it."""
+
+    plan_hash: str
+    setup: RdmaSetup | None
+    problem: str
+    """Why there is no setup, for people."""
+
+
 class PeerLost(msgspec.Struct, frozen=True):
     """The node is down: its last report of its rank no longer counts."""
 
@@ -87,6 +96,13 @@ class WorkerGone(msgspec.Struct, frozen=True):
     text: str
     for_memory: bool = False
     """Did the kernel kill it because memory ran out? `text` has the figures then."""
+
+
+class RdmaProved(msgspec.Struct, frozen=True):
+    """Answers ProveTransport: what is wrong; empty where RDMA works."""
+
+    number: int
+    text: str
 
 
 class MemoryWired(msgspec.Struct, frozen=True):
@@ -170,6 +186,8 @@ EngineInput = (
     PlanCommitted
     | PlanSuspended
     | LinkHealthChanged
+    | RdmaWired
+    | RdmaProved
     | PeerLost
     | PeerConnected
     | EngineMessageReceived
@@ -209,9 +227,11 @@ class StartWorker(msgspec.Struct, frozen=True):
 
 
 class KillWorker(msgspec.Struct, frozen=True):
-    """At once. WorkerGone follows; the command may be repeated until then."""
+    """WorkerGone follows; the command may be repeated until then."""
 
     text: str
+    at_once: bool = False
+    """It waits over RDMA and hears nothing: it is not asked first to free what it wired."""
 
 
 class WakeWorker(msgspec.Struct, frozen=True):
@@ -224,6 +244,14 @@ class LeaveWorker(msgspec.Struct, frozen=True):
 
 class TellWorker(msgspec.Struct, frozen=True):
     message: ToWorker
+
+
+class ProveTransport(msgspec.Struct, frozen=True):
+    """Run the proof of RDMA as this rank. RdmaProved follows."""
+
+    number: int
+    rank: int
+    setup: RdmaSetup
 
 
 class SweepWorkers(msgspec.Struct, frozen=True):
@@ -334,6 +362,7 @@ EngineCommand = (
     | WakeWorker
     | LeaveWorker
     | TellWorker
+    | ProveTransport
     | SweepWorkers
     | SendTo
     | TellAll

@@ -18,6 +18,7 @@ from exoengine.protocol import (
     EdgeCosts,
     Finished,
     GenerationRequest,
+    RdmaSetup,
     RequestFailed,
     StepCosts,
     TokenOut,
@@ -46,6 +47,14 @@ IN_GROUP: Final = frozenset({RankPhase.PREPARING, RankPhase.PREPARED, RankPhase.
 """An attempt is under way, or came to its group."""
 
 HOLDS_ITS_LAYERS: Final = IN_GROUP | {RankPhase.LOADED, RankPhase.ABORTED}
+
+
+class RdmaProof(msgspec.Struct, frozen=True):
+    """What a rank's node found of RDMA when the coordinator last asked for it; `number` is that of the order."""
+
+    number: int = 0
+    state: Literal["none", "running", "ok", "failed"] = "none"
+    text: str = ""
 
 
 class RankStatus(msgspec.Struct, frozen=True, tag="rank"):
@@ -102,6 +111,13 @@ class RankStatus(msgspec.Struct, frozen=True, tag="rank"):
     download_done: int = 0
     download_total: int = 0
     """Bytes of the model's files that are here, and of all of them, while they are downloaded; else 0."""
+    over_rdma: bool = False
+    """Do its graphs communicate over RDMA?"""
+    no_rdma: str = "its exod knows of none"
+    """Why its worker can be in no group over RDMA; empty where it can."""
+    proof: RdmaProof = RdmaProof()
+    transport_text: str = ""
+    """Of the coordinator: why the ranks do not run over RDMA; empty where there is nothing to say."""
 
     @property
     def has_failed(self) -> bool:
@@ -120,6 +136,17 @@ class FormOrder(msgspec.Struct, frozen=True, tag="form_order"):
     plan_hash: str
     attempt: Counter
     step: Literal["prepare", "form"]
+    rdma: RdmaSetup | None = None
+    """What goes on inside the attempt's graphs goes over RDMA; None: over TCP."""
+
+
+class ProveRdma(msgspec.Struct, frozen=True, tag="prove_rdma"):
+    """The coordinator's order to every rank of a plan: find out, in a process of its own, whether RDMA works."""
+
+    sender: NodeId
+    plan_hash: str
+    number: int
+    setup: RdmaSetup
 
 
 class SubmitRequest(msgspec.Struct, frozen=True, tag="submit"):
@@ -213,6 +240,7 @@ class ModelWish(msgspec.Struct, frozen=True, tag="model_wish"):
 EngineMessage = (
     RankStatus
     | FormOrder
+    | ProveRdma
     | SubmitRequest
     | Queued
     | SubmitRefused

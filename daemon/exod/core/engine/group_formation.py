@@ -5,7 +5,7 @@ ready to connect); FORMING (all connect at about the same time); FORMED. A rank 
 deadline, starts the next attempt: attempts of one plan only grow, and a rank follows the highest. Between
 attempts that failed lies a pause that doubles and is forgotten once a group has lived for a while. A rank that
 died, or loads again, leads back to gathering from anywhere but the pause, which is not cut short. IDLE where this
-node coordinates no usable plan.
+node coordinates no usable plan. A group that stands over TCP is moved to RDMA where that is `offered`.
 
 Decides only when to order `prepare` and `form`. Times in monotonic seconds.
 """
@@ -15,13 +15,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
 from exod.core.base.errors import IllegalMoveError
 from exod.core.engine.engine_messages import HOLDS_ITS_LAYERS, FormOrder, RankPhase, RankStatus
 from exod.model import MeshPlan, NodeId
+from exoengine.protocol import RdmaSetup
 
 PREPARE_DEADLINE_S: Final = 12.0
 FORM_DEADLINE_S: Final = 10.0
@@ -59,6 +60,7 @@ class FormationEvent(StrEnum):
     ALL_FORMED = "all ranks stand in the group"
     ATTEMPT_FAILED = "the attempt failed"
     SOUND_GROUP_LOST = "a group that had lived was lost"
+    RDMA_OFFERED = "the group is to run over RDMA"
     PAUSE_OVER = "the pause is over"
 
 
@@ -75,9 +77,13 @@ TRANSITIONS: Final[dict[tuple[FormationState, FormationEvent], FormationState]] 
     (FormationState.FORMING, FormationEvent.ATTEMPT_FAILED): FormationState.PAUSE,
     (FormationState.FORMED, FormationEvent.RANK_MISSING): FormationState.GATHERING,
     (FormationState.FORMED, FormationEvent.SOUND_GROUP_LOST): FormationState.GATHERING,
+    (FormationState.FORMED, FormationEvent.RDMA_OFFERED): FormationState.GATHERING,
     (FormationState.FORMED, FormationEvent.ATTEMPT_FAILED): FormationState.PAUSE,
     (FormationState.PAUSE, FormationEvent.PAUSE_OVER): FormationState.GATHERING,
 }
+
+
+_UNDER_WAY: Final = frozenset({FormationState.PREPARING, FormationState.FORMING, FormationState.FORMED})
 
 
 class OrderRank(msgspec.Struct, frozen=True):
@@ -99,6 +105,12 @@ class Formation:
         self.attempt = 0
         self.problem = ""
         """Why the ranks must not form a group, where they hold their layers and must not."""
+        self.offered: RdmaSetup | None = None
+        """What the next attempt is to be over RDMA with; None: TCP."""
+        self.rdma: RdmaSetup | None = None
+        """Of the present attempt."""
+        self.rdma_lost = ""
+        """Why an attempt over RDMA, or its group, came to nothing; whoever reads it empties it."""
         self._deadline = 0.0
         self._repeat_at = 0.0
         self._formed_at = 0.0
@@ -125,6 +137,9 @@ class Formation:
 
     def follow(self, plan: MeshPlan | None, now: float) -> list[OrderRank]:
         """A plan was committed that this node coordinates; None where it coordinates none, or none is usable."""
+        if plan is None and self._state in _UNDER_WAY:
+            self._lose_rdma("the plan's edges cannot be used")
+        self.rdma = self.offered = None
         self._plan = plan if plan is not None and plan.coordinator == self._me and plan.ring else None
         self._apply(
             FormationEvent.NO_PLAN if self._plan is None else FormationEvent.PLAN_FOLLOWED,
@@ -147,6 +162,8 @@ class Formation:
             self._rank_missing(now)
 
     def _rank_missing(self, now: float) -> None:
+        if self._state in _UNDER_WAY:
+            self._lose_rdma("a rank's process ended")
         if self._state is not FormationState.PAUSE:
             self._apply(FormationEvent.RANK_MISSING, now)
 
@@ -185,6 +202,9 @@ class Formation:
                 map(self._gave_up, ranks)
             ):
                 return self._retry(now)
+            case FormationState.FORMED if self.rdma is None and self.offered is not None:
+                self._apply(FormationEvent.RDMA_OFFERED, now)
+                return self._gather(ranks, now)
             case FormationState.PREPARING if self._all(ranks, RankPhase.PREPARED):
                 self._apply(FormationEvent.ALL_PREPARED, now)
                 return self._first_orders(FORM_DEADLINE_S, now)
@@ -204,6 +224,7 @@ class Formation:
         if self.problem:
             return []
         self.attempt = max(self.attempt, *(rank.attempt for rank in ranks)) + 1
+        self.rdma = self.offered
         self._apply(FormationEvent.RANKS_COMPLETE, now)
         return self._first_orders(PREPARE_DEADLINE_S, now)
 
@@ -223,7 +244,15 @@ class Formation:
                 on_the_way = rank.phase is RankPhase.FORMED
         return rank.attempt > self.attempt or not on_the_way
 
+    def _lose_rdma(self, text: str) -> None:
+        """Whatever comes next comes over TCP."""
+        if self.rdma is not None:
+            self.rdma_lost = text
+            self.rdma = self.offered = None
+
     def _retry(self, now: float) -> list[OrderRank]:
+        given_up = [rank.text for rank in self._ranks() or () if self._gave_up(rank) and rank.text]
+        self._lose_rdma(given_up[0] if given_up else "the ranks did not do in time what they should")
         lived = now - self._formed_at > LIVED_S
         if self.formed and (lived or self._pause_s == 0):
             self._pause_s = PAUSE_FIRST_S
@@ -243,7 +272,8 @@ class Formation:
         assert self._plan is not None
         self._repeat_at = now + REPEAT_S
         forming = self._state is FormationState.FORMING
-        order = FormOrder(self._me, self._plan.hash, self.attempt, "form" if forming else "prepare")
+        step: Literal["prepare", "form"] = "form" if forming else "prepare"
+        order = FormOrder(self._me, self._plan.hash, self.attempt, step, self.rdma)
         done = RankPhase.FORMED if forming else RankPhase.PREPARED
         return [
             OrderRank(node, order)

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from exod.core.engine.engine_events import EmitEvent, LeaveWorker, ResolveModel, StartWorker
-from exod.core.engine.engine_messages import FormOrder, RankPhase
+from exod.core.engine.engine_messages import FormOrder, RankPhase, RankStatus
 from exod.core.engine.rank.held_requests import RequestGivenUp
 from exod.core.engine.rank.hosted_model import FAILED_RETRY_S
 from exod.core.engine.rank.rank import FORM_GIVEN_S, RankCommand
@@ -277,8 +277,8 @@ def test_layers_that_cannot_be_shared_fail_until_another_plan_can() -> None:
     rank = a_rank()
     rank.commit(a_plan(A, B, split=(5, 5)), "why", 0.0)
     rank.model_found(FACTS, 0.1)
-    assert rank.failure is not None
-    assert rank.failure[0] == "cannot_split"
+    assert rank.model.failure is not None
+    assert rank.model.failure[0] == "cannot_split"
     assert only(rank.commit(a_plan(A, B, number=2, split=(5, 7)), "why", 1.0), StartWorker) == [StartWorker()]
 
 
@@ -427,10 +427,12 @@ def test_another_model_does_not_go_on_with_this_ones_words() -> None:
 def test_a_group_that_another_rank_gave_up_is_aborted_here_at_once() -> None:
     """The end of the connections may be lost on the way, and this worker would wait for a step's deadline."""
     rank = a_formed_rank()
-    assert told(rank.group_broke_elsewhere(PLAN.hash, 1)) == [Abort("another rank gave the group up")]
-    assert rank.group_broke_elsewhere(PLAN.hash, 2) == [], "another attempt"
-    assert rank.group_broke_elsewhere("of yesterday", 1) == []
-    assert a_loaded_rank().group_broke_elsewhere(PLAN.hash, 1) == [], "it stands in no group"
+    gave_up = RankStatus(B, 1, 1, RankPhase.ABORTED, PLAN.hash, 1)
+    assert told(rank.heard_of(gave_up, 3.0)) == [Abort("another rank gave the group up")]
+    assert rank.heard_of(msgspec.structs.replace(gave_up, phase=RankPhase.FORMED), 3.0) == []
+    assert rank.heard_of(msgspec.structs.replace(gave_up, attempt=2), 3.0) == [], "another attempt"
+    assert rank.heard_of(msgspec.structs.replace(gave_up, plan_hash="of yesterday"), 3.0) == []
+    assert a_loaded_rank().heard_of(gave_up, 3.0) == [], "it stands in no group"
 
 
 def test_a_model_that_is_wanted_again_at_once_does_not_go_on_with_what_was_ended_for_another() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from exod.core.engine.engine_events import EmitEvent, KillWorker, ModelFacts, StartWorker
+from exod.core.engine.engine_events import EmitEvent, KillWorker, LinkHealthChanged, ModelFacts, StartWorker
 from exod.core.engine.engine_messages import RankPhase
 from exod.core.engine.rank.rank import Rank, RankCommand
 from exod.core.engine.rank.rank_status import IDLE_REPORT_INTERVAL_S, NEWS_AGAIN_S, REPORT_INTERVAL_S, ReportStatus
@@ -189,8 +189,8 @@ def test_statuses_are_numbered_in_the_order_in_which_they_were_made() -> None:
 
 def test_link_health_is_told_when_it_changes_and_to_each_new_process() -> None:
     rank = a_loaded_rank()
-    assert told(rank.link_health(False, "slow")) == [LinkHealth(False, "slow")]
-    assert rank.link_health(False, "slow") == []
+    assert told(rank.link_health(LinkHealthChanged(False, "slow"))) == [LinkHealth(False, "slow")]
+    assert rank.link_health(LinkHealthChanged(False, "slow")) == []
     rank.worker_gone("it crashed", 5.0)
     rank.handle_timer(6.0)
     assert LinkHealth(False, "slow") in told(rank.worker_said(hello(), 7.0))
@@ -223,10 +223,10 @@ def test_a_model_that_the_nodes_cannot_hold_is_refused_before_a_worker_is_starte
     commands += rank.model_found(ModelFacts("m", FOLDER, sizes(layer_bytes=1 << 20)), 0.1)
     assert not only(commands, StartWorker)
     assert rank.phase is RankPhase.FAILED
-    assert rank.failure is not None
-    assert rank.failure[0] == "does_not_fit"
-    assert "It needs 0.01 GiB in all" in rank.failure[1]
-    assert rank.model.lasting_failure == rank.failure
+    assert rank.model.failure is not None
+    assert rank.model.failure[0] == "does_not_fit"
+    assert "It needs 0.01 GiB in all" in rank.model.failure[1]
+    assert rank.model.lasting_failure == rank.model.failure
 
 
 def test_waits_beyond_the_watchdog_are_told_now_and_then_and_count_for_a_while() -> None:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from exod.core.engine.engine_events import NodeCable
 from exod.model import Edge, MeshPlan, NodeId
-from exoengine.protocol import CrossConnection, FurtherCable, Prepare
+from exoengine.protocol import CrossConnection, FurtherCable, Prepare, RdmaSetup
 
 
 def prepare_order(
-    plan: MeshPlan, me: NodeId, attempt: int, ring_key: bytes, cables: Sequence[NodeCable] = ()
-) -> Prepare:
+    plan: MeshPlan, me: NodeId, attempt: int, ring_key: bytes, cables: Sequence[NodeCable] = (),
+    rdma: RdmaSetup | None = None,
+) -> Prepare:  # fmt: skip
     """`me` is a node of the plan's ring; of `cables` those to other plans' neighbours are left out."""
     around, across = plan.edges[: len(plan.ring)], plan.edges[len(plan.ring) :]
     listeners = {edge.target: f"{edge.target_address}:{edge.target_port}" for edge in around}
@@ -36,6 +37,7 @@ def prepare_order(
             if one.peer in plan.ring
         ),
         key=ring_key,
+        rdma=rdma,
     )
 
 

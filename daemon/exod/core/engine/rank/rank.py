@@ -14,17 +14,8 @@ from collections.abc import Collection
 from typing import Final, assert_never
 
 from exod.core.base.facts import OUT_OF_MEMORY
-from exod.core.engine.engine_events import (
-    EmitEvent,
-    EngineCommand,
-    KillWorker,
-    LeaveWorker,
-    ModelFacts,
-    NodeCable,
-    TellWorker,
-    WakeWorker,
-)
-from exod.core.engine.engine_messages import BeginRequest, FormOrder, RankPhase
+from exod.core.engine import engine_events as events
+from exod.core.engine.engine_messages import BeginRequest, FormOrder, RankPhase, RankStatus
 from exod.core.engine.layer_split import DoesNotFitError
 from exod.core.engine.rank.fitness import Fitness
 from exod.core.engine.rank.group_history import GroupHistory, aborted_event
@@ -38,6 +29,7 @@ from exod.core.engine.rank.stuck_group import StuckGroup
 from exod.core.engine.rank.sync_watch import LinkTold, SyncWatch
 from exod.core.engine.rank.worker_life import FORMING, LOADING, PREPARING, WorkerEvent, WorkerLife, WorkerState
 from exod.core.engine.rank.worker_load import WorkerLoad, load_layers, loaded_event
+from exod.core.engine.transport.rank_transport import RankTransport
 from exod.model import MeshPlan, NodeId
 from exoengine import protocol
 
@@ -45,7 +37,7 @@ FORM_GIVEN_S: Final = 5.0
 """Connecting takes 0.2 s even over a VPN. That a neighbour does not come is no fault of this worker: it says so by
 then, and lives."""
 
-RankCommand = EngineCommand | ReportStatus | RingPortTaken | RequestGivenUp
+RankCommand = events.EngineCommand | ReportStatus | RingPortTaken | RequestGivenUp
 
 
 class Rank:
@@ -72,11 +64,9 @@ class Rank:
         self._group = GroupHistory()
         self.requests = HeldRequests()
         self.sync_watch = SyncWatch(sync.watchdog_s, sync.sync)
-        self.fitness = Fitness()
-        parts = RankParts(
-            self.model, self.worker, self.load, self._phases, self._group, self.requests, self.sync_watch,
-            self.fitness,
-        )  # fmt: skip
+        self.fitness, self.transport = Fitness(), RankTransport()
+        held = (self.model, self.worker, self.load, self._phases, self._group, self.requests)
+        parts = RankParts(*held, self.sync_watch, self.fitness, self.transport)
         self._reports = StatusReports(me, incarnation, parts)
         self._keeps_until: float | None = None
         """Until then the worker's layers are kept although the plan wants more of them."""
@@ -95,10 +85,6 @@ class Rank:
     @property
     def loaded(self) -> protocol.Loaded | None:
         return self.load.held
-
-    @property
-    def failure(self) -> tuple[str, str] | None:
-        return self.model.failure
 
     @property
     def active(self) -> dict[str, HeldRequest]:
@@ -141,10 +127,10 @@ class Rank:
         self._suspended = reason
         commands: list[RankCommand] = []
         if self.worker.is_connected and (self._phases.in_group or self._group.stands):
-            commands.append(TellWorker(protocol.Abort(reason)))
+            commands += self._give_up(reason, now)
         if self._group.stands:
             self._group.lost("fault", reason, now)
-            commands.append(EmitEvent("engine.aborted", {"code": "suspended", "text": reason}))
+            commands.append(events.EmitEvent("engine.aborted", {"code": "suspended", "text": reason}))
         self._leave_attempt(now)
         self._phases.plan_hash = ""
         return commands + self._report(now, changed=True)
@@ -163,22 +149,34 @@ class Rank:
         if self._me not in plan.ring or self.load.held is None or not self.worker.is_connected:
             return self._report(now, changed=True)
         if order.step == "prepare" and order.attempt > self._phases.attempt:
-            return self._prepare(plan, order.attempt, now)
+            return self._prepare(plan, order, now)
         if order.step == "form" and order.attempt == self._phases.attempt and self.phase is RankPhase.PREPARED:
             if not self._phases.forming:
                 self._phases.forming = True
+                self.transport.forming(plan.hash)
                 self.worker.expect(FORMING, now)
-                return [TellWorker(protocol.Form(plan.hash, order.attempt, FORM_GIVEN_S))]
+                return [events.TellWorker(protocol.Form(plan.hash, order.attempt, FORM_GIVEN_S))]
             return []
         return self._report(now, changed=True)
 
-    def group_broke_elsewhere(self, plan_hash: str, attempt: int) -> list[RankCommand]:
-        """Another rank gave that group up. This worker may not notice: the end of a connection may be lost, too."""
-        abort = TellWorker(protocol.Abort("another rank gave the group up"))
-        return [abort] if self.worker.is_connected and self._group.is_of(plan_hash, attempt) else []
+    def heard_of(self, other: RankStatus, now: float) -> list[RankCommand]:
+        """Another rank may have given up the group. This worker may not notice: the end of a connection may be
+        lost, too.
+        """
+        broke = other.phase is RankPhase.ABORTED and self._group.is_of(other.plan_hash, other.attempt)
+        lost = self.transport.is_lost_with(other, self._plan)
+        wants = self.worker.is_connected and (broke or lost)
+        return self._give_up("another rank gave the group up", now) if wants else []
 
-    def link_health(self, healthy: bool, reason: str, cables: tuple[NodeCable, ...] = ()) -> list[RankCommand]:
-        changed = self._link.changed(healthy, reason, cables)
+    def _give_up(self, reason: str, now: float) -> list[RankCommand]:
+        """What the worker waits for ends at once: the group, or the process where nothing else ends it."""
+        if not self.transport.is_entangled:
+            return [events.TellWorker(protocol.Abort(reason))]
+        self.transport.killed = True
+        return self._kill(f"its group over RDMA cannot be aborted ({reason})", now)
+
+    def link_health(self, told: events.LinkHealthChanged) -> list[RankCommand]:
+        changed = self._link.changed(told.healthy, told.reason, told.cables)
         return [*self._link.for_worker()] if changed and self.worker.is_connected else []
 
     def leaving(self, now: float) -> None:
@@ -186,9 +184,7 @@ class Rank:
         if self.worker.is_connected:
             self.worker.asked_to_leave(now)
 
-    # --- what is known of the model -------------------------------------------------------------------------
-
-    def model_found(self, facts: ModelFacts, now: float) -> list[RankCommand]:
+    def model_found(self, facts: events.ModelFacts, now: float) -> list[RankCommand]:
         if not self.model.found(facts):
             return []
         self.fitness.model_found()
@@ -217,7 +213,7 @@ class Rank:
         commands = self.ended(begin.ended_order, (), now)
         told = self.requests.begin(begin)
         if self.load.held is not None and self.worker.is_connected:
-            commands += [TellWorker(one) for one in told]
+            commands += [events.TellWorker(one) for one in told]
         return commands + self._report(now, changed=True)
 
     def ended(self, order: int, orders: Collection[int], now: float) -> list[RankCommand]:
@@ -234,9 +230,7 @@ class Rank:
         cancel = self.requests.cancel(request_id)
         if cancel is None or self.load.held is None or not self.worker.is_connected:
             return []
-        return [TellWorker(cancel)]
-
-    # --- time -----------------------------------------------------------------------------------------------
+        return [events.TellWorker(cancel)]
 
     def handle_timer(self, now: float) -> list[RankCommand]:
         """To be called when `next_deadline` is due."""
@@ -245,7 +239,7 @@ class Rank:
             if text := self.worker.overdue(now):
                 commands += self._kill(text, now)
             elif self.worker.wants_waking(now):
-                commands.append(WakeWorker())
+                commands.append(events.WakeWorker())
         self.model.retry_if_due(now)
         return commands + self._advance(now) + self._report(now)
 
@@ -302,7 +296,7 @@ class Rank:
         if self.worker.is_connected:
             self.worker.asked_to_leave(now)
             self.load.forget()
-            commands.append(LeaveWorker())
+            commands.append(events.LeaveWorker())
         self.model.clear_failure()
         self._group.retired()
         return commands + self._move(RankEvent.NOT_WANTED, now)
@@ -312,24 +306,27 @@ class Rank:
         if self.load.asked != share:
             self._must_catch_up = False
             self._group.left(self._plan.hash if self._plan is not None else "", self._plan_reason, now)
+            if self.transport.is_entangled:
+                return commands + self._give_up("it is to load again", now)
             commands += load_layers(share, self.load, self.worker, now)
         return commands + self._move(RankEvent.LAYERS_MISSING, now)
 
-    def _prepare(self, plan: MeshPlan, attempt: int, now: float) -> list[RankCommand]:
+    def _prepare(self, plan: MeshPlan, order: FormOrder, now: float) -> list[RankCommand]:
         if not self._phases.accepts(RankEvent.PREPARE_ORDERED):
             return self._report(now, changed=True)
-        self._phases.attempt = attempt
+        self._phases.attempt = order.attempt
+        self.transport.ordered(order)
         self._group.left(plan.hash, self._plan_reason, now)
         self.worker.expect(PREPARING, now)
-        prepare = prepare_order(plan, self._me, attempt, self.ring_key, self._link.cables)
-        return [*self._move(RankEvent.PREPARE_ORDERED, now), TellWorker(prepare)]
+        prepare = prepare_order(plan, self._me, order.attempt, self.ring_key, self._link.cables, order.rdma)
+        return [*self._move(RankEvent.PREPARE_ORDERED, now), events.TellWorker(prepare)]
 
     def _move(self, event: RankEvent, now: float) -> list[RankCommand]:
         """The one way into a phase that others see at once."""
         return self._report(now, changed=self._phases.apply(event, now))
 
     def _report(self, now: float, changed: bool = False) -> list[RankCommand]:
-        """This rank's status, when something in it changed or the last one is old."""
+        """Its status, when something in it changed or the last one is old."""
         waits = "it waits a moment for a node to come back before it loads more layers"
         text = waits if self._keeps_until is not None else self._trouble
         return [*self.fitness.news(), *self._reports.due(self._plan, self._suspended, text, changed, now)]
@@ -342,7 +339,8 @@ class Rank:
         asked = self.worker.ended(now)
         if for_memory and not asked and (last := self.worker.killed_for_memory(text, now)):
             self.model.give_up(OUT_OF_MEMORY, last)
-        given_up = self.requests.process_died(text) if self.load.held is not None and not asked else []
+        blamed = not self.transport.ended() and self.load.held is not None and not asked
+        given_up = self.requests.process_died(text) if blamed else []
         if self.load.held is None and not asked:
             self.fitness.process_ended(text, self.load.asked, now)
         self._group.lost("fault", text, now)
@@ -354,12 +352,12 @@ class Rank:
         commands: list[RankCommand] = [*given_up]
         if not asked:
             self._trouble = text
-            commands.append(EmitEvent("engine.restarted", {"text": text, "restarts": self.worker.restarts}))
+            commands.append(events.EmitEvent("engine.restarted", {"text": text, "restarts": self.worker.restarts}))
         return commands + self._advance(now)
 
     def _kill(self, text: str, now: float) -> list[RankCommand]:
         self.worker.killed(text, now)
-        return [KillWorker(text)]
+        return [events.KillWorker(text, at_once=self.transport.is_entangled)]
 
     # --- what the worker says -------------------------------------------------------------------------------
 
@@ -389,6 +387,7 @@ class Rank:
                 if not self._phases.is_present(plan_hash, attempt) or self.phase is not RankPhase.PREPARING:
                     return []
                 self.worker.done()
+                self.transport.prepared()
                 return self._move(RankEvent.PREPARED, now)
             case protocol.Formed(plan_hash=plan_hash, attempt=attempt):
                 if not self._phases.is_present(plan_hash, attempt) or not self._phases.forming:
@@ -406,13 +405,14 @@ class Rank:
     def _hello(self, hello: protocol.Hello, now: float) -> list[RankCommand]:
         """A worker is connected: a new one, or one that an earlier daemon of this node left running."""
         if self.worker.state is WorkerState.KILLED:
-            return [KillWorker(self.worker.killed_for)]  # the kill came before there was anything to kill
+            return [events.KillWorker(self.worker.killed_for)]  # the kill came before there was anything to kill
         if not self.worker.accepts(WorkerEvent.SAID_HELLO):
             return []
         self.worker.said_hello(hello, now)
         self.fitness.greeted(in_ring=self._plan is not None and self._me in self._plan.ring)
         self.stuck.greeted(hello)
         self._group.found(hello)
+        self.transport.greeted(hello)
         newest_first = sorted(hello.requests, key=lambda request: -request.order)
         stale = [request for request in newest_first if not self.requests.adopt(self._me, request)]
         # With stale requests it must load again, as in `ended`: that makes it forget them.
@@ -432,7 +432,7 @@ class Rank:
         self.worker.loaded()
         self.fitness.holds_layers()
         self.model.failure_is_over()
-        commands: list[RankCommand] = [TellWorker(one) for one in self.requests.for_a_new_process()]
+        commands: list[RankCommand] = [events.TellWorker(one) for one in self.requests.for_a_new_process()]
         commands += self._link.for_worker()
         facts = self.model.facts
         event = loaded_event(facts.model if facts is not None else loaded.folder, loaded)
@@ -453,19 +453,19 @@ class Rank:
         self.worker.formed(now)
         self.stuck.formed()
         self._trouble = ""
-        events = self._group.formed(formed, now)
-        return [*self._move(RankEvent.FORMED, now), *events]
+        told = self._group.formed(formed, now)
+        return [*self._move(RankEvent.FORMED, now), *told]
 
     def _has_aborted(self, aborted: protocol.Aborted, now: float) -> list[RankCommand]:
         """Of the present attempt: the worker stands in no group now. Of an older one: that is known, unless it
         still stood in that one's group.
         """
-        commands: list[RankCommand] = []
         paused = aborted.code == "paused"
         present = self._phases.is_present(aborted.plan_hash, aborted.attempt) and self._phases.in_group
         stood = self._group.aborted(aborted, self._plan_reason, now)
-        if (present or stood) and not paused:
-            commands.append(aborted_event(aborted))
+        commands: list[RankCommand] = [aborted_event(aborted)] if (present or stood) and not paused else []
+        if self.transport.aborted(aborted):
+            return commands + self._give_up(aborted.text, now)
         if not present:
             return commands
         if not paused:
@@ -489,7 +489,7 @@ class Rank:
         """
         if self._must_catch_up:
             self._must_catch_up = False
-            messages = [TellWorker(message) for message in self.requests.for_a_new_process()]
+            messages = [events.TellWorker(message) for message in self.requests.for_a_new_process()]
             return [*messages, *self._report(now)]
         if self.stuck.idles(heartbeat, self._should_generate(), now):
             return self._kill("the worker stands idle although a request is under way", now) + self._advance(now)

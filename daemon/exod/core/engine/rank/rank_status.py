@@ -18,6 +18,7 @@ from exod.core.engine.rank.rank_phase import PhaseMachine
 from exod.core.engine.rank.sync_watch import SyncWatch
 from exod.core.engine.rank.worker_life import WorkerLife
 from exod.core.engine.rank.worker_load import WorkerLoad
+from exod.core.engine.transport.rank_transport import RankTransport
 from exod.model import MeshPlan, NodeId
 from exoengine.protocol import Heartbeat
 
@@ -50,6 +51,7 @@ class RankParts(msgspec.Struct, frozen=True):
     requests: HeldRequests
     sync_watch: SyncWatch
     fitness: Fitness
+    transport: RankTransport
 
 
 class StatusReports:
@@ -130,6 +132,10 @@ class StatusReports:
             wired_mib=parts.load.wired_bytes >> 20,
             download_done=parts.model.download.done_bytes,
             download_total=parts.model.download.total_bytes,
+            over_rdma=parts.transport.is_entangled,
+            no_rdma=parts.transport.no_rdma,
+            proof=parts.transport.proof,
+            transport_text=parts.transport.text,
         )
 
     def _reached(self) -> Heartbeat | None:
