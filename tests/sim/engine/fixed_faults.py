@@ -20,6 +20,8 @@ from tests.sim.invariants import InvariantBrokenError
 from tests.sim.network import CABLE, LAN
 
 FAULTS_AT_S = 8.0
+DEADLINE_S = 60.0
+"""`engine.recovery_deadline_s`."""
 SERVED_WITHIN_S = 90.0
 """A node leaves the ring: three starts that fail (5 s), another coordinator (1.5 s, twice), a silent rank's machine
 (4 s), loading its layers (3 s), forming (10 s where a rank is missing); then a dozen slow steps. Most need 10 s."""
@@ -44,15 +46,12 @@ class FixedOutcome:
 
 def run_fixed(seed: int) -> FixedOutcome:
     """Raises InvariantBrokenError with its story."""
-    rng = random.Random(seed * 2_654_435_761 + 29)
-    nodes = rng.choice((2, 2, 3, 4))
-    world = JointWorld(seed, nodes, media=(CABLE, LAN), recovery_deadline_s=60.0)
-    for host in world.hosts:
-        world.at(rng.uniform(0.0, 0.3), host.start)
+    world, rng = begin(seed)
+    nodes = len(world.hosts)
     world.run(FAULTS_AT_S)
     in_mid_answer = world.ask(rng.randrange(nodes), 100)
     world.run(world.now + 1.0)
-    names, dead = _break(world, rng, nodes)
+    names, dead = break_some(world, rng, nodes)
     world.tell(None, f"from now on: {', '.join(names)}")
     began, groups = world.now, world.engine_checker.groups
     asked = [world.ask(place, TOKENS) for place in range(nodes) if place not in dead]
@@ -62,6 +61,15 @@ def run_fixed(seed: int) -> FixedOutcome:
         _expect_served(world, names, [in_mid_answer])
     epochs = _expect_few_epochs(world, names)
     return FixedOutcome(seed, names, served_after_s, world.engine_checker.groups - groups, epochs)
+
+
+def begin(seed: int) -> tuple[JointWorld, random.Random]:
+    """Nodes that start, and what the scenario draws from."""
+    rng = random.Random(seed * 2_654_435_761 + 29)
+    world = JointWorld(seed, rng.choice((2, 2, 3, 4)), media=(CABLE, LAN), recovery_deadline_s=DEADLINE_S)
+    for host in world.hosts:
+        world.at(rng.uniform(0.0, 0.3), host.start)
+    return world, rng
 
 
 def _expect_few_epochs(world: JointWorld, names: tuple[str, ...]) -> int:
@@ -85,7 +93,7 @@ def _expect_served(world: JointWorld, names: tuple[str, ...], clients: list[Clie
             raise InvariantBrokenError(world, f"E8: {client.name} ended as {client.outcome} with {names}")
 
 
-def _break(world: JointWorld, rng: random.Random, nodes: int) -> tuple[tuple[str, ...], set[int]]:
+def break_some(world: JointWorld, rng: random.Random, nodes: int) -> tuple[tuple[str, ...], set[int]]:
     """One node at least stays as it is. Returns what was broken, and which nodes have no power."""
     names: list[str] = []
     well = rng.randrange(nodes)

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from exod.alert_table import ALERTS
+from exod.core.engine.engine_messages import RankPhase, RankStatus
+from exod.core.probe import ring_fitness
 from exod.core.status.serving import NO_MODEL
 from exod.daemon_api.counters import DaemonCounters
 from exod.daemon_api.shapes import MqttSummary
@@ -24,6 +27,8 @@ from exod.status.answers import Answers, ClusterSettings, Network, Requests
 from exod.status.mqtt_snapshot import MqttSnapshot
 from exod.status.record import ClusterRecord
 from exod.status.snapshot import StatusBuilder, StatusSettings
+from tests.sim.engine import fixed_faults
+from tests.sim.engine.clients import Client
 from tests.sim.engine.engine_host import EngineHost
 from tests.sim.engine.joint_world import JointWorld
 from tests.sim.engine.scenarios import STORM_S, build, make_peace
@@ -82,8 +87,8 @@ def screens_of(host: EngineHost) -> Screens:
     return Screens(status, answers, MqttSnapshot(host.host.id, status))
 
 
-def judge(screens: Screens, now: float) -> str:
-    """Looks once. Returns the code of what a request would meet, for the test's own count."""
+def judge(screens: Screens, now: float) -> tuple[str, Health]:
+    """Looks once. Returns the code of what a request would meet, for the test's own count, and the health."""
     status = screens.status
     if (state := status.engine().state) in (EngineState.READY, EngineState.GENERATING):
         status.record.served_model = status.engine().model or ""
@@ -107,7 +112,7 @@ def judge(screens: Screens, now: float) -> str:
             assert health.health is not Health.HEALTHY
     if health.health is Health.DOWN:
         assert not verdict.admits
-    return verdict.code or "serves"
+    return verdict.code or "serves", health.health
 
 
 class Clock:
@@ -123,21 +128,34 @@ class Clock:
         return WALL + self.now
 
 
-def look_at_all(world: JointWorld, clock: Clock, known: dict[tuple[str, int], Screens], seen: set[str]) -> None:
+def look_at_all(
+    world: JointWorld, clock: Clock, known: dict[tuple[str, int], Screens], seen: set[str]
+) -> list[EngineHost]:
+    """Those that say that they serve, or that they are healthy."""
+    serving: list[EngineHost] = []
     for host in world.engine_hosts:
         if host.core is not None and host.host.core is not None:
             key = (host.host.id, host.host.life)
             if key not in known:
                 known[key] = screens_of(host)
             clock.now = host.host.local(world.now)
-            seen.add(judge(known[key], clock.now))
+            code, health = judge(known[key], clock.now)
+            seen.add(code)
+            if code == "serves" or health is Health.HEALTHY:
+                serving.append(host)
+    return serving
 
 
-def test_no_two_screens_disagree_in_any_state_of_the_simulation(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: set[str] = set()
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(snapshot, "time", clock)
     monkeypatch.setattr(mqtt_snapshot, "time", clock)
+    return clock
+
+
+def test_no_two_screens_disagree_in_any_state_of_the_simulation(clock: Clock) -> None:
+    seen: set[str] = set()
     for seed in SEEDS:
         world, _ = build(seed)
         if seed == SEEDS[-1]:
@@ -151,3 +169,55 @@ def test_no_two_screens_disagree_in_any_state_of_the_simulation(monkeypatch: pyt
             world.run(world.now + LOOK_S)
             look_at_all(world, clock, known, seen)
     assert seen >= {"serves", "engine_loading", "engine_recovering", "draining"}, seen
+
+
+FIXED_SEEDS = range(8)
+LOOKED_FOR_S = 45.0
+ASKED_EVERY_S = 3.0
+
+
+def ask_who_serves(clock: Clock, seed: int) -> None:
+    """With faults that stay, whoever says that it serves or is healthy is asked, and answers by the deadline."""
+    world, rng = fixed_faults.begin(seed)
+    world.run(fixed_faults.FAULTS_AT_S)
+    names, dead = fixed_faults.break_some(world, rng, len(world.hosts))
+    known: dict[tuple[str, int], Screens] = {}
+    asked: list[Client] = []
+    asked_at: dict[int, float] = {}
+    end = world.now + LOOKED_FOR_S
+    while world.now < end:
+        world.run(world.now + LOOK_S)
+        for engine_host in look_at_all(world, clock, known, set()):
+            place = engine_host.host.place
+            if place not in dead and world.now - asked_at.get(place, 0.0) >= ASKED_EVERY_S:
+                asked.append(world.ask(place, 1))
+                asked_at[place] = world.now
+    assert asked, f"nobody served with {names}"
+    world.run_while(world.all_answered, fixed_faults.DEADLINE_S)
+    for client in asked:
+        promised = f"{client.name} was promised an answer with {names}: {client.outcome}"
+        assert client.outcome == "length", f"{promised}{world.engine_states()}"
+        assert client.ended_at is not None
+        assert client.ended_at - client.asked_at <= fixed_faults.DEADLINE_S, names
+
+
+@pytest.mark.parametrize("seed", FIXED_SEEDS)
+def test_who_says_that_it_serves_answers(clock: Clock, seed: int) -> None:
+    ask_who_serves(clock, seed)
+
+
+def test_a_health_that_asks_for_failed_states_alone_is_found(clock: Clock) -> None:
+    """Planted: a rank that has not failed is taken for one that serves, and the ring's faults for none."""
+
+    def state(self: StatusBuilder, statuses: list[RankStatus | None]) -> EngineState:
+        failed = any(status is not None and status.phase is RankPhase.FAILED for status in statuses)
+        return EngineState.FAILED if failed else EngineState.READY
+
+    def ask_all() -> None:
+        for seed in FIXED_SEEDS:
+            ask_who_serves(clock, seed)
+
+    unfit = mock.patch.object(ring_fitness.RingFitness, "unfit", property(lambda self: False))
+    planted = mock.patch.object(StatusBuilder, "_engine_state", state)
+    with unfit, planted, pytest.raises(AssertionError, match="was promised an answer"):
+        ask_all()
