@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import subprocess
 import time
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ LEFT_OUT_WITHIN_S = 40.0
 TAKEN_BACK_WITHIN_S = 90.0
 """It tries by itself 15 s after it was left out, and 30 s after that."""
 ENDS_WITHIN_S = 180.0
+DOWN_S = 4.0
 
 
 @pytest.fixture
@@ -87,3 +90,23 @@ def test_a_full_disk_and_a_killed_rank_cost_no_answer(pair: Cluster) -> None:
         for node in pair.nodes:
             node.kill9()
         subprocess.run(["umount", "-l", full.data_dir], check=True)
+
+
+def test_a_daemon_without_descriptors_goes_on(pair: Cluster) -> None:
+    """Its rank is killed and its connections end while it can open nothing: when it can again, all is as before."""
+    pair.start()
+    pair.wait_ready("thunderbolt", STARTS_WITHIN_S)
+    node, other = pair.nodes
+    usual = resource.prlimit(node.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{node.pid}/fd")), usual[1]))
+    node.kill_workers()
+    for link in pair.lab.links.values():
+        link.cut()
+    time.sleep(DOWN_S)  # each node is alone, and dials the other
+    pair.lab.restore()
+    time.sleep(DOWN_S)
+    assert node.running, node.log_tail()
+    resource.prlimit(node.pid, resource.RLIMIT_NOFILE, usual)
+    pair.wait_ready("thunderbolt", TAKEN_BACK_WITHIN_S)
+    for one in (node, other):
+        assert numbers(one.chat(count_prompt(1, 20))) == list(range(1, 21))

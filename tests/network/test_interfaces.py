@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 import pytest
 
 from exod.model import Kind, LocalAddress
+from exod.network import interfaces
 from exod.network.interface_rules import SeenInterface
 from exod.network.interfaces import InterfaceWatcher, read_interfaces
 from exod.platform.linux import Linux
@@ -138,6 +140,36 @@ async def test_a_look_that_fails_keeps_what_is_known() -> None:
         host.interfaces = ()
         host.notify()
         assert await watched.next() == []
+
+
+@pytest.mark.anyio
+async def test_what_cannot_be_followed_or_seen_now_is_tried_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No descriptor is left for a while: nobody notifies us when there is one again."""
+    monkeypatch.setattr(interfaces, "AGAIN_S", 0.05)
+    host = Host()
+    host.interfaces = (EN0,)
+    reports: asyncio.Queue[tuple[LocalAddress, ...]] = asyncio.Queue()
+    refused = 2
+
+    def follow(addresses: tuple[LocalAddress, ...]) -> None:
+        nonlocal refused
+        if refused:
+            refused -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        reports.put_nowait(addresses)
+
+    task = asyncio.create_task(InterfaceWatcher(host, read=host.read).run(follow))
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            assert [one.address for one in await reports.get()] == ["10.0.0.2"]
+            host.failing = True
+            host.notify()
+            await asyncio.sleep(0.1)
+            host.interfaces, host.failing = (), False
+            assert await reports.get() == ()
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 @pytest.mark.anyio

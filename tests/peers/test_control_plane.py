@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import os
 import socket
 import ssl
@@ -13,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -22,7 +24,7 @@ from exod.core.engine.engine_messages import ModelWish
 from exod.core.membership.membership import ClusterKey, MembershipRecord
 from exod.errors import StartError
 from exod.model import Kind, LocalAddress, NodeCard, NodeId
-from exod.peers import connection, handshakes
+from exod.peers import connection, control_plane, handshakes
 from exod.peers.connection import Connection
 from exod.peers.control_plane import ControlPlane
 from exod.peers.dial_targets import Target
@@ -340,6 +342,26 @@ async def test_both_dialling_at_once_ends_with_one_connection() -> None:
         await until(lambda: a.wishes() and b.wishes(), "messages pass both ways")
         assert a.connected == ["+b"]
         assert b.connected == ["+a"]
+
+
+async def test_where_no_descriptor_is_left_it_goes_on_and_dials_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = 3
+
+    def scarce(family: int, kind: int) -> socket.socket:
+        nonlocal refused
+        if refused:
+            refused -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return socket.socket(family, kind)
+
+    names = SimpleNamespace(socket=scarce, AF_INET=socket.AF_INET, SOCK_STREAM=socket.SOCK_STREAM)
+    async with a_pair() as (a, b):
+        monkeypatch.setattr(control_plane, "socket", names)
+        for plane in (a.plane, b.plane):
+            for one in plane._all():
+                one.abort()
+        await until(lambda: not refused, "it was tried")
+        await until(lambda: a.plane.peers() and b.plane.peers(), "they are connected again")
 
 
 async def test_a_node_that_dials_itself_stops_doing_so() -> None:

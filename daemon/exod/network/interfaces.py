@@ -33,6 +33,10 @@ POLL_S: Final = 5.0
 SAFETY_POLL_S: Final = 30.0
 """For what no message announced although there is a change socket: none is known, so it is looked for seldom."""
 
+AGAIN_S: Final = 1.0
+"""Where a look failed, or what it showed could not be followed: an interface vanished meanwhile, or no descriptor
+was left. Either is over soon."""
+
 REFRESH_S: Final = 300.0
 """How often the platform's tools are asked again where no interface came or went: a service that a person
 disabled. Four short commands on macOS."""
@@ -113,37 +117,41 @@ class InterfaceWatcher:
         known: tuple[LocalAddress, ...] | None = None
         indexes: dict[str, int] = {}
         while True:
-            self._look()
+            is_seen, is_followed = self._look(), True
             now = self.snapshot()
             before, indexes = indexes, {one.name: one.index for one in self._seen}
             replaced = {name for name, index in indexes.items() if before.get(name, index) != index}
             if known is not None and any(one.interface in replaced for one in known):
                 known = tuple(one for one in known if one.interface not in replaced)
-                on_change(known)
+                is_followed &= _follows(known, on_change)
             if now != known:
                 log.info("interfaces_changed", addresses=[f"{one.interface}={one.address}" for one in now])
                 known = now
-                on_change(now)
+                is_followed &= _follows(now, on_change)
+            if not is_followed:
+                known = None
             try:
-                async with asyncio.timeout(self._poll_s):
+                async with asyncio.timeout(self._poll_s if is_seen and is_followed else AGAIN_S):
                     await self._changed.wait()
                 await asyncio.sleep(DEBOUNCE_S)
             except TimeoutError:
                 pass
             self._changed.clear()
 
-    def _look(self) -> None:
+    def _look(self) -> bool:
+        """False where nothing could be seen."""
         try:
             seen = self._read()
         except OSError as error:
-            # An interface vanished between two system calls of one look. The next look is near.
+            # An interface vanished between two system calls of one look, or no descriptor is left.
             log.debug("interfaces_unreadable", error=str(error))
             self._verdicts = self._verdicts or ()
-            return
+            return False
         if {one.name for one in seen} != {one.name for one in self._seen}:
             self._refresh_wanted.set()
         self._seen = seen
         self._verdicts = without_doubles([self._judge(one) for one in seen])
+        return True
 
     def _judge(self, seen: SeenInterface) -> Verdict:
         found = self._platform.classify(seen.name, [address for address, _ in seen.addresses])
@@ -172,6 +180,15 @@ class InterfaceWatcher:
                 # ENOBUFS: messages were lost, which is a change like any other.
                 log.debug("interface_messages_lost", error=str(error))
                 return
+
+
+def _follows(addresses: tuple[LocalAddress, ...], on_change: Callable[[tuple[LocalAddress, ...]], None]) -> bool:
+    try:
+        on_change(addresses)
+    except OSError as error:
+        log.warning("addresses_not_followed", error=error.strerror, again_s=AGAIN_S)
+        return False
+    return True
 
 
 def read_interfaces() -> tuple[SeenInterface, ...]:

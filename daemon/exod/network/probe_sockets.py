@@ -55,7 +55,9 @@ class ProbeSockets:
         """Told the local address and the errno of each datagram that the system refused to send."""
 
     def follow(self, addresses: tuple[LocalAddress, ...]) -> None:
-        """Opens a socket for each new address and closes those of addresses that are gone."""
+        """Opens a socket for each new address and closes those of addresses that are gone. Raises OSError where no
+        descriptor is left: to be tried again.
+        """
         for address in [known for known in self._sockets if known not in addresses]:
             self._close(address)
         for address in addresses:

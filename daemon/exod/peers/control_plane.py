@@ -340,7 +340,11 @@ class ControlPlane:
         ways = self._membership.ring.dials()
         refusals = self._refusals.get(target, 0)
         context, name = ways[refusals % len(ways)]
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        except OSError as error:  # no descriptor is left
+            log.warning("dial_failed", address=f"{target.address}:{target.port}", error=error.strerror)
+            return None
         sock.setblocking(False)
         try:
             async with asyncio.timeout(HANDSHAKE_S):

@@ -17,8 +17,13 @@ _ANY_PORT = 9
 
 
 def path_source(platform: Platform, ends: PathEnds) -> str | None:
-    """The local address that our sockets of this path leave from; None: they cannot connect at all."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    """The local address that our sockets of this path leave from; None: they cannot connect at all. Where nobody
+    can be asked, because no descriptor is left, nothing speaks against the path's own.
+    """
+    try:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    except OSError:
+        return ends.local
     with contextlib.closing(sock):
         sock.setblocking(False)
         try:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 
-import psutil
-
 from exod.alert_table import kind_of
 from exod.core.engine.engine_messages import RankStatus
 from exod.core.status.health import HealthSnapshot
@@ -69,7 +67,7 @@ class MqttSnapshot:
             models=tuple(line for line in self._status.model_lines(view) if line.node == node),
             memory=mqtt_view.NodeMemory(
                 model_mib=card.memory_mib if card is not None else None,
-                total_mib=psutil.virtual_memory().total >> 20 if node == self._me else None,
+                total_mib=self._status.memory.read().total_bytes >> 20 if node == self._me else None,
                 used_mib=report.memory_mib if report is not None else None,
             ),
         )

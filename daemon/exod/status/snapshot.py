@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 import msgspec
-import psutil
 
 from exod import VERSION
 from exod.config.settings import Config
@@ -52,6 +51,7 @@ from exod.daemon_api.shapes import (
 )
 from exod.model import EngineState, Event, NodeCard, NodeId, NodeState, PathSnapshot
 from exod.plain_text import labels
+from exod.platform.host_memory import MemoryReader
 from exod.status.engine_source import EngineSource
 from exod.status.forecast_lines import forecast_lines, parallel_reason
 from exod.status.record import ClusterRecord
@@ -123,6 +123,7 @@ class StatusBuilder:
         self._mqtt, self._failed_edges, self._api_url = mqtt, failed_edges, api_url
         self.local_network, self.wired, self.spare, self.found = local_network, wired, spare, found
         self._judge = HealthJudge()
+        self.memory = MemoryReader()
 
     # --- this node, for the others --------------------------------------------------------------------------
 
@@ -136,7 +137,7 @@ class StatusBuilder:
             health=health.health,
             reasons=tuple((reason.code, reason.subject, reason.text, reason.since) for reason in health.reasons),
             uptime_s=self._uptime_s(),
-            memory_mib=psutil.virtual_memory().used >> 20,
+            memory_mib=self.memory.read().used_bytes >> 20,
             thunderbolt=self.record.thunderbolt,
             wall=time.time(),
             hears=tuple(

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import psutil
 import structlog
 
 from exod import data_files
@@ -23,6 +22,7 @@ from exod.core.engine.engine_messages import RankStatus
 from exod.core.status.host_watch import HostFigures, HostWatch
 from exod.core.status.throughput import Baseline, ThroughputWatch, Workload, band_of, low_text
 from exod.model import MeshPlan, NodeId, Reason
+from exod.platform.host_memory import MemoryReader
 from exoengine.protocol import Heartbeat
 
 log = structlog.get_logger()
@@ -61,7 +61,7 @@ class Watches:
     """Keeps what it learned; reads the file once, when it is made."""
 
     def __init__(self, me: NodeId, data_dir: Path) -> None:
-        self._me, self._data_dir = me, data_dir
+        self._me, self._data_dir, self._memory = me, data_dir, MemoryReader()
         self._throughput = ThroughputWatch(_read(data_dir / FILE))
         self._saved = self._throughput.baselines
         self._saved_at = self._host_at = float("-inf")
@@ -107,11 +107,11 @@ class Watches:
         return [Fact("throughput_low", self._me, low_text(low, tuple(causes)))]
 
     def _figures(self, moment: Moment) -> HostFigures:
-        memory = psutil.virtual_memory()
+        memory = self._memory.read()
         return HostFigures(
             folder=str(self._data_dir),
             disk_free_bytes=shutil.disk_usage(self._data_dir).free,
-            memory_available=memory.available / memory.total,
+            memory_available=memory.available_bytes / memory.total_bytes,
             clocks=dict(moment.clocks),
             restarts={rank.sender: rank.restarts for rank in moment.ranks if rank is not None},
         )
