@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from typing import Any
 
 import pytest
@@ -201,3 +202,25 @@ def test_last_words_prefer_what_says_why() -> None:
     assert last_words("one\n two \n\n") == "two"
     assert last_words("") == ""
     assert len(last_words("x" * 9999)) == MAX_TEXT
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Process: a [7]\nException Type: x\nApplication Specific Information" + ":" * 300_000,
+        "Process: a [7]\nException Type: x\nThread 0 Crashed" + ": " * 200_000,
+        "Process: a [7]\nException Type: x\n" + "A" * 500_000,
+        "Process: a [7]\nException Type: x\nThread 0 Crashed:\n0  lib  0x1  " + " + 1" * 100_000 + "x\n",
+    ],
+    ids=["colons", "words", "no field", "a frame"],
+)
+def test_no_report_takes_long_to_read(text: str) -> None:
+    """The interpreter's lock is held meanwhile, so a long search stops the daemon."""
+    begun = time.process_time()
+    parse_crash(text)
+    assert time.process_time() - begun < 2.0
+
+
+def test_a_process_number_that_no_system_has_is_no_report() -> None:
+    with pytest.raises(CrashTextError):
+        parse_crash(f"Process: a [{'9' * 5000}]\nException Type: x\n")

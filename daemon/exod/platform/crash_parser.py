@@ -157,7 +157,7 @@ def _frames(body: _CrashBody) -> tuple[str, ...]:
 # --- .crash -------------------------------------------------------------------------------------------------
 
 _FIELD: Final = re.compile(r"^([A-Z][\w /-]*?):[ \t]+(.*)$", re.MULTILINE)
-_NAMED: Final = re.compile(r"(.*?) ?\[(\d+)\]$")
+_NAMED: Final = re.compile(r"(.*?) ?\[(\d{1,10})\]$")
 _FRAME: Final = re.compile(r"^\d+\s+(\S+)\s+0x[0-9a-f]+\s+(.*?)(?: \+ \d+)?$")
 
 
@@ -187,7 +187,7 @@ def parse_crash(text: str) -> CrashReport:
 
 def _block(text: str, title: str) -> list[str]:
     """The lines below a title, to the next empty one."""
-    found = re.search(rf"^{title}[^\n]*:[^\n]*\n((?:[^\n]+\n?)*)", text, re.MULTILINE)
+    found = re.search(rf"^{title}[^\n:]*:[^\n]*\n((?:[^\n]+\n?)*)", text, re.MULTILINE)
     return found[1].splitlines() if found is not None else []
 
 
