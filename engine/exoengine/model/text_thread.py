@@ -1,8 +1,9 @@
-"""The thread of a worker that makes tokens of text and text of tokens, beside the one that computes.
+"""The threads of a worker that make tokens of text and text of tokens, beside the one that computes.
 
 A long text takes a tokenizer seconds. The steps under way go on meanwhile, because tokenizers work without the
 interpreter's lock. Decides: what cannot fit the context, before all of it is read, and when a text has taken too
-long. One text at a time; what takes too long is left alone (`deadlines.py`). Touches no MLX.
+long. One short text at a time, and one long one beside it: whoever sends long texts holds up no other client. What
+takes too long is left alone (`deadlines.py`). Touches no MLX.
 """
 
 from __future__ import annotations
@@ -25,19 +26,28 @@ DEADLINE_S: Final = 10.0
 SLICE_CHARS: Final = 32 * 1024
 """Texts that may be too long are looked at in slices first; each takes some tens of milliseconds."""
 
+LONG_CHARS: Final = 64 * 1024
+"""Of all texts of a question: shorter ones take some tens of milliseconds."""
+
+MESSAGE_CHARS: Final = 64
+"""That a message counts for by itself: a template takes 10 µs for each."""
+
+MAX_TOKENS: Final = 1_000_000
+MAX_PIECES: Final = 50_000
+"""Of a text that is only to be told in tokens, and where each token's own text is wanted, too: more of them would
+hold the daemon's loop for longer than 50 ms."""
+
 SEAM_TOKENS: Final = 8
 """By so many tokens a cut may raise the count: the longest runs that tokens join across it."""
 
 
 class TextThread:
-    """`emit` may be called from this thread."""
+    """`emit` may be called from its threads."""
 
     def __init__(self, emit: Callable[[FromWorker], None]) -> None:
         self._emit = emit
-        self._asked: queue.SimpleQueue[TextAsked] = queue.SimpleQueue()
         self._model: tuple[Tokenizer, int] | None = None
-        self._working = Abandoning()
-        threading.Thread(target=self._run, name="texts", daemon=True).start()
+        self._short, self._long = (self._start(name) for name in ("texts", "long texts"))
 
     def use(self, tokenizer: Tokenizer | None, max_context_tokens: int = 0) -> None:
         """From any thread: the model whose texts these are from now on; None: there is none."""
@@ -45,27 +55,46 @@ class TextThread:
 
     def ask(self, asked: TextAsked) -> None:
         """From any thread: answered with TextAnswered."""
-        self._asked.put(asked)
+        (self._long if _size(asked) > LONG_CHARS else self._short).put(asked)
 
-    def _run(self) -> None:
+    def _start(self, name: str) -> queue.SimpleQueue[TextAsked]:
+        asked: queue.SimpleQueue[TextAsked] = queue.SimpleQueue()
+        threading.Thread(target=self._run, args=(asked, Abandoning()), name=name, daemon=True).start()
+        return asked
+
+    def _run(self, waiting: queue.SimpleQueue[TextAsked], working: Abandoning) -> None:
         while True:
-            asked = self._asked.get()
+            asked = waiting.get()
             model = self._model
             if model is None:
                 self._emit(TextAnswered(asked.ask_id, code="not_ready", problem="no model is loaded here"))
                 continue
-            self._emit(self._answer(asked, *model))
+            self._emit(_answer(working, asked, *model))
 
-    def _answer(self, asked: TextAsked, tokenizer: Tokenizer, max_context_tokens: int) -> TextAnswered:
-        try:
-            return self._working.run(lambda: _done(asked, tokenizer, max_context_tokens), DEADLINE_S, "this text")
-        except PromptError as error:
-            return TextAnswered(asked.ask_id, code=error.code, problem=str(error))
-        except TooSlowError as error:
-            return TextAnswered(asked.ask_id, code="bad_request", problem=str(error))
-        except Exception as error:  # a tokenizer raises what its author chose
-            first_line = str(error).strip().partition("\n")[0]
-            return TextAnswered(asked.ask_id, code="bad_request", problem=f"the tokenizer refuses it: {first_line}")
+
+def _size(asked: TextAsked) -> int:
+    """Characters and tokens in it, and what a template makes of each message."""
+    request = asked.request
+    if request is None:
+        return len(asked.text) + len(asked.tokens)
+    size = len(request.prompt or "") + len(request.template)
+    if request.tools is not None:
+        size += len(request.tools.specs)
+    for message in request.messages or ():
+        size += MESSAGE_CHARS + len(message.content) + sum(len(call.arguments) for call in message.tool_calls)
+    return size
+
+
+def _answer(working: Abandoning, asked: TextAsked, tokenizer: Tokenizer, max_context_tokens: int) -> TextAnswered:
+    try:
+        return working.run(lambda: _done(asked, tokenizer, max_context_tokens), DEADLINE_S, "this text")
+    except PromptError as error:
+        return TextAnswered(asked.ask_id, code=error.code, problem=str(error))
+    except TooSlowError as error:
+        return TextAnswered(asked.ask_id, code="bad_request", problem=str(error))
+    except Exception as error:  # a tokenizer raises what its author chose
+        first_line = str(error).strip().partition("\n")[0]
+        return TextAnswered(asked.ask_id, code="bad_request", problem=f"the tokenizer refuses it: {first_line}")
 
 
 def _done(asked: TextAsked, tokenizer: Tokenizer, max_context_tokens: int) -> TextAnswered:
@@ -79,6 +108,10 @@ def _done(asked: TextAsked, tokenizer: Tokenizer, max_context_tokens: int) -> Te
     if asked.tokens:
         return TextAnswered(asked.ask_id, text=tokenizer.decode(asked.tokens, control=True))
     tokens = tokenizer.encode(asked.text, control=asked.control)
+    most = MAX_PIECES if asked.wants_pieces else MAX_TOKENS
+    if len(tokens) > most:
+        told = "tokens can be told with their texts" if asked.wants_pieces else "can be told"
+        raise PromptError("bad_request", f"the text has {len(tokens)} tokens; at most {most} {told}")
     pieces = tuple(tokenizer.pieces.piece(token) for token in tokens) if asked.wants_pieces else ()
     return TextAnswered(asked.ask_id, tuple(tokens), pieces=pieces)
 

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from exoengine.generation_request import ToolCall
 from exoengine.model import text_thread
 from exoengine.model.text import Tokenizer
 from exoengine.model.text_thread import TextThread
-from exoengine.protocol import ChatMessage, FromWorker, GenerationRequest, TextAnswered, TextAsked
+from exoengine.protocol import ChatMessage, FromWorker, GenerationRequest, TextAnswered, TextAsked, Tools
 from tests.engine.model.test_answer_text import MARKERS, WITH_TOOLS, byte_level
 
 GENEROUS_S = 30.0
+CALL = ToolCall("1", "a", "x" * 70_000)
 
 
 class Asker:
@@ -89,6 +91,68 @@ def test_a_tokenizer_that_does_not_end_ends_one_request(
         assert asker.ask(TextAsked("2", text="abc")).tokens
     finally:
         over.set()
+
+
+def test_long_texts_of_one_client_hold_up_nobody_elses_short_ones(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever they take: one is worked at, one waits, or too many were given up."""
+    over, encode = threading.Event(), tokenizer.encode
+
+    def slow(text: str, *, control: bool = True) -> list[int]:
+        if len(text) > text_thread.LONG_CHARS:
+            over.wait(GENEROUS_S)
+        return encode(text, control=control)
+
+    monkeypatch.setattr(tokenizer, "encode", slow)
+    monkeypatch.setattr(text_thread, "DEADLINE_S", 0.2)
+    said: queue.Queue[FromWorker] = queue.Queue()
+    texts = text_thread.TextThread(said.put)
+    texts.use(tokenizer, 4096)
+    short = TextAsked("short", GenerationRequest("q", 9, messages=(ChatMessage("user", "hi"),)))
+    try:
+        texts.ask(TextAsked("long 0", text="7" * 100_000))
+        texts.ask(short)
+        first = said.get(timeout=GENEROUS_S)
+        for number in (1, 2, 3):
+            texts.ask(TextAsked(f"long {number}", text="7" * 100_000))
+        others = [said.get(timeout=GENEROUS_S) for _ in range(4)]
+        texts.ask(short)
+        last = said.get(timeout=GENEROUS_S)
+    finally:
+        over.set()
+    for answer in (first, last):
+        assert isinstance(answer, TextAnswered)
+        assert (answer.ask_id, answer.code) == ("short", "")
+    assert all(isinstance(one, TextAnswered) and one.code == "bad_request" for one in others)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        TextAsked("1", text="7" * 70_000),
+        TextAsked("1", tokens=(5,) * 70_000),
+        TextAsked("1", GenerationRequest("q", 9, prompt="7" * 70_000)),
+        TextAsked("1", GenerationRequest("q", 9, messages=(ChatMessage("user", ""),) * 2_000)),
+        TextAsked("1", GenerationRequest("q", 9, messages=(), tools=Tools("x" * 70_000))),
+        TextAsked("1", GenerationRequest("q", 9, messages=(ChatMessage("assistant", "", (CALL,)),))),
+    ],
+    ids=["text", "tokens", "prompt", "messages", "tools", "calls"],
+)
+def test_what_takes_long_is_long(asked: TextAsked) -> None:
+    assert text_thread._size(asked) > text_thread.LONG_CHARS
+
+
+def test_more_tokens_than_the_daemon_could_tell_at_once_are_refused(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_thread, "MAX_TOKENS", 20)
+    monkeypatch.setattr(text_thread, "MAX_PIECES", 10)
+    asker = Asker(tokenizer)
+    assert len(asker.ask(TextAsked("1", text="7" * 20)).tokens) == 20
+    assert "has 21 tokens; at most 20" in asker.ask(TextAsked("2", text="7" * 21)).problem
+    assert len(asker.ask(TextAsked("3", text="7" * 10, wants_pieces=True)).pieces) == 10
+    assert "at most 10 tokens" in asker.ask(TextAsked("4", text="7" * 11, wants_pieces=True)).problem
 
 
 def test_eight_million_digits_are_refused_before_they_are_read(tokenizer: Tokenizer) -> None:
