@@ -7,8 +7,11 @@ from __future__ import annotations
 import statistics
 from functools import partial
 
+import pytest
+
 from exod.core.base import events
 from exod.model import Kind
+from tests.sim.engine.joint_world import JointWorld
 from tests.sim.network import CABLE
 from tests.sim.observations import kinds, noticed_after_ms, started, wires
 from tests.sim.world import World
@@ -76,3 +79,28 @@ def test_a_link_that_was_quiet_is_watched_as_ever_once_a_request_comes() -> None
         noticed, _ = noticed_after_ms(world, "path.dead", partial(cut, world))
         taken.append(noticed)
     assert max(taken) <= 300, taken
+
+
+def first_token_after_s(world: JointWorld, place: int) -> float:
+    asked_at = world.now
+    client = world.ask(place, 5)
+    assert world.run_while(lambda: bool(client.tokens), 60.0)
+    waited_s = world.now - asked_at
+    assert world.run_while(world.all_answered, 60.0)
+    return waited_s
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_first_request_after_a_long_quiet_waits_no_longer_than_any_other(place: int) -> None:
+    """By the coordinator's client and by the other's: whatever was let go of in quiet costs it nothing."""
+    world = JointWorld(7, 2)
+    for host in world.hosts:
+        world.at(0.0, host.start)
+    assert world.run_while(world.all_formed, 30.0)
+    usual_s = max(first_token_after_s(world, one) for one in (0, 1))
+    groups = world.engine_checker.groups
+    be(world, busy=False)
+    world.run(world.now + 300.0)
+    be(world, busy=True)  # by the request's admission
+    assert first_token_after_s(world, place) <= usual_s + 0.01
+    assert world.engine_checker.groups == groups
