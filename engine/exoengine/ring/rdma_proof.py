@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import mlx.core as mx
-import msgspec
 
+from exoengine.decoding import DecodingError, from_json
 from exoengine.native.build import status
 from exoengine.native.self_test import load_module
 from exoengine.protocol import RdmaSetup
@@ -52,13 +52,13 @@ def main() -> int:
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--native", type=Path, required=True, help="where native groups are found")
     arguments = parser.parse_args()
-    setup = msgspec.json.decode(sys.stdin.buffer.read(), type=RdmaSetup)
     try:
+        setup = from_json(sys.stdin.buffer.read(), RdmaSetup)
         if missing := why_not() or inactive_ports(setup, arguments.rank):
             raise RdmaError(missing)
         found = status(arguments.native)
         prove(join(setup, arguments.rank, load_module(Path(found.file)) if found.is_ready else None))
-    except (RdmaError, RuntimeError, ImportError) as error:
+    except (DecodingError, RdmaError, RuntimeError, ImportError) as error:
         print(str(error).partition("\n")[0], file=sys.stderr)
         return 1
     return 0
