@@ -44,6 +44,11 @@ async def test_the_pair_is_drawn_and_a_cut_is_seen(browser: Any) -> None:
         assert "VPN on utun4" in await page.text("#reason-list")
         assert await page.run("return document.querySelectorAll('.path.dead').length") == 2
         assert await page.run("return document.querySelectorAll('.path.used.vpn').length") == 1
+        lines = "[...document.querySelectorAll('.path')]"
+        look = "[one.classList.contains('dead'), getComputedStyle(one).strokeDasharray !== 'none']"
+        dashed = f"return {lines}.map((one) => {look})"
+        assert all(dead == is_dashed for dead, is_dashed in await page.run(dashed)), "the dead ones are dashed"
+        assert "utun4 44 ms, degraded" in await page.text("#picture")
         await page.until("#events", lambda text: "path.dead" in text)
         assert await page.run("return document.querySelectorAll('#chart .switch').length") == 1
         assert await page.complaints() == []

@@ -120,7 +120,8 @@ def engine(report: EngineReport) -> Text:
     speed = "–" if summary.tokens_per_s is None else f"{summary.tokens_per_s:.1f} tokens/s"
     text.append(f"\n{speed}, {summary.requests_active} running, {summary.requests_waiting} waiting")
     text.append(f", last gap {ms(summary.last_gap_ms)}")
-    text.append(f"\n{summary.sync.mode} steps: {clean(summary.sync.reason)}", "dim")
+    why = f": {clean(summary.sync.reason)}" if summary.sync.reason else ""
+    text.append(f"\n{summary.sync.mode} steps{why}", "dim")
     for rank in report.ranks:
         memory = "" if rank.memory_bytes is None else f", {mib(rank.memory_bytes)}"
         told = f": {clean(rank.text)}" if rank.text else ""

@@ -72,7 +72,7 @@ function drawLink(picture, labels, at, live, link) {
   const paths = link.paths.slice(0, PATHS_SHOWN);
   paths.forEach((path, index) => {
     const text = path.state === "dead" ? `${path.interface} dead`
-      : `${path.interface} ${milliseconds(path.rtt_ms)}`;
+      : `${path.interface} ${milliseconds(path.rtt_ms)}${path.state === "degraded" ? ", degraded" : ""}`;
     const classes = `path ${path.kind} ${path.state} ${path.selected ? "used" : "spare"}`;
     const line = curve(from, to, (index - (paths.length - 1) / 2) * SPREAD, classes, `${text}: ${path.why}`);
     picture.append(line.shape);
