@@ -270,19 +270,23 @@ def renewed_identities() -> list[Row]:
 
 def _tell_screens(cluster: Cluster, *more: Node) -> None:
     for node in (*cluster.nodes, *more):
-        status = node.poll_status()
-        if status is None:
-            print(f"  {node.name}: no status", file=sys.stderr)
-            continue
-        ready = node.request("GET", "/ready")
-        doctor = json.loads(node.exoctl("doctor", "--json").stdout)
-        found = [one["text"] for one in doctor["findings"]]
-        reasons = [f"{one['code']}: {one['text']}" for one in status["reasons"]]
-        print(
-            f"  {node.name}: ready {ready.status}, {status['health']}, {status['engine']['state']}, {reasons}; "
-            f"doctor: {found}",
-            file=sys.stderr,
-        )
+        try:
+            said = _screens(node)
+        except (OSError, ValueError) as error:  # it has no descriptor for us
+            said = f"no answer: {error}"
+        print(f"  {node.name}: {said}", file=sys.stderr)
+
+
+def _screens(node: Node) -> str:
+    status = node.poll_status()
+    if status is None:
+        return "no status"
+    ready = node.request("GET", "/ready")
+    doctor = json.loads(node.exoctl("doctor", "--json").stdout)
+    reasons = [f"{one['code']}: {one['text']}" for one in status["reasons"]]
+    found = [one["text"] for one in doctor["findings"]]
+    state = status["engine"]["state"]
+    return f"ready {ready.status}, {status['health']}, {state}, {reasons}; doctor: {found}"
 
 
 def _told(row: Row) -> list[Row]:
