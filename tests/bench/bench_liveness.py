@@ -194,11 +194,20 @@ def deaf_before_start(nodes: int, pair: tuple[int, int]) -> list[Row]:
     ]
 
 
+def _neighbours(cluster: Cluster) -> tuple[int, int]:
+    """The hosts of the first two ranks."""
+    (status, *_) = cluster.statuses() or []
+    names = {node["id"]: node["name"] for node in status["nodes"]}
+    first, second = (names[one] for one in status["mesh"]["ring"][:2])
+    numbered = {node.name: node.host.number for node in cluster.nodes}
+    return numbered[first], numbered[second]
+
+
 def deaf_in_mid_answer(nodes: int) -> list[Row]:
     with _serving(nodes) as cluster, filters.lifted(*cluster.lab.hosts):
         before = _epochs(cluster)
         stream = _counting(cluster)
-        _deafen(cluster.lab, (1, 2))
+        _deafen(cluster.lab, _neighbours(cluster))
         wait_s = _longest_wait_s(stream)
         _tell_screens(cluster)
         for node in cluster.nodes:
