@@ -78,7 +78,7 @@ class Worker:
             self.hello,
             orphan_deadline_s,
         )
-        self._texts = TextThread(self._control.emit)
+        self._texts = TextThread(self._emit)
         self._control.on_text = self._texts.ask
         self._model: LoadedModel | None = None
         self._asked: Load | None = None
@@ -162,7 +162,7 @@ class Worker:
         self._abort("edge_silent", f"rank {right} has acknowledged nothing for {standing_s:.1f} s")
 
     def _emit(self, message: FromWorker) -> None:
-        self._control.emit(message)
+        self._control.emit((message,))
 
     def _await_term(self) -> None:
         """SIGTERM is blocked in every thread and taken here, so that it works while MLX holds the main thread."""
@@ -231,7 +231,9 @@ class Worker:
         finally:
             self.shared.end()
         model = self._model
-        self._generations = Generations(model, self._group, self.shared, self._emit, message.sync, message.serving)
+        self._generations = Generations(
+            model, self._group, self.shared, self._control.emit, message.sync, message.serving
+        )
         self._asked = message
         self._texts.use(model.tokenizer, model.max_context_tokens)
         self.shared.memory_bytes = model.weight_bytes

@@ -5,7 +5,7 @@ part: whether the tokens of two ranks (fast, safe, tensor) are those of one proc
 token and of a prefill, beside mlx-lm's own pipeline and `shard` over MLX's ring; tokens a second of 1 to 32 clients
 on one rank and on two, and the worst gap of a running answer beside a long prefill; and what `auto` predicts of
 each way. With one GPU both ranks share it; without any they run on the processor (with `--small`). A part that
-fails says so, and the next one begins. Nothing is asserted: the table is to be read.
+fails says so, and the next one begins, with ranks of its own. Nothing is asserted: the table is to be read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -33,16 +33,18 @@ from exoengine.model_files.model_folder import inspect
 from exoengine.protocol import Abort, Aborted, Loaded, Serving, SyncSettings, TokenOut
 from tests.core.engine.engine_samples import A, B, a_plan, status
 from tests.engine.driver import Answer, Cluster, cluster, request
-from tests.engine.gpu import ALLOWED
+from tests.engine.gpu import ALLOWED, gpus, hosts, visible
 from tests.engine.gpu_batches import plain_rate, rate
 from tests.engine.models import QWEN2, write_model
 
 TOKENS: Final = 128
 PROMPT: Final = [(7 * index + 3) % 250 for index in range(64)]
-CUT_AT: Final = 60
+CUT_AT: Final = 20
 PREFILLS: Final = (2_048, 16_384)
 CLIENTS: Final = (1, 2, 4, 8, 16, 32)
-WITHIN_S: Final = 120.0
+COLLECTIVE_TOKENS: Final = 48
+"""Of an answer of a tensor group: MLX's CUDA build takes a tenth of a second for each there."""
+WITHIN_S: Final = 60.0
 """A part takes seconds; one that hangs is given up by then."""
 
 MODELS: Final[dict[str, dict[str, int]]] = {
@@ -60,8 +62,12 @@ Found = dict[str, Any]
 class Bench:
     """One model: its folder, and ranks that hold it as each way wants."""
 
-    def __init__(self, folder: Path, layers: int, prefills: tuple[int, ...], found: Found) -> None:
+    def __init__(
+        self, folder: Path, layers: int, prefills: tuple[int, ...], clients: list[int], found: Found
+    ) -> None:
         self.folder, self.layers, self.prefills, self.found = folder, layers, prefills, found
+        self.counts = clients
+        self.expected: list[int] = []
 
     def hold(self, ranks: Cluster, way: str, sequences: int = 1) -> list[Loaded]:
         sync = SyncSettings(sync="safe" if way.endswith("safe") else "fast", step_deadline_s=30.0)
@@ -78,49 +84,50 @@ class Bench:
 
     # --- the parts ------------------------------------------------------------------------------------------
 
-    def tokens_and_times(self, ranks: Cluster) -> None:
-        """Equal tokens, a token's time, prefills, and a cut in mid-answer, each way."""
-        expected: list[int] = []
-        for way in WAYS:
-            self.hold(ranks, way)
-            ranks.form()
-            answer(ranks, PROMPT, TOKENS)  # what is compiled once is compiled
-            tokens, token_s, _ = answer(ranks, PROMPT, TOKENS)
-            expected = expected or tokens
-            self._say(way, "tokens", same(expected, tokens))
-            self._say(way, "ms a token", round(token_s * 1000, 3))
-            for length in self.prefills:
-                answer(ranks, [(3 * at + length) % 250 for at in range(length)], 2)  # kernels for these lengths
-                _, _, prefill_s = answer(ranks, [(5 * at + length) % 250 for at in range(length)], 2)
-                self._say(way, f"s to prefill {length}", round(prefill_s, 4))
-            if way != "alone":
-                self._say(way, "tokens over a cut", same(expected, cut_answer(ranks)))
+    def tokens_and_times(self, ranks: Cluster, way: str) -> None:
+        """Equal tokens, a token's time, a cut in mid-answer, and prefills."""
+        self.hold(ranks, way)
+        ranks.form()
+        answer(ranks, PROMPT, COLLECTIVE_TOKENS)  # what is compiled once is compiled
+        tokens, token_s, _ = answer(ranks, PROMPT, length_of(way))
+        self.expected = self.expected or tokens
+        self._say(way, "tokens", same(self.expected, tokens))
+        self._say(way, "ms a token", round(token_s * 1000, 3))
+        if way != "alone":
+            self._say(way, "tokens over a cut", same(self.expected, cut_answer(ranks)))
+        for length in self.prefills:
+            answer(ranks, [(3 * at + length) % 250 for at in range(length)], 2)  # kernels for these lengths
+            _, _, prefill_s = answer(ranks, [(5 * at + length) % 250 for at in range(length)], 2)
+            self._say(way, f"s to prefill {length}", round(prefill_s, 4))
 
-    def forecast(self, ranks: Cluster) -> None:
+    def forecast(self, ranks: Cluster, way: str) -> None:
         """What `auto` would predict of each way, from what the ranks measured when they formed."""
-        for way in ("pipeline, fast", "tensor, fast"):
-            held = self.hold(ranks, way)
-            formed = ranks.form()
-            statuses = [
-                status(node, layers=one.layers, parts=one.parts, costs=one.step_costs, edges=group.edge_costs)
-                for node, one, group in zip((A, B), held, formed, strict=True)
-            ]
-            plan = msgspec.structs.replace(a_plan(A, B), memory_mib=(1 << 20, 1 << 20))
-            for one in forecasts(plan, inspect(self.folder), statuses):
-                self._say(f"predicted while {way} runs", f"{one.way}: ms a token", round(one.token_s * 1000, 3))
+        if way == "alone":
+            return
+        held = self.hold(ranks, way)
+        formed = ranks.form()
+        statuses = [
+            status(node, layers=one.layers, parts=one.parts, costs=one.step_costs, edges=group.edge_costs)
+            for node, one, group in zip((A, B), held, formed, strict=True)
+        ]
+        plan = msgspec.structs.replace(a_plan(A, B), memory_mib=(1 << 20, 1 << 20))
+        for one in forecasts(plan, inspect(self.folder), statuses):
+            self._say(f"predicted while {way} runs", f"{one.way}: ms a token", round(one.token_s * 1000, 3))
 
-    def clients(self, ranks: Cluster) -> None:
+    def clients(self, ranks: Cluster, way: str) -> None:
         """Tokens a second of many at once, and the gap beside a long prefill."""
-        for way in ("alone", "pipeline, fast", "tensor, fast"):
-            self.hold(ranks, way, max(CLIENTS) + 1)
-            ranks.form()
-            rate(ranks, 1)
-            for count in CLIENTS:
-                self._say(way, f"tokens/s of {count}", round(rate(ranks, count), 1))
-            self._say(way, f"ms: worst gap beside a prefill of {self.prefills[-1]}", self._worst_gap(ranks))
+        self.hold(ranks, way, max(self.counts) + 1)
+        ranks.form()
+        rate(ranks, 1, COLLECTIVE_TOKENS)
+        for count in self.counts:
+            self._say(way, f"tokens/s of {count}", round(rate(ranks, count, length_of(way)), 1))
+        self._say(way, f"ms: worst gap beside a prefill of {self.prefills[-1]}", self._worst_gap(ranks))
+
+    def batched(self, _: Cluster, way: str) -> None:
+        """mlx-lm's batched cache in this process."""
         plain_rate(self.folder, 1)
-        for count in CLIENTS:
-            self._say("mlx-lm, batched", f"tokens/s of {count}", round(plain_rate(self.folder, count), 1))
+        for count in self.counts:
+            self._say(way, f"tokens/s of {count}", round(plain_rate(self.folder, count), 1))
 
     def _worst_gap(self, ranks: Cluster) -> float:
         running, length = request(PROMPT, 400), self.prefills[-1]
@@ -145,20 +152,25 @@ class Bench:
         gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
         return round(max(gaps, default=0.0) * 1000, 1)
 
-    def mlx_lm(self, _: Cluster) -> None:
+    def mlx_lm(self, _: Cluster, way: str) -> None:
         """mlx-lm alone, its pipeline, and its shard over MLX's ring."""
-        for way, size, mode in (("alone", 1, ""), ("pipeline", 2, "pipeline"), ("shard", 2, "shard")):
-            with peers(self.folder, size, mode) as processes:
-                ask(processes, 64, TOKENS, 0)
-                rest_s = ask(processes, 64, TOKENS, 1)[1]
-                self._say(f"mlx-lm {way}", "ms a token", round(rest_s / (TOKENS - 1) * 1000, 3))
-                for length in self.prefills:
-                    first_s = ask(processes, length, 1, 2)[0]
-                    self._say(f"mlx-lm {way}", f"s to prefill {length}", round(first_s, 4))
+        mode = way.removeprefix("mlx-lm ")
+        alone = mode == "alone"
+        with peers(self.folder, 1 if alone else 2, "" if alone else mode) as processes:
+            ask(processes, 64, COLLECTIVE_TOKENS, 0)
+            rest_s = ask(processes, 64, COLLECTIVE_TOKENS, 1)[1]
+            self._say(way, "ms a token", round(rest_s / (COLLECTIVE_TOKENS - 1) * 1000, 3))
+            for length in self.prefills:
+                first_s = ask(processes, length, 1, 2)[0]
+                self._say(way, f"s to prefill {length}", round(first_s, 4))
 
     def _say(self, way: str, what: str, figure: object) -> None:
         self.found.setdefault(way, {})[what] = figure
         print(f"  {way:34} {what:44} {figure}", flush=True)
+
+
+def length_of(way: str) -> int:
+    return COLLECTIVE_TOKENS if way.startswith("tensor") else TOKENS
 
 
 def answer(ranks: Cluster, prompt: list[int], tokens: int) -> tuple[list[int], float, float]:
@@ -179,7 +191,7 @@ def wait_for(ranks: Cluster, request_id: str, index: int) -> None:
 
 
 def cut_answer(ranks: Cluster) -> list[int]:
-    asked = request(PROMPT, TOKENS)
+    asked = request(PROMPT, COLLECTIVE_TOKENS)
     ranks.begin(asked)
     wait_for(ranks, asked.request_id, CUT_AT)
     ranks.ranks[1].send(Abort("the bench cuts a link"))
@@ -192,7 +204,7 @@ def cut_answer(ranks: Cluster) -> list[int]:
 
 
 def same(expected: list[int], tokens: list[int]) -> str:
-    if tokens == expected:
+    if tokens == expected[: len(tokens)]:
         return "equal"
     at = next((at for at, pair in enumerate(zip(expected, tokens, strict=False)) if pair[0] != pair[1]), -1)
     return f"DIFFERENT from token {at} on"
@@ -240,22 +252,6 @@ def ask(processes: list[subprocess.Popen[str]], tokens: int, steps: int, seed: i
     return slowest[0], slowest[1]
 
 
-def gpus() -> int:
-    """How many GPUs this host shows; 0 where MLX computes on the processor."""
-    if mx.default_device() != mx.Device(mx.gpu):
-        return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return max(1, len(listed.stdout.splitlines()))
-
-
-def visible(rank: int) -> dict[str, str]:
-    return {"CUDA_VISIBLE_DEVICES": str(rank % gpus())} if gpus() else {}
-
-
-def hosts() -> list[tuple[list[str], str]]:
-    return [(["env", *(f"{key}={value}" for key, value in visible(rank).items())], "127.0.0.1") for rank in (0, 1)]
-
-
 def written(place: Path, name: str, sizes: dict[str, int]) -> Path:
     config = {
         **QWEN2,
@@ -269,23 +265,33 @@ def written(place: Path, name: str, sizes: dict[str, int]) -> Path:
     return write_model(place / name.replace(" ", "-"), config, dtype=mx.bfloat16)
 
 
-def tried(part: Callable[[Cluster], None], place: Path, found: Found) -> None:
-    """Each part has ranks of its own: what one left behind is not the next one's trouble."""
+def tried(part: Callable[[Cluster, str], None], way: str, place: Path, found: Found) -> None:
+    """Each has ranks of its own: what one left behind is not the next one's trouble."""
     begun = time.monotonic()
     try:
         with cluster(place, 2, hosts=hosts(), prelude=ALLOWED) as ranks:
-            part(ranks)
+            part(ranks, way)
     except Exception as error:  # the next part may still be measured
         traceback.print_exc(limit=4)
-        found.setdefault("failed", {})[part.__name__] = f"{type(error).__name__}: {error}"[:500]
-    found.setdefault("seconds", {})[part.__name__] = round(time.monotonic() - begun, 1)
+        found.setdefault("failed", {})[f"{part.__name__}, {way}"] = f"{type(error).__name__}: {error}"[:500]
+    found.setdefault("seconds", {})[f"{part.__name__}, {way}"] = round(time.monotonic() - begun, 1)
+
+
+def parts(bench: Bench, ways: Sequence[str]) -> list[tuple[Callable[[Cluster, str], None], Sequence[str]]]:
+    theirs = ("mlx-lm alone", "mlx-lm pipeline", "mlx-lm shard")
+    return [
+        (bench.tokens_and_times, ways), (bench.forecast, ways), (bench.clients, ways),
+        (bench.batched, ("mlx-lm, batched",)), (bench.mlx_lm, theirs),
+    ]  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.two_gpus")
     parser.add_argument("--small", action="store_true", help="a model that a processor can run")
     parser.add_argument("--json", type=Path, help="where the figures are written")
-    parser.add_argument("--only", nargs="*", default=[], help="parts: tokens_and_times forecast clients mlx_lm")
+    parser.add_argument("--only", nargs="*", default=[], help="of tokens_and_times forecast clients batched mlx_lm")
+    parser.add_argument("--ways", nargs="*", default=WAYS, choices=WAYS, help="of those of ours")
+    parser.add_argument("--clients", nargs="*", type=int, default=CLIENTS)
     parser.add_argument("--model", default="", help="one of the models alone")
     options = parser.parse_args()
     models = SMALL if options.small else MODELS
@@ -300,12 +306,15 @@ def main() -> None:
                 written(place, name, sizes),
                 sizes["layers"],
                 SMALL_PREFILLS if options.small else PREFILLS,
+                list(options.clients),
                 found.setdefault(name, {}),
             )
             print(name, flush=True)
-            for part in (bench.tokens_and_times, bench.forecast, bench.clients, bench.mlx_lm):
-                if not options.only or part.__name__ in options.only:
-                    tried(part, place, bench.found)
+            for part, ways in parts(bench, options.ways):
+                if options.only and part.__name__ not in options.only:
+                    continue
+                for way in ways:
+                    tried(part, way, place, bench.found)
                     if options.json is not None:
                         options.json.write_text(json.dumps(found, indent=1))
 

@@ -1,8 +1,8 @@
 """Tokens a second of 1, 8 and 32 answers at once on a GPU: `python -m tests.engine.gpu_batches [--layers 24 ...]`.
 
 A random Qwen2 in bfloat16, of 0.94 billion parameters as the options are: one rank with all layers, then two ranks
-of one machine with half each, then mlx-lm's own batched cache in this process. Counted while all answers decode.
-Prints a line for each; an error where something hangs.
+of one machine with half each, on GPUs of their own where there are two, then mlx-lm's own batched cache in this
+process. Counted while all answers decode. Prints a line for each; an error where something hangs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mlx_lm.utils import load_model
 
 from exoengine.protocol import Finished, Loaded, Serving, TokenOut
 from tests.engine.driver import Cluster, cluster, request
+from tests.engine.gpu import hosts
 from tests.engine.models import QWEN2, write_model
 
 COUNTS = (1, 8, 32)
@@ -111,7 +112,7 @@ def main() -> None:
     half = options.layers // 2
     with tempfile.TemporaryDirectory() as place:
         folder = write_model(Path(place) / "model", config, dtype=mx.bfloat16)
-        with cluster(Path(place), 2) as ranks:
+        with cluster(Path(place), 2, hosts=hosts()) as ranks:
             for split in ([options.layers], [half, options.layers - half]):
                 said = ranks.load(folder, split, serving=Serving(max(COUNTS)))
                 assert all(isinstance(one, Loaded) for one in said), said

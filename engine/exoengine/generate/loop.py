@@ -66,8 +66,8 @@ class Generations:
     """All requests of one loaded model, over any number of groups."""
 
     def __init__(
-        self, model: LoadedModel, group: RingGroup, shared: SharedState, emit: Callable[[FromWorker], None],
-        settings: SyncSettings, serving: Serving,
+        self, model: LoadedModel, group: RingGroup, shared: SharedState,
+        emit: Callable[[Sequence[FromWorker]], None], settings: SyncSettings, serving: Serving,
     ) -> None:  # fmt: skip
         self._model, self._group, self._shared, self._outbox = model, group, shared, Outbox(emit)
         self._runner = StepRunner(model, group, shared, self._outbox, settings)
@@ -249,7 +249,7 @@ class Generations:
             work.issued += 1
         outcomes = self._run_batch_and_tell(batch, works)
         if self._size == 1:
-            self._take_all(outcomes)
+            self._take(*outcomes.rows)
 
     @property
     def _is_alone(self) -> bool:
@@ -308,7 +308,7 @@ class Generations:
                 self._take(said)
             case BatchOutcome():
                 self._pass_on(said)
-                self._take_all(said)
+                self._take(*said.rows)
             case Stop(order, votes):
                 self._pass_on(said)
                 if Vote.PAUSE in Vote(votes):
@@ -334,7 +334,7 @@ class Generations:
         outcomes = self._run_batch_and_tell(self._plan.voted_batch(batch, works), works)
         if self._rank == self._size - 1:
             self._say(outcomes)
-            self._take_all(outcomes)
+            self._take(*outcomes.rows)
 
     # --- one step ---------------------------------------------------------------------------------------
 
@@ -368,12 +368,13 @@ class Generations:
         self._watch()
         return outcomes_of(batch, drawn)
 
-    def _take_all(self, outcomes: BatchOutcome) -> None:
-        for outcome in outcomes.rows:
-            self._take(outcome)
+    def _take(self, *outcomes: Outcome) -> None:
+        """A pass's outcomes have arrived: their tokens count from now on."""
+        for outcome in outcomes:
+            self._count(outcome)
+        self._watch()
 
-    def _take(self, outcome: Outcome) -> None:
-        """An outcome has arrived: its token counts from now on."""
+    def _count(self, outcome: Outcome) -> None:
         work = self._work(outcome.order)
         work.outstanding -= 1
         work.done = outcome.position
@@ -394,7 +395,6 @@ class Generations:
             self._runner.sit_out_ahead(work)
         if finished:
             self._close(work.generation)
-        self._watch()
 
     def _watch(self) -> None:
         self._progress.watch(self._works.values(), self.is_idle)

@@ -32,9 +32,8 @@ from exoengine.ring.pass_log import SINGLY
 from exoengine.ring.step_messages import BatchStep, Step
 from mlx_patches.switch import find_switch
 
-CUDA_GRAPHS_DIFFER: Final = "with MLX's CUDA build, steps that wait for the network in a graph gave other tokens"
-"""Seen over MLX's ring, and over the native group on one GPU (MLX 0.32.4); the cause is not known. See
-docs/engine.md."""
+CUDA_GRAPHS_HANG: Final = "with MLX's CUDA build, a step that waited for the network in a graph has hung"
+"""Once in three programs over the native group on two GPUs (MLX 0.32.4); the cause is not known. See docs/engine.md."""
 
 
 CLEAR_CACHE_STEPS: Final = 256
@@ -63,7 +62,7 @@ class StepRunner:
         self._pipeline = Pipeline(self._model.stage, self._group, rank, size, self._switch)
         self._size = size
         self.policy.forget()
-        no_fast = CUDA_GRAPHS_DIFFER if mx.cuda.is_available() else self._group.no_graphs
+        no_fast = CUDA_GRAPHS_HANG if mx.cuda.is_available() else self._group.no_graphs
         self.policy.forbid_fast(no_fast)
         if size == 1 and not no_fast and self.policy.settings.sync == "dynamic":
             self._shared.safe, self._shared.sync_reason = ALONE.safe, ALONE.reason

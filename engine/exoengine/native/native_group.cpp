@@ -14,6 +14,7 @@
 
 #include <array>
 #include <memory>
+#include <optional>
 
 #include "mlx/allocator.h"
 #include "mlx/backend/cpu/encoder.h"
@@ -71,30 +72,27 @@ class NativeGroup : public mx::distributed::detail::GroupImpl, public std::enabl
   }
 
   void all_gather(const mx::array& in, mx::array& out, mx::Stream s) override {
-    enqueue(ALL_GATHER, &in, &out, s, [this, in = in.data<char>(), out = out.data<char>(), n = in.nbytes()] {
-      return gather(in, out, n);
-    });
+    enqueue(ALL_GATHER, in, out, s, [this, n = in.nbytes()](const char* in, char* out) { return gather(in, out, n); });
   }
 
   void sum_scatter(const mx::array& in, mx::array& out, mx::Stream s) override {
-    enqueue(SUM_SCATTER, &in, &out, s,
-            [this, in = in.data<char>(), out = out.data<char>(), n = out.size(), type = in.dtype()] {
-              std::vector<size_t> ends(members_.size() + 1);
-              for (size_t r = 0; r < ends.size(); r++) ends[r] = r * n;
-              return scatter(Reduction::sum, type, in, out, ends);
-            });
+    enqueue(SUM_SCATTER, in, out, s, [this, n = out.size(), type = in.dtype()](const char* in, char* out) {
+      std::vector<size_t> ends(members_.size() + 1);
+      for (size_t r = 0; r < ends.size(); r++) ends[r] = r * n;
+      return scatter(Reduction::sum, type, in, out, ends);
+    });
   }
 
   void send(const mx::array& in, int dst, mx::Stream s) override {
-    enqueue(SEND, &in, nullptr, s, [this, p = in.data<char>(), n = in.nbytes(), dst] {
-      return shared_->mesh.move({{members_[dst], p, n, true, nullptr, 0, false}});
+    enqueue(SEND, in, std::nullopt, s, [this, n = in.nbytes(), dst](const char* in, char*) {
+      return shared_->mesh.move({{members_[dst], in, n, true, nullptr, 0, false}});
     });
   }
 
   void recv(mx::array& out, int src, mx::Stream s) override {
     out.set_data(mx::allocator::malloc(out.nbytes()));
-    enqueue(RECV, nullptr, &out, s, [this, p = out.data<char>(), n = out.nbytes(), src] {
-      return shared_->mesh.move({{members_[src], nullptr, 0, false, p, n, true}});
+    enqueue(RECV, std::nullopt, out, s, [this, n = out.nbytes(), src](const char*, char* out) {
+      return shared_->mesh.move({{members_[src], nullptr, 0, false, out, n, true}});
     });
   }
 
@@ -142,27 +140,29 @@ class NativeGroup : public mx::distributed::detail::GroupImpl, public std::enabl
     return done;
   }
 
+  // Where the data lies is asked in the task, not before it. An input may be computed by a GPU still: the stream waits
+  // for it in front of the task, and on CUDA `data` copies what it finds from the GPU's memory into the host's. Weak
+  // copies, because MLX keeps an operation's buffers until its stream has come past it.
   template <typename Work>
-  void enqueue(Kind kind, const mx::array* in, mx::array* out, mx::Stream s, Work work) {
+  void enqueue(Kind kind, std::optional<mx::array> in, std::optional<mx::array> out, mx::Stream s, Work work) {
     auto& encoder = mx::cpu::get_command_encoder(s);
-    if (in) encoder.set_input_array(*in);
-    if (out) encoder.set_output_array(*out);
-    char* to = out ? out->data<char>() : nullptr;
-    size_t bytes = out ? out->nbytes() : 0;
-    encoder.dispatch([self = shared_from_this(), kind, to, bytes, work = std::move(work)]() {
-      if (!self->run(kind, work) && to) std::memset(to, 0, bytes);
+    if (in) encoder.set_input_array(*in), in = mx::array::unsafe_weak_copy(*in);
+    if (out) encoder.set_output_array(*out), out = mx::array::unsafe_weak_copy(*out);
+    encoder.dispatch([self = shared_from_this(), kind, in, out, work = std::move(work)]() mutable {
+      const char* from = in ? in->data<char>() : nullptr;
+      char* to = out ? out->data<char>() : nullptr;
+      if (!self->run(kind, [&] { return work(from, to); }) && to) std::memset(to, 0, out->nbytes());
     });
   }
 
   void all_reduce(Kind kind, Reduction how, const mx::array& in, mx::array& out, mx::Stream s) {
-    enqueue(kind, &in, &out, s,
-            [this, how, in = in.data<char>(), out = out.data<char>(), n = in.size(), type = in.dtype()] {
-              if (n * type.size() < SCATTER_BYTES) return direct(how, type, in, out, n);
-              std::vector<size_t> ends(members_.size() + 1);
-              for (size_t r = 0; r < ends.size(); r++) ends[r] = r * n / members_.size();
-              char* mine = out + ends[rank_] * type.size();
-              return scatter(how, type, in, mine, ends) && gather_shares(out, ends, type.size());
-            });
+    enqueue(kind, in, out, s, [this, how, n = in.size(), type = in.dtype()](const char* in, char* out) {
+      if (n * type.size() < SCATTER_BYTES) return direct(how, type, in, out, n);
+      std::vector<size_t> ends(members_.size() + 1);
+      for (size_t r = 0; r < ends.size(); r++) ends[r] = r * n / members_.size();
+      char* mine = out + ends[rank_] * type.size();
+      return scatter(how, type, in, mine, ends) && gather_shares(out, ends, type.size());
+    });
   }
 
   // Every rank sends all to all, and reduces by itself.

@@ -16,7 +16,7 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -163,10 +163,10 @@ class ControlThread:
             os.umask(before)
         self._thread.start()
 
-    def emit(self, message: FromWorker) -> None:
+    def emit(self, messages: Sequence[FromWorker]) -> None:
         """From the MLX thread: tells the daemon, now or when there is one again."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
-            self._loop.call_soon_threadsafe(self._tell, message)
+            self._loop.call_soon_threadsafe(self._tell, messages)
 
     def close(self) -> None:
         """From the MLX thread: sends what is left and ends the thread."""
@@ -302,19 +302,23 @@ class ControlThread:
         for message in log.beyond(len(begin.tokens)):
             self._write(message)
 
-    def _tell(self, message: FromWorker) -> None:
-        known_before = False
-        if isinstance(message, TokenOut | Finished | RequestFailed):
-            log = self._logs.get(message.request_id)
-            if log is not None:
-                log.messages.append(message)
-                known_before = isinstance(message, TokenOut) and message.index < len(log.begin.tokens)
-        if not known_before:
-            self._write(message)
-        if isinstance(message, Finished | RequestFailed):
-            done = self._logs.get(message.request_id)
-            if done is not None:
-                self._put_away_if_told(done)
+    def _tell(self, messages: Sequence[FromWorker]) -> None:
+        self._write(*(message for message in messages if not self._known_before(message)))
+        for message in messages:
+            if isinstance(message, Finished | RequestFailed):
+                done = self._logs.get(message.request_id)
+                if done is not None:
+                    self._put_away_if_told(done)
+
+    def _known_before(self, message: FromWorker) -> bool:
+        """Did the daemon give this token along with the request? Notes what is told of a request."""
+        if not isinstance(message, TokenOut | Finished | RequestFailed):
+            return False
+        log = self._logs.get(message.request_id)
+        if log is None:
+            return False
+        log.messages.append(message)
+        return isinstance(message, TokenOut) and message.index < len(log.begin.tokens)
 
     def _put_away_if_told(self, log: RequestLog) -> None:
         """A finished request is put away once a daemon has it, and before there are too many."""
@@ -326,11 +330,12 @@ class ControlThread:
         while len(self._told) > TOLD_KEPT:
             del self._told[next(iter(self._told))]
 
-    def _write(self, message: FromWorker) -> None:
+    def _write(self, *messages: FromWorker) -> None:
+        """In one piece: each write is a system call, and wakes the daemon."""
         writer = self._writer
         if writer is None or writer.is_closing():
             return
         if writer.transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
             writer.transport.abort()
             return
-        writer.write(encode(message))
+        writer.write(b"".join(map(encode, messages)))

@@ -12,7 +12,7 @@ def token(index: int) -> TokenOut:
 
 def test_tokens_wait_until_they_are_let_out_and_go_in_order() -> None:
     told: list[FromWorker] = []
-    outbox = Outbox(told.append)
+    outbox = Outbox(told.extend)
     outbox.add(token(0))
     outbox.add(token(1))
     assert told == []
@@ -23,7 +23,7 @@ def test_tokens_wait_until_they_are_let_out_and_go_in_order() -> None:
 
 def test_what_ends_a_request_lets_out_what_came_before() -> None:
     told: list[FromWorker] = []
-    outbox = Outbox(told.append)
+    outbox = Outbox(told.extend)
     outbox.add(token(0))
     outbox.add(RequestFailed("q", "engine", "why"))
     assert told == [token(0), RequestFailed("q", "engine", "why")]
