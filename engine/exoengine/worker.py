@@ -80,6 +80,7 @@ class Worker:
         )
         self._texts = TextThread(self._emit)
         self._control.on_text = self._texts.ask
+        self._tell = self._control.emit
         self._model: LoadedModel | None = None
         self._asked: Load | None = None
         """What `_model` was loaded for."""
@@ -231,9 +232,7 @@ class Worker:
         finally:
             self.shared.end()
         model = self._model
-        self._generations = Generations(
-            model, self._group, self.shared, self._control.emit, message.sync, message.serving
-        )
+        self._generations = Generations(model, self._group, self.shared, self._tell, message.sync, message.serving)
         self._asked = message
         self._texts.use(model.tokenizer, model.max_context_tokens)
         self.shared.memory_bytes = model.weight_bytes

@@ -33,7 +33,7 @@ from exoengine.ring.step_messages import BatchStep, Step
 from mlx_patches.switch import find_switch
 
 CUDA_GRAPHS_HANG: Final = "with MLX's CUDA build, a step that waited for the network in a graph has hung"
-"""Once in three programs over the native group on two GPUs (MLX 0.32.4); the cause is not known. See docs/engine.md."""
+"""Once in three programs, over the native group on two GPUs (MLX 0.32.4); why is not known (docs/engine.md)."""
 
 
 CLEAR_CACHE_STEPS: Final = 256
