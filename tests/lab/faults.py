@@ -43,6 +43,8 @@ class Tally:
     def __init__(self, limit: int, deadline: float) -> None:
         self._limit, self._deadline = limit, deadline
         self._lock = threading.Lock()
+        self.lives = threading.Lock()
+        """Held while a daemon is ended and started: a lane must not end the process that another one starts."""
         self.began: Counter[str] = Counter()
         self.active: list[str] = []
         self.log: list[tuple[float, str]] = []
@@ -109,6 +111,11 @@ class Lane(threading.Thread):
 
     def node(self) -> Node:
         return self.random.choice(self.cluster.nodes)
+
+    def _alone(self, fault: Callable[[], str]) -> str:
+        """For a fault that ends a daemon, or stops it."""
+        with self.tally.lives:
+            return fault()
 
 
 class LinkFaults(Lane):
@@ -180,10 +187,10 @@ class ProcessFaults(Lane):
             "killed rank": lambda: self._ranks([self.node()], signal.SIGKILL),
             "both ranks killed": lambda: self._ranks(self.cluster.nodes, signal.SIGKILL),
             "stopped rank": lambda: self._ranks([self.node()], signal.SIGSTOP),  # nobody wakes it
-            "killed daemon": self._kill_daemon,
-            "killed daemon and rank": self._kill_host,
-            "stopped daemon": self._stop_daemon,
-            "daemon leaves": self._leave,
+            "killed daemon": lambda: self._alone(self._kill_daemon),
+            "killed daemon and rank": lambda: self._alone(self._kill_host),
+            "stopped daemon": lambda: self._alone(self._stop_daemon),
+            "daemon leaves": lambda: self._alone(self._leave),
         }
 
     def _ranks(self, nodes: list[Node], number: signal.Signals) -> str:
@@ -251,7 +258,7 @@ class HostFaults(Lane):
         unfiltered = {kind: breaks for kind, breaks in LINK_KINDS.items() if kind != "two members deaf"}
         kinds = {**filtered, **unfiltered, **HOST_KINDS}
         self.kinds = {kind: functools.partial(self._while, breaks) for kind, breaks in kinds.items()}
-        self.kinds["daemon without its state"] = self._lose_state
+        self.kinds["daemon without its state"] = lambda: self._alone(self._lose_state)
 
     def _while(self, breaks: Breaks) -> str:
         with breaks(self.cluster, self.random) as whom:
