@@ -230,6 +230,12 @@ NOTES: Final[dict[str, AlertKind]] = {
         "Two live nodes never hear each other. Where both compute, the ring goes round that pair.",
         "look for a cable or a firewall between the two hosts",
     ),
+    "ring_unfit": AlertKind(
+        "warning",
+        0.0,
+        "A path answers probes, is better than the one in use, and failed the ring. It is tried again later.",
+        "the text says what the ring met: allow TCP from port 52420 on in the firewall; give both ends one MTU",
+    ),
     # A long context or a slow path that comes and goes makes steps safe for a while, as it should.
     "safe_steps": AlertKind(
         "warning",

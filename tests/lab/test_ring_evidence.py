@@ -48,6 +48,7 @@ def assert_named(pair: Cluster, statuses: list[Status]) -> None:
     cables = [path_over(one, names[1 - place], "bridge0") for place, one in enumerate(statuses)]
     assert all(path is not None and path["state"] == "up" for path in cables)
     assert any("not fit for the ring" in str(path and path["why"]) for path in cables)
+    assert any(note["code"] == "ring_unfit" for status in statuses for note in status["notes"])
 
 
 def ready(pair: Cluster) -> ChatStream:

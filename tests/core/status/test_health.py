@@ -297,3 +297,14 @@ def test_configurations_that_name_different_models_are_a_reason_until_a_command_
     me = msgspec.structs.replace(ME, wish=ClusterWish(1.0, "studio2", "/models/real"))
     decided = msgspec.structs.replace(differ, view=msgspec.structs.replace(differ.view, me=me))
     assert lasting(decided).reasons == ()
+
+
+def test_a_better_path_that_only_probes_pass_is_a_note_with_what_the_ring_met() -> None:
+    unfit = {"selected": False, "unfit": "nobody answered a connection to 10.0.0.2 (a firewall?)"}
+    cable, lan = (msgspec.structs.replace(one, **more) for one, more in ((CABLE, unfit), (LAN, {"selected": True})))
+    found = HealthJudge().judge(given(cable, lan), 0.0, 0.0)
+    assert found.health is Health.HEALTHY
+    assert [(one.code, one.subject) for one in found.notes] == [("ring_unfit", cable.id)]
+    assert "nobody answered a connection to 10.0.0.2" in found.notes[0].text
+    slow = msgspec.structs.replace(VPN, unfit="it moves 0.01 MB/s")
+    assert not HealthJudge().judge(given(CABLE, slow), 0.0, 0.0).notes, "nobody would use it"

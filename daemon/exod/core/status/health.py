@@ -237,6 +237,9 @@ def _link_facts(link: LinkView, view: NodeView, degraded_ms: float, lossy: float
         working = path.state in (PathState.UP, PathState.DEGRADED)
         if not path.eligible and working and better and not path.routed:
             yield Fact("path_ineligible", path.id, f"{path.interface} to {peer} is not used: {path.why}")
+        if path.unfit and working and better:
+            text = f"{path.interface} to {peer} answers probes and is not fit for the ring: {path.unfit}"
+            yield Fact("ring_unfit", path.id, text)
 
 
 def _others(paths: Iterable[PathView], selected: PathView | None) -> str:

@@ -50,6 +50,8 @@ class PathView(PathSnapshot, frozen=True):
     last_heard_s: float | None
     fault: str = ""
     """A debug fault that lies on it at this end, as text; empty where none does."""
+    unfit: str = ""
+    """What the ring met on it while its probes pass; empty where it is fit for the ring."""
 
 
 class LinkView(msgspec.Struct, frozen=True):
@@ -165,7 +167,14 @@ def _path_view(path: Path, link: Link, platform: str, now: float) -> PathView:
         last_rtt_ms=path.rtt.last_ms,
         last_heard_s=now - path.last_rx if path.heard else None,
         fault=_fault(path, now),
+        unfit=_unfit(path, link),
     )
+
+
+def _unfit(path: Path, link: Link) -> str:
+    if not path.ring.unfit:
+        return ""
+    return path.ring.cause if path.ring.own_unfit else f"{link.peer.name} saw it fail"
 
 
 def _fault(path: Path, now: float) -> str:
