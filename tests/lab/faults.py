@@ -32,7 +32,8 @@ PROCESS_PAUSE_S = (0.5, 9.0)
 """A killed rank takes seconds to be replaced: most of the time something works, and never for long."""
 FLAPS = 4
 STARTS_WITHIN_S = 30.0
-COMMAND_WITHIN_S = 3.0
+COMMAND_WITHIN_S = 20.0
+"""A command of another lane on a busy machine. What a daemon leaves behind stays for longer."""
 CONFIG: dict[str, dict[str, Any]] = {"debug": {"enabled": True}}
 """What the nodes need for a planned move on demand."""
 
