@@ -203,7 +203,7 @@ def _build(folder: Path, summary: ModelSummary) -> Any:
         raise ModelFolderError("unknown_architecture", f"{folder}: {_first_line(error)}") from error
     except (RuntimeError, OSError) as error:
         raise ModelFolderError("unreadable", f"{folder}: {_first_line(error)}") from error
-    except (TypeError, KeyError, AttributeError, IndexError, AssertionError, ZeroDivisionError) as error:
+    except (TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, MemoryError) as error:
         raise ModelFolderError(
             "bad_config",
             f"{folder / 'config.json'} does not describe a {summary.model_type} model:"

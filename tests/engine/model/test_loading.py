@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +51,17 @@ def test_the_sum_of_spans_is_at_most_the_model(llama: Path) -> None:
     assert table.weight_bytes(0, summary.total_layers) == summary.weight_bytes
     assert table.cache_bytes(1, 3) == 2 * 1000 * summary.kv_bytes_per_token
     assert SpanTable(summary, 1000, kv_bits=4).cache_bytes(1, 3) == table.cache_bytes(1, 3) * (4 + 32 / 64) / 16
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "vocab_size", "intermediate_size"])
+def test_sizes_beyond_what_an_array_may_have_are_one_clear_line(llama: Path, tmp_path: Path, key: str) -> None:
+    """And not three processes that end with a traceback, one after the other."""
+    folder = Path(shutil.copytree(llama, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: 10**12}))
+    with pytest.raises(ModelFolderError, match="does not describe a llama model") as caught:
+        load(Load(str(folder), 0, 2), lambda *_: None)
+    assert caught.value.code == "bad_config"
 
 
 def test_what_does_not_fit_is_refused_with_the_sum(llama: Path) -> None:
