@@ -22,7 +22,7 @@ from typing import Any
 from tests.lab import filters
 from tests.lab.cluster import Cluster
 from tests.lab.fault_kinds import HOST_KINDS, LINK_KINDS, RING_KINDS, Breaks, forget_state
-from tests.lab.leaks import processes_of
+from tests.lab.leaks import is_command_of_lab, processes_of
 from tests.lab.node import Node, wait_for
 from tests.lab.reading import link_to
 
@@ -32,8 +32,6 @@ PROCESS_PAUSE_S = (0.5, 9.0)
 """A killed rank takes seconds to be replaced: most of the time something works, and never for long."""
 FLAPS = 4
 STARTS_WITHIN_S = 30.0
-COMMAND_WITHIN_S = 20.0
-"""A command of another lane on a busy machine. What a daemon leaves behind stays for longer."""
 CONFIG: dict[str, dict[str, Any]] = {"debug": {"enabled": True}}
 """What the nodes need for a planned move on demand."""
 
@@ -239,10 +237,8 @@ class ProcessFaults(Lane):
         took_s = time.monotonic() - began
         if code != 0:
             self.tally.failed.append(f"{node.name} left with exit code {code}")
-        try:  # another lane may just be running a command of its own there
-            wait_for(lambda: not processes_of(node), COMMAND_WITHIN_S, "nothing is left")
-        except AssertionError:
-            self.tally.failed.append(f"{node.name} left {processes_of(node)} behind when it left")
+        if left := [one for one in processes_of(node) if not is_command_of_lab(one[1])]:
+            self.tally.failed.append(f"{node.name} left {left} behind when it left")
         lasted = self.lasts(0.0, 2.0)
         node.start()
         return f"{node.name} took {took_s:.1f} s, started again after {lasted:.1f} s"

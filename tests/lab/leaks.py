@@ -84,6 +84,11 @@ def processes_of(node: Node) -> list[tuple[int, str]]:
     return found
 
 
+def is_command_of_lab(name: str) -> bool:
+    """Of another lane, which may be in the host at any time: `ip`, `nft`, `exoctl`, or none yet."""
+    return not name or name.startswith(("ip ", "nft ")) or "/exoctl " in name
+
+
 def _process(pid: int) -> tuple[str, int, float]:
     """(name, descriptors, resident MiB). OSError where it ended."""
     folder = Path(f"/proc/{pid}")
