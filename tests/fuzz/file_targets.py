@@ -23,7 +23,7 @@ from exod.peers.peer_addresses import FILE as PEERS_FILE
 from exod.peers.peer_addresses import PeerBook
 from exod.peers.peer_messages import Admission, KeyHeld, KeyOffer, KeyRefused
 from exod.peers.trust import write_key
-from exod.platform.crash_parser import parse_ips
+from exod.platform.crash_parser import parse_crash, parse_ips
 from exoengine.embedded import model_folder as embedded_folder
 from exoengine.model_files.model_folder import inspect
 from tests.core.pair.cards import KEY
@@ -145,4 +145,8 @@ CRASHES = (b'{"app_name":"x","bug_type":"309"}\n{"pid":1,"procName":"x"}',)
 
 
 def crash(data: bytes) -> None:
-    parse_ips(data.decode("utf-8", "replace"))
+    text = data.decode("utf-8", "replace")
+    if text[:1] == "{":
+        parse_ips(text)
+    else:
+        parse_crash(text)

@@ -30,7 +30,19 @@ from exod.core.base.mesh_messages import (
     RenegotiateWish,
 )
 from exod.core.engine.engine_events import EngineMessageReceived, PlanCommitted
-from exod.core.engine.engine_messages import CancelRequest, Queued, RelayAgain, RelayedOutput, SubmitRefused
+from exod.core.engine.engine_messages import (
+    Begun,
+    CancelRequest,
+    EngineMessage,
+    FormOrder,
+    ModelWish,
+    Queued,
+    RelayAgain,
+    RelayedOutput,
+    RequestsEnded,
+    SubmitRefused,
+    TellBegun,
+)
 from exod.core.engine_core import EngineCore
 from exod.core.membership.membership import ClusterKey, Membership, MembershipRecord
 from exod.core.node import NodeCore
@@ -69,7 +81,7 @@ from exoengine.ring.message_ring import RingLostError
 from exoengine.ring.message_ring import decode as decode_ring_message
 from exoengine.ring.rendezvous import _Meeting
 from exoengine.ring.ring_plan import RingPlan
-from tests.core.engine.engine_samples import a_plan
+from tests.core.engine.engine_samples import a_plan, begin, status, submit
 from tests.core.pair.cards import KEY, card
 from tests.fuzz.file_targets import (
     INVITATION,
@@ -215,6 +227,14 @@ ENGINE_MESSAGES = (
     Queued("r"),
     SubmitRefused("r", "queue_full", "x", 1.0),
     RelayedOutput((TokenOut("r", 0, 1, "x"),), 0),
+    status(PEER.id, begun=3, finished=1, ended=(2,), layers=(6, 12)),
+    FormOrder(PEER.id, "plan1", 1, "prepare"),
+    submit("r", origin=PEER.id, tokens=(1, 2)),
+    begin(4, origin=PEER.id, tokens=(1, 2), ended=3),
+    TellBegun(PEER.id),
+    Begun(begin(5, origin=PEER.id)),
+    RequestsEnded(PEER.id, 3, (5, 6)),
+    ModelWish(PEER.id, "m"),
 )
 
 
@@ -263,7 +283,7 @@ def after_tls(data: bytes) -> None:
                 CORES.node.handle(events.MessageReceived(PEER.id, message), now)
             case KeyOffer(number=number, key=key, by=by, removed=removed):
                 CORES.membership.offered(PEER.id, PIN, ClusterKey(number, key, by), removed, now)
-            case CancelRequest() | RelayAgain() | Queued() | SubmitRefused() | RelayedOutput():
+            case _ if isinstance(message, EngineMessage):
                 CORES.engine.handle(EngineMessageReceived(PEER.id, message), now)
 
 
@@ -384,6 +404,19 @@ def mdns(data: bytes) -> None:
             assert found is None or found.name.isprintable()
 
 
+REPORT_OF_OLD = b"""Process:               exod [501]
+Path:                  /usr/local/bin/python3
+Parent Process:        launchd [1]
+Date/Time:             2026-03-13 07:28:38.1234 -0700
+Exception Type:        EXC_CRASH (SIGABRT)
+
+Application Specific Information:
+abort() called
+
+Thread 0 Crashed:: Dispatch queue: com.apple.main-thread
+0   libsystem_kernel.dylib  0x00000001 __pthread_kill + 8
+"""
+
 # --- disks -------------------------------------------------------------------------------------------------------
 
 
@@ -413,7 +446,7 @@ def all_targets() -> Sequence[Target]:
         Target("own files", OWN_FILES, own_files, (ConfigError,), 0.05),
         Target(
             "crash report",
-            (b'{"app_name":"x","bug_type":"309"}\n{"pid":1,"procName":"x"}',),
+            (b'{"app_name":"x","bug_type":"309"}\n{"pid":1,"procName":"x"}', REPORT_OF_OLD),
             crash,
             (CrashTextError,),
         ),
