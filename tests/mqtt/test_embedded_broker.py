@@ -252,3 +252,81 @@ async def test_nothing_is_kept_for_a_client_that_is_away() -> None:
             async with asyncio.timeout(20):
                 message = await anext(aiter(client.messages))
             assert str(message.topic) == "news/2"
+
+
+def subscribe(names: list[bytes], packet_id: int = 1) -> bytes:
+    body = packet_id.to_bytes(2, "big") + b"".join(len(name).to_bytes(2, "big") + name + b"\x00" for name in names)
+    return b"\x82" + remaining(len(body)) + body
+
+
+def unsubscribe(names: list[bytes], packet_id: int = 2) -> bytes:
+    body = packet_id.to_bytes(2, "big") + b"".join(len(name).to_bytes(2, "big") + name for name in names)
+    return b"\xa2" + remaining(len(body)) + body
+
+
+def remaining(length: int) -> bytes:
+    """A packet's length, seven bits a byte (MQTT 3.1.1, 2.2.3)."""
+    found = bytearray()
+    while length >= 128:
+        found.append(length % 128 | 128)
+        length //= 128
+    return bytes([*found, length])
+
+
+async def codes(client: RawClient, count: int) -> bytes:
+    """Of the next SUBACK."""
+    async with asyncio.timeout(20):
+        head = remaining(count + 2)
+        assert await client.reader.readexactly(1 + len(head)) == b"\x90" + head
+        return (await client.reader.readexactly(count + 2))[2:]
+
+
+@pytest.mark.anyio
+async def test_subscriptions_are_bounded_and_what_is_unsubscribed_makes_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(embedded_broker_amqtt, "MAX_FILTERS", 10)
+    monkeypatch.setattr(embedded_broker_amqtt, "MAX_ALL_FILTERS", 15)
+    port = free_port()
+    broker = await EmbeddedBroker.start(port)
+    try:
+        first, second = [await RawClient.connect(port, name, keepalive_s=0, will_topic="w") for name in ("a", "b")]
+        first.send(subscribe([b"n/%d" % number for number in range(12)] + [b"n/0", b"x" * 600, b"a#b"]))
+        assert await codes(first, 15) == bytes(10) + b"\x80\x80" + b"\x00" + b"\x80\x80"
+        second.send(subscribe([b"m/%d" % number for number in range(7)]))
+        assert await codes(second, 7) == bytes(5) + b"\x80\x80"
+        first.send(unsubscribe([b"n/%d" % number for number in range(5)]))
+        async with asyncio.timeout(20):
+            assert await first.reader.readexactly(4) == b"\xb0\x02\x00\x02"
+        assert len(broker._broker.subscriptions) == 10, "no name is kept that nobody has"
+        first.send(subscribe([b"o/%d" % number for number in range(7)]))
+        assert await codes(first, 7) == bytes(5) + b"\x80\x80"
+        first.close()
+        async with asyncio.timeout(20):
+            while len(broker._broker.subscriptions) > 5:  # noqa: ASYNC110 - a plain count
+                await asyncio.sleep(0.02)
+        second.send(subscribe([b"p/%d" % number for number in range(6)]))
+        assert await codes(second, 6) == bytes(5) + b"\x80"
+        second.close()
+    finally:
+        await broker.stop()
+
+
+@pytest.mark.anyio
+async def test_a_packet_full_of_filters_does_not_hold_the_loop() -> None:
+    async with embedded() as port:
+        async with aiomqtt.Client("127.0.0.1", port) as publisher:
+            for number in range(400):
+                await publisher.publish(f"kept/{number}", "x", retain=True)
+            await publisher.publish("kept/last", "x", qos=1, retain=True)
+        client = await RawClient.connect(port, "many", keepalive_s=0, will_topic="w")
+        worst, count = 0.0, 20_000
+        client.send(subscribe([b"+/+/%d" % number for number in range(count)]))
+        acknowledged = asyncio.create_task(codes(client, count))
+        while not acknowledged.done():
+            before = time.process_time()
+            await asyncio.sleep(0)
+            worst = max(worst, time.process_time() - before)
+        assert (await acknowledged).count(0) == embedded_broker_amqtt.MAX_FILTERS
+        client.close()
+        assert worst < 0.15, "of processor time in one turn"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any, Final
 
 from amqtt.adapters import StreamReaderAdapter, StreamWriterAdapter
@@ -31,6 +32,15 @@ MAX_RETAINED: Final = 4096
 
 MAX_RETAINED_BYTES: Final = 16 * 1024 * 1024
 """Of their names and payloads: a cluster of 16 nodes retains less than one MiB."""
+
+MAX_FILTERS: Final = 2048
+MAX_ALL_FILTERS: Final = 8192
+MAX_FILTER_CHARS: Final = 512
+"""Of one client's subscriptions and of all: Home Assistant subscribes to each topic of each device, some hundreds
+for a large cluster. All of them together have 4 MiB; each costs time for each message that is published."""
+
+REFUSED: Final = 0x80
+"""The return code of a subscription that is not made (MQTT 3.1.1, 3.9.3)."""
 
 MAX_BROADCASTS: Final = 256
 """Messages that wait to be handed to subscribers; who publishes faster than that waits, too."""
@@ -148,6 +158,8 @@ class CorrectedBroker(Broker):  # type: ignore[misc]  # amqtt has no types
         )
         self._connections: set[_Connection] = set()
         self._retained_bytes = 0
+        self._filters: Counter[str] = Counter()
+        """How many each client has."""
         self._broadcast_queue: asyncio.Queue[Any] = asyncio.Queue(MAX_BROADCASTS)
 
     async def stream_connected(
@@ -184,11 +196,42 @@ class CorrectedBroker(Broker):  # type: ignore[misc]  # amqtt has no types
             handler.cut()
         await super()._delete_session(client_id)
 
+    async def add_subscription(self, subscription: tuple[str, int], session: Session) -> int:
+        """Within the bounds; the client is told of those that are not made."""
+        name, client = subscription[0], session.client_id
+        if any(one.client_id == client for one, _ in self._subscriptions.get(name, ())):
+            return int(await super().add_subscription(subscription, session))
+        full = self._filters[client] >= MAX_FILTERS or self._filters.total() >= MAX_ALL_FILTERS
+        if full or len(name) > MAX_FILTER_CHARS:
+            return REFUSED
+        code = int(await super().add_subscription(subscription, session))
+        self._filters[client] += code != REFUSED
+        return code
+
+    def _del_subscription(self, a_filter: str, session: Session) -> int:
+        removed = int(super()._del_subscription(a_filter, session))
+        if removed:
+            self._filters[session.client_id] -= 1
+            self._filters += Counter()  # without the names of those that have none
+        return removed
+
+    async def _handle_unsubscription(
+        self, client_session: Session, handler: BrokerProtocolHandler, unsubscribe_waiter: asyncio.Future[Any]
+    ) -> None:
+        """amqtt keeps the name of a filter that nobody has any more."""
+        names = unsubscribe_waiter.result().topics
+        await super()._handle_unsubscription(client_session, handler, unsubscribe_waiter)
+        for name in names:
+            if not self._subscriptions.get(name, [name]):
+                del self._subscriptions[name]
+
     async def _publish_retained_messages_for_subscription(
         self, subscription: tuple[str, int], session: Session
     ) -> None:
+        """Each filter is compared with all that is retained: others have their turns between two of them."""
         subscribers = self._subscriptions.get(subscription[0], [])
         if any(subscriber is session for subscriber, _ in subscribers):
+            await asyncio.sleep(0)
             await super()._publish_retained_messages_for_subscription(subscription, session)
 
     async def _topic_filtering(self, session: Session, topic: str, action: Action) -> bool:
