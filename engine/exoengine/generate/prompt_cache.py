@@ -45,14 +45,23 @@ class Holding:
         self._sequence: list[int] = []
         self._pass_log = PassLog()
         self._lost = False
+        self._is_whole = False
+        """Was it seen whole since its request finished? Nothing is written to it before it is used again."""
+        self.kept_bytes = 0
+        """Of a finished request."""
 
     @property
     def is_usable(self) -> bool:
         """Do the arrays hold `caches.position` tokens? After a fault some may never have been computed."""
-        return not self._lost and self.caches.can_roll_back(self.caches.position)
+        if self._is_whole:
+            return True
+        usable = not self._lost and self.caches.can_roll_back(self.caches.position)
+        self._is_whole = usable and bool(self._sequence) and not self.caches.is_pending
+        return usable
 
     def undo(self, position: int) -> None:
         """Goes back to before a step that began at `position`; caches that cannot do that are lost."""
+        self._is_whole = False
         if self.caches.can_roll_back(position):
             self.caches.roll_back(position)
         else:
@@ -64,7 +73,7 @@ class Holding:
 
     def go_back(self, order: int, position: int) -> None:
         """Now of request `order`, with the tokens up to `position`."""
-        self.order, self._sequence = order, []
+        self.order, self._sequence, self._is_whole = order, [], False
         self.caches.roll_back(position)
         self.sent.cut(position)
 
@@ -72,6 +81,7 @@ class Holding:
         """Its request is finished: should the holding be kept?"""
         memory = psutil.virtual_memory()
         self._sequence, self._pass_log = list(sequence[: self.caches.position]), pass_log
+        self.kept_bytes = self.nbytes
         return not self._lost and self.caches.can_trim and memory.available >= MIN_FREE_SHARE * memory.total
 
     def offer(self, prompt: Sequence[int]) -> CachedSequence:
@@ -146,7 +156,7 @@ class Holdings:
 
     @property
     def idle_bytes(self) -> int:
-        return sum(holding.nbytes for holding in self._idle.values())
+        return sum(holding.kept_bytes for holding in self._idle.values())
 
     def finish(self, generation: Generation) -> None:
         """Keeps what a finished request leaves. Over the limit, the ones used longest ago are dropped."""

@@ -176,6 +176,11 @@ class StageCaches:
             return False
         return not is_tainted([array for leaf in self._appending for array in arrays_of(vars(leaf))])
 
+    @property
+    def is_pending(self) -> bool:
+        """Is anything in them not evaluated yet?"""
+        return is_pending(self.arrays())
+
     def roll_back(self, position: int) -> None:
         """Makes the caches hold exactly `position` tokens; `can_roll_back` must have said yes. They may hold those
         already, and in some layers more: a pass that failed half-way was none.
@@ -277,7 +282,8 @@ def is_tainted(arrays: list[Any]) -> bool:
     """Would evaluating these run a communication of a group that is gone? True for what an aborted evaluation
     had not come to.
     """
-    return any(name in _picture(arrays) for name in COMMUNICATION)
+    picture = _picture(arrays)
+    return any(name in picture for name in COMMUNICATION)
 
 
 def _picture(arrays: list[Any]) -> str:

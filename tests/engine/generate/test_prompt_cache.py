@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+import mlx.core as mx
 import psutil
 import pytest
 from mlx_lm.models.cache import KVCache
 
 from exoengine.generate.prompt_cache import Holding, offer_of_running
+from exoengine.model import cache_rollback
 from exoengine.model.cache_rollback import StageCaches
 from exoengine.protocol import Abort, Aborted, Cancel, Sampling, Serving, SyncSettings, TokenOut
 from exoengine.ring.message_ring import RingLostError
@@ -169,3 +171,26 @@ def test_little_free_memory_keeps_nothing(monkeypatch: pytest.MonkeyPatch, avail
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=1000, available=available))
     holding = Holding(1, StageCaches([], None))
     assert holding.keep([1, 2, 3], PassLog(((2, 128),))) == kept
+
+
+def test_what_a_finished_request_left_is_examined_until_it_is_all_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each opening asks of every finished sequence whether it is whole: what nothing writes to is asked once."""
+    memory = SimpleNamespace(available=100, total=100)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    leaf = KVCache()
+    leaf.update_and_fetch(mx.zeros((1, 1, 3, 4)), mx.zeros((1, 1, 3, 4)))
+    caches = StageCaches([leaf], None)
+    caches.advance(3)
+    holding = Holding(1, caches)
+    assert holding.keep([1, 2, 3, 4], PassLog())
+    assert holding.is_usable  # nothing of it is evaluated yet: it is asked again
+    spoiled = {"now": True}
+    monkeypatch.setattr(cache_rollback, "is_tainted", lambda _: spoiled["now"])
+    assert not holding.is_usable
+    spoiled["now"] = False
+    mx.eval(caches.arrays())
+    assert holding.is_usable
+    spoiled["now"] = True  # can no longer be
+    assert holding.is_usable
+    holding.go_back(2, 2)  # another request writes to it
+    assert not holding.is_usable
