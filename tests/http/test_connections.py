@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
+import time
 
 import pytest
 
@@ -61,6 +62,35 @@ async def test_a_flood_from_one_address_takes_no_place_of_another_ones(monkeypat
                 assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
         for _, writer in (*waiting, *flood):
             writer.close()
+
+
+async def test_asking_without_pause_is_slowed_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "REQUESTS_PER_S", 20.0)
+    monkeypatch.setattr(connection, "BURST_REQUESTS", 5)
+    async with served() as place:
+        begun = time.monotonic()
+        client = await connect(place)
+        for _ in range(16):
+            client[1].write(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            async with asyncio.timeout(DEADLINE_S):
+                assert (await client[0].readuntil(b"}")).startswith(b"HTTP/1.1 200")
+        assert time.monotonic() - begun > 10 / 20 - 0.1, "five for nothing, the other ten after a wait each"
+        client[1].close()
+
+
+def test_the_pace_is_each_address_s_own_and_nobody_waits_long() -> None:
+    pace = connection.RequestPace()
+    for _ in range(connection.BURST_REQUESTS):
+        pace.count("10.0.0.1", 0.0)
+    assert pace.wait_s("10.0.0.1", 0.0) == pytest.approx(0.0, abs=1e-9)
+    for _ in range(100_000):
+        pace.count("10.0.0.1", 0.0)
+    assert pace.wait_s("10.0.0.1", 0.0) == pytest.approx(connection.LONGEST_WAIT_S)
+    assert pace.wait_s("10.0.0.2", 0.0) == 0
+    assert pace.wait_s("10.0.0.1", connection.LONGEST_WAIT_S) == pytest.approx(0.0, abs=1e-9)
+    for number in range(2 * connection.MAX_PACED):
+        pace.count(f"address {number}", 0.0)
+    assert pace.wait_s("10.0.0.1", 0.0) == 0, "it was forgotten: others are remembered, and only so many"
 
 
 async def test_whoever_watches_is_answered_where_every_connection_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
