@@ -134,7 +134,8 @@ def before_start(kind: str, breaks: Breaks) -> list[Row]:
     with Lab(2) as lab:
         cluster = Cluster(lab, config=CONFIG)
         with breaks(cluster, random.Random(SEED)) as whom:
-            ready = cluster.started_at + _served_s(cluster) + time.time() - time.monotonic()
+            served_s = _served_s(cluster)
+            ready = cluster.started_at + served_s + time.time() - time.monotonic()
             _tell_screens(cluster)
         loaded = max(of_type(node.events(), "engine.loaded")[0]["ts"] for node in cluster.nodes)
     return _told(Row(f"{kind} before start ({whom}): from loaded to ready", ready - loaded, "s", MOVED_TARGET_S))

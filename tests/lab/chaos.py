@@ -44,6 +44,8 @@ SERVES_WITHIN_S = 60.0
 SETTLES_WITHIN_S = 30.0
 """From the last stream's end until both nodes hold what they held before: connections close, ranks are adopted."""
 PROGRESS_EVERY_S = 10.0
+NO_SPACE = "the data folder cannot be written: No space left on device"
+"""A daemon that starts while its disk is full says so and ends; it is started again, as launchd does."""
 LOG_KIB_A_FAULT = 16
 """What both logs of a node may grow by for each fault: a recovery is some dozen lines."""
 
@@ -198,9 +200,14 @@ def _all_serve(found: list[Status]) -> bool:
 
 
 def _ended_by_itself(node: Node, tally: Tally) -> str:
-    process = node.process
-    if process is None or process in tally.ended or process.poll() is None:
-        return ""
+    with tally.lives:
+        process = node.process
+        if process is None or process in tally.ended or process.poll() is None:
+            return ""
+        if node.log_text().rstrip().endswith(NO_SPACE):
+            tally.ended.add(process)
+            node.start()
+            return ""
     return f"the daemon of {node.name} ended by itself, exit code {process.poll()}"
 
 
