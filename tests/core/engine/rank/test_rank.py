@@ -7,7 +7,7 @@ import pytest
 
 from exod.core.engine.engine_events import EmitEvent, LeaveWorker, ResolveModel, StartWorker
 from exod.core.engine.engine_messages import FormOrder, RankPhase, RankStatus
-from exod.core.engine.rank.held_requests import RequestGivenUp
+from exod.core.engine.rank.held_requests import KILLED, LATER_DEATHS_LIMIT, RequestGivenUp
 from exod.core.engine.rank.hosted_model import FAILED_RETRY_S
 from exod.core.engine.rank.rank import FORM_GIVEN_S, RankCommand
 from exod.core.engine.rank.rank_status import ReportStatus
@@ -385,6 +385,19 @@ def test_a_request_over_which_the_process_dies_twice_is_given_up_and_never_read_
         Begin(20, msgspec.structs.replace(poison.request, prompt=(0,))),
         Cancel(poison.request.request_id),
     ]
+
+
+def test_a_process_that_someone_killed_twice_is_no_requests_fault_yet() -> None:
+    rank = a_formed_rank()
+    rank.begin(begin(10), 4.0)
+    given_up: list[RequestGivenUp] = []
+    for number in range(LATER_DEATHS_LIMIT):
+        assert given_up == []
+        given_up = only(rank.worker_gone(KILLED, 5.0 + 60 * number), RequestGivenUp)
+        rank.handle_timer(25.0 + 60 * number)
+        rank.worker_said(hello(), 26.0 + 60 * number)
+        rank.worker_said(loaded(6, 12), 30.0 + 60 * number)
+    assert [one.begin.order for one in given_up] == [10]
 
 
 def test_a_process_that_was_told_of_no_request_did_not_die_over_one() -> None:

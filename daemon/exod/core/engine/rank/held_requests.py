@@ -32,7 +32,11 @@ DEATHS_LIMIT: Final = 2
 may be what the process dies of."""
 
 LATER_DEATHS_LIMIT: Final = 3
-"""The same for one that had tokens, with none between: it ran before, so something else is the likelier cause."""
+"""The same for one that had tokens, with none between: it ran before, so something else is the likelier cause. And
+where SIGKILL ended the process: no request sends that, but it may be what a system does to one that takes too much."""
+
+KILLED: Final = "it was killed by SIGKILL"
+"""So the end of a process is told that someone else made."""
 
 
 class HeldRequest(msgspec.Struct):
@@ -194,7 +198,8 @@ class HeldRequests:
         given_up = []
         for held in self.active.values():
             held.deaths += not held.cancelled
-            if held.deaths >= (LATER_DEATHS_LIMIT if held.tokens else DEATHS_LIMIT):
+            later = held.tokens or text.startswith(KILLED)
+            if held.deaths >= (LATER_DEATHS_LIMIT if later else DEATHS_LIMIT):
                 why = f"the engine's process ended {held.deaths} times over this request ({text})"
                 given_up.append(RequestGivenUp(held.begin, f"{why}; it is not tried again"))
         return given_up
