@@ -33,7 +33,7 @@ may be what the process dies of."""
 
 LATER_DEATHS_LIMIT: Final = 3
 """The same for one that had tokens, with none between: it ran before, so something else is the likelier cause. And
-where SIGKILL ended the process: no request sends that, but it may be what a system does to one that takes too much."""
+where SIGKILL ended the process: no request sends that, but a system may to what takes too much."""
 
 KILLED: Final = "it was killed by SIGKILL"
 """So the end of a process is told that someone else made."""
