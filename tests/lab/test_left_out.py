@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -97,9 +98,11 @@ def test_a_daemon_without_descriptors_goes_on(pair: Cluster) -> None:
     pair.start()
     pair.wait_ready("thunderbolt", STARTS_WITHIN_S)
     node, other = pair.nodes
+    ranks = node.worker_pids()
     usual = resource.prlimit(node.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{node.pid}/fd")), usual[1]))
-    node.kill_workers()
+    for pid in ranks:
+        os.kill(pid, signal.SIGKILL)
     for link in pair.lab.links.values():
         link.cut()
     time.sleep(DOWN_S)  # each node is alone, and dials the other
