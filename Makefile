@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cross native-macos launcher dist formula resolve floors run test parity clients home-assistant lab bench pictures sim fuzz attack chaos crowd clean
+.PHONY: help setup setup-cross native-macos launcher dist formula resolve floors run test parity clients home-assistant lab bench pictures sim fuzz attack chaos each-fault crowd clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST) | sort
@@ -91,13 +91,16 @@ sim: setup ## 10,000 simulated scenarios of the mesh, 10,000 with the engine, an
 	$(BIN)/python -m tests.sim --joint --fixed --scenarios 1000
 
 fuzz: setup ## a million mutated inputs to everything that reads strangers' bytes: make fuzz INPUTS=1000000 SEED=1
-	$(BIN)/python -m tests.fuzz $(if $(INPUTS),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED)) $(if $(PARALLEL),--parallel $(PARALLEL))
+	$(BIN)/python -m tests.fuzz $(if $(INPUTS),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED))
 
 attack: setup ## a node of this machine under a mixed attack while two clients stream: make attack MINUTES=10
 	$(BIN)/python -m tests.attack $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 chaos: setup ## (Linux, root) random faults over running answers: make chaos FAULTS=200 MINUTES=30 SEED=1 PARALLEL=tensor
-	$(BIN)/python -m tests.lab.chaos $(if $(FAULTS),--faults $(FAULTS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.lab.chaos $(if $(FAULTS),--faults $(FAULTS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(PARALLEL),--parallel $(PARALLEL))
+
+each-fault: setup ## (Linux, root) every fault once, each over a running answer: make each-fault PARALLEL=tensor TRANSPORT=tcp
+	$(BIN)/python -m tests.lab.each_fault $(if $(PARALLEL),--parallel $(PARALLEL)) $(if $(TRANSPORT),--transport $(TRANSPORT))
 
 crowd: setup ## (Linux, root) 64 clients with 500 requests of all kinds while things break: make crowd FAULTS=30 SEED=1
 	$(BIN)/python -m tests.lab.crowd $(if $(FAULTS),--faults $(FAULTS)) $(if $(SEED),--seed $(SEED))
