@@ -318,7 +318,8 @@ class Worker:
             return
         finally:
             self.shared.end()
-        self._model.regroup(self._group.handle)
+        if self._model.is_divided:
+            self._model.regroup(self._group.of_parts(plan.rank, self._model.parts))
         self._formed, self._prepared = plan, None
         generations.joined(plan.rank, plan.size)
         self._set("ready")

@@ -9,6 +9,10 @@ On a rank that has all layers, alone or with its part of each (tensor parallelis
 next step is built upon it while it is computed, on every rank of a tensor group alike. A safe step of such a group
 is evaluated layer by layer, so that no graph has more than one layer's collectives to wait in.
 
+Where each stage is a tensor group itself, all of its ranks need the stage's input and have its output. The first
+gets it from the last rank of the stage before, and each hands it on to the next before it computes. All steps are
+safe there, and none is built before its input is here.
+
 Decides only the order of evaluation of a safe or a fast step. No other module sends or receives hidden states and
 drawn tokens (by hidden_states.py). After each evaluation it asks the group whether an operation inside a graph
 failed: the result was then computed from zeros, and is dropped. Raises
@@ -128,10 +132,18 @@ class Pipeline:
     """Runs steps on the group that exists."""
 
     def __init__(
-        self, stage: Stage, group: RingGroup, rank: int, size: int, switch: Switch | None
+        self, stage: Stage, group: RingGroup, rank: int, size: int, switch: Switch | None,
+        parts: int = 1,
     ) -> None:  # fmt: skip
-        """`switch` is that of a patched MLX: with it no wait of a safe step can reach the GPU."""
+        """Each stage has so many `parts`, one on each of its ranks. `switch` is that of a patched MLX: with it no
+        wait of a safe step can reach the GPU.
+        """
         self._stage = stage
+        self._in_parts = parts > 1 and size > 1
+        """Does each layer need other ranks?"""
+        self._is_tensor_stage = self._in_parts and not stage.is_whole
+        self._ends_stage = not self._is_tensor_stage or (rank + 1) % parts == 0
+        """Is the next rank another stage's?"""
         self._group = group
         self._rank, self._size = rank, size
         self._draws_itself = stage.is_whole
@@ -174,7 +186,7 @@ class Pipeline:
             out = None
         else:
             drawn = (Drawn(),) * len(tokens)
-            if not sends:
+            if not sends or not self._ends_stage:
                 mx.eval(out, caches.arrays())
             else:
                 if step.safe:
@@ -219,7 +231,12 @@ class Pipeline:
     @property
     def can_build(self) -> bool:
         """Can a step's graph be built before its input is here, and does it wait for any?"""
-        return self._stage.takes is not None and not self._stage.looks_at_values
+        return self._stage.takes is not None and not self._needs_input_first
+
+    @property
+    def _needs_input_first(self) -> bool:
+        """Must the input be here before the graph is built, because building evaluates some of it?"""
+        return self._stage.looks_at_values or self._is_tensor_stage
 
     def send_again(self, hidden: Any) -> None:
         """Sends again what this stage has sent before, to a rank that needs it."""
@@ -247,9 +264,11 @@ class Pipeline:
         if takes is not None:
             arrival = self._expect(takes.shape(*tokens.shape[::-1]), takes.dtype, self._rank - 1, safe)
             hidden = arrival.array
-        if arrival is not None and self._stage.looks_at_values:
+        if arrival is not None and self._needs_input_first:
             arrival.let_come(wait=True)  # first: it must not be a graph that waits for it
             self._group.check()
+            if not self._ends_stage:
+                self._data.send(arrival.array)
         before: list[Any] = caches.references() if arrival is not None else []
         position = caches.position
         try:
@@ -271,7 +290,7 @@ class Pipeline:
     def _run_stage(
         self, tokens: Any, hidden: Any, caches: PassCaches, singly: bool, safe: bool
     ) -> StageGraph:  # fmt: skip
-        between = self._finish_piece if safe and self._draws_itself and self._size > 1 else None
+        between = self._finish_piece if safe and self._in_parts else None
         if isinstance(caches, OneByOne):
             return self._run_one_by_one(tokens, hidden, caches, between)
         if not singly or tokens.shape[1] == 1:

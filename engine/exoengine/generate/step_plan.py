@@ -41,7 +41,8 @@ class StepPlan:
         safe = work.ahead.safe if isinstance(work.ahead, Pass) else work.next_safe
         index = len(generation.tokens)
         goes_on = index + 1 < generation.max_tokens and not votes & (Vote.CANCEL | Vote.PAUSE)
-        return Step(generation.order, start, 1, SINGLY, index, safe, votes, goes_on and alone)
+        goes_on = goes_on and alone and self._runner.runs_ahead
+        return Step(generation.order, start, 1, SINGLY, index, safe, votes, goes_on)
 
     def batch(self, works: Sequence[Work], alone: bool) -> BatchStep:
         """The next token of each; `alone`: no other request, on a rank that has all layers by itself."""

@@ -36,6 +36,8 @@ CUDA_GRAPHS_HANG: Final = "with MLX's CUDA build, a step that waited for the net
 """Once in three programs, over the native group on two GPUs (MLX 0.32.4); why is not known (docs/engine.md)."""
 
 
+TENSOR_STAGES: Final = "each stage is a tensor group, whose ranks hand their input on between evaluations"
+
 CLEAR_CACHE_STEPS: Final = 256
 """How often MLX's pool of free buffers is given back, as mlx-lm does."""
 
@@ -59,10 +61,12 @@ class StepRunner:
     # --- the group --------------------------------------------------------------------------------------
 
     def joined(self, rank: int, size: int) -> None:
-        self._pipeline = Pipeline(self._model.stage, self._group, rank, size, self._switch)
+        self._pipeline = Pipeline(self._model.stage, self._group, rank, size, self._switch, self._model.parts)
         self._size = size
         self.policy.forget()
         no_fast = CUDA_GRAPHS_HANG if mx.cuda.is_available() else self._group.no_graphs
+        if self.stages > 1 and self._model.is_divided:
+            no_fast = no_fast or TENSOR_STAGES
         self.policy.forbid_fast(no_fast)
         if size == 1 and not no_fast and self.policy.settings.sync == "dynamic":
             self._shared.safe, self._shared.sync_reason = ALONE.safe, ALONE.reason
@@ -92,7 +96,14 @@ class StepRunner:
     @property
     def stages(self) -> int:
         """Over how many stages a prompt flows."""
-        return 1 if self.draws_itself else self._size
+        return 1 if self.draws_itself else self._size // self._model.parts
+
+    @property
+    def runs_ahead(self) -> bool:
+        """May rank 0 begin a step before the last one's outcome? Not where its layers need another rank's parts:
+        that one would hear nothing of a step that is taken back.
+        """
+        return self.draws_itself or not self._model.is_divided
 
     @property
     def takes_batches(self) -> bool:

@@ -42,7 +42,7 @@ class LoadedModel:
     wired_bytes: int = 0
     warning: str = ""
     parts: int = 1
-    """Of each layer it has one of so many parts; then `regroup` before it is run, and after."""
+    """Of each of its layers it has one of so many parts; then `regroup` before it is run, and after."""
     _stand_in: Any = None
 
     @property
@@ -134,9 +134,13 @@ def load(
             held.layer_s = reading_s / read
         done += size
         progress(done, sum(sizes))
+    if asked.parts > 1 and not stage.is_whole:  # sums that fail would be zeros, and hide what crosses the cut
+        regroup(model, native.make(0, 1, {}, spin_us=0, deadline_s=1.0)[0])
     _probe(stage, folder)
     if asked.kv_bits:
         _quantise(stage, summary, Quantisation(asked.kv_bits, asked.kv_group_size))
+    if asked.parts > 1:
+        regroup(model, stand_in)
     mx.clear_cache()
     return LoadedModel(
         folder=folder,
@@ -239,8 +243,6 @@ def _take_part(model: Any, asked: Load, summary: ModelSummary, native: Any) -> A
             raise NotDivisibleError("the native group is not ready on this node")
         if reason := why_not_divisible(summary.model_type, summary, asked.parts):
             raise NotDivisibleError(reason)
-        if (asked.first_layer, asked.last_layer) != (0, summary.total_layers):
-            raise NotDivisibleError("it must have all layers on each rank of a tensor group")
         group, _ = native.make(asked.part, asked.parts, {}, spin_us=0, deadline_s=1.0)
         divide(model, group)
     except NotDivisibleError as error:

@@ -161,7 +161,7 @@ class Stage:
 
     def cut_between_layers(self) -> None:
         """From here on `run` may be given a `between`."""
-        for layer in self.layers[:-1]:
+        for layer in self.span[:-1]:
             _become(layer, "Piece", _piece(self._slot))
 
     def probe(self) -> None:

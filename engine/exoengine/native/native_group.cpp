@@ -248,6 +248,11 @@ NB_MODULE(_native_group, m) {
              std::vector<int> members{std::min(c.rank, peer), std::max(c.rank, peer)};
              return mx::distributed::Group(std::make_shared<exod::NativeGroup>(c.shared, members, c.rank > peer));
            })
+      .def("among",  // the group of some ranks, over the same connections, in this order; nothing is said to make it
+           [](Control& c, const std::vector<int>& members) {
+             int rank = static_cast<int>(std::find(members.begin(), members.end(), c.rank) - members.begin());
+             return mx::distributed::Group(std::make_shared<exod::NativeGroup>(c.shared, members, rank));
+           })
       .def_prop_ro("failed", [](Control& c) { return c.shared->failed.load(); })
       .def_prop_ro("is_over", [](Control& c) { return c.shared->mesh.is_over(); })
       .def_prop_ro("reason", [](Control& c) { return c.shared->mesh.reason(); })

@@ -113,6 +113,16 @@ class RingGroup:
         """How many cables beside those of its edges this rank's graphs use."""
         return len(self._further)
 
+    def of_parts(self, rank: int, parts: int) -> Any:
+        """The group of the ranks that have the parts of the same layers as `rank`, this one; None where there are
+        no graphs.
+        """
+        size = self.tokens.size if self.tokens is not None else 1
+        if self.handle is None or parts == size:
+            return self.handle
+        first = rank // parts * parts
+        return self._control.among(list(range(first, first + parts)))
+
     @property
     def waited_s(self) -> float:
         """How long receives and collectives inside graphs took so far in this group: what a GPU waited for."""

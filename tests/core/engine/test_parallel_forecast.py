@@ -225,3 +225,14 @@ def test_three_ranks_are_predicted_alike() -> None:
     found = by_way(forecasts(plan(A, B, C), model((6,)), ranks(A, B, C, cable=RDMA)))
     assert found["tensor"].token_s == pytest.approx(TOKEN_S / 3 + 2 * LAYERS * RDMA.sum_s)
     assert found["tensor"].obstacle == ""
+
+
+def test_four_ranks_that_do_not_divide_the_heads_are_two_groups_one_after_the_other() -> None:
+    four = (A, B, C, NodeId("4".rjust(16, "0")))
+    found = by_way(forecasts(plan(*four), model((6, 2)), ranks(*four, cable=RDMA)))
+    assert (found["tensor"].obstacle, found["tensor"].stages) == ("", 2)
+    assert found["tensor"].token_s == pytest.approx(TOKEN_S / 2 + 2 * LAYERS * RDMA.sum_s + 2 * RDMA.sum_s)
+    assert found["tensor"].prefill_s == pytest.approx(
+        (CHUNK_S / 4 + LAYERS * RDMA.sum_s + RDMA.sum_s) * (1024 // 128 + 1), rel=0.01
+    )
+    assert "a pipeline of 2 tensor groups" in in_words(tuple(found.values()), "pipeline", "auto")

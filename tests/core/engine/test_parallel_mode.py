@@ -66,3 +66,41 @@ def test_three_ranks_are_a_full_mesh_by_their_ring() -> None:
     pairs = {frozenset((edge.source, edge.target)) for edge in plan.edges}
     assert pairs == {frozenset(pair) for pair in itertools.combinations((A, B, C), 2)}
     assert tensor_parts(wished(plan), divisible(heads=(6, 3))) == 3
+
+
+def a_full_mesh(*ring: NodeId) -> MeshPlan:
+    plan = a_plan(*ring)
+    across = [
+        msgspec.structs.replace(plan.edges[0], source=one, target=other)
+        for one, other in itertools.combinations(ring, 2)
+        if not any({edge.source, edge.target} == {one, other} for edge in plan.edges)
+    ]
+    return msgspec.structs.replace(plan, edges=(*plan.edges, *across))
+
+
+@pytest.mark.parametrize(
+    ("heads", "parts", "spans"),
+    [
+        ((8, 4), 4, ((0, 12),) * 4),
+        ((6, 2), 2, ((0, 6), (0, 6), (6, 12), (6, 12))),
+    ],
+)
+def test_ranks_that_do_not_divide_the_heads_are_groups_one_after_the_other(
+    heads: tuple[int, ...], parts: int, spans: tuple[tuple[int, int], ...]
+) -> None:
+    plan = wished(a_full_mesh(A, B, C, D))
+    assert tensor_parts(plan, divisible(heads=heads)) == parts
+    assert layer_spans(plan, divisible(heads=heads)) == spans
+
+
+def test_a_stage_holds_what_its_smallest_rank_can_on_each() -> None:
+    plan = wished(a_full_mesh(A, B, C, D))
+    plan = msgspec.structs.replace(plan, split="memory", memory_mib=(900, 300, 600, 600))
+    spans = layer_spans(plan, divisible(12, layer_mib=10, heads=(6, 2)))
+    assert spans == ((0, 4), (0, 4), (4, 12), (4, 12))
+    assert shortage(plan, divisible(12, layer_mib=10, heads=(6, 2))) == ""
+
+
+def test_a_split_by_hand_counts_the_stages() -> None:
+    plan = msgspec.structs.replace(wished(a_full_mesh(A, B, C, D)), split=(5, 7))
+    assert layer_spans(plan, divisible(heads=(6, 2))) == ((0, 5), (0, 5), (5, 12), (5, 12))

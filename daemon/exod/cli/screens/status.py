@@ -270,7 +270,10 @@ def _ranks(engine: EngineSummary, names: dict[NodeId, str], paint: Paint) -> lis
             [
                 Cell(f"rank {rank.rank}"),
                 Cell(names.get(rank.node, rank.node), "bold"),
-                Cell(layers(rank.layers) + (f", part {rank.rank + 1} of {rank.parts}" if rank.parts > 1 else "")),
+                Cell(
+                    layers(rank.layers)
+                    + (f", part {rank.rank % rank.parts + 1} of {rank.parts}" if rank.parts > 1 else "")
+                ),
                 Cell(process + restarts, "warn" if rank.restarts else "dim"),
             ]
         )

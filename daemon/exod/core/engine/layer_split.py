@@ -28,19 +28,34 @@ Spans = tuple[tuple[int, int], ...]
 
 
 def layer_spans(plan: MeshPlan, sizes: ModelSizes) -> Spans:
-    """For each rank its layers [first, last_exclusive): every layer once, in rank order, at least one a rank; in a
-    tensor group all of them on each. ValueError, with a text for people, where that cannot be.
+    """For each rank its layers [first, last_exclusive): every layer once, in rank order, at least one a rank; of a
+    tensor group all ranks have the same. ValueError, with a text for people, where that cannot be.
     """
-    ranks, layers = len(plan.ring), sizes.total_layers
-    if ranks == 0:
+    if not plan.ring:
         raise ValueError("no node hosts a rank: set engine.enabled = true on at least one")
-    if tensor_parts(plan, sizes) > 1:
-        return ((0, layers),) * ranks
+    return part_spans(plan, sizes, tensor_parts(plan, sizes))
+
+
+def part_spans(plan: MeshPlan, sizes: ModelSizes, parts: int) -> Spans:
+    """As `layer_spans`, with so many parts of each layer."""
+    ranks = len(plan.ring)
+    if parts == 1:
+        return _stage_spans(plan, plan.memory_mib, sizes)
+    if parts == ranks:
+        return ((0, sizes.total_layers),) * ranks
+    # A stage holds what its smallest rank can, on each of its ranks.
+    held = [min(plan.memory_mib[first : first + parts]) * parts for first in range(0, ranks, parts)]
+    return tuple(span for span in _stage_spans(plan, tuple(held), sizes) for _ in range(parts))
+
+
+def _stage_spans(plan: MeshPlan, memory_mib: tuple[int, ...], sizes: ModelSizes) -> Spans:
+    """For stages that can hold so much."""
+    ranks, layers = len(memory_mib), sizes.total_layers
     if layers < ranks:
         raise ValueError(f"the model has {layers} layers, too few for {ranks} ranks with at least one each")
     match plan.split:
         case "memory":
-            return _by_memory(plan.memory_mib, plan.context, sizes)
+            return _by_memory(memory_mib, plan.context, sizes)
         case "even":
             return _spans([layers // ranks + (rank < layers % ranks) for rank in range(ranks)])
         case str(other):

@@ -3,7 +3,8 @@
 The theory. Decoding reads all weights that a token needs, so a rank's time goes with the bytes of its layers; what
 a byte takes on a node its worker measures when it has loaded. A pipeline's token goes through all ranks, one after
 the other, and over as many edges. A tensor group's ranks work at the same time, each on its part, and add up twice
-a layer over the slowest edge. A prompt flows through a pipeline in chunks, so all stages work at once.
+a layer over the slowest edge. A prompt flows through a pipeline in chunks, so all stages work at once. Where the
+ranks are tensor groups one after the other both hold.
 
 Decides what `engine.parallel = "auto"` takes: the way that needs the least time for a usual request and fits; and
 never when (engine_core.py). What is far from short (a long context, several requests at once) is not predicted.
@@ -18,10 +19,10 @@ from typing import Final, Literal
 import msgspec
 
 from exod.core.engine.engine_messages import RankStatus
-from exod.core.engine.layer_split import layer_spans, shortage, span_table
-from exod.core.engine.parallel_mode import obstacle
+from exod.core.engine.layer_split import layer_spans, part_spans, shortage, span_table
+from exod.core.engine.parallel_mode import group_obstacle, most_parts, obstacle
 from exod.model import MeshPlan, NodeId
-from exoengine.model_files.memory_fit import Fit, ModelSizes, SpanNeeds, gib, judge_fit, why_not_divisible
+from exoengine.model_files.memory_fit import Fit, ModelSizes, SpanNeeds, gib, judge_fit
 from exoengine.protocol import CHUNK_TOKENS, LARGE_BYTES, SMALL_BYTES
 
 PROMPT_TOKENS: Final = 1024
@@ -52,6 +53,8 @@ class Forecast(msgspec.Struct, frozen=True):
     """Why it cannot be, as text; empty where it can, as far as is known."""
     node: NodeId | None = None
     """The node, where one computes alone."""
+    stages: int = 1
+    """Of tensor groups, how many follow each other."""
 
     @property
     def request_s(self) -> float:
@@ -101,7 +104,9 @@ def in_words(found: Sequence[Forecast], now: Way, wished: str, to: Way | None = 
         return ""
     here, alone = ways[now], ways["alone"]
     other = ways["tensor" if now == "pipeline" else "pipeline"]
-    name = {"pipeline": "a pipeline", "tensor": "a tensor group"}
+    stages = ways["tensor"].stages
+    group = "a tensor group" if stages == 1 else f"a pipeline of {stages} tensor groups"
+    name = {"pipeline": "a pipeline", "tensor": group}
     if wished != "auto":
         why = f'engine.parallel = "{wished}"'
     elif other.obstacle:
@@ -164,20 +169,31 @@ def _pipeline(plan: MeshPlan, sizes: ModelSizes, ranks: Sequence[RankStatus], sp
 
 
 def _tensor(plan: MeshPlan, sizes: ModelSizes, ranks: Sequence[RankStatus], speeds: Sequence[_Speed]) -> Forecast:
-    parts = len(ranks)
+    """One group of all ranks, or a pipeline of such groups."""
+    parts = most_parts(plan, sizes) or len(ranks)
     # A pipeline's plan names no edges across the ring: whether there are any, the plan that follows a choice sees.
-    why_not = obstacle(plan, sizes) if plan.parallel == "tensor" else why_not_divisible(plan.model, sizes, parts)
-    needs = span_table(plan.context, sizes, parts).needs(0, sizes.total_layers)
-    for node, mib in zip(plan.ring, plan.memory_mib, strict=True):
-        if not _fits(needs, mib):
+    why_not = obstacle(plan, sizes) if plan.parallel == "tensor" else group_obstacle(plan, sizes)
+    try:
+        spans = part_spans(plan, sizes, parts)
+    except ValueError as error:
+        return Forecast("tensor", 0.0, 0.0, why_not or str(error))
+    table = span_table(plan.context, sizes, parts)
+    for node, span, mib in zip(plan.ring, spans, plan.memory_mib, strict=True):
+        if not _fits(needs := table.needs(*span), mib):
             why_not = why_not or f"{needs.text} and {node} can give {gib(mib << 20)}"
-    held = needs.weight_bytes
-    sums = 2 * sizes.total_layers
-    token_s = held * max(speed.token_s for speed in speeds) + sums * _sum_s(sizes, ranks, 1)
+    stages = range(0, len(ranks), parts)
+    hop_s, chunk_hop_s = (_sum_s(sizes, ranks, tokens) * (len(stages) > 1) for tokens in (1, CHUNK_TOKENS))
     # Large sums go by reduce-scatter and all-gather: of n ranks each sends 2 (n - 1) / n of the message.
-    chunk_sum_s = _sum_s(sizes, ranks, CHUNK_TOKENS) * 2 * (parts - 1) / parts
-    chunk_s = held * max(speed.chunk_s for speed in speeds) + sums * chunk_sum_s
-    return Forecast("tensor", token_s, chunk_s * PROMPT_TOKENS / CHUNK_TOKENS, why_not)
+    sum_s, chunk_sum_s = _sum_s(sizes, ranks, 1), _sum_s(sizes, ranks, CHUNK_TOKENS) * 2 * (parts - 1) / parts
+    token_s, slowest_s = 0.0, 0.0
+    for first in stages:
+        held, sums = table.weight_bytes(*spans[first]), 2 * (spans[first][1] - spans[first][0])
+        members = speeds[first : first + parts]
+        token_s += held * max(one.token_s for one in members) + sums * sum_s + hop_s
+        chunk_s = held * max(one.chunk_s for one in members) + sums * chunk_sum_s + chunk_hop_s
+        slowest_s = max(slowest_s, chunk_s)
+    prefill_s = slowest_s * (PROMPT_TOKENS // CHUNK_TOKENS + len(stages) - 1)
+    return Forecast("tensor", token_s, prefill_s, why_not, stages=len(stages))
 
 
 def _fits(needs: SpanNeeds, memory_mib: int) -> bool:

@@ -135,7 +135,7 @@ class HostedModel:
             context.max_tokens,
             context.kv_bits,
             context.kv_group_size,
-            part=plan.ring.index(self._me) if parts > 1 else 0,
+            part=plan.ring.index(self._me) % parts,
             parts=parts,
             serving=self._serving,
         )

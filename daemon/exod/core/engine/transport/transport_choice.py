@@ -149,6 +149,8 @@ class TransportChoice:
             return "there is no other rank"
         if unable := next((rank for rank in ranks if rank.no_rdma), None):
             return f"{unable.sender}: {unable.no_rdma}"
+        if any(1 < rank.parts < len(plan.ring) for rank in ranks):
+            return "its stages are tensor groups, and JACCL has no groups within a group"
         if self._wired.plan_hash != plan.hash:
             return "the cables between the ranks are not known yet"
         return self._wired.problem
