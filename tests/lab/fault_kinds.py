@@ -36,6 +36,8 @@ DISK_MIB: Final = 48
 STEP_S: Final = 0.2
 """A slow node stands still for most of each."""
 STANDS_S: Final = 0.15
+STARTED_HOLDS: Final = 25
+"""Descriptors of a daemon that runs, at the least. One that is starting could not even load its program."""
 MEMORY_GROUPS: Final = Path("/sys/fs/cgroup/memory")
 KILLED_BELOW_BYTES: Final = 1 << 20
 """Less than any page that a rank may ask for next."""
@@ -215,6 +217,9 @@ def _no_descriptors(cluster: Cluster, chosen: random.Random) -> Iterator[str]:
     pid = node.pid
     usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     held = len(os.listdir(f"/proc/{pid}/fd"))
+    if held < STARTED_HOLDS:
+        yield f"{node.name} starts"
+        return
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (held, usual[1]))
     try:
         yield f"{node.name} may hold {held}"
