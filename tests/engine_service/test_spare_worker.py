@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -48,7 +49,31 @@ async def test_it_ends_with_a_worker_that_leaves(tmp_path: Path) -> None:
     async with a_daemon(tmp_path) as daemon:
         _, spare = await with_a_spare(daemon)
         await daemon.worker.leave()
-        await until(lambda: not is_alive(spare), "the spare ends")
+        assert not is_alive(spare)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 10, 100])
+async def test_one_that_is_being_started_ends_with_it(tmp_path: Path, steps: int) -> None:
+    async with a_daemon(tmp_path) as daemon:
+        daemon.worker = WorkerProcess(
+            tmp_path, {}, daemon.heard.append, daemon.ended.append, STAND_IN, keeps_spare=True
+        )
+        await daemon.start()
+        daemon.worker.spare.prepare(0.0)
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await daemon.worker.leave()
+        assert [child for child in psutil.Process().children() if is_alive(child.pid)] == []
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 10, 100])
+async def test_a_worker_that_is_being_started_ends_too(tmp_path: Path, steps: int) -> None:
+    async with a_daemon(tmp_path) as daemon:
+        daemon.worker.start(daemon.tasks)
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await daemon.worker.leave()
+        assert [child for child in psutil.Process().children() if is_alive(child.pid)] == []
 
 
 async def test_it_ends_by_itself_where_its_daemon_dies_and_the_worker_lives_on(tmp_path: Path) -> None:

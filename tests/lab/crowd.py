@@ -10,6 +10,7 @@ code 0 where nothing is wrong, 1 where something is.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import sys
@@ -23,9 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.rows import percentile
+from tests.lab.chaos import LANES
 from tests.lab.chat import ChatStream
 from tests.lab.cluster import Cluster
-from tests.lab.faults import CONFIG, LinkFaults, ProcessFaults, Tally
+from tests.lab.fault_kinds import moved_clock, small_disk
+from tests.lab.faults import CONFIG, Tally
 from tests.lab.leaks import Weight, grown, weigh
 from tests.lab.node import Node, wait_for
 from tests.lab.oracle import Answer, Heard, Question, Verdict, judge
@@ -45,9 +48,11 @@ SCHEMA = {
     "required": ["city", "rain"],
     "additionalProperties": False,
 }
+NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
+"""Else a random model invents properties until its tokens are spent."""
 TOOLS = [
     {"type": "function", "function": {"name": "get_weather", "parameters": SCHEMA}},
-    {"type": "function", "function": {"name": "wait", "parameters": {"type": "object", "properties": {}}}},
+    {"type": "function", "function": {"name": "wait", "parameters": NOTHING}},
 ]
 STRUCTURED = {"response_format": {"type": "json_schema", "json_schema": {"name": "weather", "schema": SCHEMA}}}
 CALLED = {"tools": TOOLS, "tool_choice": "required"}
@@ -228,10 +233,13 @@ def _undisturbed(node: Node, question: Question) -> Answer:
 
 def run(seed: int, requests: int, clients: int, faults: int, minutes: float) -> Report:
     """One run. AssertionError where not even the undisturbed cluster answers."""
-    with Lab(2) as lab:
+    with Lab(2) as lab, contextlib.ExitStack() as after:
         model = crowd_model(lab.folder / "random")
         engine = {"model": str(model), "max_concurrent": SLOTS}
         cluster = Cluster(lab, (1, 2), config=CONFIG | {"engine": engine, "mqtt": {"broker": "off"}})
+        for node in cluster.nodes:
+            moved_clock(node)
+        after.enter_context(small_disk(cluster.nodes[1]))
         try:
             return _run(cluster, seed, requests, clients, faults, minutes)
         finally:
@@ -249,7 +257,8 @@ def _run(cluster: Cluster, seed: int, requests: int, clients: int, faults: int, 
     report = Report(seed, Tally(faults, began + minutes * 60))
     to_ask = _Count(requests)
     guests = [Guest(cluster.nodes[place % len(cluster.nodes)], known, to_ask, report) for place in range(clients)]
-    lanes = [LinkFaults(cluster, report.faults, seed), ProcessFaults(cluster, report.faults, -seed)]
+    drawn = zip(LANES, (seed, -seed, seed + 1), strict=True)
+    lanes = [kind(cluster, report.faults, one) for kind, one in drawn]
     for thread in (*guests, *lanes):
         thread.start()
     _watch(cluster, guests, report, requests)

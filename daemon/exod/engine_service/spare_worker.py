@@ -93,8 +93,18 @@ class SpareWorker:
         self.text = "it is in use now; the next one is started"
         return child
 
+    async def leave(self) -> None:
+        """Ends what there is of it. Returns when it is gone: a daemon leaves no process behind."""
+        child, starting = self._child, self._starting
+        self.close()
+        if starting is not None:
+            await asyncio.wait({starting}, timeout=LEAVES_WITHIN_S)
+        if child is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(child.wait(), LEAVES_WITHIN_S)
+
     def close(self) -> None:
-        """Ends what there is of it."""
+        """Tells what there is of it to end."""
         child = self._child
         if self._end is not None:
             self._end.close()
@@ -106,4 +116,5 @@ class SpareWorker:
     def _forget(self) -> None:
         if self._starting is not None and self._starting is not asyncio.current_task():
             self._starting.cancel()
-        self._starting = self._child = self._end = None
+            self._starting = None
+        self._child = self._end = None

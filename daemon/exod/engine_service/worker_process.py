@@ -168,9 +168,13 @@ class WorkerProcess:
         """Asks the worker to leave its group and end, and ends the spare; escalates past the deadline. Returns when
         it is gone.
         """
-        self.spare.close()
+        await self.spare.leave()
         process, life = self._process, self._life
-        if process is None or life is None:
+        if life is None:
+            return
+        if process is None:  # it is just being started
+            life.cancel()
+            await _ended(life, GRACE_S)
             return
         self.tell(Leave(deadline_s))
         if await _ended(life, deadline_s + 1.0):
