@@ -18,6 +18,7 @@ AVAILABLE = shutil.which("nft") is not None
 """Debian's package nftables."""
 
 RING_PORTS = "52420-52427"
+FILE_PORTS = "52411-52414"
 
 Answer = Literal["silence", "reset"]
 VERDICTS: dict[Answer, str] = {"silence": "drop", "reset": "reject with tcp reset"}
@@ -60,6 +61,11 @@ def end_ring_after(host: Host, interface: str, kibibytes: int, answer: Answer) -
 def slow_ring(host: Host, interface: str, kibibytes_a_second: int) -> None:
     """Probes keep their time: only the ring is slow."""
     _of_the_ring(host, interface, f"limit rate over {kibibytes_a_second} kbytes/second burst 16 kbytes drop")
+
+
+def slow_files(host: Host, kibibytes_a_second: int) -> None:
+    """What is fetched from other nodes comes so fast and no faster, over every path. A frame may have 64 KiB."""
+    _add(host, f"tcp sport {FILE_PORTS} limit rate over {kibibytes_a_second} kbytes/second burst 256 kbytes drop")
 
 
 def reset_connection(host: Host, connection: Connection) -> None:
