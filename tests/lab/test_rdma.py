@@ -6,6 +6,7 @@ proven. The text of the answer is the same.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +25,11 @@ PROVEN_WITHIN_S = 90.0
 """The pause after a fault, and two processes that import MLX."""
 
 
-@pytest.fixture(scope="module", params=["pipeline", "tensor"])
+WAYS = ("tensor", "pipeline") if os.environ.get("EXOD_RDMA_WAYS") == "both" else ("tensor",)
+"""Both by hand: each takes a minute and a half."""
+
+
+@pytest.fixture(scope="module", params=WAYS)
 def pair(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     with Lab(2) as lab:
         config = {
