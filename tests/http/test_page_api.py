@@ -230,7 +230,7 @@ async def test_a_model_that_cannot_be_loaded_is_no_fault_of_exods() -> None:
     async with served() as place:
 
         async def refuse(model: str) -> Any:
-            raise RequestError("model_missing", f"the model folder {model} does not exist", ExitCode.DEGRADED)
+            raise RequestError("model_missing", f"the model folder {model} does not exist", ExitCode.INTERNAL)
 
         place.daemon.engine_load = refuse  # type: ignore[method-assign]
         answer = await place.http.ask("POST", "/api/actions/load", {"model": "/x"})

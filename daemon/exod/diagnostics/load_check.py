@@ -82,7 +82,7 @@ class LoadCheck:
         code, text = judge_answers(model, names, answers)
         if code:
             goes_on = "; the model that runs goes on" if self._serves() else ""
-            raise RequestError(code, f"{text}{goes_on}", ExitCode.DEGRADED)
+            raise RequestError(code, f"{text}{goes_on}", ExitCode.INTERNAL)
         return text
 
     def _candidates(self) -> dict[NodeId, str]:

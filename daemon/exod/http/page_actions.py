@@ -81,7 +81,7 @@ class Actions:
         try:
             return await self._commands.engine_load(model)
         except RequestError as error:
-            if error.exit_code is not ExitCode.DEGRADED:
+            if error.exit_code is not ExitCode.INTERNAL or error.code == "internal_error":
                 raise
             raise RequestError(error.code, f"model: {error.text}", ExitCode.USAGE) from None
 
