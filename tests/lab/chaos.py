@@ -39,7 +39,7 @@ from tests.lab.reading import Status, can_serve
 from tests.lab.topology import Lab
 
 LANES: tuple[type[Lane], ...] = (LinkFaults, ProcessFaults, HostFaults)
-CLIENTS_A_NODE = 2
+CLIENTS_A_NODE = 4
 SERVES_WITHIN_S = 60.0
 SETTLES_WITHIN_S = 30.0
 """From the last stream's end until both nodes hold what they held before: connections close, ranks are adopted."""

@@ -8,14 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import subprocess
 from collections.abc import Iterator
 from typing import Literal
 
 from tests.lab.topology import Connection, Host
 
 TABLE = "exodlab"
-AVAILABLE = shutil.which("nft") is not None
-"""Debian's package nftables."""
+SAMPLE = """table inet exodlab { chain arriving {
+    type filter hook input priority 0;
+    iifname lo tcp dport 1-2 quota over 8 kbytes reject with tcp reset
+    tcp flags & (syn | ack) == syn drop
+    tcp sport 1 limit rate over 8 kbytes/second burst 16 kbytes drop
+    meta length > 1400 ip saddr 192.0.2.1 drop
+}
+}"""
+
+
+def _is_available() -> bool:
+    """Debian's package nftables, and a kernel that has all it needs. Tried in a network of its own."""
+    if shutil.which("nft") is None or shutil.which("unshare") is None:
+        return False
+    command = ["unshare", "--net", "nft", "-f", "-"]
+    return subprocess.run(command, input=SAMPLE.encode(), capture_output=True, check=False).returncode == 0
+
+
+AVAILABLE = _is_available()
 
 RING_PORTS = "52420-52427"
 FILE_PORTS = "52411-52414"
