@@ -31,7 +31,7 @@ from tests.lab.clients import (
 )
 from tests.lab.cluster import Cluster
 from tests.lab.fault_kinds import moved_clock, small_disk
-from tests.lab.faults import CONFIG, HostFaults, Lane, LinkFaults, ProcessFaults, Tally
+from tests.lab.faults import CONFIG, PROMPT_CACHE, HostFaults, Lane, LinkFaults, ProcessFaults, Tally
 from tests.lab.leaks import Life, Watch, Weight, grown, outgrown, processes_of, weigh
 from tests.lab.node import Node, wait_for
 from tests.lab.oracle import Verdict
@@ -129,7 +129,8 @@ def run(
     """One run. AssertionError where not even the undisturbed cluster answers."""
     with Lab(2) as lab, contextlib.ExitStack() as after:
         model = flat_model(lab.folder / "count")
-        cluster = Cluster(lab, (1, 2), config=CONFIG | {"engine": {"model": str(model), "parallel": parallel}})
+        engine = {"model": str(model), "parallel": parallel, "prompt_cache": PROMPT_CACHE}
+        cluster = Cluster(lab, (1, 2), config=CONFIG | {"engine": engine})
         if HostFaults in lanes:
             for node in cluster.nodes:
                 moved_clock(node)

@@ -28,7 +28,7 @@ from tests.lab.chaos import LANES
 from tests.lab.chat import ChatStream
 from tests.lab.cluster import Cluster
 from tests.lab.fault_kinds import moved_clock, small_disk
-from tests.lab.faults import CONFIG, Tally
+from tests.lab.faults import CONFIG, PROMPT_CACHE, Tally
 from tests.lab.leaks import Weight, grown, weigh
 from tests.lab.node import Node, wait_for
 from tests.lab.oracle import Answer, Heard, Question, Verdict, judge
@@ -235,7 +235,7 @@ def run(seed: int, requests: int, clients: int, faults: int, minutes: float) -> 
     """One run. AssertionError where not even the undisturbed cluster answers."""
     with Lab(2) as lab, contextlib.ExitStack() as after:
         model = crowd_model(lab.folder / "random")
-        engine = {"model": str(model), "max_concurrent": SLOTS}
+        engine = {"model": str(model), "max_concurrent": SLOTS, "prompt_cache": PROMPT_CACHE}
         cluster = Cluster(lab, (1, 2), config=CONFIG | {"engine": engine, "mqtt": {"broker": "off"}})
         for node in cluster.nodes:
             moved_clock(node)

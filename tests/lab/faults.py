@@ -34,6 +34,8 @@ FLAPS = 4
 STARTS_WITHIN_S = 30.0
 CONFIG: dict[str, dict[str, Any]] = {"debug": {"enabled": True}}
 """What the nodes need for a planned move on demand."""
+PROMPT_CACHE = "16MiB"
+"""What finished answers leave would grow with their number, to a quarter of memory, and hide what a fault leaks."""
 
 
 class Tally:
