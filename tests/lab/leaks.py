@@ -18,8 +18,8 @@ from tests.lab.node import API_PORT, MESH_PORT, RING_PORTS, Node
 MORE_DESCRIPTORS = 6
 """So many more may be held than before: a control connection for each path and direction comes and goes."""
 MORE_RESIDENT_MIB = 64
-"""Caches fill, and the allocator keeps what it had at its peak of eight sequences (54 MiB after 200 faults, 43 after
-60); but no fault may cost memory each time."""
+"""Caches fill, and the allocator keeps what it had at its peak of eight sequences: 43 MiB after 60 faults, 52 after
+200. But no fault may cost memory each time."""
 MORE_AT_PEAK_MIB = 120
 """A rank that brings eight sequences into a batch holds each twice for a moment, beside the finished ones."""
 LOOK_EVERY_S = 2.0
