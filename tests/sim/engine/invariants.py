@@ -180,7 +180,7 @@ class EngineChecker:
             case "request_given_up":
                 return self.deaths >= DEATHS_LIMIT
             case "not_ready":  # no process lived, or no node could load the model
-                return self.deaths > 0 or bool(self.world.loads_failed) or bool(self.world.missing)
+                return self.deaths > 0 or self.world.loads_failed.total() + self.world.searches_failed > 0
             case "queue_full":
                 return len(self.world.clients) > MAX_WAITING
             case _:

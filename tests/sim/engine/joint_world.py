@@ -54,6 +54,7 @@ class JointWorld(World):
         self.loads_failed: Counter[NodeId] = Counter()
         self.missing: set[NodeId] = set()
         """Where no model is found."""
+        self.searches_failed = 0
         self.full: set[NodeId] = set()
         """Where no process can be started."""
         self.clients: list[Client] = []
@@ -79,6 +80,7 @@ class JointWorld(World):
         return node in self.unreadable
 
     def is_missing(self, host: Host) -> bool:
+        self.searches_failed += host.id in self.missing
         return host.id in self.missing
 
     def cannot_start(self, host: Host) -> bool:
