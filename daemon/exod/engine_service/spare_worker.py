@@ -36,6 +36,19 @@ Launch = Callable[[int], Awaitable[asyncio.subprocess.Process]]
 """Starts a worker that waits; the descriptor is to be its standard input."""
 
 
+async def launched(starting: Awaitable[asyncio.subprocess.Process]) -> asyncio.subprocess.Process:
+    """The process that is being started. Where the caller is cancelled meanwhile it is started, killed and gone."""
+    launch = asyncio.ensure_future(starting)
+    try:
+        return await asyncio.shield(launch)
+    except asyncio.CancelledError:
+        child = await launch
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+        raise
+
+
 class SpareWorker:
     """At most one. `text` says what there is of it, for the status."""
 
@@ -69,7 +82,7 @@ class SpareWorker:
         self.text = "starting"
         try:
             with theirs:
-                self._child = await self._launch(theirs.fileno())
+                self._child = await launched(self._launch(theirs.fileno()))
             loop = asyncio.get_running_loop()
             said = await loop.sock_recv(ours, len(SPARE_READY))
             self.text = "ready" if said == SPARE_READY else "it ended while it was being started"

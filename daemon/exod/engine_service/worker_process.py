@@ -28,7 +28,7 @@ import psutil
 import structlog
 
 from exod.engine_service.oom_counters import give_up_first, read_counters
-from exod.engine_service.spare_worker import SpareWorker
+from exod.engine_service.spare_worker import SpareWorker, launched
 from exod.platform.crash_parser import last_words, uncaught
 from exoengine.decoding import DecodingError, from_json
 from exoengine.native.build import cache_in
@@ -221,7 +221,7 @@ class WorkerProcess:
             os.unlink(path)
         child = self.spare.take()
         if child is None:
-            child = await self._launch(asyncio.subprocess.DEVNULL)
+            child = await launched(self._launch(asyncio.subprocess.DEVNULL))
         else:
             self._log_start = self._log_size()
             log.info("spare_worker_used", pid=child.pid)
