@@ -316,9 +316,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "exod.cli": ("exod.cli.base", "exod.cli.commands"),
     # the engine
     "exoengine.protocol": (
-        "exoengine.cost_figures",
-        "exoengine.framing",
-        "exoengine.generation_request",
+        *("exoengine.cost_figures", "exoengine.framing", "exoengine.generation_request"),
         "exoengine.ring_addresses",
     ),
     "exoengine.ring_addresses": (),

@@ -203,7 +203,7 @@ class HttpConnection(H11Protocol):
             return
         self.flow.resume_reading()
         super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._is_in_a_request:
             self._head.cancel()
         else:
             self._expect_head()

@@ -216,6 +216,17 @@ def test_an_end_before_which_tokens_were_lost_is_not_taken_for_the_end() -> None
     assert clients.output("r", an_end(), 3, 2.2) == [DeliverEnd("r", an_end())]
 
 
+def test_an_end_that_counts_more_tokens_than_the_client_has_is_not_its_end() -> None:
+    """From this node's own rank, which caught up with the others while its daemon heard nothing of the tokens."""
+    clients = asked()
+    assert hear(clients, 0) == [DeliverToken("r", token(0))]
+    assert clients.output("r", an_end(), 0, 2.0) == []
+    assert clients.waits_for("r")
+    assert len(submissions(clients, 2.0)) == 1, "what is missing is asked for at once"
+    hear(clients, 1)
+    assert clients.output("r", an_end(), 0, 3.0) == [DeliverEnd("r", an_end())]
+
+
 def test_many_outputs_after_a_lost_one_ask_once_for_what_is_missing() -> None:
     clients = asked()
     hear(clients, 0)

@@ -141,12 +141,16 @@ class ClientRequests:
         return [DeliverError(refused.request_id, refused.code, refused.text, refused.retry_after_s)]
 
     def output(self, request_id: str, output: Output, token_count: int, now: float) -> list[ClientCommand]:
-        """From this node's rank, or relayed. `token_count` tokens of the answer come before it."""
+        """From this node's rank, or relayed. So many tokens of the answer come before it: `token_count`, as far as
+        its sender knows, and what an end counts itself.
+        """
         pending = self._pending.get(request_id)
         if pending is None:
             return []
-        unasked = isinstance(output, Finished) and output.reason == "cancelled"
-        if unasked or token_count > len(pending.tokens):
+        unasked, before = False, token_count
+        if isinstance(output, Finished):
+            unasked, before = output.reason == "cancelled", max(token_count, output.completion_tokens)
+        if unasked or before > len(pending.tokens):
             # Ended by someone who thought that nobody waits for it; or what came before it was lost.
             pending.submit_for_what_is_missing(now)
             return []
