@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -269,7 +270,9 @@ def test_a_load_that_hangs_is_reported_and_ends_the_process(tmp_path: Path, llam
         rank.send(Load(str(llama), 0, 2, SyncSettings(load_deadline_s=0.5)))
         said = rank.expect(LoadFailed)
         assert (said.folder, said.code) == (str(llama), "deadline")
-        assert said.text == f"{llama}: loading took longer than 0.5 s"
+        told = re.fullmatch(rf"{re.escape(str(llama))}: loading took longer than ([\d.]+) s", said.text)
+        assert told
+        assert float(told[1]) >= 0.5, "as long as it had taken when that was seen"
         assert rank.process.wait(GENEROUS_S) == 1
     finally:
         rank.close()
