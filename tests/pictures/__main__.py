@@ -146,8 +146,6 @@ def loading(to: Path) -> None:
                 camera.until("#model-list", "MB/s")
                 time.sleep(2.0)
                 taken(camera, to / "loading.png")
-                camera.until(".model", "here")
-                taken(camera, to / "pull.png", "#models")
             finally:
                 camera.close()
 
