@@ -131,7 +131,7 @@ def test_several_clients_are_answered_at_once_though_the_worker_is_killed(
     together, killed = 0, False
     while any(client.poll() is None for client in clients):
         engine = json.loads(exoctl(config, "status", "--json").stdout)["engine"]
-        together = max(together, engine["requests_active"])
+        together = max(together, engine["active"])
         if together > 1 and not killed:
             killed = True
             os.kill(engine["ranks"][0]["pid"], signal.SIGKILL)

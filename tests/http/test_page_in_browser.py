@@ -166,7 +166,7 @@ async def test_a_day_of_states_does_not_grow(browser: Any) -> None:
               }
               const { SpeedHistory } = await import("/page/speed_chart.js");
               const speeds = new SpeedHistory();
-              const engine = { state: "generating", tokens_per_s: 1, requests_waiting: 0 };
+              const engine = { state: "generating", tokens_per_s: 1, waiting: 0 };
               for (let at = 0; at < 86400; at += 1) speeds.add({ at, status: { engine } });
               const list = document.createElement("ol");
               const events = new EventList(list, document.createElement("select"));

@@ -280,7 +280,7 @@ def _watch(cluster: Cluster, guests: Sequence[Guest], report: Report, requests: 
     said = time.monotonic()
     while any(guest.is_alive() for guest in guests):
         time.sleep(0.5)
-        waiting = [status["engine"]["requests_waiting"] for status in cluster.statuses() or ()]
+        waiting = [status["engine"]["waiting"] for status in cluster.statuses() or ()]
         report.longest_queue = max(report.longest_queue, *waiting, 0)
         if time.monotonic() - said > 10.0:
             said = time.monotonic()

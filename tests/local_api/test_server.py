@@ -124,6 +124,39 @@ async def test_status_is_the_contracts_json(tmp_path: Path) -> None:
     assert contract <= set(status)
 
 
+STATUS_FIELDS = {
+    "node": "id name incarnation version uptime_s",
+    "cluster": "name size",
+    "nodes": "id name state self incarnation version",
+    "links": "peer peer_name agreed selected seq paths",
+    "mesh": "state epoch coordinator plan ring edges last_change",
+    "engine": "state model ranks parallel active waiting sync tokens_per_s baseline_tokens_per_s last_gap_ms",
+    "mqtt": "state broker",
+}
+"""Of the contract: what each part of the status has at least."""
+
+INNER_FIELDS = {
+    ("links", "paths"): "id interface kind local remote state rtt_ms rtt_p90_ms loss selected why",
+    ("mesh", "edges"): "from to interface kind address",
+    ("mesh", "last_change"): "at reason detect_ms agree_ms",
+    ("engine", "ranks"): "node rank layers pid restarts",
+    ("engine", "sync"): "mode reason",
+}
+
+
+def first(value: Any) -> Any:
+    return value[0] if isinstance(value, list) else value
+
+
+async def test_every_part_of_the_status_has_the_contracts_fields(tmp_path: Path) -> None:
+    async with served(tmp_path) as place:
+        status = (await (await place.client()).ask("status"))["result"]
+    for part, fields in STATUS_FIELDS.items():
+        assert set(fields.split()) <= set(first(status[part])), part
+    for (part, inner), fields in INNER_FIELDS.items():
+        assert set(fields.split()) <= set(first(first(status[part])[inner])), (part, inner)
+
+
 async def test_only_this_user_may_open_the_socket(tmp_path: Path) -> None:
     async with served(tmp_path) as place:
         assert stat.S_IMODE(place.path.stat().st_mode) == 0o600

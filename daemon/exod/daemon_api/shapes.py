@@ -133,8 +133,13 @@ class EngineSummary(msgspec.Struct, frozen=True):
     """Why it is in this state, where that is not plain: what it loads and how far, why it failed."""
     parallel: Literal["pipeline", "tensor"] = "pipeline"
     """Has each rank some of the layers, or a part of each?"""
+    active: int = 0
+    """Requests that are computed, on the whole cluster."""
+    waiting: int = 0
+    """Requests in the coordinator's queue."""
     requests_active: int = 0
     requests_waiting: int = 0
+    """The same two under their older names: no field of the status goes without a new schema."""
     downloads: tuple[DownloadLine, ...] = ()
     forecasts: tuple[ForecastLine, ...] = ()
     """What was predicted for each way of running the model here; nothing where its ranks measured nothing yet."""

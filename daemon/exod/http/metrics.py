@@ -168,8 +168,8 @@ def _engine_metrics(status: StatusReport) -> Iterator[Metric]:
     engine = status.engine
     yield _states("exod_engine_state", "1 for the present state", EngineState, engine.state)
     yield _gauge("exod_engine_sync_safe", "1 where steps are evaluated safely", engine.sync.mode == "safe")
-    yield _gauge("exod_engine_requests_active", "Requests being computed", engine.requests_active)
-    yield _gauge("exod_engine_requests_waiting", "Requests in the queue", engine.requests_waiting)
+    yield _gauge("exod_engine_requests_active", "Requests being computed", engine.active)
+    yield _gauge("exod_engine_requests_waiting", "Requests in the queue", engine.waiting)
     optional = (
         ("exod_engine_tokens_per_second", "The present rate", engine.tokens_per_s),
         (

@@ -349,6 +349,7 @@ class StatusBuilder:
         downloads = self.downloads()
         if downloads and state in (EngineState.LOADING, EngineState.RECOVERING):
             text = "; ".join(f"{one.node} {one.text()}" for one in downloads)
+        active = sum(len(status.under_way) for status in statuses[:1] if status is not None)
         return EngineSummary(
             state=state,
             model=plan.model if plan is not None and plan.model else self._card().model or None,
@@ -363,7 +364,9 @@ class StatusBuilder:
             last_gap_ms=positive(figures.last_gap_ms) if figures else None,
             text=self.named(text),
             parallel="tensor" if any(one is not None and one.parts > 1 for one in statuses) else "pipeline",
-            requests_active=sum(len(status.under_way) for status in statuses[:1] if status is not None),
+            active=active,
+            waiting=host.scheduler.waiting,
+            requests_active=active,
             requests_waiting=host.scheduler.waiting,
             spare=self.spare(),
             downloads=tuple(DownloadLine(one.node, one.done_bytes, one.total_bytes) for one in downloads),

@@ -99,8 +99,8 @@ def engine_screen(report: EngineReport, paint: Paint, width: int) -> list[str]:
         facts.append(counted(report.total_layers, "layer"))
     if report.max_context_tokens:
         facts.append(f"context {counted(report.max_context_tokens, 'token')}")
-    if engine.requests_active or engine.requests_waiting:
-        facts.append(f"{counted(engine.requests_active, 'request')}, {engine.requests_waiting} waiting")
+    if engine.active or engine.waiting:
+        facts.append(f"{counted(engine.active, 'request')}, {engine.waiting} waiting")
     if facts:
         lines.append(f"  {paint.plain(', '.join(facts))}")
     if engine.state is not EngineState.OFF:

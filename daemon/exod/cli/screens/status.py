@@ -234,9 +234,9 @@ def _engine_facts(engine: EngineSummary) -> str:
     if engine.tokens_per_s is not None:
         best = engine.baseline_tokens_per_s
         facts.append(rate(engine.tokens_per_s) + (f" (best {best:.0f})" if best is not None else ""))
-    if engine.requests_active or engine.requests_waiting:
-        waiting = f" and {engine.requests_waiting} waiting" if engine.requests_waiting else ""
-        facts.append(counted(engine.requests_active, "request") + waiting)
+    if engine.active or engine.waiting:
+        waiting = f" and {engine.waiting} waiting" if engine.waiting else ""
+        facts.append(counted(engine.active, "request") + waiting)
     if engine.last_gap_ms is not None:
         facts.append(f"last gap {ms(engine.last_gap_ms)}")
     return ", ".join(facts)

@@ -118,7 +118,7 @@ def engine(report: EngineReport) -> Text:
     if summary.text:
         text.append(f": {clean(summary.text)}")
     speed = "–" if summary.tokens_per_s is None else f"{summary.tokens_per_s:.1f} tokens/s"
-    text.append(f"\n{speed}, {summary.requests_active} running, {summary.requests_waiting} waiting")
+    text.append(f"\n{speed}, {summary.active} running, {summary.waiting} waiting")
     text.append(f", last gap {ms(summary.last_gap_ms)}")
     why = f": {clean(summary.sync.reason)}" if summary.sync.reason else ""
     text.append(f"\n{summary.sync.mode} steps{why}", "dim")

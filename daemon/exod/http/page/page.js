@@ -136,7 +136,7 @@ function showEngine({ status, engine }) {
     ["Model", summary.model ?? "none"],
     ["State", summary.text ? `${summary.state}: ${summary.text}` : summary.state],
     ["Speed", speedText(summary)],
-    ["Requests", `${summary.requests_active} running, ${summary.requests_waiting} waiting`],
+    ["Requests", `${summary.active} running, ${summary.waiting} waiting`],
     ["Sync", summary.sync.reason ? `${summary.sync.mode}: ${summary.sync.reason}` : summary.sync.mode],
     ["Last gap", summary.last_gap_ms === null ? "–" : milliseconds(summary.last_gap_ms)],
   ];

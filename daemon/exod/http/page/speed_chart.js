@@ -13,7 +13,7 @@ export class SpeedHistory {
 
   add({ at, status: { engine } }) {
     const speed = engine.state === "generating" ? engine.tokens_per_s : null;
-    this.samples.push([at, speed, engine.requests_waiting]);
+    this.samples.push([at, speed, engine.waiting]);
     while (this.samples[0][0] < at - KEPT_S || this.samples.length > MOST_SAMPLES) this.samples.shift();
   }
 }
