@@ -154,7 +154,7 @@ class FakeDaemon:
     def metrics(self) -> MetricsSnapshot:
         figures = RankFigures(100, 250, 7, stage_s=6.0, idle_s=2.0, kv_bytes=4096, prompt_cache_bytes=8192)
         counters = DaemonCounters(
-            datagrams_sent=1234, completion_tokens=58, rank=figures, queue_wait_s=0.7,
+            datagrams_sent=1234, completion_tokens=58, rank=figures, queue_wait_s=0.7, preemptions=3,
             queue_waits=((0.1, 3), (1.0, 4), (math.inf, 4)), recoveries={"fault": (2, 0.5), "move": (1, 0.2)},
         )  # fmt: skip
         return MetricsSnapshot(self.status_now, counters)

@@ -64,6 +64,7 @@ def openai_client() -> None:
         else:
             raise AssertionError(f"{bad} was taken")
     openai_responses(client)
+    openai_shapes(client)
     asyncio.run(openai_at_once())
 
 
@@ -82,6 +83,19 @@ def openai_responses(client: Any) -> None:
         kinds = [event.type for event in stream]
         check(stream.get_final_response().output_text, "3 4 5 6")
     assert "response.output_text.delta" in kinds
+
+
+def openai_shapes(client: Any) -> None:
+    """The client itself takes any object for its types; programs that store answers by them do not."""
+    from openai.types.chat import ChatCompletion
+    from openai.types.responses import Response
+
+    tools: Any = {"tools": [WEATHER]}
+    for more in ({}, tools, {"logprobs": True, "top_logprobs": 2}):
+        chat = client.chat.completions.with_raw_response.create(model="default", messages=COUNT, **more)
+        ChatCompletion.model_validate_json(chat.content)
+    response = client.responses.with_raw_response.create(model="default", input="count from 3 to 6")
+    Response.model_validate_json(response.content)
 
 
 async def openai_at_once() -> None:

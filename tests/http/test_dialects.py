@@ -188,3 +188,23 @@ def test_a_refusal_of_the_daemon_is_an_error_in_each_dialect() -> None:
     from exod.http.dialects.anthropic import anthropic_error
 
     assert anthropic_error(RequestError("queue_full", "full"))["error"]["type"] == "rate_limit_error"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "kind"),
+    [
+        ("POST", "/v1/messages/batches", 404, "not_found_error"),
+        ("GET", "/v1/messages", 405, "invalid_request_error"),
+        ("DELETE", "/v1/messages/count_tokens", 405, "invalid_request_error"),
+    ],
+)
+async def test_below_messages_every_error_is_anthropics(method: str, path: str, status: int, kind: str) -> None:
+    async with served() as place:
+        answer = await place.http.ask(method, path, {} if method == "POST" else None)
+    assert (answer.status, answer.json["type"], answer.json["error"]["type"]) == (status, "error", kind)
+
+
+async def test_a_path_that_only_begins_like_messages_is_openais() -> None:
+    async with served() as place:
+        answer = await place.http.ask("GET", "/v1/messagesX")
+    assert (answer.status, answer.code, "type" in answer.json) == (404, "not_found", False)

@@ -220,3 +220,19 @@ async def test_no_label_of_a_metric_is_a_strangers() -> None:
 async def test_ipv6_loopback_is_served_beside_the_default_host() -> None:
     async with served() as place:
         assert (await RawHttp(place.api.port, "::1").ask("GET", "/health", headers={"host": "[::1]"})).status == 200
+
+
+async def test_a_key_may_come_as_anthropics_clients_send_it(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"{KEY}\n{KEY[::-1]}\n")
+    file.chmod(0o600)
+    async with served(file) as place:
+        for key in (KEY, KEY[::-1]):
+            answer = await place.http.ask("POST", "/v1/messages", count(1, 2), {"x-api-key": key})
+            assert answer.status == 200
+        for headers in ({"x-api-key": f"{KEY}x"}, {"x-api-key": KEY, "authorization": f"Bearer {KEY}x"}):
+            refused = await place.http.ask("POST", "/v1/messages", count(1, 2), headers)
+            assert refused.status == 401
+            assert refused.json["type"] == "error"
+            assert refused.json["error"]["type"] == "authentication_error"
+        assert len({request.client for request in place.daemon.requests}) == 2, "they take turns by their keys"

@@ -44,6 +44,7 @@ async def test_the_queue_and_recoveries_are_counted() -> None:
     assert value(text, 'exod_engine_queue_wait_seconds_bucket{le="0.1"}') == 3
     assert value(text, 'exod_engine_queue_wait_seconds_bucket{le="+Inf"}') == 4
     assert value(text, "exod_engine_queue_wait_seconds_sum") == 0.7
+    assert value(text, "exod_engine_preemptions_total") == 3
     assert value(text, 'exod_engine_recoveries_by_cause_total{cause="fault"}') == 2
     assert value(text, 'exod_engine_recovery_gap_seconds_total{cause="move"}') == 0.2
 

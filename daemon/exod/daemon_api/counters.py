@@ -39,6 +39,8 @@ class DaemonCounters(msgspec.Struct, frozen=True):
     queue_waits: tuple[tuple[float, int], ...] = ()
     """Of the requests that this node began as coordinator: how many waited up to so many seconds."""
     queue_wait_s: float = 0.0
+    preemptions: int = 0
+    """Requests that were begun and came back to the queue, as those that began them were lost."""
     rank: RankFigures | None = None
     """None where this node has no worker."""
     events: int = 0

@@ -17,12 +17,16 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from exod.errors import RequestError
+from exod.http.dialects.anthropic import anthropic_error
 from exod.http.dialects.openai_answers import error_object, sse, status_of
+from exod.http.guard import key_of
 
 RETRY_AFTER_S: Final = 2
 """Most causes of a 503, such as a mesh that forms, last a second or two; the others name a time of their own."""
 
-ONCE: Final = (b"host", b"origin", b"authorization", b"content-type", b"content-encoding", b"sec-fetch-site")
+ONCE: Final = (
+    b"host", b"origin", b"authorization", b"x-api-key", b"content-type", b"content-encoding", b"sec-fetch-site",
+)  # fmt: skip
 """Headers that decide who may ask, or how a body is read: of two, it is not defined which one counts."""
 
 Result = TypeVar("Result")
@@ -43,6 +47,11 @@ class JsonResponse(Response):
         return msgspec.json.encode(content)
 
 
+def error_shape(path: str) -> Callable[[RequestError], dict[str, Any]]:
+    """The error object that clients of this path read: Anthropic's beneath `/v1/messages`, else OpenAI's."""
+    return anthropic_error if f"{path}/".startswith("/v1/messages/") else error_object
+
+
 def error_response(error: RequestError, shape: Callable[[RequestError], dict[str, Any]] = error_object) -> Response:
     status = status_of(error)
     retry_after_s = RETRY_AFTER_S if error.retry_after_s is None else math.ceil(error.retry_after_s)
@@ -61,7 +70,7 @@ def client_of(scope: Scope, headers: dict[str, str]) -> str:
     """The client's name in the queue, for fair turns: one for each key (which cannot be found from it), or else for
     each address.
     """
-    key = headers.get("authorization", "")
+    key = key_of(headers)
     if key:
         return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return str((scope.get("client") or ("",))[0])

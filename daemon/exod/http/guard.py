@@ -68,7 +68,7 @@ class HttpGuard:
         if path in OPEN_PATHS:
             return
         if self._digests and not is_page(path):
-            self._check_key(headers.get("authorization", ""))
+            self._check_key(headers)
         elif not self._digests:
             self._check_host(headers.get("host", ""))
             self._check_page(path, headers)
@@ -106,12 +106,11 @@ class HttpGuard:
             (b"vary", b"origin"),
         ]
 
-    def _check_key(self, authorization: str) -> None:
-        scheme, _, key = authorization.partition(" ")
-        given = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+    def _check_key(self, headers: Mapping[str, str]) -> None:
+        given = hashlib.sha256(key_of(headers).encode("utf-8", "surrogateescape")).digest()
         # Every key is compared, in constant time, so that the time reveals nothing about any key.
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
-        if scheme.lower() != "bearer" or not any(matches):
+        if not any(matches):
             raise RequestError("invalid_api_key", "this API needs a key: send 'Authorization: Bearer KEY'")
 
     def _check_host(self, host: str) -> None:
@@ -152,6 +151,12 @@ class HttpGuard:
         if parts.scheme == APP_SCHEME:
             return True
         return parts.scheme in ("http", "https") and (_is_loopback_name(host) or _is_loopback_address(host))
+
+
+def key_of(headers: Mapping[str, str]) -> str:
+    """The key that a request brings, as OpenAI's clients send it or as Anthropic's do; empty without one."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()
 
 
 def own_names() -> frozenset[str]:

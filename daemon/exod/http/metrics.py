@@ -195,6 +195,7 @@ def _counters(counters: DaemonCounters) -> Iterator[Metric]:
         ("exod_plans_agreed", "Committed mesh plans", counters.plans_agreed),
         ("exod_engine_recoveries", "Groups formed anew, after a fault or for a move", counters.engine_recoveries),
         ("exod_engine_recovery_seconds", "The sum of the times without a group", counters.engine_recovery_s),
+        ("exod_engine_preemptions", "Begun requests that lost their place and waited again", counters.preemptions),
         ("exod_engine_restarts", "Worker processes that were replaced", counters.engine_restarts),
         ("exod_engine_sync_changes", "Changes between fast and safe steps", counters.sync_changes),
         ("exod_engine_gpu_wait_violations", "Fast steps that waited too long", counters.gpu_wait_violations),

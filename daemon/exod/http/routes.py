@@ -1,7 +1,7 @@
 """The routes of the HTTP API that do not generate: models, health, metrics, status, events.
 
 Decides what each answers and when that is an error. `application` is the ASGI application of all routes; every
-error has OpenAI's shape.
+error has the shape that the path's clients read.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from exod.http.event_streams import LiveStream, LogStream
 from exod.http.exchange import (
     JsonResponse,
     error_response,
+    error_shape,
 )
 from exod.http.generation import Dialect, GenerationEndpoint, RequestSlots
 from exod.http.metrics import CONTENT_TYPE, HttpMetrics
@@ -189,7 +190,7 @@ async def _not_served(request: Request, error: Exception) -> Response:
         refusal = RequestError("not_found", f"{path}: there is no such endpoint; there are: {', '.join(ENDPOINTS)}")
     else:
         refusal = RequestError("invalid_request", error.detail)
-    response = error_response(refusal)
+    response = error_response(refusal, error_shape(path))
     if error.headers:
         response.headers.update(error.headers)
     return response
@@ -197,10 +198,11 @@ async def _not_served(request: Request, error: Exception) -> Response:
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    return error_response(error)
+    return error_response(error, error_shape(request.scope["path"]))
 
 
 async def _broken(request: Request, error: Exception) -> Response:
     """A fault of this daemon. The client gets one line; Starlette raises it on, so the log has the traceback."""
     text = f"an internal error of exod ({type(error).__name__}); its log has the details"
-    return error_response(RequestError("internal_error", text, ExitCode.INTERNAL))
+    broken = RequestError("internal_error", text, ExitCode.INTERNAL)
+    return error_response(broken, error_shape(request.scope["path"]))

@@ -27,7 +27,7 @@ from exod.daemon_api.shared_tick import until_next
 from exod.errors import ExitCode, RequestError
 from exod.http.body import BodyReader
 from exod.http.connection import CROWDED, HEAD_DEADLINE_S, HttpConnection, OpenConnections
-from exod.http.exchange import check_framing, error_response, headers_of
+from exod.http.exchange import check_framing, error_response, error_shape, headers_of
 from exod.http.generation import MAX_GENERATIONS, RequestSlots
 from exod.http.guard import HttpGuard, read_keys
 from exod.http.listening import listen
@@ -307,7 +307,7 @@ class _GuardedApp:
 
 async def _refuse(error: RequestError, scope: Scope, receive: Receive, send: Send) -> None:
     """Also closes the connection: what follows on it may be the rest of the refused body."""
-    response = error_response(error)
+    response = error_response(error, error_shape(scope["path"]))
     if CROWDED not in scope.get("state", {}):
         response.headers["connection"] = "close"
     await response(scope, receive, send)

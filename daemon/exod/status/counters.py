@@ -91,6 +91,7 @@ class Counters:
             recoveries=dict(self._recoveries),
             queue_waits=self._engine.scheduler.queue_times.cumulative,
             queue_wait_s=self._engine.scheduler.queue_times.total_s,
+            preemptions=self._engine.scheduler.queue_times.preemptions,
             rank=heartbeat.figures if heartbeat is not None else None,
             events=self._events.count,
             mqtt_messages_sent=self._mqtt.messages_sent,

@@ -131,7 +131,9 @@ def test_an_answer_whose_end_was_lost_is_generated_again_from_what_is_known_unde
     scheduler, first = a_busy_scheduler()
     scheduler.advance(ranks(first.order, first.order), True, 1.0)
     scheduler.submit(submit("r2"), 1.0)
+    assert scheduler.queue_times.preemptions == 0
     scheduler.submit(submit("r1", tokens=(100, 101)), 1.1 + ENDED_GRACE_S)
+    assert scheduler.queue_times.preemptions == 1
     again = begun_on(scheduler.advance(ranks(first.order, first.order), True, 12.0))[A]
     assert again.tokens == (100, 101)
     assert again.request.request_id != first.request.request_id

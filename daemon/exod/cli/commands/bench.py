@@ -1,14 +1,18 @@
 """`exoctl bench`: tokens a second and time to first token of the running cluster, for 1, 2, 4 and 8 clients.
 
-Decides what is asked (each client another prompt, so that nobody finds its beginning in the cache) and what is
-counted: a rate is of the time between the first and the last token of all. Times are in seconds, shown in ms.
+Decides what is asked (each client of each run another prompt, so that nobody finds its own in the cache) and what
+is counted: a rate is of the time between the first and the last token of all. Tokens may reach this program in a
+burst, later than they were made, so an answer takes at least as long as the engine says. Times are in seconds,
+shown in ms.
 """
 
 from __future__ import annotations
 
+import random
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -22,6 +26,9 @@ TOKENS: Final = 64
 
 MOST_CLIENTS: Final = 32
 """Half of the connections that the daemon's socket takes."""
+
+LAST_NUMBER: Final = 999
+"""Up to which the demo model counts."""
 
 BAR_CHARS: Final = 24
 
@@ -42,6 +49,13 @@ class Run:
     first: float
     last: float
     tokens: int
+    decode_s: float
+    """From its first token to its last, as the engine counts it."""
+
+    @property
+    def begun(self) -> float:
+        """When the first token was made, at the latest."""
+        return max(self.asked, min(self.first, self.last - self.decode_s))
 
 
 @dataclass(frozen=True)
@@ -65,8 +79,9 @@ def bench(shell: Shell, clients: str, tokens: int) -> ExitCode:
     if not model:
         raise RequestError("no_model", "no model is loaded: exoctl engine load MODEL", ExitCode.DEGRADED)
     progress = _TokenBar(shell, sum(counts) * tokens)
-    _run(shell, 0, 2, progress, warm_up=True)
-    rows = [_row(shell, count, tokens, progress) for count in counts]
+    prompts = _prompts(tokens)
+    _run(shell, next(prompts), 2, progress, warm_up=True)
+    rows = [_row(shell, [next(prompts) for _ in range(count)], tokens, progress) for count in counts]
     progress.clear()
     if shell.as_json:
         shell.show_value({"model": model, "tokens_each": tokens, "rows": [asdict(row) for row in rows]})
@@ -85,29 +100,40 @@ def _counts(clients: str) -> list[int]:
     return counts
 
 
-def _row(shell: Shell, count: int, tokens: int, progress: _TokenBar) -> Row:
+def _prompts(tokens: int) -> Iterator[str]:
+    """One after the other, from another beginning in each run. The demo model counts `tokens` numbers from each of
+    them; any other model has something to tell about numbers.
+    """
+    beginnings = max(1, min(LAST_NUMBER - tokens, LAST_NUMBER - 2 * TOKENS))
+    at = random.randrange(beginnings)
+    while True:
+        yield f"count from {at % beginnings + 1} to {LAST_NUMBER}"
+        at += 1
+
+
+def _row(shell: Shell, prompts: list[str], tokens: int, progress: _TokenBar) -> Row:
+    count = len(prompts)
     with ThreadPoolExecutor(count) as pool:
-        runs = list(pool.map(lambda number: _run(shell, number, tokens, progress), range(count)))
+        runs = list(pool.map(lambda prompt: _run(shell, prompt, tokens, progress), prompts))
     made = sum(run.tokens for run in runs)
-    busy_s = max(run.last for run in runs) - min(run.first for run in runs)
+    busy_s = max(run.last for run in runs) - min(run.begun for run in runs)
     waits_ms = [1000 * (run.first - run.asked) for run in runs]
     # The first token of each answer is the prefill's.
     total = (made - count) / busy_s if busy_s > 0 else 0.0
-    each = statistics.mean((run.tokens - 1) / (run.last - run.first) for run in runs if run.last > run.first)
+    each = statistics.mean((run.tokens - 1) / (run.last - run.begun) for run in runs if run.last > run.begun)
     return Row(count, made, total, each, statistics.median(waits_ms), max(waits_ms))
 
 
-def _run(shell: Shell, number: int, tokens: int, progress: _TokenBar, *, warm_up: bool = False) -> Run:
+def _run(shell: Shell, prompt: str, tokens: int, progress: _TokenBar, *, warm_up: bool = False) -> Run:
     """One answer. Raises ExodError where it is cut short, or has fewer than two tokens."""
     import msgspec
 
-    from exod.daemon_api.interface import GenerationDelta, TextDelta
+    from exod.daemon_api.interface import GenerationDelta, GenerationEnd, TextDelta
 
     decoder: msgspec.json.Decoder[GenerationDelta] = msgspec.json.Decoder(GenerationDelta)
-    # The demo model counts; any other has something to tell about numbers.
-    messages = [{"role": "user", "content": f"count from {number + 1} to 999"}]
+    messages = [{"role": "user", "content": prompt}]
     asked = time.monotonic()
-    first = last = 0.0
+    first = last = decode_s = 0.0
     made = 0
     with shell.daemon() as daemon:
         given: dict[str, Any] = {"messages": messages, "max_tokens": tokens}
@@ -118,9 +144,11 @@ def _run(shell: Shell, number: int, tokens: int, progress: _TokenBar, *, warm_up
                 made += 1
                 if not warm_up:
                     progress.add(1)
+            elif isinstance(delta, GenerationEnd):
+                decode_s = delta.usage.decode_s
     if made < 2:
         raise ExodError(f"the model answered with {made} tokens: too few to measure anything")
-    return Run(asked, first, last, made)
+    return Run(asked, first, last, made, decode_s)
 
 
 class _TokenBar:

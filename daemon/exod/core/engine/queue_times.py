@@ -1,4 +1,4 @@
-"""How long requests have waited in the queue, as a histogram counts it. Pure. Seconds."""
+"""How long requests have waited in the queue, as a histogram counts it, and how many came back. Pure. Seconds."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class QueueTimes:
         self._since: dict[str, float] = {}
         self._counts = [0] * len(WAIT_BUCKETS_S)
         self.total_s = 0.0
+        self.preemptions = 0
+        """Requests that were begun and lost their place: they wait again, before all others."""
 
     @property
     def cumulative(self) -> tuple[tuple[float, int], ...]:

@@ -225,6 +225,7 @@ class Scheduler:
             return []
         if submit.tokens or ended_at is not None:
             self._had_turn.append(submit)
+            self.queue_times.preemptions += 1
             return confirmed
         if self.draining:
             return [self._refuse(submit, "draining", "the engine is being drained and admits no more requests")]
