@@ -8,6 +8,7 @@ Decides: what is kept. Evaluates only the pieces that it joins.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import mlx.core as mx
@@ -28,6 +29,10 @@ class SentStates:
         self._pieces: list[Any] = []
         self.length = 0
         self.nbytes = 0
+
+    @property
+    def pieces(self) -> Sequence[Any]:
+        return self._pieces
 
     def add(self, start: int, hidden: Any) -> None:
         """What was sent for the tokens from `start` on: (1, tokens, …), evaluated. Known tokens change nothing."""

@@ -14,7 +14,7 @@ import copy
 import dataclasses
 import io
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 import mlx.core as mx
@@ -198,11 +198,33 @@ class StageCaches:
 
     def copy_from(self, other: StageCaches, position: int) -> None:
         """Becomes a copy of the first `position` tokens in `other`, which can be trimmed; these are empty."""
-        theirs = map(vars, other.leaves) if other.batch is None else other.batch.row(other._row)
-        for mine, state in zip(self.leaves, theirs, strict=True):
-            vars(mine).update({key: _cut(value, position) for key, value in state.items()})
+        self.fill([other.states()], position)
+
+    def states(self) -> list[State]:
+        """Leaf by leaf, as they are; of a sequence in a batch copies."""
+        if self.batch is None:
+            return [vars(leaf) for leaf in self.leaves]
+        return list(self.batch.row(self._row))
+
+    def fill(self, parts: Sequence[Sequence[State]], position: int) -> None:
+        """These are empty, and become the first `position` tokens of states of caches that can be trimmed: one or
+        more parts that follow each other, each leaf by leaf.
+        """
+        for mine, *states in zip(self.leaves, *parts, strict=True):
+            whole = {key: _joined([state[key] for state in states]) for key in states[-1]}
+            vars(mine).update(cut(whole, 0, position))
             mine.offset = position
         self.position = position
+
+    def take_out(self, first: int, end: int) -> Iterator[tuple[State, list[Any]]]:
+        """Leaf by leaf the state of the first tokens, of which a leaf keeps only those in [first, end), and the
+        arrays of what it keeps. Both are to be evaluated before the next leaf's: then memory holds only one of them
+        twice.
+        """
+        for leaf in self.leaves:
+            state = cut(vars(leaf), 0, first)
+            vars(leaf).update(cut(vars(leaf), first, end))
+            yield state, list(arrays_of(vars(leaf)))
 
     @property
     def nbytes(self) -> int:
@@ -264,11 +286,25 @@ def _copy(value: Any) -> Any:
     return copy.copy(value) if isinstance(value, mx.array) else value
 
 
-def _cut(value: Any, tokens: int) -> Any:
-    """An appending cache's state: of arrays (…, tokens, features) the first tokens, in memory of their own."""
+def cut(state: State, first: int, end: int) -> State:
+    """An appending cache's state with the tokens [first, end) only, in memory of their own."""
+    return {key: _cut(value, first, end) for key, value in state.items()}
+
+
+def _cut(value: Any, first: int, end: int) -> Any:
+    """Of arrays (…, tokens, features)."""
     if isinstance(value, (list, tuple)):
-        return type(value)(_cut(inner, tokens) for inner in value)
-    return mx.contiguous(value[..., :tokens, :]) if isinstance(value, mx.array) else value
+        return type(value)(_cut(inner, first, end) for inner in value)
+    return mx.contiguous(value[..., first:end, :]) if isinstance(value, mx.array) else value
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    """Consecutive tokens of an appending cache; what is no array has the last one's value."""
+    if len(values) == 1 or not isinstance(values[-1], (list, tuple, mx.array)):
+        return values[-1]
+    if isinstance(values[-1], mx.array):
+        return mx.concatenate(list(values), axis=-2)
+    return type(values[-1])(_joined(inner) for inner in zip(*values, strict=True))
 
 
 def is_pending(arrays: list[Any]) -> bool:
