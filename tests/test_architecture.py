@@ -288,9 +288,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exod.shared_wish",
         "exod.status",
     ),
-    "exod.__main__": ("exod.app", "exod.config", "exoengine.installed"),
+    "exod.__main__": ("exod.app", "exod.config", "exod.platform", "exoengine.installed"),
     # the command line: a program of its own, which knows the daemon by its shapes
-    "exod.cli.base": ("exod.config", "exod.local_api", "exoengine.installed"),
+    "exod.cli.base": ("exod.config", "exod.local_api", "exod.platform", "exoengine.installed"),
     "exod.cli.screens": ("exod.cli.base", "exod.daemon_api"),
     "exod.cli.service": (),
     "exod.cli.top": ("exod.cli.base", "exod.daemon_api"),
@@ -313,7 +313,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "exoengine.model_files",
         "exoengine.native",
     ),
-    "exod.cli": ("exod.cli.base", "exod.cli.commands"),
+    "exod.cli": ("exod.platform", "exod.cli.base", "exod.cli.commands"),
     # the engine
     "exoengine.protocol": (
         *("exoengine.cost_figures", "exoengine.framing", "exoengine.generation_request"),

@@ -113,6 +113,30 @@ def test_a_service_logs_into_its_file_and_a_crash_goes_to_standard_error(tmp_pat
     assert "link_selected" not in done.stderr
 
 
+LOGS_AND_ENDS = """
+import structlog
+from exod import log
+from exod.platform.standard_streams import drop_unwritten, fill_closed
+fill_closed()
+log.configure("info", "json")
+structlog.get_logger().info("link_selected")
+structlog.get_logger().info("link_lost")
+drop_unwritten()
+"""
+
+
+@pytest.mark.parametrize("redirections", ["2>&-", "<&- >&- 2>&-", "2>/dev/full", "2>&1 | true"])
+def test_a_log_that_takes_nothing_ends_nobody(tmp_path: Path, redirections: str) -> None:
+    """A full disk, a reader that is gone: the daemon goes on, and its exit code stays its own."""
+    if "/dev/full" in redirections and not Path("/dev/full").exists():
+        pytest.skip("/dev/full is Linux's")
+    streams, piped, reader = redirections.partition("|")
+    script = f'("$@" {streams}; echo $? >{tmp_path}/code) {piped} {reader}'
+    argv = ["sh", "-c", script, "sh", sys.executable, "-c", LOGS_AND_ENDS]
+    subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60)
+    assert (tmp_path / "code").read_text() == "0\n"
+
+
 @pytest.fixture
 def log_lines(tmp_path: Path) -> Iterator[Callable[[], list[dict[str, Any]]]]:
     """Yields what reads the log that is written meanwhile."""

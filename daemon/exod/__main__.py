@@ -12,6 +12,7 @@ from pathlib import Path
 from exod import VERSION
 from exod.errors import ExitCode, ExodError
 from exod.plain_text import printable
+from exod.platform.standard_streams import drop_unwritten, fill_closed
 from exoengine.installed import why_not_imported
 
 DEMO_OVERRIDES = {"EXOD_MQTT__BROKER": "embedded"}
@@ -39,6 +40,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code; an error that a person can mend is one line, never a traceback."""
+    fill_closed()
     options = parse(arguments)
     try:
         return run(options)
@@ -50,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         return int(error.exit_code)
     except KeyboardInterrupt:
         return int(ExitCode.OK)
+    finally:
+        drop_unwritten()
 
 
 def run(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -21,4 +22,5 @@ def announce(api_url: str, control_socket: Path) -> None:
         "  Ctrl-C stops it.",
         "",
     )
-    print("\n".join(lines), flush=True)
+    with contextlib.suppress(OSError):  # nobody reads it, or the disk is full: the daemon runs on
+        print("\n".join(lines), flush=True)

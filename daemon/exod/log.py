@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
 import structlog
 
@@ -47,6 +47,21 @@ _COUNTED_BY: Final = "_counted_by"
 """What a line is counted by where its event's name says too little: removed before it is written."""
 
 
+class StandardError:
+    """Standard error as a log's stream. Never raises: a line that a full disk or a reader that is gone does not
+    take is lost, and the daemon goes on.
+    """
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+
 class RotatingFile:
     """A log file that is moved aside (`exod.log.1`, `.2`, …) before it passes `max_bytes`; the newest `keep` stay.
 
@@ -68,7 +83,7 @@ class RotatingFile:
             stream.write(text)
             self._size += size
         except OSError:
-            sys.stderr.write(text)
+            StandardError().write(text)
         return len(text)
 
     def flush(self) -> None:
@@ -103,7 +118,8 @@ def configure(level: str, output: str, file: Path | None = None, max_bytes: int 
         if console
         else structlog.processors.JSONRenderer()
     )
-    stream: TextIO = sys.stderr if file is None else RotatingFile(file, max_bytes, keep)  # type: ignore[assignment]
+    # Both have what a log writes with, and no more of a stream.
+    stream: Any = StandardError() if file is None else RotatingFile(file, max_bytes, keep)
     if file is not None:
         trim_standard_error()
     structlog.configure(

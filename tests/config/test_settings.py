@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,26 @@ def test_a_named_file_must_exist_and_be_readable(tmp_path: Path) -> None:
     (tmp_path / "large.toml").write_bytes(b"#" * 2_000_000)
     with pytest.raises(ConfigError, match="is larger than"):
         load(tmp_path / "large.toml", {})
+
+
+def test_a_pipe_or_a_device_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="is a pipe or a device"):
+        load(tmp_path / "pipe", {})
+    with pytest.raises(ConfigError, match="is a pipe or a device"):
+        load(Path("/dev/zero"), {})
+    assert load(Path(os.devnull), {}).cluster.name == "home"
+
+
+def test_a_byte_order_mark_of_an_editor_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "exod.toml").write_bytes(b'\xef\xbb\xbf[cluster]\r\nname = "mine"\r\n')
+    assert load(tmp_path / "exod.toml", {}).cluster.name == "mine"
+
+
+def test_a_path_is_text(tmp_path: Path) -> None:
+    """Bytes of a variable that are none would break the JSON of whatever names the path."""
+    with pytest.raises(ConfigError, match=r"EXOD_NODE__DATA_DIR: node\.data_dir = .*allowed is a path in UTF-8"):
+        load(Path(os.devnull), {"EXOD_NODE__DATA_DIR": os.fsdecode(b"/tmp/\xff")})
 
 
 def test_the_file_is_found_through_the_environment(tmp_path: Path) -> None:

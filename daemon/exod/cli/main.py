@@ -23,6 +23,8 @@ from exod.cli.base.options import (
     tell_not_imported,
 )
 from exod.errors import ExitCode
+from exod.plain_text import printable
+from exod.platform.standard_streams import fill_closed, replace_what_cannot_be_shown
 
 EXIT_CODES: Final = """\
 exit codes:
@@ -33,13 +35,15 @@ exit codes:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exits with one of the contract's codes."""
+    fill_closed()
+    replace_what_cannot_be_shown()
     given = global_options_first(sys.argv[1:] if arguments is None else arguments)
     Parser.as_json = "--json" in given
     try:
         parser, commands = build()
     except ImportError as error:
         sys.exit(tell_not_imported(error))
-    complaint = unknown_command(given, commands)
+    complaint = _not_text(given) or unknown_command(given, commands)
     if complaint:
         parser.error(complaint)
     namespace = vars(parser.parse_args(given))
@@ -97,6 +101,16 @@ def build() -> tuple[Parser, Commands]:
     report_commands.register(commands)
     engine_commands.register_debug(commands)
     return parser, commands
+
+
+def _not_text(arguments: Sequence[str]) -> str:
+    """The message for bytes that are no text: they cannot be sent to a daemon, nor shown. Empty where all are."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            return f"an argument is no text in UTF-8: {printable(argument, 100)}"
+    return ""
 
 
 def unknown_command(arguments: Sequence[str], commands: Commands) -> str:

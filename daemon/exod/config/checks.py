@@ -133,9 +133,20 @@ def entries(item: Check, allowed: str) -> Check:
     return check
 
 
+def is_utf8(text: str) -> bool:
+    """Not so of a variable with bytes that are no text: what names a file stands in JSON, too."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def path(value: Any) -> Path | None:
     if not isinstance(value, str) or "\0" in value:
         raise RejectedError("a path")
+    if not is_utf8(value):
+        raise RejectedError("a path in UTF-8")
     try:
         return Path(value).expanduser() if value else None
     except RuntimeError:

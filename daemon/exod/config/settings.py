@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -202,11 +203,22 @@ def _host_name() -> str:
     return socket.gethostname().split(".")[0][:63] or "node"
 
 
+def _bytes_of(file: Path) -> bytes:
+    """At most one byte more than is allowed. Raises OSError, and ConfigError for what is no file."""
+
+    def opener(path: str, flags: int) -> int:
+        return os.open(path, flags | os.O_NONBLOCK)  # a pipe without a writer would be waited for
+
+    with open(file, "rb", opener=opener) as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode) and file != Path(os.devnull):
+            raise ConfigError(f"{file}: is a pipe or a device, not a file; name another with --config")
+        return stream.read(MAX_FILE_BYTES + 1)
+
+
 def _read(file: Path, must_exist: bool) -> dict[str, Any] | None:
     try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_FILE_BYTES + 1)
-    except FileNotFoundError:
+        data = _bytes_of(file)
+    except (FileNotFoundError, NotADirectoryError):
         if must_exist:
             raise ConfigError(f"{file}: there is no such file; name another with --config") from None
         return None
@@ -215,7 +227,7 @@ def _read(file: Path, must_exist: bool) -> dict[str, Any] | None:
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(f"{file}: is larger than {MAX_FILE_BYTES} bytes; a configuration is not")
     try:
-        return tomllib.loads(data.decode())
+        return tomllib.loads(data.decode("utf-8-sig"))  # some editors begin a file with a byte order mark
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: is not valid TOML: {error}") from None
     except RecursionError:

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 from exod import VERSION
 from exod.errors import ExitCode, ExodError, RequestError
 from exod.plain_text import printable
+from exod.platform.standard_streams import drop_unwritten
 
 if TYPE_CHECKING:
     from exod.cli.base.client import DaemonClient
@@ -113,7 +115,12 @@ class Shell:
     def show_value(self, value: object) -> None:
         import msgspec
 
-        self.show_json(msgspec.json.encode(value))
+        try:
+            data = msgspec.json.encode(value)
+        except UnicodeEncodeError:  # the name of a file, or a variable, may be no text
+            plain = json.dumps(msgspec.to_builtins(value), ensure_ascii=False)
+            data = plain.encode("utf-8", "replace")
+        self.show_json(data)
 
     def fail(self, error: ExodError) -> ExitCode:
         """Tells `error` in one line, and returns what it means."""
@@ -247,11 +254,25 @@ def carry_out(function: Command, settings: Settings, given: dict[str, Any]) -> i
     except ImportError as error:
         return tell_not_imported(error)
     except BrokenPipeError:
-        # The reader of our output has closed it (`| head`): nothing more can be written.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return int(ExitCode.OK)
+        return int(ExitCode.OK)  # the reader of our output has closed it (`| head`)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Exception as error:
+        return _tell_unexpected(shell, error)
+    finally:
+        drop_unwritten()
+
+
+def _tell_unexpected(shell: Shell, error: Exception) -> int:
+    """What no command foresaw: output that takes nothing more, or a bug, with its place."""
+    try:
+        sys.stdout.flush()
+    except OSError as unwritten:
+        return int(Shell(Settings()).fail(ExodError(f"standard output: {unwritten.strerror}")))
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(last.filename).name}:{last.lineno}"
+    text = f"internal error: {type(error).__name__}: {error} ({place}); a bug report needs: exoctl report"
+    return int(shell.fail(ExodError(text)))
 
 
 def tell_not_imported(error: ImportError) -> int:

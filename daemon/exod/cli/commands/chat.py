@@ -11,9 +11,10 @@ import sys
 import time
 import unicodedata
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from exod.cli.base.options import Commands, Shell, UsageError
+from exod.cli.base.values import number, whole
 from exod.errors import ExitCode, ExodError
 
 if TYPE_CHECKING:
@@ -22,14 +23,21 @@ if TYPE_CHECKING:
 HELP = "/reset forgets the conversation, /quit or Ctrl-D ends it, Ctrl-C ends an answer"
 
 
+MAX_TOKENS: Final = 10_000_000
+MAX_SEED: Final = 2**63 - 1
+"""What the daemon takes."""
+
+
 def register(commands: Commands) -> None:
     parser = commands.add("chat", chat)
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="what to ask; without it, a conversation")
     parser.add_argument("--system", metavar="TEXT", help="a system instruction before the conversation")
     parser.add_argument("--model", metavar="NAME", help="only if this model is loaded")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="a bound for each answer")
-    parser.add_argument("--temperature", type=float, metavar="T", default=0.0, help="default: 0, the likeliest")
-    parser.add_argument("--seed", type=int, metavar="N", help="makes a sampled answer repeatable")
+    parser.add_argument("--max-tokens", type=whole(1, MAX_TOKENS), metavar="N", help="a bound for each answer")
+    parser.add_argument(
+        "--temperature", type=number(0, 2), metavar="T", default=0.0, help="default: 0, the likeliest"
+    )
+    parser.add_argument("--seed", type=whole(0, MAX_SEED), metavar="N", help="makes a sampled answer repeatable")
 
 
 def chat(
@@ -45,13 +53,21 @@ def chat(
     wishes: dict[str, Any] = {"model": model, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     conversation = Conversation(shell, system, wishes)
     if prompt is None and not sys.stdin.isatty():
-        prompt = sys.stdin.read().strip()
+        prompt = _given().strip()
         if not prompt:
             raise UsageError("there is no prompt: neither as an argument nor on standard input")
     if prompt is not None:
         conversation.ask(prompt)
         return ExitCode.OK
     return _converse(conversation)
+
+
+def _given() -> str:
+    """All of standard input."""
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError:
+        raise UsageError("standard input is no text in UTF-8") from None
 
 
 class Conversation:

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from exod.cli.base.options import Commands, Shell
+from exod.cli.base import values
+from exod.cli.base.options import Commands, Shell, UsageError
 from exod.errors import ExitCode, TrustError
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 DEFAULT_INVITED: Final = "10m"
 """Long enough to walk to the other machine."""
+
+MIN_INVITED_S: Final = 1.0
+MAX_INVITED_S: Final = 7 * 86_400.0
+"""What the daemon takes: a door that stays open for longer is no invitation."""
 
 
 def register(commands: Commands) -> None:
@@ -48,9 +53,11 @@ def register(commands: Commands) -> None:
     cluster.add("show", show)
     cluster.add("rotate", rotate)
     removed = cluster.add("remove", remove)
-    removed.add_argument("node", metavar="NODE", help="the node that is left out, by its name or id")
+    removed.add_argument(
+        "node", type=values.name, metavar="NODE", help="the node that is left out, by its name or id"
+    )
     forgotten = cluster.add("forget", forget)
-    forgotten.add_argument("node", metavar="NODE", help="a node that is down, by its name or id")
+    forgotten.add_argument("node", type=values.name, metavar="NODE", help="a node that is down, by its name or id")
     cluster.add("renew-identity", renew_identity)
 
 
@@ -204,7 +211,7 @@ def invite(shell: Shell, for_s: str | None, once: bool) -> ExitCode:
     from exod.peers.trust import invite_token, read_key
 
     if for_s is not None or once:
-        return _invite_for(shell, for_s or DEFAULT_INVITED, once)
+        return _invite_for(shell, DEFAULT_INVITED if for_s is None else for_s, once)
     config = _config(shell)
     token = invite_token(read_key(config.cluster.key_file), config.cluster.name)
     if shell.as_json:
@@ -224,8 +231,11 @@ def _invite_for(shell: Shell, for_s: str, once: bool) -> ExitCode:
     from exod.cli.commands.engine_commands import seconds
     from exod.daemon_api.shapes import Invited
 
+    length_s = seconds(for_s)
+    if not MIN_INVITED_S <= length_s <= MAX_INVITED_S:
+        raise UsageError(f"--for: {for_s}: expected 1s to 7d")
     with shell.daemon() as daemon:
-        invited = daemon.ask("cluster_invite", Invited, for_s=seconds(for_s), once=once)
+        invited = daemon.ask("cluster_invite", Invited, for_s=length_s, once=once)
     if shell.as_json:
         shell.show_value(invited)
         return ExitCode.OK

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from exod.cli.base.options import Commands, Shell, UsageError
+from exod.cli.base.values import name
 from exod.daemon_api.self_fault import SELF_FAULTS
 from exod.errors import ExitCode
 
@@ -26,7 +27,9 @@ def register(commands: Commands) -> None:
     engine = commands.group("engine", "the hosted engine", engine_status)
     engine.add("status", engine_status)
     load = engine.add("load", engine_load)
-    load.add_argument("model", metavar="MODEL", help="a folder, a Hugging Face repo id, or embedded:count")
+    load.add_argument(
+        "model", type=name, metavar="MODEL", help="a folder, a Hugging Face repo id, or embedded:count"
+    )
     load.add_argument("--no-wait", action="store_true", help="return once the daemon has been told")
     engine.add("unload", engine_unload)
     engine.add("drain", engine_drain)
@@ -41,7 +44,9 @@ def register_debug(commands: Commands) -> None:
     fault = debug.add("fault", debug_fault)
     pin = debug.add("pin", debug_pin)
     for parser in (fault, pin):
-        parser.add_argument("path", metavar="PATH", help="a path id, an interface, a remote address or a kind")
+        parser.add_argument(
+            "path", type=name, metavar="PATH", help="a path id, an interface, a remote address or a kind"
+        )
         parser.add_argument(
             "--for", dest="for_s", metavar="S", default="10", help="how long: seconds, 500ms, 2m, 1h; default: 10"
         )

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from exod.cli.base.options import Commands, Shell, UsageError
+from exod.cli.base.values import name
 from exod.cli.commands.engine_commands import DURATION, SECONDS
 from exod.errors import ExitCode
 
@@ -25,8 +26,10 @@ def register(commands: Commands) -> None:
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what happens, until Ctrl-C")
     times = "Unix seconds, a time (2026-01-31T12:00), or an age (10m, 2h, 2d)"
     parser.add_argument("--since", metavar="T", help=times)
-    parser.add_argument("--type", metavar="GLOB", dest="kind", help="only these, such as path.* or engine.reformed")
-    parser.add_argument("--node", metavar="NODE", help="only what concerns this node, by its name or id")
+    parser.add_argument(
+        "--type", type=name, metavar="GLOB", dest="kind", help="only these, such as path.* or engine.reformed"
+    )
+    parser.add_argument("--node", type=name, metavar="NODE", help="only what concerns this node, by its name or id")
 
 
 def events(shell: Shell, follow: bool, since: str | None, kind: str | None, node: str | None) -> ExitCode:

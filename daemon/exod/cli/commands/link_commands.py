@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from exod.cli.base.options import Commands, Shell, UsageError
+from exod.cli.base.values import name, whole
 from exod.cli.commands.status_commands import add_watch, is_broken
 from exod.errors import ExitCode
 
@@ -14,17 +15,26 @@ if TYPE_CHECKING:
 HISTORY = "history"
 HISTORY_ENTRIES = 50
 
+MAX_PINGS = 100_000
+"""What the daemon takes: more than an hour of them."""
+
 
 def register(commands: Commands) -> None:
     parser = commands.add("links", links)
-    parser.add_argument("peer", nargs="?", metavar="PEER|history", help="a node's name or id, or: history")
-    parser.add_argument("history_peer", nargs="?", metavar="PEER", help="with history: only this node's")
+    parser.add_argument(
+        "peer", nargs="?", type=name, metavar="PEER|history", help="a node's name or id, or: history"
+    )
+    parser.add_argument("history_peer", nargs="?", type=name, metavar="PEER", help="with history: only this node's")
     add_watch(parser)
 
     parser = commands.add("ping", ping)
-    parser.add_argument("peer", metavar="PEER", help="a node's name or id")
-    parser.add_argument("--via", metavar="IFACE", help="an interface, path id or kind; default: the path in use")
-    parser.add_argument("-c", "--count", type=int, metavar="N", default=5, help="how many probes; default: 5")
+    parser.add_argument("peer", type=name, metavar="PEER", help="a node's name or id")
+    parser.add_argument(
+        "--via", type=name, metavar="IFACE", help="an interface, path id or kind; default: the path in use"
+    )
+    parser.add_argument(
+        "-c", "--count", type=whole(1, MAX_PINGS), metavar="N", default=5, help="how many probes; default: 5"
+    )
 
     commands.add("netcheck", netcheck)
 

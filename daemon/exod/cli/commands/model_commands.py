@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exod.cli.base import values
 from exod.cli.base.options import Commands, Shell, UsageError
 from exod.errors import ExitCode, RequestError
 
@@ -27,14 +28,21 @@ def register(commands: Commands) -> None:
     model.add("ls", ls)
     pulled = model.add("pull", pull)
     pulled.add_argument(
-        "repository", metavar="MODEL", help="a Hugging Face repository, OWNER/NAME, or a folder of this host"
+        "repository",
+        type=values.name,
+        metavar="MODEL",
+        help="a Hugging Face repository, OWNER/NAME, or a folder of this host",
     )
     pulled.add_argument("--all", dest="everywhere", action="store_true", help="to nodes that hold no layers, too")
-    model.add("pause", pause).add_argument("name", metavar="MODEL", help="as it was given to pull")
+    model.add("pause", pause).add_argument(
+        "name", type=values.name, metavar="MODEL", help="as it was given to pull"
+    )
     told = model.add("info", info)
-    told.add_argument("name", metavar="NAME", help="as exoctl model ls shows it, a folder, or embedded:count")
+    told.add_argument(
+        "name", type=values.name, metavar="NAME", help="as exoctl model ls shows it, a folder, or embedded:count"
+    )
     removed = model.add("rm", rm)
-    removed.add_argument("name", metavar="NAME", help="as exoctl model ls shows it")
+    removed.add_argument("name", type=values.name, metavar="NAME", help="as exoctl model ls shows it")
     removed.add_argument("-y", "--yes", action="store_true", help="do not ask")
 
 
