@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from exoengine.embedded import model_folder
-from tests.lab.chat import count_prompt, numbers
+from tests.lab.chat import ChatStream, count_prompt, numbers
 from tests.lab.cluster import Cluster
 from tests.lab.node import Node, wait_for
 from tests.lab.reading import Status, can_serve
@@ -27,6 +28,9 @@ pytestmark = pytest.mark.lab
 FAILS_WITHIN_S = 30.0
 TOLD_WITHIN_S = 20.0
 SERVES_WITHIN_S = 60.0
+ASKED_EVERY_S = 0.1
+MANY = 60
+"""The queue takes 64."""
 MODEL = "~/model"
 
 
@@ -174,8 +178,26 @@ def test_a_node_whose_folder_is_bad_is_left_out_and_the_other_serves(pair: Clust
         lay_out(node)
     spoil(home(pair.node(1)) / "model")
     load(pair, MODEL)
+    asked = ask_until_it_serves(pair)  # a plan without the node is on its way
+    for stream in asked:
+        assert numbers(stream.result(SERVES_WITHIN_S)) == list(range(3, 10))
     check_left_out(pair, 1, words)
     check_health(pair)
+
+
+def ask_until_it_serves(pair: Cluster) -> list[ChatStream]:
+    """From the moment at which all nodes want the new model."""
+
+    def wanted(statuses: list[Status]) -> bool:
+        return all(status["engine"]["model"] == MODEL for status in statuses)
+
+    statuses = pair.wait_until(wanted, FAILS_WITHIN_S, "all nodes want the new model")
+    asked: list[ChatStream] = []
+    while not all(map(can_serve, statuses)) and len(asked) < MANY:
+        asked += [node.stream_chat(count_prompt(3, 9)) for node in pair.nodes]
+        time.sleep(ASKED_EVERY_S)
+        statuses = pair.statuses()
+    return asked
 
 
 def left_out(status: Status) -> list[str]:

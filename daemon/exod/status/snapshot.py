@@ -21,6 +21,7 @@ from exod.config.settings import Config
 from exod.core.base.cluster_wish import is_repository
 from exod.core.base.facts import EDGE_FAILED, Fact
 from exod.core.cluster.jaccl import CabledNode, NotCabledError, meeting_address
+from exod.core.cluster.ring_members import goes_on_without
 from exod.core.engine.engine_events import RdmaWired
 from exod.core.engine.engine_messages import RankPhase, RankStatus
 from exod.core.engine.rank.sync_watch import wait_text
@@ -49,7 +50,7 @@ from exod.daemon_api.shapes import (
     SyncMode,
     ThisNode,
 )
-from exod.model import EngineState, Event, NodeCard, NodeId, NodeState, PathSnapshot
+from exod.model import EngineState, Event, MeshPlan, NodeCard, NodeId, NodeState, PathSnapshot
 from exod.plain_text import labels
 from exod.platform.host_memory import MemoryReader
 from exod.status.engine_source import EngineSource
@@ -426,7 +427,8 @@ class StatusBuilder:
         if not plan.model or not plan.ring:
             return EngineState.OFF
         current = [status for status in statuses if status is not None and status.plan_hash == plan.hash]
-        if host.disagreement() or any(status.has_failed for status in current):
+        failed = [status for status in current if status.has_failed]
+        if host.disagreement() or (failed and not self._is_replanned(plan, failed)):
             return EngineState.FAILED
         known = {status.sender for status in current}
         awaited = [node for node in plan.ring if node not in known and not self._is_deaf_to(node)]
@@ -435,6 +437,12 @@ class StatusBuilder:
             generating = any(status.generating for status in current)
             return EngineState.GENERATING if generating else EngineState.READY
         return EngineState.RECOVERING if self.record.served_model == plan.model else EngineState.LOADING
+
+    def _is_replanned(self, plan: MeshPlan, failed: Sequence[RankStatus]) -> bool:
+        """Is a plan without these ranks on its way? A request waits for it."""
+        cards = {one.id: card for one in plan.members if (card := self.card_of(one.id)) is not None and card.engine}
+        new = all(status.newly_unfit for status in failed)
+        return new and goes_on_without([status.sender for status in failed], cards, plan.model)
 
     def _is_deaf_to(self, node: NodeId) -> bool:
         """A rank that this node cannot hear tells it nothing; the group stands where the others say so."""

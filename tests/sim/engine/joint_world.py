@@ -147,11 +147,6 @@ class JointWorld(World):
                 return False
         return True
 
-    def has_failed(self) -> bool:
-        """Does a rank wait before it tries its model again?"""
-        cores = [engine_host.core for engine_host in self.engine_hosts]
-        return any(core is not None and core.rank.model.failure is not None for core in cores)
-
     def all_answered(self) -> bool:
         return all(client.outcome for client in self.clients)
 

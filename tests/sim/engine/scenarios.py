@@ -11,7 +11,6 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
-from exod.core.engine.rank.hosted_model import FAILED_RETRY_S
 from exoengine.protocol import Serving
 from tests.sim import scenarios as mesh_scenarios
 from tests.sim.engine.chaos import ENGINE_FAULTS, MESH_FAULTS, MODELS, Fault, ask, hang_up
@@ -139,9 +138,8 @@ def _expect_peace(world: JointWorld) -> None:
         world.engine_hosts[-1].ask_model(MODELS[0])
     if not world.run_while(world.has_one_will, WILL_WITHIN_S):
         raise InvariantBrokenError(world, f"E7: not the newest command everywhere: {world.engine_states()}")
-    within_s = FORMED_WITHIN_S + (FAILED_RETRY_S if world.has_failed() else 0.0)
-    if not world.run_while(world.all_formed, within_s):
-        text = f"E5: no group {within_s:g} s after the faults stopped: {world.engine_states()}"
+    if not world.run_while(world.all_formed, FORMED_WITHIN_S):
+        text = f"E5: no group {FORMED_WITHIN_S:g} s after the faults stopped: {world.engine_states()}"
         raise InvariantBrokenError(world, text)
 
 

@@ -32,6 +32,7 @@ from tests.sim.engine.clients import Client
 from tests.sim.engine.engine_host import EngineHost
 from tests.sim.engine.joint_world import JointWorld
 from tests.sim.engine.scenarios import STORM_S, build, make_peace
+from tests.sim.network import LAN
 from tests.status.status_parts import NoEvents
 
 SEEDS = range(1, 6)
@@ -169,6 +170,38 @@ def test_no_two_screens_disagree_in_any_state_of_the_simulation(clock: Clock) ->
             world.run(world.now + LOOK_S)
             look_at_all(world, clock, known, seen)
     assert seen >= {"serves", "engine_loading", "engine_recovering", "draining"}, seen
+
+
+@pytest.mark.parametrize("fault", ["unreadable", "missing"])
+@pytest.mark.parametrize("place", [0, 1])
+def test_no_request_is_refused_while_a_plan_without_a_failed_rank_is_on_its_way(
+    clock: Clock, fault: str, place: int
+) -> None:
+    world = JointWorld(5, 2, media=(LAN,))
+    getattr(world, fault).add(world.hosts[place].id)
+    for host in world.hosts:
+        world.at(0.0, host.start)
+    known: dict[tuple[str, int], Screens] = {}
+    seen: set[str] = set()
+    while "serves" not in seen:
+        assert world.now < 20.0, seen
+        world.run(world.now + 0.02)
+        look_at_all(world, clock, known, seen)
+    assert "engine_failed" not in seen, "another plan was on its way"
+
+
+def test_a_node_that_nobody_can_stand_in_for_says_at_once_that_it_failed(clock: Clock) -> None:
+    world = JointWorld(5, 2, engines=1)
+    world.unreadable.update(host.id for host in world.hosts)
+    for host in world.hosts:
+        world.at(0.0, host.start)
+    seen: set[str] = set()
+    known: dict[tuple[str, int], Screens] = {}
+    while not any(world.loads_failed.values()):
+        world.run(world.now + 0.02)
+    world.run(world.now + 0.05)
+    look_at_all(world, clock, known, seen)
+    assert seen == {"engine_failed"}
 
 
 FIXED_SEEDS = range(5)

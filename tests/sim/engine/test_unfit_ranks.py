@@ -125,3 +125,19 @@ def test_an_answer_that_was_begun_waits_for_its_deadline() -> None:
     world.full.clear()
     assert world.run_while(world.all_answered, 60.0)
     assert (asked.outcome, asked.text) == ("length", asked.expected_text)
+
+
+@pytest.mark.parametrize("seconds", [1.0, 4.0])
+@pytest.mark.parametrize("fault", ["missing", "unreadable"])
+def test_what_failed_for_a_moment_is_tried_again_before_a_client_is_refused(fault: str, seconds: float) -> None:
+    """Only one of two nodes hosts a rank, so nobody can take its place."""
+    world = JointWorld(5, 2, engines=1, recovery_deadline_s=60.0)
+    places = getattr(world, fault)
+    places.update(host.id for host in world.hosts)
+    for host in world.hosts:
+        world.at(0.0, host.start)
+    assert world.run_while(lambda: any(has_failed(world, place) for place in (0, 1)), 15.0)
+    world.after(seconds, places.clear)
+    asked = [world.ask(place, 5) for place in (0, 1)]
+    assert world.run_while(world.all_answered, 20.0), world.engine_states()
+    assert [one.outcome for one in asked] == ["length", "length"]

@@ -20,6 +20,8 @@ import itertools
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 
+import msgspec
+
 from exod.core.cluster.ring_order import EXHAUSTIVE, Pair, pair_of
 from exod.model import LeftOut, NodeCard, NodeId
 
@@ -119,6 +121,15 @@ def fit_ranks(willing: Mapping[NodeId, NodeCard], model: str) -> dict[NodeId, No
     needs_mib = max((card.found_mib for card in willing.values() if card.found_model == model), default=0)
     holds = 0 < needs_mib <= sum(card.memory_mib for card in fit.values())
     return fit if holds else dict(willing)
+
+
+def goes_on_without(failed: Collection[NodeId], willing: Mapping[NodeId, NodeCard], model: str) -> bool:
+    """Can the others hold `model`, so that the next plan leaves these out?"""
+    cards = {
+        one: msgspec.structs.replace(card, unfit=card.unfit or "its rank failed") if one in failed else card
+        for one, card in willing.items()
+    }
+    return not set(failed) & set(fit_ranks(cards, model))
 
 
 def why_unfit(willing: Mapping[NodeId, NodeCard], ranks: Collection[NodeId]) -> tuple[LeftOut, ...]:

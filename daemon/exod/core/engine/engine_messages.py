@@ -68,6 +68,8 @@ class RankStatus(msgspec.Struct, frozen=True, tag="rank"):
     attempt: Counter = 0
     code: str = ""
     text: str = ""
+    newly_unfit: bool = False
+    """Has its node said just now that it cannot serve? A plan without it comes where the others hold the model."""
     model: str = ""
     fingerprint: str = ""
     versions: str = ""
@@ -122,7 +124,8 @@ class RankStatus(msgspec.Struct, frozen=True, tag="rank"):
     @property
     def has_failed(self) -> bool:
         """Is it not to be waited for? It may still be tried again."""
-        return self.phase is RankPhase.FAILED or (self.phase is RankPhase.LOADING and bool(self.code))
+        tries = self.phase is RankPhase.LOADING or (self.phase is RankPhase.RESOLVING and not self.download_total)
+        return self.phase is RankPhase.FAILED or (tries and bool(self.code))
 
     def has_ended(self, order: int) -> bool:
         """Has this rank been given the request, and ended it?"""

@@ -8,7 +8,7 @@ import pytest
 from exod.core.engine.engine_events import EmitEvent, LeaveWorker, ResolveModel, StartWorker
 from exod.core.engine.engine_messages import FormOrder, RankPhase, RankStatus
 from exod.core.engine.rank.held_requests import KILLED, LATER_DEATHS_LIMIT, RequestGivenUp
-from exod.core.engine.rank.hosted_model import FAILED_RETRY_S
+from exod.core.engine.rank.hosted_model import FAILED_RETRY_S, RETRY_MOMENT_S
 from exod.core.engine.rank.rank import FORM_GIVEN_S, RankCommand
 from exod.core.engine.rank.rank_status import ReportStatus
 from exod.core.engine.rank.worker_life import KEEP_S
@@ -456,3 +456,35 @@ def test_a_model_that_is_wanted_again_at_once_does_not_go_on_with_what_was_ended
     commands = rank.commit(back, "the first one is wanted again", 4.05)
     commands += rank.model_found(FACTS, 4.1)
     assert any(isinstance(one, Load) for one in told(commands)), "it forgets by it"
+
+
+def test_a_retry_shows_the_failure_for_a_moment_and_the_pause_doubles() -> None:
+    rank, now = a_rank(), 1.0
+    rank.commit(PLAN, "why", 0.0)
+    for pause_s in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0):
+        rank.model_not_found("m", "no_folder", "there is no such folder", now)
+        while not only(commands := rank.handle_timer(at := rank.next_deadline()), ResolveModel):
+            pass
+        assert at == now + pause_s
+        status = only(commands, ReportStatus)[-1].status
+        assert (status.phase, status.code, status.has_failed) == (RankPhase.RESOLVING, "no_folder", True)
+        now = at
+
+
+def test_a_retry_that_takes_its_time_is_waited_for() -> None:
+    rank = a_rank()
+    rank.commit(PLAN, "why", 0.0)
+    rank.model_not_found("m", "no_folder", "there is no such folder", 1.0)
+    assert only(rank.handle_timer(2.0), ResolveModel)
+    status = only(rank.handle_timer(2.0 + RETRY_MOMENT_S), ReportStatus)[-1].status
+    assert (status.phase, status.code, status.has_failed) == (RankPhase.RESOLVING, "", False)
+
+
+def test_a_retry_that_downloads_is_waited_for() -> None:
+    rank = a_rank()
+    rank.commit(PLAN, "why", 0.0)
+    rank.model_not_found("m", "offline", "the hub does not answer", 1.0)
+    assert only(rank.handle_timer(2.0), ResolveModel)
+    rank.model.progress("m", 1, 10)
+    status = only(rank.handle_timer(3.0), ReportStatus)[-1].status
+    assert (status.phase, status.code, status.has_failed) == (RankPhase.RESOLVING, "", False)

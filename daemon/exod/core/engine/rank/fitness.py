@@ -67,9 +67,13 @@ class Fitness:
         self._told = self.text
         return [AnnounceUnfit(self.text)]
 
+    def is_new(self, now: float) -> bool:
+        """Did it say so just now? A plan without this node may be on its way."""
+        return bool(self.text) and now - self._unfit_since < GIVEN_UP_S
+
     def failure(self, now: float) -> tuple[str, str] | None:
         """Code and text of why a rank that the plan wants all the same does not come."""
-        if not self.text or now - self._unfit_since < GIVEN_UP_S:
+        if not self.text or self.is_new(now):
             return None
         return CANNOT_SERVE, f"{self.text}; it is tried again after pauses of up to {RESTART_PAUSE_LIMIT_S:g} s"
 

@@ -15,8 +15,15 @@ from exod.core.engine.rank.model_download import ModelDownload
 from exod.model import MeshPlan, NodeId
 from exoengine.protocol import Load, Serving, SyncSettings
 
+FAILED_RETRY_FIRST_S: Final = 1.0
 FAILED_RETRY_S: Final = 60.0
-"""A folder that cannot be loaded is looked at again once a minute: people mend it while we run."""
+"""What failed for a moment (a disk that was away, a hub that did not answer) is tried again while clients still
+wait for it. Each failure doubles the pause: a folder that stays bad is looked at once a minute: people mend it
+while we run."""
+
+RETRY_MOMENT_S: Final = 2.0
+"""A retry that fails again mostly does so at once. For so long the failure is still what a request meets; a load
+that goes on after that is one to wait for."""
 
 
 class HostedModel:
@@ -29,6 +36,9 @@ class HostedModel:
         self.failure: tuple[str, str] | None = None
         """Code and text."""
         self.retry_at: float | None = None
+        self._retry_pause_s = FAILED_RETRY_FIRST_S
+        self._retried_at: float | None = None
+        """When it was tried again by itself; None where that has an answer."""
         self.lasting_failure: tuple[str, str] | None = None
         """Code and text. It lasts while the same is tried again, until the layers are held or another model is
         wanted: what an alert tells, once."""
@@ -68,7 +78,8 @@ class HostedModel:
     def forget(self) -> list[StopSearch]:
         """Another model, or none, is wanted: a search is called off."""
         wanted, self._resolving = self._resolving, ""
-        self.facts = self.lasting_failure = None
+        self.facts = None
+        self.failure_is_over()
         self.download.forget()
         return [StopSearch()] if wanted else []
 
@@ -76,29 +87,40 @@ class HostedModel:
 
     def fail(self, code: str, text: str, now: float) -> None:
         """It cannot be hosted."""
+        self._retried_at = None
         self.failure = self.lasting_failure = (code, text)
-        self.retry_at = now + FAILED_RETRY_S
+        self.retry_at = now + self._retry_pause_s
+        self._retry_pause_s = min(2 * self._retry_pause_s, FAILED_RETRY_S)
 
     def give_up(self, code: str, text: str) -> None:
         """It cannot be hosted, and is not tried again by itself."""
+        self._retried_at = None
         self.failure = self.lasting_failure = (code, text)
         self.retry_at = None
 
     def clear_failure(self) -> None:
         """Under another plan it is tried at once: another share of the layers may fit."""
-        self.failure = self.retry_at = None
+        self.failure = self.retry_at = self._retried_at = None
 
     def retry_if_due(self, now: float) -> None:
         if self.retry_at is not None and now >= self.retry_at:
             self.try_again()
+            self._retried_at = now
 
     def try_again(self) -> None:
         """What failed may have been mended meanwhile: the folder is looked at anew."""
+        self._retried_at = None
         if self.failure is not None:
             self.retry_at = self.failure = self.facts = None
 
+    def shown_failure(self, now: float) -> tuple[str, str] | None:
+        """Code and text of what a request meets: the failure, and for a moment while that is tried again."""
+        retries = self._retried_at is not None and now - self._retried_at < RETRY_MOMENT_S
+        return self.lasting_failure if retries and not self.download.total_bytes else self.failure
+
     def failure_is_over(self) -> None:
-        self.lasting_failure = None
+        self.lasting_failure = self._retried_at = None
+        self._retry_pause_s = FAILED_RETRY_FIRST_S
 
     # --- this rank's share ----------------------------------------------------------------------------------
 

@@ -87,7 +87,7 @@ class StatusReports:
         parts = self._parts
         heartbeat, hello = parts.worker.heartbeat, parts.worker.hello
         unfit = parts.fitness.failure(now) if plan is not None and self._me in plan.ring else None
-        failure = parts.model.failure or unfit or ("", suspended or text or parts.load.warning)
+        failure = parts.model.shown_failure(now) or unfit or ("", suspended or text or parts.load.warning)
         try:
             span, of_parts = parts.model.span(plan), parts.model.parts(plan)
         except ValueError:
@@ -103,6 +103,7 @@ class StatusReports:
             attempt=parts.phases.attempt,
             code=failure[0],
             text=failure[1],
+            newly_unfit=parts.fitness.is_new(now),
             model=plan.model if plan is not None else "",
             fingerprint=parts.load.held.fingerprint if parts.load.held is not None else "",
             versions=", ".join(f"{name} {versions[name]}" for name in sorted(versions)),
