@@ -71,7 +71,7 @@ home-assistant: setup-cross ## Home Assistant in build/home-assistant, whose own
 pictures: setup ## (Linux, root) the pictures of the manual, from the pages of real nodes in the lab: docs/pictures
 	$(BIN)/python -m tests.pictures
 
-parity: setup ## every architecture that mlx-lm can divide, as a tensor group of two ranks and of four
+parity: setup ## every architecture that mlx-lm can divide, as a tensor group of two ranks, of four, and two by two
 	PARITY=all $(BIN)/pytest tests/engine/model/test_tensor_architectures.py
 
 clients: setup-cross ## other projects' clients in build/clients, which tests/clients runs unmodified

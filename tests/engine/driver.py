@@ -201,6 +201,19 @@ class Cluster:
             rank.send(load)
         return [rank.expect(Loaded, LoadFailed) for rank, _ in zip(self.ranks, self.loads, strict=False)]
 
+    def load_stages(
+        self, folder: Path, spans: Sequence[tuple[int, int]], parts: int, sync: SyncSettings | None = None
+    ) -> list[Loaded | LoadFailed]:
+        """Loads a pipeline whose stages are tensor groups of `parts` ranks each, of the layers in each span."""
+        self.loads = [
+            Load(str(folder), *span, sync or SyncSettings(), part=part, parts=parts)
+            for span in spans
+            for part in range(parts)
+        ]
+        for rank, load in zip(self.ranks, self.loads, strict=True):
+            rank.send(load)
+        return [rank.expect(Loaded, LoadFailed) for rank in self.ranks]
+
     def prepare(self, size: int | None = None) -> None:
         count = len(self.loads) if size is None else size
         self.plan = (f"plan{next(self.plans)}", 1)

@@ -12,7 +12,6 @@ from exoengine.protocol import (
     Aborted,
     Begin,
     Heartbeat,
-    Load,
     Loaded,
     LoadFailed,
     Sampling,
@@ -25,7 +24,7 @@ from tests.engine.models import undisturbed
 PROMPT = list(range(5, 45))
 STEPS = 200
 SAMPLED = Sampling(temperature=1.0, seed=9)
-SPANS = (0, 2), (0, 2), (2, 5), (2, 5)
+SPANS = (0, 2), (2, 5)
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +35,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def loaded(ranks: Cluster, folder: Path, sync: str = "dynamic") -> None:
     settings = SyncSettings(sync=sync)  # type: ignore[arg-type]
-    ranks.loads = [
-        Load(str(folder), *span, settings, part=number % 2, parts=2) for number, span in enumerate(SPANS)
-    ]
-    for rank, load in zip(ranks.ranks, ranks.loads, strict=True):
-        rank.send(load)
-    for rank in ranks.ranks:
-        said = rank.expect(Loaded, LoadFailed)
+    for said in ranks.load_stages(folder, SPANS, 2, settings):
         assert isinstance(said, Loaded), said
     ranks.form()
 

@@ -1,6 +1,7 @@
 """Every architecture that mlx-lm can divide gives, as a tensor group, the tokens of mlx-lm's own over its ring.
 
-CI runs a share of them on two ranks; `make parity` runs all, on two ranks and on four.
+Also as a pipeline of two stages that are tensor groups of two: a stage's sums are those of two ranks. CI runs a
+share of them; `make parity` runs all, on two ranks, on four, and on two by two.
 """
 
 from __future__ import annotations
@@ -27,15 +28,19 @@ from tests.engine.patient_ring import environment
 PROMPT = [(7 * index + 3) % 250 for index in range(40)]
 STEPS = 64
 SEED = 9
-WITHIN_S = 1800.0 if os.environ.get("PARITY") == "all" else 240.0
+ALL = os.environ.get("PARITY") == "all"
+WITHIN_S = 1800.0 if ALL else 240.0
 """MLX's ring waits without sleeping on every rank: on a busy machine its answers come slowly."""
 
 pytestmark = pytest.mark.timeout(WITHIN_S + 60)
 """The first test of each size waits for all of mlx-lm's answers."""
 
 EVERY = [*PARTED, *PARTED_MORE]
-IN_CI = [*PARTED, *PARTED_MORE[:4]]
-CHOSEN = EVERY if os.environ.get("PARITY") == "all" else IN_CI
+CHOSEN = EVERY if ALL else [*PARTED, *PARTED_MORE[:4]]
+ON_FOUR = EVERY if ALL else [PARTED[4]]
+"""MLX's ring of four waits without sleeping on all of them, and CI has two cores or four."""
+
+Tokens = list[list[int]]
 
 _ports = itertools.count(15000 + os.getpid() % 100 * 40)
 
@@ -55,7 +60,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {named(config): write_model(place / named(config), config) for config in CHOSEN}
 
 
-def plain(folders: dict[str, Path], ranks: int, place: Path) -> dict[str, list[list[int]]]:
+def plain(folders: dict[str, Path], ranks: int, place: Path) -> dict[str, Tokens]:
     """What mlx-lm itself gives: of each model a greedy and a sampled answer."""
     hosts = place / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{next(_ports)}"] for _ in range(ranks)]))
@@ -80,62 +85,79 @@ def plain(folders: dict[str, Path], ranks: int, place: Path) -> dict[str, list[l
 
 
 @pytest.fixture(scope="module")
-def ranks(
-    tmp_path_factory: pytest.TempPathFactory, folders: dict[str, Path]
-) -> Iterator[tuple[Cluster, dict[str, list[list[int]]]]]:
-    expected = plain(folders, 2, tmp_path_factory.mktemp("plain"))
-    with cluster(tmp_path_factory.mktemp("tensor"), 2) as made:
-        yield made, expected
+def of_two(tmp_path_factory: pytest.TempPathFactory, folders: dict[str, Path]) -> dict[str, Tokens]:
+    return plain(folders, 2, tmp_path_factory.mktemp("plain"))
 
 
-def assert_the_same(
-    ranks: tuple[Cluster, dict[str, list[list[int]]]], folders: dict[str, Path], config: dict[str, Any]
-) -> None:
-    """A greedy and a sampled answer, in fast steps and in safe ones."""
-    group, expected = ranks
+@pytest.fixture(scope="module")
+def of_four(tmp_path_factory: pytest.TempPathFactory, folders: dict[str, Path]) -> dict[str, Tokens]:
+    chosen = {named(config): folders[named(config)] for config in ON_FOUR}
+    return plain(chosen, 4, tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with cluster(tmp_path_factory.mktemp("two"), 2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with cluster(tmp_path_factory.mktemp("four"), 4) as made:
+        yield made
+
+
+def answers(group: Cluster) -> Tokens:
+    """A greedy and a sampled answer."""
+    greedy = group.generate(request(PROMPT, STEPS)).tokens
+    return [greedy, group.generate(request(PROMPT, STEPS, temperature=1.0, seed=SEED)).tokens]
+
+
+def assert_the_same(group: Cluster, folder: Path, config: dict[str, Any], expected: Tokens) -> None:
+    """In fast steps and in safe ones."""
     for sync in ("fast", "safe"):
         settings = SyncSettings(sync=sync)  # type: ignore[arg-type]
-        for said in group.load_parts(folders[named(config)], group.size, layers_of(config), settings):
+        for said in group.load_parts(folder, group.size, layers_of(config), settings):
             assert isinstance(said, Loaded), said
         group.form()
-        greedy = group.generate(request(PROMPT, STEPS)).tokens
-        sampled = group.generate(request(PROMPT, STEPS, temperature=1.0, seed=SEED)).tokens
-        assert [greedy, sampled] == expected[named(config)], sync
+        assert answers(group) == expected, sync
 
 
 @pytest.mark.parametrize("config", CHOSEN, ids=named)
 def test_a_tensor_group_gives_the_tokens_of_mlx_lms_own(
-    ranks: tuple[Cluster, dict[str, list[list[int]]]], folders: dict[str, Path], config: dict[str, Any]
+    two: Cluster, of_two: dict[str, Tokens], folders: dict[str, Path], config: dict[str, Any]
 ) -> None:
-    assert_the_same(ranks, folders, config)
+    assert_the_same(two, folders[named(config)], config, of_two[named(config)])
 
 
 @pytest.mark.parametrize("config", [PARTED[1], PARTED[5]], ids=named)
 def test_four_ranks_give_the_tokens_of_one_process(
-    tmp_path: Path, folders: dict[str, Path], config: dict[str, Any]
+    four: Cluster, folders: dict[str, Path], config: dict[str, Any]
 ) -> None:
     """Ranks 0 and 2, and 1 and 3, have a connection across the ring."""
     folder = folders[named(config)]
-    with cluster(tmp_path, 4) as group:
-        assert all(isinstance(said, Loaded) for said in group.load_parts(folder, 4, layers_of(config)))
-        group.form()
-        assert group.generate(request(PROMPT, STEPS)).tokens == undisturbed(folder, PROMPT, STEPS)
+    assert all(isinstance(said, Loaded) for said in four.load_parts(folder, 4, layers_of(config)))
+    four.form()
+    assert four.generate(request(PROMPT, STEPS)).tokens == undisturbed(folder, PROMPT, STEPS)
 
 
-@pytest.fixture(scope="module")
-def four(
-    tmp_path_factory: pytest.TempPathFactory, folders: dict[str, Path]
-) -> Iterator[tuple[Cluster, dict[str, list[list[int]]]]]:
-    expected = plain(folders, 4, tmp_path_factory.mktemp("plain"))
-    with cluster(tmp_path_factory.mktemp("four"), 4) as made:
-        yield made, expected
-
-
-@pytest.mark.parametrize("config", CHOSEN if CHOSEN is EVERY else [], ids=named)
+@pytest.mark.parametrize("config", ON_FOUR, ids=named)
 def test_four_ranks_give_the_tokens_of_mlx_lms_own(
-    four: tuple[Cluster, dict[str, list[list[int]]]], folders: dict[str, Path], config: dict[str, Any]
+    four: Cluster, of_four: dict[str, Tokens], folders: dict[str, Path], config: dict[str, Any]
 ) -> None:
-    assert_the_same(four, folders, config)
+    assert_the_same(four, folders[named(config)], config, of_four[named(config)])
+
+
+@pytest.mark.parametrize("config", EVERY if ALL else [PARTED[3], *PARTED[5:7]], ids=named)
+def test_two_stages_of_two_give_the_tokens_of_mlx_lms_own(
+    four: Cluster, of_two: dict[str, Tokens], folders: dict[str, Path], config: dict[str, Any]
+) -> None:
+    layers = layers_of(config)
+    half = layers // 2
+    for said in four.load_stages(folders[named(config)], [(0, half), (half, layers)], 2):
+        assert isinstance(said, Loaded), said
+    four.form()
+    assert answers(four) == of_two[named(config)]
 
 
 def test_these_are_the_ones_that_can_be_divided() -> None:
