@@ -265,25 +265,47 @@ def _signal(pids: list[int], number: signal.Signals) -> None:
 
 
 @contextlib.contextmanager
-def _memory_kill(cluster: Cluster, chosen: random.Random) -> Iterator[str]:
-    """The kernel kills the rank, because its group of processes may not have what it asks for next."""
-    node = _one(cluster, chosen)
-    group = MEMORY_GROUPS / f"{cluster.lab.name}-{node.name}"
+def little_memory(name: str, pids: list[int]) -> Iterator[None]:
+    """These may have next to nothing more, and are made to ask: the kernel kills them. `name` is the group's."""
+    group = MEMORY_GROUPS / name
     group.mkdir(exist_ok=True)
-    pids = ranks_of(node)
     try:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 (group / "cgroup.procs").write_text(str(pid))
-        with contextlib.suppress(OSError):
-            (group / "memory.limit_in_bytes").write_text(str(KILLED_BELOW_BYTES))
-        yield f"{node.name} {pids}"
+        (group / "memory.limit_in_bytes").write_text(str(KILLED_BELOW_BYTES))
+        for pid in pids:
+            with contextlib.suppress(OSError):  # it is killed meanwhile
+                _own_its_code(pid)
+        yield
     finally:
-        for pid in (group / "cgroup.procs").read_text().split():  # one that asked for nothing
+        for pid in (group / "cgroup.procs").read_text().split():
             with contextlib.suppress(ProcessLookupError, OSError):
                 (MEMORY_GROUPS / "cgroup.procs").write_text(pid)
         with contextlib.suppress(OSError):
             group.rmdir()
+
+
+def _own_its_code(pid: int) -> None:
+    """Each page of code that is written becomes the process's own, whatever is written: here what it held.
+
+    A rank that decodes may need no new page for seconds, and then no limit kills it.
+    """
+    maps = [line.split() for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    spans = [one[0].split("-") for one in maps if one[1] == "r-xp" and one[-1].startswith("/")]
+    with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
+        for first, end in spans:
+            for at in range(int(first, 16), int(end, 16), resource.getpagesize()):
+                os.pwrite(memory.fileno(), os.pread(memory.fileno(), 1, at), at)
+
+
+@contextlib.contextmanager
+def _memory_kill(cluster: Cluster, chosen: random.Random) -> Iterator[str]:
+    """The kernel kills the rank, because its group of processes may not have what it asks for next."""
+    node = _one(cluster, chosen)
+    pids = ranks_of(node)
+    with little_memory(f"{cluster.lab.name}-{node.name}", pids):
+        yield f"{node.name} {pids}"
 
 
 @contextlib.contextmanager

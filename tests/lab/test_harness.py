@@ -18,6 +18,7 @@ import pytest
 from tests.lab import avahi, netns
 from tests.lab.conftest import skip_or_fail
 from tests.lab.emulator import EmulatorError
+from tests.lab.fault_kinds import HOST_KINDS, little_memory
 from tests.lab.node import wait_for
 from tests.lab.topology import Host, Lab
 
@@ -254,6 +255,21 @@ def test_signals_reach_a_command_in_a_host_by_its_pid(lab: Lab) -> None:
     wait_for(lambda: process.pid in lab.host(1).processes(), 5.0, "the command runs in the host")
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(5.0) == -signal.SIGTERM
+
+
+@pytest.mark.skipif("memory kill" not in HOST_KINDS, reason="no memory group can be made here")
+def test_a_process_without_memory_is_killed_though_it_asks_for_nothing() -> None:
+    sleeper = subprocess.Popen(
+        [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"], stdout=-1
+    )
+    try:
+        assert sleeper.stdout is not None
+        sleeper.stdout.readline()
+        with little_memory(f"exod-test-{os.getpid()}", [sleeper.pid]):
+            assert sleeper.wait(10.0) == -signal.SIGKILL
+    finally:
+        sleeper.kill()
+        sleeper.wait()
 
 
 def test_three_hosts_have_a_cable_for_each_pair_and_share_the_switches() -> None:
