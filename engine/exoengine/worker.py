@@ -207,6 +207,7 @@ class Worker:
         self._step_costs = NOTHING_MEASURED
         self._model = self._generations = self._asked = None
         self._texts.use(None)
+        gc.unfreeze()  # or nothing of the last model would ever be collected
         gc.collect()
         self._set("loading")
         begun = time.monotonic()

@@ -15,7 +15,7 @@ from exoengine.model import loading
 from exoengine.model.loading import HeldLayers, LoadCalledOffError, load
 from exoengine.model.stages import Stage
 from exoengine.model_files.model_folder import inspect
-from exoengine.protocol import Load, Loaded, LoadProgress, SyncSettings
+from exoengine.protocol import Load, Loaded, LoadFailed, LoadProgress, SyncSettings
 from tests.engine.architectures import DENSE, EXPERTS, HYBRID, LATENT, SLIDING
 from tests.engine.driver import Cluster, cluster, request
 from tests.engine.models import LLAMA, write_model
@@ -170,3 +170,23 @@ def test_answers_are_the_same_however_the_layers_came(trio: Cluster, deep: Path)
         trio.form()
         texts.append(trio.generate(request(PROMPT, 12)).tokens)
     assert texts[1:] == texts[:1] * 3
+
+
+def test_of_a_model_that_another_one_replaced_nothing_is_kept(tmp_path: Path) -> None:
+    """Not the weights, and not the descriptors of the group that a part was divided with."""
+    wide = {**LLAMA, "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
+    folders = [write_model(tmp_path / name, wide) for name in ("one", "other")]
+    with cluster(tmp_path, 1) as alone:
+        process, memory, descriptors = psutil.Process(alone.ranks[0].process.pid), [], []
+        for turn in range(8):
+            loads = alone.load_parts(folders[turn % 2], 1, wide["num_hidden_layers"])
+            assert isinstance(loads[0], Loaded)
+            alone.form()
+            alone.generate(request(PROMPT, 4))
+            alone.ranks[0].send(Load(str(folders[turn % 2]), 0, wide["num_hidden_layers"], part=0, parts=2))
+            assert isinstance(alone.ranks[0].expect(Loaded, LoadFailed), Loaded)
+            memory.append(process.memory_info().rss)
+            descriptors.append(process.num_fds())
+    weights = (folders[0] / "model.safetensors").stat().st_size
+    assert memory[-1] - memory[1] < weights, [one >> 20 for one in memory]
+    assert max(descriptors[2:]) == descriptors[1], descriptors
