@@ -57,6 +57,12 @@ TERM_DEADLINE_S: Final = 10.0
 """What a SIGTERM leaves for the step under way: well within launchd's ExitTimeOut of 30 s."""
 
 
+def _collect_everything() -> None:
+    """What is frozen as well: nothing of the last model would be collected otherwise."""
+    gc.unfreeze()
+    gc.collect()
+
+
 class Worker:
     """The main thread's view. `hello` may be called from the control thread."""
 
@@ -207,8 +213,7 @@ class Worker:
         self._step_costs = NOTHING_MEASURED
         self._model = self._generations = self._asked = None
         self._texts.use(None)
-        gc.unfreeze()  # or nothing of the last model would ever be collected
-        gc.collect()
+        _collect_everything()
         self._set("loading")
         begun = time.monotonic()
         self.shared.begin("loading", message.sync.load_deadline_s)

@@ -60,13 +60,17 @@ class StageCaches:
     """What the model sees as its list of caches, of which only `owned` are filled on this rank.
 
     The others stand in where a model builds a mask from a cache of another stage's layer: there the model gets an
-    owned cache of the same kind, which has the same offset, or an empty one whose offset is kept up to date.
+    owned cache of the same kind, which has the same offset, or an empty one whose offset is kept up to date. One
+    that no layer has (`outside`) stands in for itself alone, and is empty at each step: nothing evaluates what the
+    model puts there.
 
     While the sequence runs in a batch the caches are empty and a row of the batch has what they held; whatever
     looks into them ends the batch.
     """
 
-    def __init__(self, caches: list[Any], owned: frozenset[int] | None) -> None:
+    def __init__(
+        self, caches: list[Any], owned: frozenset[int] | None, outside: frozenset[int] = frozenset()
+    ) -> None:
         self.position = 0
         """How many tokens the caches hold."""
         mine = [index for index in range(len(caches)) if owned is None or index in owned]
@@ -75,11 +79,13 @@ class StageCaches:
         self.stand_ins: list[Any] = []
         self.everything = list(caches)
         for index in set(range(len(caches))) - set(mine):
-            same = by_kind.get(_kind(caches[index]))
+            same = None if index in outside else by_kind.get(_kind(caches[index]))
             if same is None:
                 self.stand_ins.append(caches[index])
             else:
                 self.everything[index] = same
+        kept_empty = [leaf for index in outside - set(mine) for leaf in leaves_of(caches[index])]
+        self._kept_empty = [(leaf, copied(vars(leaf))) for leaf in kept_empty]
         self.leaves = [leaf for cache in self._owned for leaf in leaves_of(cache)]
         self._appending = [leaf for leaf in self.leaves if type(leaf) in (KVCache, QuantizedKVCache)]
         self._by_reference = [leaf for leaf in self.leaves if type(leaf) not in (KVCache, QuantizedKVCache)]
@@ -95,6 +101,8 @@ class StageCaches:
             for leaf in leaves_of(cache):
                 if hasattr(leaf, "offset"):
                     leaf.offset = self.position
+        for leaf, empty in self._kept_empty:
+            vars(leaf).update(copied(empty))
         return self.everything
 
     def advance(self, tokens: int) -> None:

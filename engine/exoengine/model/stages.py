@@ -109,6 +109,8 @@ class Stage:
         self.takes: HiddenSignature | None = None
         self.gives: HiddenSignature | None = None
         self._owned_caches: frozenset[int] | None = None
+        self._outside: frozenset[int] = frozenset()
+        """Caches that no layer of the model has: what it keeps in front of them, so the first stage's."""
         self.quantisation: Quantisation | None = None
         """Of the KV caches made from now on."""
         self.looks_at_values = False
@@ -140,7 +142,7 @@ class Stage:
         caches = make_prompt_cache(self.model)
         if self.quantisation is not None:
             caches = quantised(caches, self.quantisation)
-        return StageCaches(caches, self._owned_caches)
+        return StageCaches(caches, self._owned_caches, self._outside)
 
     def run(
         self, tokens: Any, hidden: Any, caches: RunCaches, between: Callable[[Any], None] | None = None
@@ -218,7 +220,9 @@ class Stage:
         others = {key for trace in traces if not self.first <= trace.index < self.last for key in trace.cache_ids}
         if mine & others:
             raise NotSplittableError("layers of this span share a KV cache with layers of another span")
-        self._owned_caches = frozenset(index for index, cache in enumerate(caches) if id(cache) in mine)
+        self._outside = frozenset(index for index, cache in enumerate(caches) if id(cache) not in mine | others)
+        owned = frozenset(index for index, cache in enumerate(caches) if id(cache) in mine)
+        self._owned_caches = owned | self._outside if self.is_first else owned
         self.takes = None if self.is_first else traces[self.first].takes
         self.gives = None if self.is_last else traces[self.last - 1].gives
         for index in (*range(self.first), *range(self.last, self.total)):

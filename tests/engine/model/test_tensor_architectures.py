@@ -19,7 +19,7 @@ import mlx_lm.models
 import pytest
 
 from exoengine.model_files.tensor_support import can_shard
-from exoengine.protocol import Loaded, SyncSettings
+from exoengine.protocol import Loaded, LoadFailed, SyncSettings
 from tests.engine.divisible import NEEDS_METAL, PARTED, PARTED_MORE
 from tests.engine.driver import Cluster, cluster, request
 from tests.engine.models import undisturbed, write_model
@@ -40,6 +40,8 @@ CHOSEN = EVERY if ALL else [*PARTED, *PARTED_MORE[:4]]
 ON_FOUR = EVERY if ALL else [PARTED[4]]
 """MLX's ring of four waits without sleeping on all of them, and CI has two cores or four."""
 
+NO_STAGES = ("deepseek_v41", "iquestloopcoder")
+"""Their layers hand on more than the hidden state, or run more than once; one tensor group they can be."""
 Tokens = list[list[int]]
 
 _ports = itertools.count(15000 + os.getpid() % 100 * 40)
@@ -148,14 +150,17 @@ def test_four_ranks_give_the_tokens_of_mlx_lms_own(
     assert_the_same(four, folders[named(config)], config, of_four[named(config)])
 
 
-@pytest.mark.parametrize("config", EVERY if ALL else [PARTED[3], *PARTED[5:7]], ids=named)
+@pytest.mark.parametrize("config", EVERY if ALL else [PARTED[3], PARTED[6], PARTED_MORE[3]], ids=named)
 def test_two_stages_of_two_give_the_tokens_of_mlx_lms_own(
     four: Cluster, of_two: dict[str, Tokens], folders: dict[str, Path], config: dict[str, Any]
 ) -> None:
     layers = layers_of(config)
     half = layers // 2
-    for said in four.load_stages(folders[named(config)], [(0, half), (half, layers)], 2):
-        assert isinstance(said, Loaded), said
+    said = four.load_stages(folders[named(config)], [(0, half), (half, layers)], 2)
+    if named(config) in NO_STAGES:
+        assert any(isinstance(one, LoadFailed) and one.code == "not_splittable" for one in said), said
+        return
+    assert all(isinstance(one, Loaded) for one in said), said
     four.form()
     assert answers(four) == of_two[named(config)]
 
