@@ -174,11 +174,11 @@ def test_answers_are_the_same_however_the_layers_came(trio: Cluster, deep: Path)
 
 def test_of_a_model_that_another_one_replaced_nothing_is_kept(tmp_path: Path) -> None:
     """Not the weights, and not the descriptors of the group that a part was divided with."""
-    wide = {**LLAMA, "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
+    wide = {**LLAMA, "hidden_size": 256, "intermediate_size": 2048, "num_attention_heads": 8}
     folders = [write_model(tmp_path / name, wide) for name in ("one", "other")]
     with cluster(tmp_path, 1) as alone:
         process, memory, descriptors = psutil.Process(alone.ranks[0].process.pid), [], []
-        for turn in range(8):
+        for turn in range(6):
             loads = alone.load_parts(folders[turn % 2], 1, wide["num_hidden_layers"])
             assert isinstance(loads[0], Loaded)
             alone.form()
