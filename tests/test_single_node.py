@@ -105,6 +105,21 @@ def node(tmp_path_factory: pytest.TempPathFactory, broker: int) -> Iterator[tupl
     process.wait()
 
 
+def test_a_terminal_that_is_closed_ends_the_daemon_in_order(tmp_path: Path) -> None:
+    """Else its workers live on for a minute, and its peers take it for dead."""
+    config = write_config(tmp_path)
+    process = start(config)
+    try:
+        assert exoctl(config, "wait", "--for", "ready", "--timeout", READY_WITHIN_S).returncode == 0
+        process.send_signal(signal.SIGHUP)
+        said, _ = process.communicate(timeout=ENDS_WITHIN_S)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert "exod_leaving" in said
+    assert not list((tmp_path / "data").glob("*.sock"))
+
+
 def test_the_status_is_healthy_and_names_the_model(node: tuple[Path, subprocess.Popen[str]]) -> None:
     done = exoctl(node[0], "status")
     assert done.returncode == 0, done.stdout

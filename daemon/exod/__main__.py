@@ -13,6 +13,7 @@ from exod import VERSION
 from exod.errors import ExitCode, ExodError
 from exod.plain_text import printable
 from exod.platform.standard_streams import drop_unwritten, fill_closed
+from exod.platform.stop_signals import end_before_the_start
 from exoengine.installed import why_not_imported
 
 DEMO_OVERRIDES = {"EXOD_MQTT__BROKER": "embedded"}
@@ -41,6 +42,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code; an error that a person can mend is one line, never a traceback."""
     fill_closed()
+    end_before_the_start()
     options = parse(arguments)
     try:
         return run(options)

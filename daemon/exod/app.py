@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import signal
 import time
 from functools import partial
 from typing import Final
@@ -82,6 +81,7 @@ from exod.peers.peer_addresses import PeerBook
 from exod.peers.peer_messages import Goodbye, PeerMessage
 from exod.peers.static_peers import StaticPeers
 from exod.peers.trust import datagram_key, node_key, ring_key
+from exod.platform import stop_signals
 from exod.platform.routes import path_source
 from exod.platform.this_host import current
 from exod.propagation import Propagation, follow_membership
@@ -339,9 +339,7 @@ class Daemon:
     # --- life -----------------------------------------------------------------------------------------------
 
     async def _serve(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+        stop_signals.ask(asyncio.get_running_loop(), self._stop.set)
         async with asyncio.TaskGroup() as tasks:
             self.control.set_card(self.card)
             self.driver.start(self.prober, self._carry_out)

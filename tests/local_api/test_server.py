@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import socket
 import stat
 from collections.abc import AsyncIterator
@@ -155,6 +156,35 @@ async def test_every_part_of_the_status_has_the_contracts_fields(tmp_path: Path)
         assert set(fields.split()) <= set(first(status[part])), part
     for (part, inner), fields in INNER_FIELDS.items():
         assert set(fields.split()) <= set(first(first(status[part])[inner])), (part, inner)
+
+
+async def test_a_socket_whose_file_was_removed_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cleaners of temporary folders and people do that; the daemon would be out of reach until its next start."""
+    monkeypatch.setattr(server, "PLACE_CHECK_S", 0.01)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    async with served(folder) as place:
+        before = await place.client()
+        shutil.rmtree(folder)
+        await soon(place.path.exists)
+        assert stat.S_IMODE(place.path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert "result" in await (await place.client()).ask("status")
+        assert "result" in await before.ask("status")
+
+
+async def test_a_socket_of_another_daemon_in_the_place_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "PLACE_CHECK_S", 0.01)
+    async with served(tmp_path) as place:
+        place.path.rename(tmp_path / "mine")
+        place.path.write_text("another's")
+        await asyncio.sleep(0.1)
+        assert place.path.read_text() == "another's"
+        place.path.unlink()
 
 
 async def test_only_this_user_may_open_the_socket(tmp_path: Path) -> None:

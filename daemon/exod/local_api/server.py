@@ -41,6 +41,9 @@ WRITE_DEADLINE_S: Final = 30.0
 LIVENESS_CHECK_S: Final = 1.0
 """How long a connect to a socket that is already there may take before its owner counts as alive but busy."""
 
+PLACE_CHECK_S: Final = 2.0
+"""How often it is looked whether the socket's file is still there: who finds it gone asks again within seconds."""
+
 _log = structlog.get_logger("control_socket")
 
 
@@ -85,11 +88,30 @@ class LocalApi:
 
                 server = await asyncio.start_unix_server(connected, sock=self._listener)
                 try:
-                    await asyncio.Event().wait()
+                    while True:
+                        await asyncio.sleep(PLACE_CHECK_S)
+                        if self._take_place_again():
+                            server.close()
+                            server = await asyncio.start_unix_server(connected, sock=self._listener)
                 finally:
                     server.close()
         finally:
             self.close()
+
+    def _take_place_again(self) -> bool:
+        """Where somebody removed the socket's file, or its folder, the daemon would be out of reach: is there a
+        new one? What else lies in its place is left alone.
+        """
+        if os.path.lexists(self._path):
+            return False
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.start()
+        except (OSError, StartError) as error:
+            _log.warning("control_socket_gone", path=str(self._path), error=str(error))
+            return False
+        _log.warning("control_socket_made_again", path=str(self._path))
+        return True
 
     def close(self) -> None:
         """Removes the socket's file where it is still this daemon's: for a start that no run followed. Safe to
