@@ -55,6 +55,7 @@ async def test_calls_and_reasoning_come_in_deltas() -> None:
         deltas = [chunk["choices"][0] for chunk in data_of(await stream.events())]
     assert "".join(one["delta"].get("reasoning_content", "") for one in deltas) == "It is far."
     calls = [call for one in deltas for call in one["delta"].get("tool_calls", [])]
+    assert all(len(one["delta"].get("tool_calls", ["no call"])) == 1 for one in deltas), "as OpenAI sends them"
     assert [call["id"] for call in calls if "id" in call] == ["call_1", "call_2"]
     first = "".join(call["function"]["arguments"] for call in calls if call["index"] == 0)
     assert first == '{"city": "Oslo"}'

@@ -179,11 +179,14 @@ class ChatAnswer(OpenAiAnswer):
 
     def added(self, at: int, delta: TextDelta) -> bytes:
         logprobs = {"content": [_chat_logprob(delta)]} if self._wants_logprobs and delta.piece else None
-        content = _chat_delta(delta)
-        return self._chunk(at, {"delta": content}, logprobs) if content or logprobs else b""
+        content, *calls = _chat_deltas(delta)
+        data = self._chunk(at, {"delta": content}, logprobs) if content or logprobs else b""
+        return data + b"".join(self._chunk(at, {"delta": call}) for call in calls)
 
     def ended(self, at: int, end: GenerationEnd) -> bytes:
-        return self._chunk(at, {"delta": _chat_delta(end)}, None, self._reason(self.choices[at]))
+        *deltas, last = _chat_deltas(end)
+        data = b"".join(self._chunk(at, {"delta": delta}) for delta in deltas)
+        return data + self._chunk(at, {"delta": last}, None, self._reason(self.choices[at]))
 
     def pause(self) -> bytes:
         return self._chunk(self.running, {"delta": {}})
@@ -210,15 +213,21 @@ class ChatAnswer(OpenAiAnswer):
         return "tool_calls" if called else choice.end.finish_reason
 
 
-def _chat_delta(delta: TextDelta | GenerationEnd) -> dict[str, Any]:
+def _chat_deltas(delta: TextDelta | GenerationEnd) -> list[dict[str, Any]]:
+    """One event for each call, with all that this token adds to it: simple clients read an event's first call."""
     content: dict[str, Any] = {}
     if delta.text:
         content["content"] = delta.text
     if delta.reasoning:
         content["reasoning_content"] = delta.reasoning
-    if delta.calls:
-        content["tool_calls"] = [_call_delta(call) for call in delta.calls]
-    return content
+    called: dict[int, CallDelta] = {}
+    for call in delta.calls:
+        before = called.get(call.index)
+        if before is not None:
+            call = msgspec.structs.replace(before, arguments=before.arguments + call.arguments)
+        called[call.index] = call
+    calls = [{"tool_calls": [_call_delta(call)]} for call in called.values()]
+    return [{**content, **calls[0]}, *calls[1:]] if calls else [content]
 
 
 def _call_delta(call: CallDelta) -> dict[str, Any]:
