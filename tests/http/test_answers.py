@@ -8,6 +8,7 @@ import json
 import pytest
 
 from exod.daemon_api import stream_keepalive
+from exod.http.generation import AnswerTimes
 from tests.http.raw_http import DEADLINE_S
 from tests.http.served import CHAT, count, data_of, served
 from tests.sample_reports import MODEL
@@ -226,3 +227,23 @@ async def test_over_the_bound_requests_get_429_and_say_when_to_come_back() -> No
         for stream in streams:
             assert (await stream.events())[-1] == "data: [DONE]"
         assert (await place.http.ask("POST", CHAT, count(1, 5))).status == 200
+
+
+def test_who_is_refused_is_told_when_the_next_answer_ends_as_long_as_they_take() -> None:
+    times = AnswerTimes()
+    assert times.next_end_s(0.0) is None, "nothing is known yet"
+    times.ended(times.begun(0.0), 8.0)
+    assert times.next_end_s(10.0) == 8.0, "the next one has not begun"
+    for at in (10.0, 12.0):
+        times.begun(at)
+    assert [times.next_end_s(now) for now in (12.0, 16.0, 17.9, 30.0)] == [6.0, 2.0, 1.0, 1.0]
+
+
+async def test_an_answer_that_has_ended_tells_the_next_one_how_long_to_wait() -> None:
+    async with served(max_generations=1) as place:
+        place.daemon.pace_s = 0.4
+        assert (await place.http.ask("POST", CHAT, count(1, 6))).status == 200
+        stream = await place.http.open("POST", CHAT, count(1, 6, stream=True))
+        refused = await place.http.ask("POST", CHAT, count(1, 5))
+        assert (refused.status, int(refused.headers["retry-after"]) >= 2) == (429, True)
+        await stream.events()

@@ -8,6 +8,7 @@ is computed.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
@@ -34,7 +35,60 @@ MAX_GENERATIONS: Final = 64
 """Requests that may be under way or queued through this node: far more than one pipeline serves well, and so few
 that their bodies and connections cost little."""
 
+TOOK_WEIGHT: Final = 0.25
+"""Of the newest answer in the mean of how long they take, as the coordinator's queue has it."""
+
+SHORTEST_RETRY_S: Final = 1.0
+"""Retry-After counts seconds."""
+
+LONGEST_RETRY_S: Final = 60.0
+"""Later than this a client is never told to come again: answers may be shorter by then."""
+
+Deltas = AsyncGenerator[tuple[int, GenerationDelta], None]
+
 _log = structlog.get_logger("http_generation")
+
+
+class AnswerTimes:
+    """When the next answer ends, as long as answers have taken of late from their first token on. Seconds of a
+    monotonic clock.
+    """
+
+    def __init__(self) -> None:
+        self._begun: dict[int, float] = {}
+        self._numbers = itertools.count()
+        self._took_s: float | None = None
+
+    def begun(self, now: float) -> int:
+        """The first token of an answer came; `ended` is given the number."""
+        number = next(self._numbers)
+        self._begun[number] = now
+        return number
+
+    def ended(self, number: int, now: float) -> None:
+        took_s = now - self._begun.pop(number)
+        mean_s = took_s if self._took_s is None else self._took_s
+        self._took_s = mean_s + TOOK_WEIGHT * (took_s - mean_s)
+
+    def next_end_s(self, now: float) -> float | None:
+        """None where no answer has ended yet."""
+        if self._took_s is None:
+            return None
+        left_s = [begun_at + self._took_s - now for begun_at in self._begun.values()]
+        return min(max(SHORTEST_RETRY_S, min(left_s, default=self._took_s)), LONGEST_RETRY_S)
+
+    async def noted(self, deltas: Deltas) -> Deltas:
+        """Passes an answer's deltas on. Closing it closes `deltas`."""
+        number: int | None = None
+        try:
+            async with aclosing(deltas):
+                async for at, delta in deltas:
+                    if number is None and not isinstance(delta, KeepAlive):
+                        number = self.begun(time.monotonic())
+                    yield at, delta
+        finally:
+            if number is not None:
+                self.ended(number, time.monotonic())
 
 
 class RequestSlots:
@@ -45,6 +99,7 @@ class RequestSlots:
     def __init__(self, size: int) -> None:
         self._size = size
         self.taken = 0
+        self.times = AnswerTimes()
         self.idle = asyncio.Event()
         """Set while none is taken."""
         self.idle.set()
@@ -58,7 +113,7 @@ class RequestSlots:
             raise shutting_down()
         if self.taken >= self._size:
             text = f"{self._size} requests are under way through this node already; ask again"
-            raise RequestError("queue_full", text, ExitCode.DEGRADED)
+            raise RequestError("queue_full", text, ExitCode.DEGRADED, self.times.next_end_s(time.monotonic()))
         self.taken += 1
         self.idle.clear()
         try:
@@ -141,7 +196,7 @@ class GenerationEndpoint:
         reply.last_event = answer.failed
         requests = [msgspec.structs.replace(request, client=client) for request in ask.generations]
         sources = [self._source(ask, request) for request in requests]
-        async with aclosing(together(sources)) as deltas:
+        async with aclosing(self._slots.times.noted(together(sources))) as deltas:
             if ask.stream:
                 return await _stream(deltas, answer, reply)
             return await _collect(deltas, answer)
@@ -149,9 +204,6 @@ class GenerationEndpoint:
     def _source(self, ask: Ask, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
         deltas = self._metrics.timed(self._commands.generate(request))
         return self._running.followed(deltas, ask.request_id, request.max_tokens)
-
-
-Deltas = AsyncGenerator[tuple[int, GenerationDelta], None]
 
 
 async def _stream(deltas: Deltas, answer: Answer, reply: Reply) -> bytes:

@@ -350,6 +350,24 @@ def test_who_is_refused_is_told_to_come_when_a_place_is_free_as_long_as_answers_
     assert refusal.message.retry_after_s == 20.0  # of two at a time that take 40 s each, one ends every 20 s
 
 
+def test_where_answers_began_together_the_next_place_is_free_when_the_first_of_them_ends() -> None:
+    scheduler = Scheduler(A, 1, max_concurrent=2)
+    scheduler.submit(submit("r0"), 0.0)
+    scheduler.advance(ranks(), True, 0.0)
+    scheduler.advance(ending(scheduler, "r0"), True, 40.0)
+    for number in range(MAX_WAITING):
+        scheduler.submit(submit(f"w{number}"), 40.0)
+    assert len(begun_on(scheduler.advance(ranks(), True, 40.0))) == 2
+    for number in range(2):
+        scheduler.submit(submit(f"more {number}"), 40.0)
+    told = []
+    for now in (45.0, 60.0, 79.8, 100.0):
+        (refusal,) = scheduler.submit(submit(f"late at {now}"), now)
+        assert isinstance(refusal.message, SubmitRefused)
+        told.append(refusal.message.retry_after_s)
+    assert told == [35.0, 20.0, 1.0, 1.0]
+
+
 # --- whose answer it is -------------------------------------------------------------------------------------
 
 

@@ -228,10 +228,11 @@ class Scheduler:
             self.queue_times.preemptions += 1
             return confirmed
         if self.draining:
-            return [self._refuse(submit, "draining", "the engine is being drained and admits no more requests")]
+            text = "the engine is being drained and admits no more requests"
+            return [self._refuse(submit, "draining", text, self._retry_after_s)]
         if len(self._waiting) >= MAX_WAITING:
             text = f"{MAX_WAITING} requests wait already; try again later"
-            return [self._refuse(submit, "queue_full", text)]
+            return [self._refuse(submit, "queue_full", text, self._next_end_s(now))]
         self._waiting.append(submit)
         self.queue_times.queued(request_id, now)
         return confirmed
@@ -241,14 +242,19 @@ class Scheduler:
         found = (order for order, active in self._active.items() if active.client_request == request_id)
         return self._active.get(max(found, default=-1))
 
-    def _refuse(self, submit: SubmitRequest, code: str, text: str) -> TellOrigin:
-        return TellOrigin(
-            submit.origin, SubmitRefused(submit.request.request_id, code, text, retry_after_s=self._retry_after_s)
-        )
+    def _refuse(self, submit: SubmitRequest, code: str, text: str, retry_after_s: float) -> TellOrigin:
+        return TellOrigin(submit.origin, SubmitRefused(submit.request.request_id, code, text, retry_after_s))
+
+    def _next_end_s(self, now: float) -> float:
+        """When the next place in the queue is free, as long as answers have taken of late."""
+        begun = [active.begun_at for active in self._active.values()]
+        if self._took_s == 0.0 or not begun:
+            return self._retry_after_s
+        return min(max(1.0, min(begun) + self._took_s - now), LONGEST_RETRY_S)
 
     @property
     def _retry_after_s(self) -> float:
-        """When the next place in the queue is free, as long as answers have taken of late."""
+        """The mean time between two ends."""
         if self._took_s == 0.0:
             return RETRY_AFTER_S
         return min(max(1.0, self._took_s / self._max_concurrent), LONGEST_RETRY_S)
