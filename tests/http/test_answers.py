@@ -236,7 +236,7 @@ def test_who_is_refused_is_told_when_the_next_answer_ends_as_long_as_they_take()
     assert times.next_end_s(10.0) == 8.0, "the next one has not begun"
     for at in (10.0, 12.0):
         times.begun(at)
-    assert [times.next_end_s(now) for now in (12.0, 16.0, 17.9, 30.0)] == [6.0, 2.0, 1.0, 1.0]
+    assert [times.next_end_s(now) for now in (12.0, 16.0, 17.9, 30.0)] == [6.0, 2.0, 1.0, 10.0]
 
 
 async def test_an_answer_that_has_ended_tells_the_next_one_how_long_to_wait() -> None:

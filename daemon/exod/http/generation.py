@@ -74,8 +74,10 @@ class AnswerTimes:
         """None where no answer has ended yet."""
         if self._took_s is None:
             return None
-        left_s = [begun_at + self._took_s - now for begun_at in self._begun.values()]
-        return min(max(SHORTEST_RETRY_S, min(left_s, default=self._took_s)), LONGEST_RETRY_S)
+        elapsed_s = max((now - begun_at for begun_at in self._begun.values()), default=0.0)
+        # One that takes longer than most, being long or among many, goes on for half as long again.
+        left_s = self._took_s - elapsed_s if elapsed_s < self._took_s else elapsed_s / 2
+        return min(max(SHORTEST_RETRY_S, left_s), LONGEST_RETRY_S)
 
     async def noted(self, deltas: Deltas) -> Deltas:
         """Passes an answer's deltas on. Closing it closes `deltas`."""

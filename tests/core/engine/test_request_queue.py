@@ -365,7 +365,7 @@ def test_where_answers_began_together_the_next_place_is_free_when_the_first_of_t
         (refusal,) = scheduler.submit(submit(f"late at {now}"), now)
         assert isinstance(refusal.message, SubmitRefused)
         told.append(refusal.message.retry_after_s)
-    assert told == [35.0, 20.0, 1.0, 1.0]
+    assert told == [35.0, 20.0, 1.0, 30.0]
 
 
 # --- whose answer it is -------------------------------------------------------------------------------------
