@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from exod.daemon_api.interface import GenerationEnd, TextDelta, Usage
+from exod.daemon_api.shapes import Readiness
 from exod.errors import ExitCode, RequestError
 from tests.cli.running import Exoctl, served
 from tests.sample_reports import MODEL
@@ -61,6 +62,15 @@ async def test_people_see_a_table_and_a_bar(exoctl: Exoctl) -> None:
             assert await terminal.ended() == 0
     assert "first token" in terminal.shown
     assert MODEL in terminal.shown
+
+
+async def test_a_drained_cluster_is_not_said_to_have_no_model(exoctl: Exoctl) -> None:
+    async with served(exoctl) as daemon:
+        daemon.models_now = []
+        daemon.ready_now = Readiness(False, "draining", "the cluster is drained")
+        ended = await exoctl.run("bench", "--json")
+    assert ended.code == ExitCode.DEGRADED
+    assert json.loads(ended.out)["error"]["code"] == "draining"
 
 
 async def test_what_cannot_be_measured_is_told(exoctl: Exoctl) -> None:

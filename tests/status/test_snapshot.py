@@ -184,6 +184,19 @@ def test_what_the_coordinator_says_of_rdma_is_in_every_nodes_status() -> None:
         assert (engine.transport, engine.transport_reason) == (transport, said)
 
 
+def test_a_rate_is_told_while_answers_are_computed_and_is_the_same_on_every_node() -> None:
+    """Idle, the last rate would stand for hours; and each rank measures a slightly different one."""
+    plan = msgspec.structs.replace(PLAN, ring=(PEER.id, ME.id))
+    own = msgspec.structs.replace(FORMED, tokens_per_s=31.0, baseline_tokens_per_s=33.0, generating=True)
+    first = msgspec.structs.replace(own, sender=PEER.id, tokens_per_s=30.0, baseline_tokens_per_s=32.0)
+    for busy in (True, False):
+        ranks = [msgspec.structs.replace(one, generating=busy) for one in (own, first)]
+        still = StillEngine(plan=plan, statuses={one.sender: one for one in ranks})
+        status = status_of(StillCore(seen()), still)
+        summary = status.engine()
+        assert (summary.tokens_per_s, summary.baseline_tokens_per_s) == (30.0 if busy else None, 32.0)
+
+
 def test_what_cannot_be_served_is_refused_before_the_engine_is_asked() -> None:
     core, engine = StillCore(seen()), StillEngine(plan=msgspec.structs.replace(PLAN, model=""))
     answers = answers_of(status_of(core, engine), core, engine)

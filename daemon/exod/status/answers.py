@@ -239,7 +239,7 @@ class Answers:
                 recommended_bytes=found.recommended_mib << 20 or None,
                 wired_bytes=found.wired_mib << 20 or None,
                 parts=found.parts,
-                tokens_per_s=positive(found.tokens_per_s),
+                tokens_per_s=positive(found.tokens_per_s) if found.generating else None,
             )
             for rank, node in enumerate(ring)
             if (found := host.statuses.get(node)) is not None

@@ -101,7 +101,7 @@ class MqttSnapshot:
             state=summary.state,
             model=summary.model,
             layers=status.layers,
-            tokens_per_s=positive(status.tokens_per_s),
+            tokens_per_s=positive(status.tokens_per_s) if status.generating else None,
             sync_mode=status.sync_mode,
             sync_reason=status.sync_reason,
             download=(status.download_done, status.download_total) if status.download_total else None,

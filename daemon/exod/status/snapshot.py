@@ -350,6 +350,8 @@ class StatusBuilder:
         downloads = self.downloads()
         if downloads and state in (EngineState.LOADING, EngineState.RECOVERING):
             text = "; ".join(f"{one.node} {one.text()}" for one in downloads)
+        # Each rank measures a slightly different rate: all nodes tell the first rank's.
+        first = statuses[0] if statuses and statuses[0] is not None else figures
         active = sum(len(status.under_way) for status in statuses[:1] if status is not None)
         return EngineSummary(
             state=state,
@@ -360,8 +362,8 @@ class StatusBuilder:
                 if status is not None and status.layers is not None
             ),
             sync=SyncMode(figures.sync_mode, figures.sync_reason) if figures else SyncMode("safe", "no rank yet"),
-            tokens_per_s=positive(figures.tokens_per_s) if figures else None,
-            baseline_tokens_per_s=positive(figures.baseline_tokens_per_s) if figures else None,
+            tokens_per_s=positive(first.tokens_per_s) if first and state is EngineState.GENERATING else None,
+            baseline_tokens_per_s=positive(first.baseline_tokens_per_s) if first else None,
             last_gap_ms=positive(figures.last_gap_ms) if figures else None,
             text=self.named(text),
             parallel="tensor" if any(one is not None and one.parts > 1 for one in statuses) else "pipeline",

@@ -71,11 +71,16 @@ class Row:
 
 def bench(shell: Shell, clients: str, tokens: int) -> ExitCode:
     """Measure tokens a second and time to first token of the running cluster."""
+    from exod.daemon_api.shapes import Readiness
+
     counts = _counts(clients)
     if not 2 <= tokens <= 100_000:
         raise UsageError("--tokens: expected 2 to 100000")
     with shell.daemon() as daemon:
         (model,) = daemon.ask("models", list[str])[:1] or [""]
+        readiness = daemon.ask("ready", Readiness)
+    if not model and not readiness.ready:
+        raise RequestError(readiness.code, readiness.text, ExitCode.DEGRADED)
     if not model:
         raise RequestError("no_model", "no model is loaded: exoctl engine load MODEL", ExitCode.DEGRADED)
     progress = _TokenBar(shell, sum(counts) * tokens)

@@ -83,7 +83,7 @@ def mesh_renegotiate(shell: Shell) -> ExitCode:
 
 
 def mesh_jaccl(shell: Shell) -> ExitCode:
-    """MLX's hostfile for RDMA over these cables. 5 where no cable joins each two nodes."""
+    """The hostfile of MLX for RDMA over these cables. 5 where no cable joins each two nodes."""
     import msgspec
 
     with shell.daemon() as daemon:

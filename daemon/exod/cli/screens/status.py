@@ -231,8 +231,10 @@ def _mesh_change(mesh: MeshSummary, paint: Paint, width: int, now: float) -> lis
 
 def _engine_facts(engine: EngineSummary) -> str:
     facts = [engine.model] if engine.model else []
+    best = engine.baseline_tokens_per_s
+    if engine.tokens_per_s is None and best is not None:
+        facts.append(f"best {rate(best)}")
     if engine.tokens_per_s is not None:
-        best = engine.baseline_tokens_per_s
         facts.append(rate(engine.tokens_per_s) + (f" (best {best:.0f})" if best is not None else ""))
     if engine.active or engine.waiting:
         waiting = f" and {engine.waiting} waiting" if engine.waiting else ""
