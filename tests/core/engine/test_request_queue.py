@@ -208,6 +208,24 @@ def test_what_another_coordinator_ended_ends_in_the_next_group_and_is_begun_agai
     assert set(begun_on(scheduler.advance(ranks(first.order, first.order), True, 21.2))) == {A, B}
 
 
+def test_what_a_side_of_a_partition_gave_up_above_an_older_one_ends_there_too_once_that_lasts() -> None:
+    scheduler, first = a_busy_scheduler()
+    above = msgspec.structs.replace(status(B, begun=first.order), ended=(first.order,), unanswered=(first.order,))
+    joined = [status(A, begun=first.order), above]
+    assert begun_on(scheduler.advance(joined, True, 1.0)) == {}, "A may be about to end it as well"
+    told = begun_on(scheduler.advance(joined, True, 1.0 + REPEAT_S))
+    assert set(told) == {B}
+    assert told[B].only_to_end
+
+
+def test_a_rank_that_has_the_answer_is_not_told_to_end_it() -> None:
+    """A fault in the last step: the rank that lacks the end gets it from the one that has it."""
+    scheduler, first = a_busy_scheduler()
+    with_it = msgspec.structs.replace(status(B, begun=first.order), ended=(first.order,))
+    for now in (1.0, 1.0 + REPEAT_S):
+        assert begun_on(scheduler.advance([status(A, begun=first.order), with_it], True, now)) == {}
+
+
 def test_what_ended_while_its_origin_was_away_is_begun_again_when_that_asks() -> None:
     scheduler, first = a_busy_scheduler()
     scheduler.members([A], 0.1)

@@ -16,6 +16,8 @@ from tests.sim.fixed_faults import deafen
 TOKENS = 400
 """Twenty seconds of steps: none ends while they are deaf."""
 LONGEST_GAP_S = 6.0
+TWO_LONGEST_GAP_S = 3.0
+"""Nothing is computed again in this world, so only what the nodes wait for takes time."""
 LOOK_S = 0.05
 
 
@@ -78,3 +80,28 @@ def test_an_answer_that_the_other_ended_first_goes_on(place: int) -> None:
     gap_s = longest_gap_s(world, asked)
     assert (asked.outcome, asked.text) == ("length", asked.expected_text), world.engine_states()
     assert gap_s <= LONGEST_GAP_S, world.engine_states()
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["the coordinator's is older", "the other's is older"])
+@pytest.mark.parametrize("deaf_s", [4.0, 8.0])
+def test_one_answer_of_each_goes_on(first: int, deaf_s: float) -> None:
+    """Each side ends the other's answer and goes on with its own. What ended above one that is under way is known
+    by its own order alone.
+    """
+    world = a_running_pair()
+    asked = [world.ask(first, TOKENS)]
+    world.run(world.now + 0.3)
+    asked.append(world.ask(1 - first, TOKENS))
+    world.run(world.now + 1.0)
+    deafen(world, 0, 1)
+    world.at(world.now + deaf_s, lambda: hear_again(world))
+    since, had, longest_s = [world.now] * 2, [len(one.tokens) for one in asked], 0.0
+    while not all(one.outcome for one in asked):
+        world.run(world.now + LOOK_S)
+        assert world.now < 120.0, world.engine_states()
+        for at, one in enumerate(asked):
+            if len(one.tokens) > had[at]:
+                longest_s = max(longest_s, world.now - since[at])
+                since[at], had[at] = world.now, len(one.tokens)
+    assert [(one.outcome, one.text) for one in asked] == [("length", one.expected_text) for one in asked]
+    assert longest_s <= TWO_LONGEST_GAP_S, world.engine_states()

@@ -86,6 +86,8 @@ class RankStatus(msgspec.Struct, frozen=True, tag="rank"):
     """The orders of the requests that this rank has been given and has not ended."""
     ended: tuple[Counter, ...] = ()
     """Those above `finished_order` that have ended on this rank."""
+    unanswered: tuple[Counter, ...] = ()
+    """Those of `ended` whose answer this rank does not have: it was given up, or another coordinator ended it."""
     generating: bool = False
     progress: tuple[int, ...] = ()
     """For each of `under_way`, how many tokens of its prompt and its answer this rank is through."""
@@ -130,6 +132,12 @@ class RankStatus(msgspec.Struct, frozen=True, tag="rank"):
     def has_ended(self, order: int) -> bool:
         """Has this rank been given the request, and ended it?"""
         return order <= self.finished_order or order in self.ended
+
+    def has_forgotten(self, order: int, is_known_to_last: bool) -> bool:
+        """Has it ended here, so that a new process of this rank hears nothing of it? Where others have not ended it
+        that must last: what has just ended without an answer is about to end there, too.
+        """
+        return order <= self.finished_order or (is_known_to_last and order in self.unanswered)
 
 
 class FormOrder(msgspec.Struct, frozen=True, tag="form_order"):

@@ -103,6 +103,9 @@ class _UnderWay:
         """From then on it is said again to ranks that lack it."""
         self.unclaimed_since = None if begin.origin else now
         self.straggling_since: float | None = None
+        self.half_ended_since: float | None = None
+        """When some ranks had ended it and others had not, looked at every REPEAT_S: that their statuses come one
+        after the other says nothing."""
         self.cancelled = False
         self.abandoned = False
         """Does it end without an answer, as nobody claimed it or another coordinator ended it? An origin that still
@@ -408,8 +411,9 @@ class Scheduler:
         commands += [TellRank(rank.sender, self._ended_for(rank)) for rank in behind]
         for order, active in self._active.items():
             if any(rank.has_ended(order) for rank in ranks):
-                commands += self._end_there_too(active, ranks)
+                commands += self._end_there_too(active, ranks, now)
                 continue
+            active.half_ended_since = None
             if now >= active.repeat_at:
                 begin = msgspec.structs.replace(active.begin, sender=self._me, ended_order=self._floor)
                 commands += [TellRank(rank.sender, begin) for rank in ranks if order not in rank.under_way]
@@ -418,12 +422,15 @@ class Scheduler:
                 commands += [TellRank(rank.sender, cancel) for rank in ranks]
         return commands
 
-    def _end_there_too(self, active: _UnderWay, ranks: list[RankStatus]) -> list[SchedulerCommand]:
+    def _end_there_too(self, active: _UnderWay, ranks: list[RankStatus], now: float) -> list[SchedulerCommand]:
         """Two nodes that did not hear each other both had the request, and one side ended it. Its ranks may have
         forgotten it, and the group opens what any rank still has: told of it, they end it with the others.
         """
         order = active.begin.order
-        told = [rank for rank in ranks if rank.finished_order >= order and rank.sender != self._me]
+        if active.half_ended_since is None:
+            active.half_ended_since = now
+        lasts = now - active.half_ended_since >= REPEAT_S
+        told = [rank for rank in ranks if rank.has_forgotten(order, lasts) and rank.sender != self._me]
         active.abandoned |= bool(told)
         begin = msgspec.structs.replace(
             active.begin, sender=self._me, tokens=(), ended_order=self._floor, only_to_end=True

@@ -87,6 +87,10 @@ class HeldRequests:
     def ended_orders(self) -> tuple[int, ...]:
         return tuple(sorted(self._ended))
 
+    @property
+    def unanswered_orders(self) -> tuple[int, ...]:
+        return tuple(sorted(order for order, held in self._ended.items() if held is None))
+
     def of_client(self, request_id: str) -> HeldRequest | None:
         """The newest generation under way of a client's request."""
         found = [held for key, held in self.active.items() if client_id(key) == request_id]
@@ -122,7 +126,8 @@ class HeldRequests:
         under way until then, so that a coordinator that knows nothing of it hears of it.
         """
         generation = begin.request.request_id
-        if generation in self.active or not self._has_ended(begin.order):
+        kept = self._ended.get(begin.order) is not None
+        if generation in self.active or kept or not self._has_ended(begin.order):
             return []
         self.active[generation] = HeldRequest(begin, [], cancelled=True)
         return [_unread(Begin(begin.order, begin.request)), Cancel(generation)]

@@ -115,6 +115,7 @@ class StatusReports:
             finished_order=parts.requests.finished_order,
             under_way=parts.requests.under_way,
             ended=parts.requests.ended_orders,
+            unanswered=parts.requests.unanswered_orders,
             generating=bool(parts.requests.active),
             progress=parts.requests.progress(heartbeat.positions if heartbeat is not None else ()),
             computing=heartbeat is not None and heartbeat.computing,
