@@ -318,6 +318,7 @@ class Worker:
                 lambda rank, fault, moved, seconds: self._emit(
                     EdgeSeen(plan.plan_hash, plan.attempt, rank, fault, moved, seconds)
                 ),
+                thorough=generations.is_idle and not generations.has_work,
             )
         except FormError as error:
             self._lost(error.code, str(error))

@@ -174,7 +174,7 @@ def test_where_no_path_lets_large_frames_through_the_transfer_check_fails(pair: 
         link.set(drop_over_bytes=1000)
     node.exoctl("mesh", "renegotiate", check=True)  # each new plan's edges are checked, unasked
     for one in pair.nodes:
-        wait_told(one, ("acknowledged 0 of 65,536 bytes",), refusal)  # what a request meets: the ranks' own edge
+        wait_told(one, ("acknowledged 0 bytes of the proof",), refusal)  # what a request meets: the ranks' own edge
         for says in (in_status, on_mqtt):
             wait_told(one, ("large frames do not pass",), says)
     assert any(reason["code"] == "preflight_failed" for reason in node.status()["reasons"])

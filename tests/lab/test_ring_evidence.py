@@ -70,6 +70,20 @@ def test_a_filtered_ring_port_moves_the_answer_to_the_ethernet(pair: Cluster, an
     assert numbers(stream.result(ENDS_WITHIN_S)) == list(range(1, LAST + 1)), stream.story()
 
 
+@pytest.mark.parametrize("kibibytes_a_second", [64, 256])
+def test_a_ring_that_a_token_bucket_slows_never_gets_the_cable(pair: Cluster, kibibytes_a_second: int) -> None:
+    """The bucket lets a second's worth through at once: more than the least that an edge is proven with."""
+    for node in pair.nodes:
+        filters.slow_ring(node.host, "bridge0", kibibytes_a_second)
+    pair.start()
+    began = time.monotonic()
+    statuses = pair.wait_until(on_ethernet, STARTS_WITHIN_S, "the ring is on the Ethernet")
+    print(f"{kibibytes_a_second} KiB/s: on the Ethernet {time.monotonic() - began:.2f} s after the start")
+    assert_named(pair, statuses)
+    assert any("are needed (mesh.min_mb_per_s)" in note["text"] for one in statuses for note in one["notes"])
+    assert numbers(pair.nodes[1].chat(count_prompt(3, 30))) == list(range(3, 31))
+
+
 def test_a_cable_that_swallows_full_frames_never_gets_the_ring(pair: Cluster) -> None:
     filters.swallow_large(pair.nodes[0].host, "bridge0", 1400)
     filters.swallow_large(pair.nodes[1].host, "bridge0", 1400)

@@ -185,15 +185,23 @@ class RingGroup:
         if self._control is not None and self._control.failed:
             raise RingLostError(f"an operation inside a graph failed: {self._control.reason}")
 
-    def form(self, plan: RingPlan, deadline: float, graph_wait_s: float, seen: Seen = tell_nobody) -> None:
+    def form(
+        self,
+        plan: RingPlan,
+        deadline: float,
+        graph_wait_s: float,
+        seen: Seen = tell_nobody,
+        *,
+        thorough: bool = False,
+    ) -> None:
         """Leaves the present group and forms that of `plan` by `deadline` (monotonic). The operations of one graph
-        wait no longer than `graph_wait_s` in all. `seen` gets what happens on the edges. Raises FormError, and the
-        caller must then `leave`.
+        wait no longer than `graph_wait_s` in all. `seen` gets what happens on the edges, which are proven with more
+        bytes where it is `thorough`. Raises FormError, and the caller must then `leave`.
         """
         self.leave()
         if plan.size == 1:
             return
-        edges = meet(plan, deadline, self._called_off, self._wake_read, seen)
+        edges = meet(plan, deadline, self._called_off, self._wake_read, seen, thorough=thorough)
         with self._lock:
             self._sockets, self._senders = edges.all(), edges.to_right
         reason = self._called_off()

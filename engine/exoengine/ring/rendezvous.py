@@ -46,7 +46,7 @@ BACKLOG: Final = 512
 which would come again a second later."""
 
 MAGIC: Final = b"EXOR"
-VERSION: Final = 7
+VERSION: Final = 8
 _HELLO: Final = struct.Struct(">4sBBHHI32s16s")
 MAC_BYTES: Final = 32
 NONCE_BYTES: Final = 16
@@ -91,12 +91,14 @@ def meet(
     called_off: Callable[[], str | None],
     wake: socket.socket,
     seen: Seen = tell_nobody,
+    *,
+    thorough: bool = False,
 ) -> Edges:
     """Connects both neighbours, by `deadline` (monotonic). The one that connects says which plan it is of, with a
     nonce; the other answers with a nonce of its own, and both prove that they know the plan's key by a MAC over
     both nonces: what was recorded at another meeting proves nothing. `called_off` gives a reason to give up at
-    once; it is asked again whenever `wake` becomes readable. `seen` gets what happens on the edges. Raises
-    FormError.
+    once; it is asked again whenever `wake` becomes readable. `seen` gets what happens on the edges. `thorough`: no
+    client waits, so the edges are proven with more bytes. Raises FormError.
     """
     if not plan.key:
         raise FormError("bad_plan", "the plan has no key for its ranks")
@@ -106,7 +108,7 @@ def meet(
     finally:
         meeting.close()
     try:
-        proof = EdgeProof((edges.data_left, plan.left), (edges.data_right, plan.right), seen)
+        proof = EdgeProof((edges.data_left, plan.left), (edges.data_right, plan.right), seen, thorough=thorough)
         reason = proof.run(deadline, called_off, wake)
     except ProofError as error:
         edges.close()

@@ -15,13 +15,15 @@ from typing import cast
 
 import pytest
 
-from exoengine.ring.edge_proof import PROOF_BYTES, EdgeProof, ProofError
+from exoengine.ring.edge_proof import PROOF_BYTES, THOROUGH_BYTES, EdgeProof, ProofError
 from exoengine.ring.rendezvous import meet
 from exoengine.ring.ring_plan import FormError, RingPlan
 from exoengine.ring.send_queue import SendWatch, unacknowledged_bytes
 
+Pair = tuple[socket.socket, socket.socket]
 Told = list[tuple[int, str, int, float]]
 WAKE = socket.socketpair()[0]
+BURST = 128 * 1024
 
 
 def note(told: Told) -> Callable[[int, str, int, float], None]:
@@ -40,41 +42,96 @@ def a_connection() -> tuple[socket.socket, socket.socket]:
 
 
 @pytest.fixture
-def connections() -> Iterator[tuple[tuple[socket.socket, socket.socket], tuple[socket.socket, socket.socket]]]:
+def connections() -> Iterator[tuple[Pair, Pair]]:
     forth, back = a_connection(), a_connection()
     yield forth, back
     for end in (*forth, *back):
         end.close()
 
 
-def test_both_ends_of_an_edge_tell_that_its_bytes_went_through(
-    connections: tuple[tuple[socket.socket, socket.socket], tuple[socket.socket, socket.socket]],
-) -> None:
+def prove(connections: tuple[Pair, Pair], thorough: tuple[bool, bool]) -> dict[str, Told]:
+    """Each end decides for itself how much it sends. Returns what each told."""
     (a_to_b, b_from_a), (b_to_a, a_from_b) = connections
     told: dict[str, Told] = {"a": [], "b": []}
-    proofs = {
-        "a": EdgeProof((a_from_b, 1), (a_to_b, 1), note(told["a"])),
-        "b": EdgeProof((b_from_a, 0), (b_to_a, 0), note(told["b"])),
-    }
+    proofs = (
+        EdgeProof((a_from_b, 1), (a_to_b, 1), note(told["a"]), thorough=thorough[0]),
+        EdgeProof((b_from_a, 0), (b_to_a, 0), note(told["b"]), thorough=thorough[1]),
+    )
     threads = [
-        threading.Thread(target=proof.run, args=(time.monotonic() + 20.0, lambda: None, WAKE))
-        for proof in proofs.values()
+        threading.Thread(target=proof.run, args=(time.monotonic() + 20.0, lambda: None, WAKE)) for proof in proofs
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30.0)
-    assert [(rank, fault, moved) for rank, fault, moved, _ in told["a"]] == [(1, "moved", PROOF_BYTES)]
-    assert [(rank, fault, moved) for rank, fault, moved, _ in told["b"]] == [(0, "moved", PROOF_BYTES)]
+    return told
+
+
+@pytest.mark.parametrize("thorough", [(False, False), (True, False), (True, True)])
+def test_both_ends_of_an_edge_tell_that_its_bytes_went_through(
+    connections: tuple[Pair, Pair], thorough: tuple[bool, bool]
+) -> None:
+    (a_to_b, b_from_a), (b_to_a, a_from_b) = connections
+    told = prove(connections, thorough)
+    ((from_b, fault_b, by_b, _),), ((from_a, fault_a, by_a, _),) = told["a"], told["b"]
+    assert (from_b, fault_b, from_a, fault_a) == (1, "moved", 0, "moved")
+    for moved, much in zip((by_a, by_b), thorough, strict=True):
+        if much:
+            assert 2 * PROOF_BYTES < moved <= THOROUGH_BYTES, "less than all only where it took long"
+        else:
+            assert moved == PROOF_BYTES
+    for end, other in ((a_to_b, b_from_a), (b_to_a, a_from_b)):  # nothing of the proof is left behind
+        end.sendall(b"the group's first message")
+        other.setblocking(True)
+        assert other.recv(100) == b"the group's first message"
+
+
+def test_what_a_token_bucket_holds_is_not_taken_for_the_rate(connections: tuple[Pair, Pair]) -> None:
+    """A first burst of 128 KiB passes at once, then next to nothing: a path that is slow, and is told to be."""
+    (a_to_b, b_from_a), (b_to_a, a_from_b) = connections
+    policed, far_end = a_connection()
+    over = threading.Event()
+    threading.Thread(target=police, args=(far_end, b_to_a, over), daemon=True).start()
+    told: Told = []
+    proof = EdgeProof((a_from_b, 1), (a_to_b, 1), note(told), thorough=False)
+    sender = EdgeProof((b_from_a, 0), (policed, 0), note([]), thorough=True)
+    threads = [
+        threading.Thread(target=one.run, args=(time.monotonic() + 20.0, lambda: None, WAKE))
+        for one in (proof, sender)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30.0)
+    over.set()
+    assert {fault for _, fault, _, _ in told} == {"moved"}
+    assert all(moved / seconds < 1e6 for _, _, moved, seconds in told), "a megabyte a second is what Ethernet must"
+
+
+def police(source: socket.socket, target: socket.socket, over: threading.Event) -> None:
+    """Passes on BURST bytes at once, then 64 KiB a second."""
+    source.setblocking(True)
+    source.settimeout(0.2)
+    target.setblocking(True)
+    passed, began = 0, time.monotonic()
+    while not over.is_set():
+        with contextlib.suppress(OSError):  # nothing has come yet, or the test is over
+            piece = source.recv(4096)
+            passed += len(piece)
+            while passed > BURST + (time.monotonic() - began) * 65_536 and not over.wait(0.01):
+                pass
+            target.sendall(piece)
 
 
 def test_a_neighbour_that_leaves_while_the_edge_is_tried_ends_it(
-    connections: tuple[tuple[socket.socket, socket.socket], tuple[socket.socket, socket.socket]],
+    connections: tuple[Pair, Pair],
 ) -> None:
     (a_to_b, _), (b_to_a, a_from_b) = connections
     b_to_a.close()
     with pytest.raises(ProofError, match="rank 1 left"):
-        EdgeProof((a_from_b, 1), (a_to_b, 1), note([])).run(time.monotonic() + 20.0, lambda: None, WAKE)
+        EdgeProof((a_from_b, 1), (a_to_b, 1), note([]), thorough=False).run(
+            time.monotonic() + 20.0, lambda: None, WAKE
+        )
 
 
 def test_a_port_that_refuses_is_told_once_a_second() -> None:
