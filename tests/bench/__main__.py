@@ -41,6 +41,7 @@ SECTIONS: dict[str, Section] = {
     "engine": _section("tests.bench.bench_engine", "rounds"),
     "concurrency": _section("tests.bench.bench_concurrency", "rounds"),
     "serving": _section("tests.bench.bench_serving", "rounds"),
+    "gaps": _section("tests.bench.bench_gaps"),
     "polling": _section("tests.bench.bench_polling"),
     "floor": _section("tests.bench.bench_floor"),
     "idle": _section("tests.bench.bench_idle", "minutes", "model"),

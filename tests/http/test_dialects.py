@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from exod.errors import RequestError
+from exod.errors import ExitCode, RequestError
 from exod.http.dialects import responses
 from tests.http.served import CHAT, count, served
 from tests.http.test_chat_extras import CALLED, WEATHER
@@ -170,6 +170,18 @@ async def test_a_request_can_be_cancelled_by_the_clients_own_id() -> None:
         assert (await place.http.ask("POST", "/v1/cancel/mine")).status == 200
         answer = await waiting
     assert (answer.status, answer.code) == (503, "cancelled")
+    assert answer.headers["x-should-retry"] == "false", "openai's client would ask again by itself"
+    assert "retry-after" not in answer.headers
+
+
+async def test_what_the_ranks_died_of_is_not_asked_again_by_a_client_itself() -> None:
+    async with served() as place:
+        place.daemon.refuse = RequestError("request_given_up", "two processes ended over it", ExitCode.INTERNAL)
+        answer = await place.http.ask("POST", CHAT, count(1, 9))
+        place.daemon.refuse = RequestError("recovery_failed", "studio2 did not return", ExitCode.DEGRADED)
+        passing = await place.http.ask("POST", CHAT, count(1, 9))
+    assert (answer.status, answer.headers["x-should-retry"]) == (500, "false")
+    assert (passing.status, "x-should-retry" in passing.headers) == (503, False)
 
 
 async def test_models_are_shown_by_names_that_are_no_paths() -> None:

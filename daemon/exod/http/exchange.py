@@ -29,6 +29,11 @@ ONCE: Final = (
 )  # fmt: skip
 """Headers that decide who may ask, or how a body is read: of two, it is not defined which one counts."""
 
+NOT_AGAIN: Final = frozenset({"cancelled", "request_given_up"})
+NO_RETRY: Final = {"x-should-retry": "false"}
+"""OpenAI's and Anthropic's clients ask again by themselves after a 500 or 503, but for this header: what was
+cancelled would begin anew, and what two processes died of would have more."""
+
 Result = TypeVar("Result")
 
 
@@ -58,6 +63,8 @@ def error_response(error: RequestError, shape: Callable[[RequestError], dict[str
     headers = {"retry-after": str(retry_after_s)} if status in (429, 503) else {}
     if status == 401:
         headers["www-authenticate"] = "Bearer"
+    if error.code in NOT_AGAIN:
+        headers = NO_RETRY
     return JsonResponse(shape(error), status, headers)
 
 
