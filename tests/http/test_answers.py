@@ -8,6 +8,7 @@ import json
 import pytest
 
 from exod.daemon_api import stream_keepalive
+from exod.errors import RequestError
 from exod.http.generation import AnswerTimes
 from tests.http.raw_http import DEADLINE_S
 from tests.http.served import CHAT, count, data_of, served
@@ -247,3 +248,18 @@ async def test_an_answer_that_has_ended_tells_the_next_one_how_long_to_wait() ->
         refused = await place.http.ask("POST", CHAT, count(1, 5))
         assert (refused.status, int(refused.headers["retry-after"]) >= 2) == (429, True)
         await stream.events()
+
+
+@pytest.mark.parametrize(
+    ("text", "param"),
+    [
+        ("logit_bias: token 5000 is not in the model's vocabulary of 1010", "logit_bias"),
+        ("chat_template_kwargs.messages: the server says this to the template", "chat_template_kwargs.messages"),
+        ("the chat template refuses these messages: no tools", None),
+    ],
+)
+async def test_a_refusal_that_a_rank_found_names_its_field(text: str, param: str | None) -> None:
+    async with served() as place:
+        place.daemon.refuse = RequestError("bad_request", text)
+        answer = await place.http.ask("POST", CHAT, count(1, 5))
+    assert (answer.status, answer.json["error"]["param"]) == (400, param)

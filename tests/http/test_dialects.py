@@ -220,3 +220,11 @@ async def test_a_path_that_only_begins_like_messages_is_openais() -> None:
     async with served() as place:
         answer = await place.http.ask("GET", "/v1/messagesX")
     assert (answer.status, answer.code, "type" in answer.json) == (404, "not_found", False)
+
+
+async def test_a_conversation_that_is_not_kept_here_is_not_left_out_in_silence() -> None:
+    async with served() as place:
+        for conversation in ("conv_1", {"id": "conv_1"}):
+            answer = await place.http.ask("POST", RESPONSES, {"input": "weather?", "conversation": conversation})
+            assert (answer.status, answer.json["error"]["param"]) == (400, "conversation")
+        assert (await place.http.ask("POST", RESPONSES, {"input": "hm?", "conversation": None})).status == 200

@@ -5,6 +5,7 @@ Decides only shapes: which field holds what, and which stable `code` means which
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Final
@@ -55,6 +56,10 @@ STATUS_OF_EXIT: Final[dict[ExitCode, int]] = {
 fault."""
 
 
+_FIELD_FIRST: Final = re.compile(r"([a-z_]{1,40}(?:\.\w{1,64})*): ")
+"""How a text begins that names the field it is about."""
+
+
 def status_of(error: RequestError) -> int:
     return STATUS_OF_CODE.get(error.code, STATUS_OF_EXIT.get(error.exit_code, 500))
 
@@ -67,6 +72,8 @@ def error_object(error: RequestError) -> dict[str, Any]:
     param = error.param or None if isinstance(error, FieldError) else None
     if error.code == "model_not_found":
         param = "model"
+    elif error.code in CLIENT_FAULTS and (named := _FIELD_FIRST.match(error.text)):  # found by a rank
+        param = named[1]
     return {"error": {"message": error.text, "type": kind, "param": param, "code": error.code}}
 
 

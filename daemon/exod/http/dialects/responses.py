@@ -84,6 +84,7 @@ class ResponsesBody(SamplingBody, kw_only=True):
     reasoning: Reasoning | None = None
     metadata: dict[str, Any] | None = None
     background: bool | None = None
+    conversation: Any = None
 
 
 class KeptConversations:
@@ -125,6 +126,9 @@ class Responses:
         body = read_fields(data, ResponsesBody)
         if body.background:
             raise FieldError("background", "only false is supported", "unsupported_value")
+        if body.conversation is not None:
+            problem = "conversations are not kept here by a name: send previous_response_id, or the whole input"
+            raise FieldError("conversation", problem, "unsupported_value")
         earlier = self.kept.find(body.previous_response_id) if body.previous_response_id else ()
         history = (*earlier, *_messages(body.input))
         system = (ChatMessage("system", body.instructions),) if body.instructions else ()
