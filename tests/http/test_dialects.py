@@ -228,3 +228,31 @@ async def test_a_conversation_that_is_not_kept_here_is_not_left_out_in_silence()
             answer = await place.http.ask("POST", RESPONSES, {"input": "weather?", "conversation": conversation})
             assert (answer.status, answer.json["error"]["param"]) == (400, "conversation")
         assert (await place.http.ask("POST", RESPONSES, {"input": "hm?", "conversation": None})).status == 200
+
+
+async def test_what_a_model_said_and_called_in_one_turn_is_one_message_again() -> None:
+    """Templates want one message a turn, with all its calls; the items of a response are apart."""
+    call: dict[str, Any] = {"type": "function_call", "name": "get_weather", "arguments": "{}"}
+    items = [
+        {"role": "user", "content": "weather?"},
+        {"type": "reasoning", "summary": []},
+        {"role": "assistant", "content": "Let me see."},
+        {**call, "call_id": "call_1"},
+        {**call, "call_id": "call_2"},
+        {"type": "function_call_output", "call_id": "call_1", "output": "rain"},
+        {"type": "function_call_output", "call_id": "call_2", "output": "sun"},
+        {**call, "call_id": "call_3"},
+        {"type": "function_call_output", "call_id": "call_3", "output": "fog"},
+    ]
+    async with served() as place:
+        assert (await place.http.ask("POST", RESPONSES, {"input": items})).status == 200
+        (request,) = place.daemon.requests
+    turns = [(one.role, one.content, [call.id for call in one.tool_calls]) for one in request.messages or ()]
+    assert turns == [
+        ("user", "weather?", []),
+        ("assistant", "Let me see.", ["call_1", "call_2"]),
+        ("tool", "rain", []),
+        ("tool", "sun", []),
+        ("assistant", "", ["call_3"]),
+        ("tool", "fog", []),
+    ]

@@ -169,7 +169,16 @@ def _function(tool: FlatTool, place: str) -> Function:
 def _messages(given: str | list[Item]) -> tuple[ChatMessage, ...]:
     if isinstance(given, str):
         return (ChatMessage("user", given),)
-    return tuple(message for at, item in enumerate(given) for message in _message(item, f"input[{at}]"))
+    messages: list[ChatMessage] = []
+    for at, item in enumerate(given):
+        for message in _message(item, f"input[{at}]"):
+            last = messages[-1] if messages else None
+            if last is not None and last.role == "assistant" and message.tool_calls:  # one turn of the model's
+                calls = (*last.tool_calls, *message.tool_calls)
+                messages[-1] = msgspec.structs.replace(last, tool_calls=calls)
+            else:
+                messages.append(message)
+    return tuple(messages)
 
 
 def _message(item: Item, place: str) -> tuple[ChatMessage, ...]:
