@@ -86,6 +86,7 @@ async def test_a_conversation_remembers_what_was_said(exoctl: Exoctl) -> None:
             await terminal.until("5 6")
             await terminal.until("2 tokens")
             terminal.type("/clear\ncount from 8 to 9\n")
+            await terminal.until("(forgotten)")
             await terminal.until("8 9")
             await terminal.until("2 tokens", times=2)
             await terminal.until("> ", times=5)

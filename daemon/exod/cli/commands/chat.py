@@ -194,6 +194,7 @@ def _converse(conversation: Conversation) -> ExitCode:
                 return ExitCode.OK
             case "/reset" | "/clear":
                 conversation.clear()
+                print("(forgotten)", file=sys.stderr)
             case _ if line.startswith("/"):
                 print(HELP, file=sys.stderr)
             case _:
