@@ -53,6 +53,8 @@ TURN_S: Final = 0.02
 SENDING_TURN_S: Final = 0.001
 """64 MB/s with what may be on its way at first: far beyond what any medium must move."""
 
+CURE: Final = ": are full frames swallowed? Set the same MTU on both hosts, and look at the cable (`exoctl links`)"
+
 T = TypeVar("T")
 
 Seen = Callable[[int, str, int, float], None]
@@ -171,5 +173,5 @@ class EdgeProof:
 
     def _what_is_missing(self) -> str:
         if not self._sent_last or self._acked < self._sent:
-            return f"rank {self._right_rank} acknowledged {self._acked:,} bytes of the proof, and not all"
-        return f"rank {self._left_rank} sent {self._received:,} bytes of the proof, and not all"
+            return f"rank {self._right_rank} acknowledged {self._acked:,} bytes of the proof, and not all{CURE}"
+        return f"rank {self._left_rank} sent {self._received:,} bytes of the proof, and not all{CURE}"

@@ -45,6 +45,9 @@ BACKLOG: Final = 512
 """Connections that the kernel keeps until they are taken: a flood must not make it drop a neighbour's first packet,
 which would come again a second later."""
 
+CURE: Final = ": is that TCP port open on both hosts? `exoctl links` shows what the ring met on each path"
+"""Of an edge that does not come."""
+
 MAGIC: Final = b"EXOR"
 VERSION: Final = 8
 _HELLO: Final = struct.Struct(">4sBBHHI32s16s")
@@ -461,6 +464,6 @@ class _Meeting:
                 return listening.trouble
         for key, departure in self._departures.items():
             if key not in self._made:
-                return f"rank {key[0]} at {departure.tie.host} {departure.trouble}"
+                return f"rank {key[0]} at {departure.tie.host} {departure.trouble}{CURE}"
         peer, tie = next((key[0], tie) for key, tie in self._inward.items() if key not in self._accepted)
-        return f"rank {peer} did not connect to {tie.host}"
+        return f"rank {peer} did not connect to {tie.host}{CURE}"

@@ -280,3 +280,14 @@ def test_news_is_said_twice_because_a_status_may_be_lost() -> None:
     again = only(rank.handle_timer(11.0 + NEWS_AGAIN_S), ReportStatus)
     assert again[0].status.ended == ended[0].status.ended == (1,)
     assert rank.next_deadline() > 12.0 + NEWS_AGAIN_S
+
+
+def test_why_a_group_did_not_come_names_nodes_and_no_ranks() -> None:
+    rank = a_resolved_rank()
+    rank.worker_said(hello(), 1.0)
+    rank.worker_said(loaded(6, 12), 1.1)
+    rank.order(order(PLAN, 1, "prepare"), 1.2)
+    text = "rank 0 at 10.0.0.1:52414 has not answered yet, rank 7 is nobody"
+    commands = rank.worker_said(Aborted(PLAN.hash, 1, "deadline", text, -1), 1.3)
+    told = only(commands, ReportStatus)[-1].status
+    assert told.text == f"{A} at 10.0.0.1:52414 has not answered yet, rank 7 is nobody"

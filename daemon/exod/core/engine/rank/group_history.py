@@ -7,9 +7,11 @@ plan (a move), until the worker stands in the next. Never decides when a group i
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from exod.core.engine.engine_events import EmitEvent
+from exod.model import MeshPlan
 from exoengine.protocol import NO_EDGES, Aborted, Formed, Heartbeat, Hello
 
 LossCause = Literal["move", "fault"]
@@ -85,6 +87,16 @@ class GroupHistory:
         if heartbeat.last_gap_ms not in (0.0, self._heartbeat_gap_ms):
             self.last_gap_ms = heartbeat.last_gap_ms
         self._heartbeat_gap_ms = heartbeat.last_gap_ms
+
+
+def with_nodes(text: str, plan: MeshPlan | None) -> str:
+    """A worker's text with its ranks as nodes: people know those by their names."""
+
+    def node(found: re.Match[str]) -> str:
+        rank = int(found[1])
+        return plan.ring[rank] if plan is not None and rank < len(plan.ring) else found[0]
+
+    return re.sub(r"\brank (\d{1,3})\b", node, text)
 
 
 def aborted_event(aborted: Aborted) -> EmitEvent:

@@ -18,7 +18,7 @@ from exod.core.engine import engine_events as events
 from exod.core.engine.engine_messages import BeginRequest, FormOrder, RankPhase, RankStatus
 from exod.core.engine.layer_split import DoesNotFitError
 from exod.core.engine.rank.fitness import Fitness
-from exod.core.engine.rank.group_history import GroupHistory, aborted_event
+from exod.core.engine.rank.group_history import GroupHistory, aborted_event, with_nodes
 from exod.core.engine.rank.held_requests import HeldRequest, HeldRequests, RequestGivenUp
 from exod.core.engine.rank.hosted_model import HostedModel
 from exod.core.engine.rank.prepare_order import prepare_order
@@ -469,7 +469,7 @@ class Rank:
         if not present:
             return commands
         if not paused:
-            self._trouble = aborted.text
+            self._trouble = with_nodes(aborted.text, self._plan)
         if aborted.code == "listen" and self._plan is not None:
             self._trouble += "; end the process that holds it, or set engine.ring_port"
             commands += ports_taken(self._plan, self._me)
