@@ -36,9 +36,10 @@ ALERTS: Final[dict[str, AlertKind]] = {
     "ends_disagree": AlertKind(
         "warning", 1.0, "The two ends of a link have not confirmed the same path.", "run exoctl links on both ends"
     ),
+    # The first plan waits a second for further nodes: with less, every start would raise it for a few ms.
     "mesh_not_agreed": AlertKind(
         "warning",
-        1.0,
+        2.0,
         "No plan is in force, or it is suspended. The text says what is missing.",
         _LINKS,
     ),

@@ -15,7 +15,7 @@ from typing import Final
 from exod.core.base.events import ForgetPeer, Input, KeysChanged, PeerHoldsKey, PeerLeft
 from exod.core.engine.engine_events import LinkHealthChanged, PeerLost, RdmaWired, RingKeyChanged
 from exod.core.node import NodeCore
-from exod.core.status.alerts import Alerts, alert_facts
+from exod.core.status.alerts import LASTING_S, Alerts, alert_facts
 from exod.core.status.edge_health import edge_health
 from exod.core.status.further_cables import further_cables
 from exod.core.status.health import HealthSnapshot
@@ -44,7 +44,7 @@ last."""
 _USABLE: Final = (PathState.UP, PathState.DEGRADED, PathState.INIT)
 _STATE_ORDER: Final = {PathState.UP: 0, PathState.DEGRADED: 1, PathState.INIT: 2, PathState.DEAD: 3}
 
-Told = tuple[Health, tuple[tuple[str, str], ...]]
+Told = tuple[Health, tuple[tuple[str, str, bool], ...]]
 
 
 class Propagation:
@@ -208,4 +208,6 @@ def follow_membership(
 
 
 def _told(health: HealthSnapshot) -> Told:
-    return health.health, tuple((reason.code, reason.subject) for reason in health.reasons)
+    """Each reason, and whether it is an alert by now: MQTT has topics of those alone."""
+    reasons = zip(health.reasons, health.lasting_s, strict=True)
+    return health.health, tuple((one.code, one.subject, lasting_s >= LASTING_S) for one, lasting_s in reasons)

@@ -12,12 +12,13 @@ import msgspec
 import pytest
 
 from exod.core.engine.engine_messages import RankPhase, RankStatus
+from exod.core.status.alerts import LASTING_S
 from exod.core.status.health import HealthSnapshot
 from exod.daemon_api.counters import DaemonCounters
 from exod.daemon_api.interface import GenerationDelta
 from exod.daemon_api.shapes import PreflightReport
 from exod.errors import RequestError
-from exod.model import EngineState, Epoch, Health, MeshPlan, NodeId
+from exod.model import EngineState, Epoch, Health, MeshPlan, NodeId, Reason
 from exod.platform.this_host import current
 from exod.status.answers import Answers, ClusterSettings, Network, Requests
 from exod.status.membership_answers import MembershipAnswers
@@ -155,6 +156,19 @@ def test_a_link_that_stands_is_told_over_mqtt_by_the_same_words() -> None:
     (link,) = core.seen.links
     moved = msgspec.structs.replace(core.seen, links=(msgspec.structs.replace(link, agreed_since=5.0),))
     assert {link.since for link in snapshot.view(moved, health).links} != told
+
+
+def test_a_reason_that_comes_and_goes_is_no_alert_over_mqtt() -> None:
+    """An engine that moves to another path recovers within 50 ms: a house would be woken by each move."""
+    core, reason = StillCore(seen()), Reason("engine_recovering", ME.id, "the rank is prepared", 10.0)
+    snapshot = MqttSnapshot(ME.id, status_of(core))
+
+    def alerts(lasting_s: float) -> list[str]:
+        health = HealthSnapshot(Health.DEGRADED, (reason,), (lasting_s,))
+        return [one.code for one in snapshot.view(core.seen, health).alerts]
+
+    assert alerts(0.05) == []
+    assert alerts(LASTING_S) == ["engine_recovering"]
 
 
 @pytest.mark.parametrize(

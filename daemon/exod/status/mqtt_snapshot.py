@@ -6,6 +6,7 @@ import time
 
 from exod.alert_table import kind_of
 from exod.core.engine.engine_messages import RankStatus
+from exod.core.status.alerts import LASTING_S
 from exod.core.status.health import HealthSnapshot
 from exod.core.status.view import LinkView, NodeView
 from exod.daemon_api import mqtt_view
@@ -45,7 +46,8 @@ class MqttSnapshot:
                     since=reason.since,
                     node=self._me,
                 )
-                for reason in health.reasons
+                for reason, lasting_s in zip(health.reasons, health.lasting_s, strict=True)
+                if lasting_s >= LASTING_S
             ),
         )
 
