@@ -7,7 +7,12 @@ import pytest
 
 from exod.core.engine.engine_events import EmitEvent, LeaveWorker, ResolveModel, StartWorker
 from exod.core.engine.engine_messages import FormOrder, RankPhase, RankStatus
-from exod.core.engine.rank.held_requests import KILLED, LATER_DEATHS_LIMIT, RequestGivenUp
+from exod.core.engine.rank.held_requests import (
+    KILLED,
+    LATER_DEATHS_LIMIT,
+    SOMEONE_ELSES_LIMIT,
+    RequestGivenUp,
+)
 from exod.core.engine.rank.hosted_model import FAILED_RETRY_S, RETRY_MOMENT_S
 from exod.core.engine.rank.rank import FORM_GIVEN_S, RankCommand
 from exod.core.engine.rank.rank_status import ReportStatus
@@ -398,6 +403,22 @@ def test_a_process_that_someone_killed_twice_is_no_requests_fault_yet() -> None:
         rank.worker_said(hello(), 26.0 + 60 * number)
         rank.worker_said(loaded(6, 12), 30.0 + 60 * number)
     assert [one.begin.order for one in given_up] == [10]
+
+
+def test_a_request_that_had_tokens_outlives_more_kills_by_somebody_else() -> None:
+    rank = a_formed_rank()
+    going = begin(10, "going")
+    rank.begin(going, 4.0)
+    rank.worker_said(token(going.request.request_id, 0), 4.5)
+    given_up: list[RequestGivenUp] = []
+    for number in range(SOMEONE_ELSES_LIMIT):
+        assert given_up == []
+        given_up = only(rank.worker_gone(KILLED, 5.0 + 60 * number), RequestGivenUp)
+        rank.handle_timer(25.0 + 60 * number)
+        rank.worker_said(hello(), 26.0 + 60 * number)
+        rank.worker_said(loaded(6, 12), 30.0 + 60 * number)
+    assert [one.begin.order for one in given_up] == [10]
+    assert SOMEONE_ELSES_LIMIT > LATER_DEATHS_LIMIT
 
 
 def test_a_process_that_was_told_of_no_request_did_not_die_over_one() -> None:

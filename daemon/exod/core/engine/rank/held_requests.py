@@ -35,6 +35,10 @@ LATER_DEATHS_LIMIT: Final = 3
 """The same for one that had tokens, with none between: it ran before, so something else is the likelier cause. And
 where SIGKILL ended the process: no request sends that, but a system may to what takes too much."""
 
+SOMEONE_ELSES_LIMIT: Final = 5
+"""The same where it had tokens and SIGKILL ended the process: it ran, and was not what sent the signal. Where the
+kernel kills for memory it says so, and `memory_kills.py` stops at as many; macOS does not say so."""
+
 KILLED: Final = "it was killed by SIGKILL"
 """So the end of a process is told that someone else made."""
 
@@ -203,8 +207,7 @@ class HeldRequests:
         given_up = []
         for held in self.active.values():
             held.deaths += not held.cancelled
-            later = held.tokens or text.startswith(KILLED)
-            if held.deaths >= (LATER_DEATHS_LIMIT if later else DEATHS_LIMIT):
+            if held.deaths >= _limit(bool(held.tokens), text.startswith(KILLED)):
                 why = f"the engine's process ended {held.deaths} times over this request ({text})"
                 given_up.append(RequestGivenUp(held.begin, f"{why}; it is not tried again"))
         return given_up
@@ -222,6 +225,12 @@ class HeldRequests:
             begin = Begin(order, held.begin.request, tuple(tokens))
             messages += [_unread(begin), Cancel(held.begin.request.request_id)] if held.cancelled else [begin]
         return messages
+
+
+def _limit(had_tokens: bool, was_killed: bool) -> int:
+    if had_tokens and was_killed:
+        return SOMEONE_ELSES_LIMIT
+    return LATER_DEATHS_LIMIT if had_tokens or was_killed else DEATHS_LIMIT
 
 
 def _unread(begin: Begin) -> Begin:
