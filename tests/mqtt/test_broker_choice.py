@@ -112,9 +112,13 @@ async def test_a_broker_that_wants_a_password_is_not_displaced_and_the_error_say
 
 
 @pytest.mark.anyio
-async def test_something_else_on_the_port_is_named(tmp_path: Path) -> None:
-    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+@pytest.mark.parametrize("says", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""], ids=["another protocol", "nothing"])
+async def test_something_else_on_the_port_is_named(tmp_path: Path, says: bytes) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not says:
+            while await reader.read(100):  # it listens, and never answers
+                pass
+        writer.write(says)
         writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
