@@ -153,10 +153,11 @@ class Holding:
 
     # --- what finished requests have in common --------------------------------------------------------------
 
-    @property
-    def is_divided(self) -> bool:
-        """Are some of its tokens in stretches?"""
-        return bool(self._stretches)
+    def make_whole(self) -> None:
+        """Its caches hold all its tokens again. What others hold, too, is copied."""
+        for arrays in self.caches.put_before([stretch.states for stretch in self._stretches]):
+            mx.eval(arrays)
+        self._stretches = ()
 
     @property
     def _own_from(self) -> int:
@@ -305,14 +306,14 @@ class Holdings:
         return own
 
     def begin_from(self, source: Holding, order: int, position: int) -> Holding:
-        """For request `order`: `source` itself where it is finished, used whole and nobody else's, else a copy."""
+        """For request `order`: `source` itself where it is finished and used whole, else a copy."""
         finished = self._idle.pop(source.order, None)
-        is_used_up = finished is source and source.caches.position == position
-        if is_used_up and not source.is_divided:
+        if finished is source and source.caches.position == position:
+            source.make_whole()
             source.go_back(order, position)
             found = source
         else:
-            if finished is not None and not is_used_up:
+            if finished is not None:
                 self._idle[finished.order] = finished  # it was used just now
             self._make_room()
             found = source.branch(order, position, self._new_caches())

@@ -234,6 +234,15 @@ class StageCaches:
             vars(leaf).update(cut(vars(leaf), first, end))
             yield state, list(arrays_of(vars(leaf)))
 
+    def put_before(self, parts: Sequence[Sequence[State]]) -> Iterator[list[Any]]:
+        """Leaf by leaf these hold the tokens of `parts`, too, before their own: the arrays, to be evaluated before
+        the next leaf's, as in `take_out`.
+        """
+        for leaf, *states in zip(self.leaves, *parts, strict=True):
+            own = vars(leaf)
+            own.update({key: _joined([state[key] for state in (*states, own)]) for key in own})
+            yield list(arrays_of(own))
+
     @property
     def nbytes(self) -> int:
         return sum(array.nbytes for array in self.arrays())
