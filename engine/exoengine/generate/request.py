@@ -178,8 +178,8 @@ def accept(
         return RequestFailed(request.request_id, "bad_request", "a schema or an option is nested too deeply")
     if not prompt:
         return RequestFailed(request.request_id, "empty_prompt", "prompt: it has no tokens")
-    for field, tokens in (("prompt", prompt), ("logit_bias", list(request.sampling.logit_bias))):
-        strange = next((token for token in tokens if not 0 <= token < (vocab_size or token + 1)), None)
+    for field, named in (("prompt", prompt), ("logit_bias", list(request.sampling.logit_bias))):
+        strange = next((token for token in named if not 0 <= token < (vocab_size or token + 1)), None)
         if strange is not None:
             text = f"{field}: token {strange} is not in the model's vocabulary of {vocab_size}"
             return RequestFailed(request.request_id, "bad_token", text)
