@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +81,23 @@ async def test_a_download_that_was_cut_is_shown_and_goes_on(exoctl: Exoctl, hub:
     assert (await exoctl.run("model", "info", MODEL)).code == 2
     hub.damaged = False
     assert (await exoctl.run("model", "pull", MODEL)).code == 0
+
+
+async def test_a_model_without_links_has_its_size_and_one_that_is_a_link_is_left_alone(
+    exoctl: Exoctl, hub: StandInHub, tmp_path: Path
+) -> None:
+    """A disk without links holds files where the hub's cache has links; a link leads to somebody's own place."""
+    cache = tmp_path / "hf" / "hub"
+    own = tmp_path / "elsewhere"
+    shutil.copytree(model_folder("embedded:count"), own / "snapshots" / "1")
+    cache.mkdir(parents=True)
+    (cache / "models--o--linked").symlink_to(own)
+    refused = await exoctl.run("model", "rm", "o/linked", "--yes")
+    assert (refused.code, f"is a link to {own}" in refused.err) == (4, True), refused.err
+    assert (own / "snapshots" / "1" / "config.json").is_file()
+    shutil.copytree(own, cache / "models--o--plain")
+    removed = await exoctl.run("model", "rm", "o/plain", "--yes", "--json")
+    assert json.loads(removed.out)["freed_bytes"] > 1_000_000
 
 
 async def test_what_is_no_repository_is_named(exoctl: Exoctl, hub: StandInHub, tmp_path: Path) -> None:

@@ -82,6 +82,8 @@ def remove(name: str, copies: Path) -> int:
     """Removes a model with all that lies there of it, and returns the bytes that are free then."""
     model = cached_model(name, copies)
     folder = place_of(name, _cache_folder(), copies)
+    if folder.is_symlink():
+        raise ModelFolderError("unwritable", f"{folder} is a link to {folder.readlink()}: remove both by hand")
     lock = folder / "exod-download.lock"
     try:
         with lock.open("w") as held:
@@ -106,6 +108,9 @@ def _cache_folder() -> Path:
 
 def _look(folder: Path, name: str) -> CachedModel:
     sizes = {one.name: one.lstat().st_size for one in (folder / "blobs").glob("*") if one.is_file()}
+    # On a disk without links the files themselves lie where links would.
+    here = [one for one in (folder / "snapshots").rglob("*") if one.is_file() and not one.is_symlink()]
+    whole_bytes = sum(sizes.values()) + sum(one.lstat().st_size for one in here)
     partial = sum(size for blob, size in sizes.items() if blob.endswith((PART_SUFFIX, ".incomplete")))
     whole, text = None, "no revision of it is here"
     for snapshot in _snapshots(folder):
@@ -116,7 +121,7 @@ def _look(folder: Path, name: str) -> CachedModel:
         else:
             whole, text = snapshot, ""
             break
-    return CachedModel(name, whole, sum(sizes.values()), partial, text)
+    return CachedModel(name, whole, whole_bytes, partial, text)
 
 
 def _snapshots(folder: Path) -> list[Path]:
