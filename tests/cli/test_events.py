@@ -89,6 +89,17 @@ async def test_events_are_read_from_the_disk_where_no_daemon_runs(exoctl: Exoctl
     assert (await exoctl.run("events", "--follow")).code == 3
 
 
+async def test_events_on_the_disk_name_nodes_as_far_as_they_name_themselves(exoctl: Exoctl) -> None:
+    up = {"ts": STARTED_AT, "type": "node.up", "subject": PEER, "data": {"name": "studio2"}}
+    loaded = {"ts": STARTED_AT + 1, "type": "engine.loaded", "subject": PEER, "data": {"load_s": 1.0}}
+    (exoctl.folder / "events.ndjson").write_text("".join(json.dumps(one) + "\n" for one in (up, loaded)))
+    told = await exoctl.run("events")
+    assert [line.split()[3] for line in told.out.splitlines()] == ["studio2", "studio2"]
+    assert len((await exoctl.run("events", "--node", "studio2")).out.splitlines()) == 2
+    nobody = await exoctl.run("events", "--node", "studio9")
+    assert (nobody.code, "studio2" in nobody.err) == (2, True)
+
+
 async def test_a_shell_completes_commands(exoctl: Exoctl) -> None:
     ended = await exoctl.run("completion", "bash", bare=True)
     assert ended.code == 0

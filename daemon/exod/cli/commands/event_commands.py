@@ -47,8 +47,10 @@ def events(shell: Shell, follow: bool, since: str | None, kind: str | None, node
         except NoDaemonError:
             if follow or not _has_written(shell):
                 raise
-            wanted = _wanted(kind, node, {})
-            _show(shell, (one for one in _kept(shell, start) if wanted(one)), {}, paint)
+            kept = list(_kept(shell))
+            names = _told_names(kept)
+            wanted = _wanted(kind, node, names)
+            _show(shell, (one for one in kept if one["ts"] > (start or -math.inf) and wanted(one)), names, paint)
     except KeyboardInterrupt:
         if not follow:
             raise
@@ -80,7 +82,7 @@ def _has_written(shell: Shell) -> bool:
     return (shell.socket_path().parent / EVENTS_FILE).exists()
 
 
-def _kept(shell: Shell, start: float | None) -> Iterator[dict[str, Any]]:
+def _kept(shell: Shell) -> Iterator[dict[str, Any]]:
     """What lies beside the control socket of an exod that does not run."""
     from exod.daemon_api.shapes import flat_event
     from exod.diagnostics.event_log import kept_events
@@ -88,9 +90,18 @@ def _kept(shell: Shell, start: float | None) -> Iterator[dict[str, Any]]:
     folder = shell.socket_path().parent
     kept = kept_events(folder).events
     print(f"exoctl: no exod is running here; {len(kept)} events that it wrote to {folder}", file=sys.stderr)
-    for event in kept:
-        if start is None or event.ts > start:
-            yield flat_event(event)
+    yield from map(flat_event, kept)
+
+
+def _told_names(events: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """What events say themselves of who is called how: there is no daemon to ask."""
+    names: dict[str, str] = {}
+    for event in events:
+        if str(event["type"]).startswith("node.") and isinstance(event.get("name"), str):
+            names[str(event["subject"])] = event["name"]
+        if isinstance(event.get("peer"), str) and isinstance(event.get("peer_name"), str):
+            names[event["peer"]] = event["peer_name"]
+    return names
 
 
 def _wanted(kind: str | None, node: str | None, names: dict[str, str]) -> Callable[[dict[str, Any]], bool]:

@@ -120,7 +120,8 @@ def in_words(found: Sequence[Forecast], now: Way, wished: str, to: Way | None = 
         faster = "faster than" if here.request_s <= other.request_s else "about as fast as"
         why = f"predicted to be {faster} {name[other.way]}"
     text = f"{name[now]}: {why}"
-    if not alone.obstacle and alone.request_s < here.request_s:
+    gains = here.request_s > FIRST_GAIN * alone.request_s and here.token_s > FIRST_GAIN * alone.token_s
+    if not alone.obstacle and gains:
         text += (
             f"; {alone.node} alone would be faster ({alone.token_s * 1e3:.1f} ms a token instead of"
             f" {here.token_s * 1e3:.1f} ms)"
