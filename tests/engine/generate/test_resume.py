@@ -5,10 +5,15 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exoengine.embedded import model_folder
+from exoengine.generate.request import Generation, accept
 from exoengine.generate.resume import resume
+from exoengine.model.text import Tokenizer
+from exoengine.protocol import GenerationRequest, RequestFailed, Sampling
 from exoengine.ring.pass_log import SINGLY, PassLog, pass_end
 from exoengine.ring.step_messages import CachedSequence, Standing
 
@@ -173,3 +178,25 @@ def test_courses_that_agree_are_cut_alike(
 ) -> None:
     if run(one).agrees(run(other), position):
         assert passes(run(one), position) == passes(run(other), position)
+
+
+@pytest.mark.parametrize("bias", [{}, {9: -100.0}])
+def test_a_request_that_is_begun_anew_has_the_tokens_that_its_client_was_given(bias: dict[int, float]) -> None:
+    tokenizer = Tokenizer(model_folder("embedded:count"), None)
+    asked = GenerationRequest("q", 40, prompt=(5, 6, 7), sampling=Sampling(logit_bias=bias))
+    begun = accept(1, asked, (20, 21), tokenizer, 1010, 4096, lambda _: None)
+    assert isinstance(begun, Generation)
+    assert begun.tokens == [20, 21]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "bias", "field"), [((5, 5000), {}, "prompt"), ((5,), {5000: 1.0}, "logit_bias")]
+)
+def test_a_token_outside_the_vocabulary_is_refused_with_its_field(
+    prompt: tuple[int, ...], bias: dict[int, float], field: str
+) -> None:
+    tokenizer = Tokenizer(model_folder("embedded:count"), None)
+    asked = GenerationRequest("q", 40, prompt=prompt, sampling=Sampling(logit_bias=bias))
+    refused = accept(1, asked, (), tokenizer, 1010, 4096, lambda _: None)
+    assert isinstance(refused, RequestFailed)
+    assert (refused.code, refused.text.partition(":")[0]) == ("bad_token", field)
