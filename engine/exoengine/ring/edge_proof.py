@@ -53,7 +53,7 @@ TURN_S: Final = 0.02
 SENDING_TURN_S: Final = 0.001
 """64 MB/s with what may be on its way at first: far beyond what any medium must move."""
 
-CURE: Final = ": are full frames swallowed? Set the same MTU on both hosts, and look at the cable (`exoctl links`)"
+CURE: Final = ": set the same MTU on both hosts, look at the cable (`exoctl links`)"
 
 T = TypeVar("T")
 
