@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from exod.core.engine.engine_events import EmitEvent, KillWorker, LinkHealthChanged, ModelFacts, StartWorker
-from exod.core.engine.engine_messages import RankPhase
+from exod.core.engine.engine_messages import RankPhase, RankStatus
 from exod.core.engine.rank.rank import Rank, RankCommand
 from exod.core.engine.rank.rank_status import IDLE_REPORT_INTERVAL_S, NEWS_AGAIN_S, REPORT_INTERVAL_S, ReportStatus
 from exod.core.engine.rank.ring_port import RingPortTaken
@@ -21,6 +21,7 @@ from exoengine.protocol import (
     Prepared,
     SyncSettings,
 )
+from exoengine.ring.edge_proof import CURE
 from tests.core.engine.engine_samples import (
     FOLDER,
     A,
@@ -291,3 +292,16 @@ def test_why_a_group_did_not_come_names_nodes_and_no_ranks() -> None:
     commands = rank.worker_said(Aborted(PLAN.hash, 1, "deadline", text, -1), 1.3)
     told = only(commands, ReportStatus)[-1].status
     assert told.text == f"{A} at 10.0.0.1:52414 has not answered yet, rank 7 is nobody"
+
+
+def test_a_status_that_says_why_the_ring_does_not_come_is_short() -> None:
+    """Where full frames are swallowed it still passes: with TLS and the headers in a frame of a thousand bytes."""
+    rank = a_resolved_rank()
+    rank.worker_said(hello(), 1.0)
+    rank.worker_said(loaded(6, 12), 1.1)
+    rank.order(order(PLAN, 1, "prepare"), 1.2)
+    text = "rank 0 acknowledged 65,536 bytes of the proof, and not all" + CURE
+    commands = rank.worker_said(Aborted(PLAN.hash, 1, "edge", text, -1), 1.3)
+    status = only(commands, ReportStatus)[-1].status
+    assert len(msgspec.msgpack.encode(status)) < 700
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(status), type=RankStatus) == status
