@@ -50,10 +50,11 @@ SECTIONS: dict[str, Section] = {
     "mqtt": _section("tests.bench.bench_mqtt", "minutes"),
     "transfer": _section("tests.bench.bench_transfer"),
     "tensor": _section("tests.bench.bench_tensor", "rounds"),
+    "shard": _section("tests.bench.bench_shard", "rounds"),
     "recovery": _section("tests.bench.bench_recovery", "rounds"),
     "liveness": _section("tests.bench.bench_liveness"),
 }
-NEEDS_A_LAB = SECTIONS.keys() - {"status", "context", "tensor"}
+NEEDS_A_LAB = SECTIONS.keys() - {"status", "context", "tensor", "shard"}
 
 
 def main() -> int:

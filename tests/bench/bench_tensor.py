@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -82,8 +82,8 @@ def run(rounds: int = ROUNDS) -> list[Row]:
     with tempfile.TemporaryDirectory() as place:
         folder = write_model(Path(place) / "model", MODEL, dtype=mx.bfloat16)
         with ExitStack() as stack:
-            theirs = stack.enter_context(_peers(folder, 2))
-            alone = stack.enter_context(_peers(folder, 1))
+            theirs = stack.enter_context(peers(folder, 2))
+            alone = stack.enter_context(peers(folder, 1))
             ours = stack.enter_context(cluster(Path(place), 2))
             turns = [
                 partial(_theirs, "mlx-lm's shard", theirs),
@@ -140,7 +140,7 @@ def _hostfile(place: Path, size: int) -> Path:
 
 
 @contextmanager
-def _peers(folder: Path, size: int) -> Iterator[list[subprocess.Popen[str]]]:
+def peers(folder: Path, size: int) -> Iterator[list[subprocess.Popen[str]]]:
     hosts = _hostfile(folder.parent, size)
     processes = [
         subprocess.Popen(
@@ -161,23 +161,44 @@ def _peers(folder: Path, size: int) -> Iterator[list[subprocess.Popen[str]]]:
             process.wait()
 
 
-def _theirs(name: str, peers: list[subprocess.Popen[str]], seed: int) -> dict[str, float]:
-    found = {}
-    for tokens, steps in ((SHORT, STEPS), (LONG, 1)):
-        for peer in peers:
-            assert peer.stdin is not None
-            peer.stdin.write(f"{tokens} {steps} {seed}\n")
-            peer.stdin.flush()
-        slowest_s = [0.0, 0.0]
-        for peer in peers:
-            assert peer.stdout is not None
-            said = map(float, peer.stdout.readline().split())
-            slowest_s = [max(pair) for pair in zip(slowest_s, said, strict=True)]
-        if steps > 1:
-            found[f"{name}: a token"] = slowest_s[1] / (steps - 1)
-        else:
-            found[f"{name}: first of {tokens}"] = slowest_s[0]
-    return found
+def peer_answered(
+    processes: list[subprocess.Popen[str]], tokens: int, steps: int, seed: int
+) -> tuple[float, float]:
+    """Seconds to mlx-lm's first token and of the others, of the slowest rank."""
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(f"{tokens} {steps} {seed}\n")
+        process.stdin.flush()
+    first_s, rest_s = 0.0, 0.0
+    for process in processes:
+        assert process.stdout is not None
+        one_s, other_s = map(float, process.stdout.readline().split())
+        first_s, rest_s = max(first_s, one_s), max(rest_s, other_s)
+    return first_s, rest_s
+
+
+def answered(ranks: Cluster, tokens: int, steps: int, seed: int) -> tuple[float, float]:
+    """The same of the engine's ranks."""
+    asked = request(prompt(tokens, seed), steps)
+    ranks.begin(asked)
+    first_s, rest_s = 0.0, 0.0
+    for answer in ranks.finish(asked.request_id, PATIENCE_S):
+        assert isinstance(answer, Answer), answer
+        assert answer.finished is not None
+        first_s, rest_s = max(first_s, answer.finished.prefill_s), max(rest_s, answer.finished.decode_s)
+    return first_s, rest_s
+
+
+def _both(name: str, block: Callable[[int, int], tuple[float, float]]) -> dict[str, float]:
+    """Of one turn: a token of an answer, and the first of a long prompt."""
+    return {
+        f"{name}: a token": block(SHORT, STEPS)[1] / (STEPS - 1),
+        f"{name}: first of {LONG}": block(LONG, 1)[0],
+    }
+
+
+def _theirs(name: str, processes: list[subprocess.Popen[str]], seed: int) -> dict[str, float]:
+    return _both(name, lambda tokens, steps: peer_answered(processes, tokens, steps, seed))
 
 
 def _predicted(ranks: Cluster, folder: Path, is_tensor: bool) -> tuple[str, float]:
@@ -213,21 +234,7 @@ def _load(ranks: Cluster, folder: Path, sync: str, is_tensor: bool) -> tuple[lis
 
 def _ours(name: str, ranks: Cluster, folder: Path, sync: str, is_tensor: bool, seed: int) -> dict[str, float]:
     _load(ranks, folder, sync, is_tensor)
-    found = {}
-    for tokens, steps in ((SHORT, STEPS), (LONG, 1)):
-        asked = request(prompt(tokens, seed), steps)
-        ranks.begin(asked)
-        slowest_s = [0.0, 0.0]
-        for answer in ranks.finish(asked.request_id, PATIENCE_S):
-            assert isinstance(answer, Answer), answer
-            assert answer.finished is not None
-            said = answer.finished.prefill_s, answer.finished.decode_s
-            slowest_s = [max(pair) for pair in zip(slowest_s, said, strict=True)]
-        if steps > 1:
-            found[f"{name}: a token"] = slowest_s[1] / (steps - 1)
-        else:
-            found[f"{name}: first of {tokens}"] = slowest_s[0]
-    return found
+    return _both(name, lambda tokens, steps: answered(ranks, tokens, steps, seed))
 
 
 def _cuts(ranks: Cluster, folder: Path) -> list[float]:

@@ -88,6 +88,7 @@ def status(cache: Path) -> Status:
 
 
 def _status(now: Recipe, cache: Path) -> Status:
+    """Raises NotBuildableError where there is nothing, and no compiler."""
     bad = Status()
     for file in _candidates(now, cache):
         verdict = _verdict_of(now, file, cache)
@@ -103,6 +104,7 @@ def _status(now: Recipe, cache: Path) -> Status:
     verdict = _read(cache / now.key / VERDICT)
     if verdict is not None and verdict.reason:
         return Status(reason=verdict.reason, cure=verdict.cure)
+    find_compiler()  # without one the command would not help
     with contextlib.suppress(OSError):
         if any(cache.glob(f"*/{VERDICT}")):
             reason = "it was built for another MLX, Python or exod"
