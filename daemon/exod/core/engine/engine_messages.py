@@ -58,8 +58,8 @@ class RdmaProof(msgspec.Struct, frozen=True):
 
 
 class RankStatus(msgspec.Struct, frozen=True, tag="rank", omit_defaults=True):
-    """All that others need to know of one node's rank. Sent to every node, on change and every few seconds. What has
-    its default is not sent: one that is short passes where full frames are swallowed, and says so.
+    """All that others need to know of one node's rank. Sent to every node, on change and every few seconds. What
+    has its default is not sent: one that is short passes where full frames are swallowed, and says so.
     """
 
     sender: NodeId
