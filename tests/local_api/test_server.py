@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from exod.daemon_api import stream_keepalive
-from exod.daemon_api.shapes import Readiness
+from exod.daemon_api.shapes import Readiness, flat_event
 from exod.errors import RequestError, StartError
 from exod.local_api import server
 from exod.local_api.protocol import LOCAL_API_VERSION, MAX_LINE_BYTES
@@ -185,6 +185,18 @@ async def test_a_socket_of_another_daemon_in_the_place_is_left_alone(
         await asyncio.sleep(0.1)
         assert place.path.read_text() == "another's"
         place.path.unlink()
+
+
+def test_figures_of_an_event_are_rounded_for_people_and_its_time_is_not() -> None:
+    """Status, MQTT and HTTP show the same event; a microsecond of a millisecond is left, as in the log."""
+    event = Event(1_750_000_000.123456, "mesh.agreed", "plan", {"agree_ms": 11.767600997700356, "epoch": 2})
+    assert flat_event(event) == {
+        "agree_ms": 11.768,
+        "epoch": 2,
+        "ts": 1_750_000_000.123456,
+        "type": "mesh.agreed",
+        "subject": "plan",
+    }
 
 
 async def test_only_this_user_may_open_the_socket(tmp_path: Path) -> None:

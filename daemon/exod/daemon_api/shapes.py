@@ -455,6 +455,11 @@ class Done(msgspec.Struct, frozen=True):
     text: str
 
 
+DECIMALS: Final = 3
+"""Of an event's figures: of milliseconds a microsecond is left, of seconds a millisecond."""
+
+
 def flat_event(event: Event) -> dict[str, object]:
     """An event as the contract shows it: the fields of `data` beside `ts`, `type` and `subject`."""
-    return {**event.data, "ts": event.ts, "type": event.type, "subject": event.subject}
+    shown = {name: round(one, DECIMALS) if isinstance(one, float) else one for name, one in event.data.items()}
+    return {**shown, "ts": event.ts, "type": event.type, "subject": event.subject}

@@ -55,7 +55,7 @@ from exod.plain_text import labels
 from exod.platform.host_memory import MemoryReader
 from exod.status.engine_source import EngineSource
 from exod.status.forecast_lines import forecast_lines, parallel_reason
-from exod.status.record import ClusterRecord
+from exod.status.record import ClusterRecord, PlanChange
 
 CRASHES_SHOWN_S: Final = 3600.0
 """How long the status tells of a crash; the events keep it."""
@@ -316,10 +316,15 @@ class StatusBuilder:
                 )
                 for edge in (plan.edges if plan is not None else ())
             ),
-            last_change=MeshChange(last.at, self.named(last.reason), last.detect_ms, last.agree_ms)
+            last_change=MeshChange(
+                last.at, self.named(last.reason), rounded(last.detect_ms), rounded(last.agree_ms)
+            )
             if last
             else None,
         )
+
+    def _told(self, change: PlanChange) -> MeshChange:
+        return MeshChange(change.at, self.named(change.reason), rounded(change.detect_ms), rounded(change.agree_ms))
 
     def mesh_history(self) -> tuple[MeshHistoryLine, ...]:
         return tuple(
