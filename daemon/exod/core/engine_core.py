@@ -357,7 +357,7 @@ class EngineCore:
         """One of ours that no client waits for any more (the cancel was lost, or this daemon is new) is ended."""
         self._from_rank(self.rank.begin(begin, now), now)
         request_id = client_id(begin.request.request_id)
-        if begin.origin == self._me and not self.clients.waits_for(request_id):
+        if begin.origin == self._me and not begin.only_to_end and not self.clients.waits_for(request_id):
             self._cancel(request_id, now)
 
     def _submitted(self, submit: SubmitRequest, now: float) -> None:

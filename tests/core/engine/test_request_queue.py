@@ -174,6 +174,8 @@ def test_the_cancel_of_the_active_request_is_told_to_all_ranks_until_it_has_ende
     scheduler.cancel("r1")
     cancels = [TellRank(node, CancelRequest(first.request.request_id)) for node in (A, B)]
     assert scheduler.advance(ranks(first.order), True, 0.1) == cancels
+    scheduler.cancel("r1")
+    assert scheduler.advance(ranks(first.order), True, 0.1) == [], "a cancel that answers one is no news"
     assert scheduler.advance(ranks(first.order), True, 0.1 + REPEAT_S) == cancels
     scheduler.advance(ranks(first.order, first.order), True, 1.0)
     assert scheduler.active == ()

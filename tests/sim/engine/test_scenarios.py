@@ -41,3 +41,10 @@ def test_mesh_and_engine_break_no_invariant_together() -> None:
 
 def test_a_joint_seed_repeats_itself() -> None:
     assert run(7) == run(7)
+
+
+def test_what_another_side_ended_is_not_cancelled_again_and_again() -> None:
+    """A node that slept in a partition: the coordinator told its ranks to end two requests, the origin of both
+    answered each with a cancel, and each cancel had both told again.
+    """
+    run(705235)

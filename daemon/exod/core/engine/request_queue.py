@@ -265,10 +265,12 @@ class Scheduler:
         return min(max(1.0, self._took_s / self._max_concurrent), LONGEST_RETRY_S)
 
     def cancel(self, request_id: str) -> None:
-        """Drops a waiting request; one that is under way ends through its ranks, which are told until it has."""
+        """Drops a waiting request; one that is under way ends through its ranks, which are told until it has. They
+        are told at once where this is news alone: what they are told may make them cancel it once more.
+        """
         self._drop_waiting(request_id)
         for active in self._active.values():
-            if active.client_request == request_id:
+            if active.client_request == request_id and not active.cancelled:
                 active.cancelled = True
                 self._repeat_at = 0.0
 
