@@ -16,6 +16,7 @@ import pytest
 from exod.alert_table import ALERTS
 from exod.core.engine.engine_messages import RankPhase, RankStatus
 from exod.core.probe import ring_fitness
+from exod.core.status.alerts import LASTING_S
 from exod.core.status.serving import NO_MODEL
 from exod.daemon_api.counters import DaemonCounters
 from exod.daemon_api.shapes import MqttSummary
@@ -102,7 +103,8 @@ def judge(screens: Screens, now: float) -> tuple[str, Health]:
     report = status.status()
     assert (report.health, {one.code for one in report.reasons}) == (health.health, reasons)
     told = screens.mqtt.view(view, health)
-    assert {one.code for one in told.alerts} == reasons
+    lasting = zip(health.reasons, health.lasting_s, strict=True)
+    assert {one.code for one in told.alerts} == {one.code for one, lasting_s in lasting if lasting_s >= LASTING_S}
     assert {of_reason(one, one.subject).code for one in health.reasons} == reasons
     since = screens.refused_since
     code = "" if verdict.serves or verdict.code == NO_MODEL else verdict.code
