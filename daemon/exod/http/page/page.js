@@ -154,10 +154,9 @@ function showEngine({ status, engine }) {
   }));
 }
 
-function speedText({ state, tokens_per_s: speed, baseline_tokens_per_s: best }) {
-  if (speed === null) return "–";
-  const of = best ? ` (best ${best.toFixed(1)})` : "";
-  return state === "generating" ? `${speed.toFixed(1)} tokens/s${of}` : `idle; ${speed.toFixed(1)} tokens/s at last${of}`;
+function speedText({ tokens_per_s: speed, baseline_tokens_per_s: best }) {
+  if (speed === null) return best ? `best ${best.toFixed(1)} tokens/s` : "–"; // nothing is computed
+  return `${speed.toFixed(1)} tokens/s${best ? ` (best ${best.toFixed(1)})` : ""}`;
 }
 
 const NO_LIMIT = 32768; // what the API takes where a client names no limit
