@@ -5,7 +5,7 @@ part: whether the tokens of two ranks (fast, safe, tensor) are those of one proc
 token and of a prefill, beside mlx-lm's own pipeline and `shard` over MLX's ring; tokens a second of 1 to 32 clients
 on one rank and on two, and the worst gap of a running answer beside a long prefill; and what `auto` predicts of
 each way. With one GPU both ranks share it; without any they run on the processor (with `--small`). A part that
-fails says so, and the next one begins, with ranks of its own. Nothing is asserted: the table is to be read.
+fails says so, and the next one begins, with new ranks. Nothing is asserted: the table is to be read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -55,6 +55,9 @@ SMALL: Final = {"small": {"layers": 4, "hidden": 128, "intermediate": 256, "head
 SMALL_PREFILLS: Final = (128, 512)
 
 WAYS: Final = ("alone", "pipeline, fast", "pipeline, safe", "tensor, fast")
+
+ALONE: Final = ("batched", "mlx_lm")
+"""Parts for which no rank of ours may hold memory or threads beside."""
 
 Found = dict[str, Any]
 
@@ -253,6 +256,9 @@ def ask(processes: list[subprocess.Popen[str]], tokens: int, steps: int, seed: i
 
 
 def written(place: Path, name: str, sizes: dict[str, int]) -> Path:
+    folder = place / name.replace(" ", "-")
+    if (folder / "config.json").exists():
+        return folder
     config = {
         **QWEN2,
         "num_hidden_layers": sizes["layers"],
@@ -262,18 +268,43 @@ def written(place: Path, name: str, sizes: dict[str, int]) -> Path:
         "num_key_value_heads": sizes["kv"],
         "max_position_embeddings": 32_768,
     }
-    return write_model(place / name.replace(" ", "-"), config, dtype=mx.bfloat16)
+    return write_model(folder, config, dtype=mx.bfloat16)
 
 
-def tried(part: Callable[[Cluster, str], None], way: str, place: Path, found: Found) -> None:
-    """Each has ranks of its own: what one left behind is not the next one's trouble."""
+class Ranks:
+    """Two worker processes, kept from part to part: on CUDA the first steps of one take half a minute. After a part
+    that failed there are new ones: what it left behind is not the next one's trouble.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._open = ExitStack()
+        self._ranks: Cluster | None = None
+
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def get(self) -> Cluster:
+        if self._ranks is None:
+            self._ranks = self._open.enter_context(cluster(self._place, 2, hosts=hosts(), prelude=ALLOWED))
+        return self._ranks
+
+    def end(self) -> None:
+        self._ranks = None
+        self._open.close()
+
+
+def tried(part: Callable[[Cluster, str], None], way: str, ranks: Ranks, found: Found) -> None:
     begun = time.monotonic()
     try:
-        with cluster(place, 2, hosts=hosts(), prelude=ALLOWED) as ranks:
-            part(ranks, way)
+        part(ranks.get(), way)
     except Exception as error:  # the next part may still be measured
         traceback.print_exc(limit=4)
         found.setdefault("failed", {})[f"{part.__name__}, {way}"] = f"{type(error).__name__}: {error}"[:500]
+        ranks.end()
     found.setdefault("seconds", {})[f"{part.__name__}, {way}"] = round(time.monotonic() - begun, 1)
 
 
@@ -293,30 +324,36 @@ def main() -> None:
     parser.add_argument("--ways", nargs="*", default=WAYS, choices=WAYS, help="of those of ours")
     parser.add_argument("--clients", nargs="*", type=int, default=CLIENTS)
     parser.add_argument("--model", default="", help="one of the models alone")
+    parser.add_argument("--models", type=Path, help="a folder where the random models stay for the next run")
     options = parser.parse_args()
     models = SMALL if options.small else MODELS
     found: Found = {"device": str(mx.default_device()), "gpus": gpus(), "mlx": metadata.version("mlx")}
     print(f"{found['device']}, {found['gpus']} GPUs, MLX {found['mlx']}", flush=True)
-    for name, sizes in models.items():
-        if options.model not in ("", name):
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            place = Path(folder)
-            bench = Bench(
-                written(place, name, sizes),
-                sizes["layers"],
-                SMALL_PREFILLS if options.small else PREFILLS,
-                list(options.clients),
-                found.setdefault(name, {}),
-            )
-            print(name, flush=True)
-            for part, ways in parts(bench, options.ways):
-                if options.only and part.__name__ not in options.only:
-                    continue
-                for way in ways:
-                    tried(part, way, place, bench.found)
-                    if options.json is not None:
-                        options.json.write_text(json.dumps(found, indent=1))
+    with tempfile.TemporaryDirectory() as folder:
+        for name, sizes in models.items():
+            if options.model in ("", name):
+                print(name, flush=True)
+                _of_model(name, sizes, options, Path(folder), found)
+
+
+def _of_model(name: str, sizes: dict[str, int], options: argparse.Namespace, place: Path, found: Found) -> None:
+    bench = Bench(
+        written(options.models or place, name, sizes),
+        sizes["layers"],
+        SMALL_PREFILLS if options.small else PREFILLS,
+        list(options.clients),
+        found.setdefault(name, {}),
+    )
+    with Ranks(place) as ranks:
+        for part, ways in parts(bench, options.ways):
+            if options.only and part.__name__ not in options.only:
+                continue
+            for way in ways:
+                if part.__name__ in ALONE:
+                    ranks.end()
+                tried(part, way, ranks, bench.found)
+                if options.json is not None:
+                    options.json.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -81,7 +81,12 @@ class Arrival(Protocol):
 
 
 class InGraph:
-    """A receive of the native group, in a graph that waits for it."""
+    """A receive of the native group, in a graph that waits for it.
+
+    On CUDA it is evaluated with the graph that uses it, never before. MLX lets the thread that evaluates wait for it
+    then. For what was begun earlier a kernel would wait on the GPU, and the kernel that ends that wait may stand
+    behind it (docs/engine.md).
+    """
 
     in_graph = True
 
@@ -91,7 +96,7 @@ class InGraph:
     def let_come(self, wait: bool = True) -> None:
         if wait:
             mx.eval(self.array)
-        else:
+        elif not mx.cuda.is_available():
             begin_evaluation([self.array])
 
     def sit_out(self) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from exoengine.ring.hidden_states import DataRing
+from exoengine.ring import hidden_states
+from exoengine.ring.hidden_states import DataRing, InGraph
 from exoengine.ring.message_ring import RingLostError
 
 Ends = tuple[DataRing, DataRing, socket.socket, socket.socket]
@@ -88,3 +89,12 @@ def test_a_send_to_a_rank_that_is_gone_says_so(ends: Ends) -> None:
     left.close()
     with pytest.raises(RingLostError, match="the next rank is gone"):
         here.send(mx.zeros((1_000_000,)))
+
+
+@pytest.mark.parametrize("on_cuda", [False, True])
+def test_on_cuda_a_receive_is_not_begun_before_its_graph(monkeypatch: pytest.MonkeyPatch, on_cuda: bool) -> None:
+    begun: list[Any] = []
+    monkeypatch.setattr(hidden_states, "begin_evaluation", begun.extend)
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: on_cuda)
+    InGraph(mx.array([1])).let_come(wait=False)
+    assert len(begun) == (0 if on_cuda else 1)
