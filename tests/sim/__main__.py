@@ -5,13 +5,14 @@ prints its story. `--joint`: of the mesh and the engine together. `--fixed`: wit
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TypeVar
 
 from tests.sim import fixed_faults
@@ -21,6 +22,9 @@ from tests.sim.engine import scenarios as joint
 from tests.sim.invariants import InvariantBrokenError
 from tests.sim.planted import IN_THE_ENGINE, PLANTED, planted
 from tests.sim.scenarios import Outcome, calm, run
+
+CHUNK = 8
+"""Scenarios a process is given at once: what breaks is told when its chunk has ended, whatever the others do."""
 
 AnyOutcome = Outcome | joint.JointOutcome
 AnyFixed = fixed_faults.FixedOutcome | joint_fixed_faults.FixedOutcome
@@ -90,6 +94,10 @@ def main() -> int:
     return _run_all(attempt, seeds, arguments.jobs, _summary)
 
 
+def _several(one: Callable[[int], T | str], seeds: range) -> list[T | str]:
+    return [one(seed) for seed in seeds]
+
+
 def _run_all(
     one: Callable[[int], T | str], seeds: range, jobs: int, summary: Callable[[list[T]], Iterable[str]]
 ) -> int:
@@ -97,7 +105,8 @@ def _run_all(
     failures: list[str] = []
     good: list[T] = []
     with ProcessPoolExecutor(jobs) as pool:
-        for outcome in pool.map(one, seeds, chunksize=8):
+        chunks = [pool.submit(_several, one, seeds[at : at + CHUNK]) for at in range(0, len(seeds), CHUNK)]
+        for outcome in itertools.chain.from_iterable(chunk.result() for chunk in as_completed(chunks)):
             if isinstance(outcome, str):
                 failures.append(outcome)
                 print(outcome.splitlines()[0], flush=True)

@@ -290,6 +290,7 @@ class Host:
                     world.told_event(self, command.event)
                 case events.CommitPlan():
                     self.running = command.plan.hash
+                    world.committed.add(command.plan.epoch.number)
                     world.after(RING_TURN_S, self._ring_turn, self.life, command.plan)
                     world.tell(
                         self,
@@ -381,6 +382,8 @@ class World:
         self.now = 0.0
         self.network = Network()
         self.story: deque[str] = deque(maxlen=STORY_LINES)
+        self.committed: set[int] = set()
+        """The epochs whose plan some node has committed."""
         self.rejected: dict[str, int] = {}
         self.datagrams = 0
         self.messages = 0

@@ -83,8 +83,8 @@ class Arrival(Protocol):
 class InGraph:
     """A receive of the native group, in a graph that waits for it.
 
-    On CUDA it is evaluated with the graph that uses it, never before. MLX lets the thread that evaluates wait for it
-    then. For what was begun earlier a kernel would wait on the GPU, and the kernel that ends that wait may stand
+    On CUDA it is evaluated with the graph that uses it, never before. MLX lets the thread that evaluates wait for
+    it then. For what was begun earlier a kernel would wait on the GPU, and the kernel that ends that wait may stand
     behind it (docs/engine.md).
     """
 
