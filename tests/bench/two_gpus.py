@@ -33,7 +33,7 @@ from exoengine.model_files.model_folder import inspect
 from exoengine.protocol import Abort, Aborted, Loaded, Serving, SyncSettings, TokenOut
 from tests.core.engine.engine_samples import A, B, a_plan, status
 from tests.engine.driver import Answer, Cluster, cluster, request
-from tests.engine.gpu import ALLOWED, gpus, hosts, visible
+from tests.engine.gpu import gpus, hosts, visible
 from tests.engine.gpu_batches import plain_rate, rate
 from tests.engine.models import QWEN2, write_model
 
@@ -44,7 +44,10 @@ PREFILLS: Final = (2_048, 16_384)
 CLIENTS: Final = (1, 2, 4, 8, 16, 32)
 COLLECTIVE_TOKENS: Final = 48
 """Of an answer of a tensor group: MLX's CUDA build takes a tenth of a second for each there."""
-WITHIN_S: Final = 60.0
+PASSES: Final = 3
+"""Of a prefill; the last one counts. On CUDA the first use of each shape costs up to a tenth of a second, and the
+sizes of chunks follow what the last ones took: the third pass meets nothing new."""
+WITHIN_S: Final = 120.0
 """A part takes seconds; one that hangs is given up by then."""
 
 MODELS: Final[dict[str, dict[str, int]]] = {
@@ -91,7 +94,7 @@ class Bench:
         """Equal tokens, a token's time, a cut in mid-answer, and prefills."""
         self.hold(ranks, way)
         ranks.form()
-        answer(ranks, PROMPT, COLLECTIVE_TOKENS)  # what is compiled once is compiled
+        answer(ranks, PROMPT, length_of(way))
         tokens, token_s, _ = answer(ranks, PROMPT, length_of(way))
         self.expected = self.expected or tokens
         self._say(way, "tokens", same(self.expected, tokens))
@@ -99,8 +102,8 @@ class Bench:
         if way != "alone":
             self._say(way, "tokens over a cut", same(self.expected, cut_answer(ranks)))
         for length in self.prefills:
-            answer(ranks, [(3 * at + length) % 250 for at in range(length)], 2)  # kernels for these lengths
-            _, _, prefill_s = answer(ranks, [(5 * at + length) % 250 for at in range(length)], 2)
+            for seed in range(PASSES):
+                _, _, prefill_s = answer(ranks, [((3 + seed) * at + length) % 250 for at in range(length)], 2)
             self._say(way, f"s to prefill {length}", round(prefill_s, 4))
 
     def forecast(self, ranks: Cluster, way: str) -> None:
@@ -121,7 +124,7 @@ class Bench:
         """Tokens a second of many at once, and the gap beside a long prefill."""
         self.hold(ranks, way, max(self.counts) + 1)
         ranks.form()
-        rate(ranks, 1, COLLECTIVE_TOKENS)
+        rate(ranks, 1, length_of(way))
         for count in self.counts:
             self._say(way, f"tokens/s of {count}", round(rate(ranks, count, length_of(way)), 1))
         self._say(way, f"ms: worst gap beside a prefill of {self.prefills[-1]}", self._worst_gap(ranks))
@@ -164,7 +167,8 @@ class Bench:
             rest_s = ask(processes, 64, COLLECTIVE_TOKENS, 1)[1]
             self._say(way, "ms a token", round(rest_s / (COLLECTIVE_TOKENS - 1) * 1000, 3))
             for length in self.prefills:
-                first_s = ask(processes, length, 1, 2)[0]
+                for seed in range(PASSES):
+                    first_s = ask(processes, length, 1, 2 + seed)[0]
                 self._say(way, f"s to prefill {length}", round(first_s, 4))
 
     def _say(self, way: str, what: str, figure: object) -> None:
@@ -289,7 +293,7 @@ class Ranks:
 
     def get(self) -> Cluster:
         if self._ranks is None:
-            self._ranks = self._open.enter_context(cluster(self._place, 2, hosts=hosts(), prelude=ALLOWED))
+            self._ranks = self._open.enter_context(cluster(self._place, 2, hosts=hosts()))
         return self._ranks
 
     def end(self) -> None:

@@ -32,9 +32,8 @@ from exoengine.ring.pass_log import SINGLY
 from exoengine.ring.step_messages import BatchStep, Step
 from mlx_patches.switch import find_switch
 
-CUDA_GRAPHS_HANG: Final = "with MLX's CUDA build, a step that waited for the network in a graph has hung"
-"""Once in three programs, over the native group on two GPUs (MLX 0.32.4); why is not known (docs/engine.md)."""
-
+CUDA_IS_FASTER_SAFE: Final = "with MLX's CUDA build a safe step takes less time"
+"""A tenth less, on two GPUs (docs/benchmarks.md): even within a graph a thread of the host waits there."""
 
 TENSOR_STAGES: Final = "each stage is a tensor group, whose ranks hand their input on between evaluations"
 
@@ -64,10 +63,12 @@ class StepRunner:
         self._pipeline = Pipeline(self._model.stage, self._group, rank, size, self._switch, self._model.parts)
         self._size = size
         self.policy.forget()
-        no_fast = CUDA_GRAPHS_HANG if mx.cuda.is_available() else self._group.no_graphs
+        no_fast = self._group.no_graphs
         if self.stages > 1 and self._model.is_divided:
             no_fast = no_fast or TENSOR_STAGES
         self.policy.forbid_fast(no_fast)
+        in_pipeline = size > 1 and not self._model.is_divided
+        self.policy.prefer_safe(CUDA_IS_FASTER_SAFE if in_pipeline and mx.cuda.is_available() else "")
         if size == 1 and not no_fast and self.policy.settings.sync == "dynamic":
             self._shared.safe, self._shared.sync_reason = ALONE.safe, ALONE.reason
 

@@ -65,6 +65,7 @@ class SyncPolicy:
     def __init__(self, settings: SyncSettings) -> None:
         self._settings = settings
         self._no_fast = ""
+        self._better_safe = ""
         self.limit_s = settings.watchdog_s * WAIT_SHARE
         """How long a wait may be predicted to be."""
         self._last_s: float | None = None
@@ -87,6 +88,10 @@ class SyncPolicy:
     def forbid_fast(self, reason: str) -> None:
         """Every step is safe for this reason, whatever was configured; empty: no longer."""
         self._no_fast = reason
+
+    def prefer_safe(self, reason: str) -> None:
+        """Dynamic steps are safe for this reason, however short the waits are; empty: no longer."""
+        self._better_safe = reason
 
     def observe(self, waited_s: float) -> None:
         """In a decode step this rank waited so long for its input, in a graph or before it."""
@@ -162,6 +167,8 @@ class SyncPolicy:
             return f"the context is longer than {self._settings.safe_context_tokens} tokens"
         if self._link.safe:
             return self._link.reason
+        if self._better_safe:
+            return self._better_safe
         predicted = self.predicted_s
         if predicted is None:
             return None

@@ -85,6 +85,26 @@ def test_without_the_native_group_on_any_rank_every_step_is_safe(
         assert (said.sync_mode, said.sync_reason) == ("safe", reason)
 
 
+AS_ON_CUDA = """
+import mlx.core as mx
+mx.cuda.is_available = lambda: True
+"""
+"""This build computes on the processor all the same: only what we decide by it changes."""
+
+
+@pytest.mark.parametrize(("sync", "mode"), [("dynamic", "safe"), ("fast", "fast")])
+def test_on_cuda_steps_are_fast_only_where_that_is_configured(
+    tmp_path: Path, llama: Path, sync: str, mode: str
+) -> None:
+    with cluster(tmp_path, 3, prelude=AS_ON_CUDA) as ranks:
+        loaded(ranks, llama, [2, 2, 1], SyncSettings(sync=sync))  # type: ignore[arg-type]
+        answer = ranks.generate(request(PROMPT, STEPS, temperature=1.0, seed=3))
+        assert answer.tokens == undisturbed(llama, PROMPT, STEPS, SAMPLED)
+        reason = "configured" if sync == "fast" else "with MLX's CUDA build a safe step takes less time"
+        said = ranks.ranks[1].expect(Heartbeat, where=lambda said: said.sync_reason == reason)
+        assert said.sync_mode == mode
+
+
 def test_a_prompt_of_many_chunks_goes_through_all_stages(trio: Cluster, llama: Path) -> None:
     prompt = [7 * index % 250 for index in range(1700)]
     loaded(trio, llama, [2, 2, 1])

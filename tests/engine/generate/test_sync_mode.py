@@ -53,6 +53,16 @@ def test_where_graphs_cannot_wait_every_step_is_safe(sync: Literal["fast", "safe
     assert policy.reason_of(safe=True) == "the native group is not ready"
 
 
+@pytest.mark.parametrize("sync", ["fast", "dynamic"])
+def test_where_safe_steps_are_faster_only_a_configured_mode_is_fast(sync: Literal["fast", "dynamic"]) -> None:
+    policy = SyncPolicy(SyncSettings(sync=sync))
+    policy.prefer_safe("a safe step takes less time")
+    assert measured(policy, *[0.001] * 50) == [sync == "dynamic"] * 50
+    assert (policy.reason_of(safe=True) == "a safe step takes less time") == (sync == "dynamic")
+    policy.prefer_safe("")
+    assert not measured(policy, *[0.001] * 50)[-1]
+
+
 @pytest.mark.parametrize("settings", [SyncSettings(sync="fast"), SyncSettings(sync="safe")])
 def test_a_configured_mode_is_kept(settings: SyncSettings) -> None:
     policy = SyncPolicy(settings)
