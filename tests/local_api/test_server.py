@@ -1,15 +1,9 @@
-"""The control socket over real Unix sockets: what it answers, what it refuses, and what it leaves behind."""
+"""The control socket over real Unix sockets: what it answers, and what it refuses."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import shutil
-import socket
-import stat
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,93 +11,14 @@ import pytest
 
 from exod.daemon_api import stream_keepalive
 from exod.daemon_api.shapes import Readiness, flat_event
-from exod.errors import RequestError, StartError
+from exod.errors import RequestError
 from exod.local_api import server
 from exod.local_api.protocol import LOCAL_API_VERSION, MAX_LINE_BYTES
-from exod.local_api.server import LocalApi
 from exod.model import Event
-from tests.fake_daemon import FakeDaemon
+from tests.local_api.serving import DEADLINE_S, served, soon
 from tests.sample_reports import CABLE, HERE, PEER, STARTED_AT, VPN
 
 pytestmark = pytest.mark.anyio
-
-DEADLINE_S = 20.0
-
-
-class Client:
-    """One connection that speaks lines."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-
-    async def send(self, line: bytes) -> None:
-        self.writer.write(line)
-        await self.writer.drain()
-
-    async def read(self) -> dict[str, Any]:
-        async with asyncio.timeout(DEADLINE_S):
-            line = await self.reader.readline()
-        assert line, "the connection was closed"
-        reply = json.loads(line)
-        assert isinstance(reply, dict)
-        return reply
-
-    async def ask(self, verb: str, **args: Any) -> dict[str, Any]:
-        await self.send(json.dumps({"v": 1, "id": 1, "verb": verb, "args": args}).encode() + b"\n")
-        return await self.read()
-
-    async def error(self, verb: str, **args: Any) -> dict[str, Any]:
-        reply = await self.ask(verb, **args)
-        assert reply["end"] is True
-        error = reply["error"]
-        assert isinstance(error, dict)
-        return error
-
-
-class Place:
-    """A served socket, and the clients that a test opens to it."""
-
-    def __init__(self, path: Path, daemon: FakeDaemon) -> None:
-        self.path = path
-        self.daemon = daemon
-        self._clients: list[Client] = []
-
-    async def client(self) -> Client:
-        client = Client(*await asyncio.open_unix_connection(str(self.path), limit=2 * MAX_LINE_BYTES))
-        self._clients.append(client)
-        return client
-
-    def close(self) -> None:
-        for client in self._clients:
-            client.writer.close()
-
-
-@asynccontextmanager
-async def served(folder: Path, *, debug: bool = False) -> AsyncIterator[Place]:
-    daemon = FakeDaemon()
-    shell = LocalApi(daemon, folder / "exod.sock", debug_enabled=debug)
-    shell.start()
-    running = asyncio.create_task(shell.run(), name="control socket")
-    place = Place(folder / "exod.sock", daemon)
-    await asyncio.sleep(0)  # a task that is cancelled before its first step cleans nothing up
-    try:
-        yield place
-    finally:
-        place.close()
-        running.cancel()
-        async with asyncio.timeout(DEADLINE_S):
-            await asyncio.wait({running})
-        assert running.cancelled(), "the socket's task ends only because it was cancelled"
-        assert not place.path.exists(), "the socket's file is gone afterwards"
-        assert daemon.running == 0, "no stream outlives its client"
-
-
-async def soon(condition: Any) -> None:
-    """Waits until `condition()` holds: what a shell does after its client has gone, nobody is told."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():  # noqa: ASYNC110 - the condition is a fake's plain field
-            await asyncio.sleep(0.005)
 
 
 async def test_status_is_the_contracts_json(tmp_path: Path) -> None:
@@ -158,35 +73,6 @@ async def test_every_part_of_the_status_has_the_contracts_fields(tmp_path: Path)
         assert set(fields.split()) <= set(first(first(status[part])[inner])), (part, inner)
 
 
-async def test_a_socket_whose_file_was_removed_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Cleaners of temporary folders and people do that; the daemon would be out of reach until its next start."""
-    monkeypatch.setattr(server, "PLACE_CHECK_S", 0.01)
-    folder = tmp_path / "data"
-    folder.mkdir()
-    async with served(folder) as place:
-        before = await place.client()
-        shutil.rmtree(folder)
-        await soon(place.path.exists)
-        assert stat.S_IMODE(place.path.stat().st_mode) == 0o600
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-        assert "result" in await (await place.client()).ask("status")
-        assert "result" in await before.ask("status")
-
-
-async def test_a_socket_of_another_daemon_in_the_place_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "PLACE_CHECK_S", 0.01)
-    async with served(tmp_path) as place:
-        place.path.rename(tmp_path / "mine")
-        place.path.write_text("another's")
-        await asyncio.sleep(0.1)
-        assert place.path.read_text() == "another's"
-        place.path.unlink()
-
-
 def test_figures_of_an_event_are_rounded_for_people_and_its_time_is_not() -> None:
     """Status, MQTT and HTTP show the same event; a microsecond of a millisecond is left, as in the log."""
     event = Event(1_750_000_000.123456, "mesh.agreed", "plan", {"agree_ms": 11.767600997700356, "epoch": 2})
@@ -197,11 +83,6 @@ def test_figures_of_an_event_are_rounded_for_people_and_its_time_is_not() -> Non
         "type": "mesh.agreed",
         "subject": "plan",
     }
-
-
-async def test_only_this_user_may_open_the_socket(tmp_path: Path) -> None:
-    async with served(tmp_path) as place:
-        assert stat.S_IMODE(place.path.stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize(
@@ -459,53 +340,6 @@ async def test_a_fault_of_the_daemon_is_one_line_and_not_the_end(tmp_path: Path)
         assert error["exit_code"] == 1
         assert "ZeroDivisionError" in error["text"]
         assert "result" in await client.ask("models")
-
-
-async def test_a_second_daemon_on_the_folder_is_refused(tmp_path: Path) -> None:
-    async with served(tmp_path) as place:
-        second = LocalApi(FakeDaemon(), place.path, debug_enabled=False)
-        with pytest.raises(StartError, match="another exod runs on this data folder") as caught:
-            second.start()
-        assert "\n" not in str(caught.value)
-        second.close()
-        assert "result" in await (await place.client()).ask("models"), "the first one still serves"
-
-
-async def test_the_socket_of_a_dead_daemon_is_replaced(tmp_path: Path) -> None:
-    left_behind = socket.socket(socket.AF_UNIX)
-    left_behind.bind(str(tmp_path / "exod.sock"))
-    left_behind.listen()
-    left_behind.close()
-    async with served(tmp_path) as place:
-        assert "result" in await (await place.client()).ask("models")
-
-
-async def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
-    file = tmp_path / "exod.sock"
-    file.write_text("mine")
-    with pytest.raises(StartError, match="is no socket; move it away"):
-        LocalApi(FakeDaemon(), file, debug_enabled=False).start()
-    assert file.read_text() == "mine"
-
-
-async def test_a_path_too_long_for_a_socket_says_so(tmp_path: Path) -> None:
-    folder = tmp_path / ("long" * 30)
-    os.mkdir(folder)
-    with pytest.raises(StartError, match=r"choose a shorter node\.data_dir"):
-        LocalApi(FakeDaemon(), folder / "exod.sock", debug_enabled=False).start()
-
-
-async def test_closing_leaves_another_daemons_socket_alone(tmp_path: Path) -> None:
-    path = tmp_path / "exod.sock"
-    first = LocalApi(FakeDaemon(), path, debug_enabled=False)
-    first.start()
-    path.unlink()
-    second = LocalApi(FakeDaemon(), path, debug_enabled=False)
-    second.start()
-    first.close()
-    assert path.exists()
-    second.close()
-    assert not path.exists()
 
 
 def test_a_request_error_carries_its_exit_code() -> None:
