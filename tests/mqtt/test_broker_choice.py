@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 from collections.abc import AsyncGenerator
@@ -178,8 +179,10 @@ async def test_a_hosted_mosquitto_that_died_or_hangs_is_replaced(tmp_path: Path,
 HOST_AND_HANG = """
 import asyncio, sys
 from pathlib import Path
+from exod.mqtt import mosquitto
 from exod.mqtt.broker_choice import BrokerHost
 async def main():
+    mosquitto.OUTLIVES_S = float(sys.argv[4])
     async with asyncio.TaskGroup() as tasks:
         host = BrokerHost("auto", Path(sys.argv[1]), tasks, port=int(sys.argv[2]), search_path=sys.argv[3])
         print(await host.locate(), flush=True)
@@ -188,25 +191,54 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.anyio
-async def test_a_mosquitto_that_a_killed_daemon_left_is_swept_at_the_next_start(tmp_path: Path) -> None:
-    port = free_port()
+async def a_killed_daemon(folder: Path, port: int, outlives_s: float) -> psutil.Process:
+    """The mosquitto that it hosted."""
     daemon = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
         HOST_AND_HANG,
-        str(tmp_path),
+        str(folder),
         str(port),
         with_mosquitto(),
+        str(outlives_s),
         stdout=asyncio.subprocess.PIPE,
     )
     assert daemon.stdout is not None
     hosts = f"mosquitto on 127.0.0.1:{port}\n".encode()
     while (line := await daemon.stdout.readline()) != hosts:
         assert line, "it ended before it hosted a broker"
-    left = psutil.Process(int((tmp_path / FOLDER_NAME / PID_NAME).read_text()))
+    left = psutil.Process(int((folder / FOLDER_NAME / PID_NAME).read_text()))
     daemon.kill()
     await daemon.wait()
+    return left
+
+
+@pytest.mark.anyio
+async def test_a_mosquitto_ends_after_its_daemon_was_killed_whatever_became_of_the_folder(tmp_path: Path) -> None:
+    port = free_port()
+    left = await a_killed_daemon(tmp_path, port, 0.1)
+    shutil.rmtree(tmp_path / FOLDER_NAME)
+    await until(lambda: not left.is_running() or left.status() == psutil.STATUS_ZOMBIE, "it has ended")
+    assert await who_listens("127.0.0.1", port) is Listener.NOBODY
+
+
+@pytest.mark.anyio
+async def test_no_watch_is_left_of_a_mosquitto_that_was_stopped(tmp_path: Path) -> None:
+    async with hosting("auto", tmp_path, free_port(), with_mosquitto()) as host:
+        await host.locate()
+        assert len(watches(tmp_path)) == 1
+    assert watches(tmp_path) == []
+
+
+def watches(folder: Path) -> list[psutil.Process]:
+    config = str(folder / FOLDER_NAME / CONFIG_NAME)
+    return [one for one in psutil.Process().children() if config in one.cmdline()[4:]]
+
+
+@pytest.mark.anyio
+async def test_a_mosquitto_that_a_killed_daemon_left_is_swept_at_the_next_start(tmp_path: Path) -> None:
+    port = free_port()
+    left = await a_killed_daemon(tmp_path, port, 20.0)
     assert await who_listens("127.0.0.1", port) is Listener.BROKER, "it stays for the last will"
     await sweep_leftovers(tmp_path)
     assert await who_listens("127.0.0.1", port) is Listener.NOBODY

@@ -1,10 +1,11 @@
 """One mosquitto as a child of the daemon: its configuration, its start, its end, and what an earlier life left.
 
 It listens on loopback only, keeps nothing on disk, and is bounded in clients, queues and memory. What it says goes
-to the daemon's log through a pipe, warnings and errors only: there is no log file that could grow. It is not told
-to die with the daemon at once: a daemon that was killed leaves it running just long enough to publish the daemon's
-last will, and the daemon's next start sweeps it (`sweep`), by pid file and by its command line, which names our
-configuration file: a process that is not ours is never touched.
+to the daemon's log through a pipe, warnings and errors only: there is no log file that could grow. It does not die
+with the daemon at once: it must still publish the last will of a daemon that was killed. A watch beside it, which
+reads from a pipe that the daemon holds, ends it OUTLIVES_S later; a start that comes sooner sweeps it (`sweep`), by
+pid file. Both look at its command line, which names our configuration file: a process that is not ours is never
+touched.
 """
 
 from __future__ import annotations
@@ -32,6 +33,18 @@ POLL_S: Final = 0.03
 
 STOP_S: Final = 1.0
 """mosquitto ends within milliseconds of SIGTERM; after this it is killed. Leaves room in the daemon's own 2 s."""
+
+OUTLIVES_S: Final = 5.0
+"""A will is published within milliseconds of the daemon's end; a busy machine may need much longer."""
+
+WATCH: Final = """\
+read -r _
+sleep "$1"
+{ cat "/proc/$2/cmdline" || ps -o args= -p "$2"; } | grep -qF -- "$3" && kill "$2"
+"""
+"""For a shell, with the seconds, the pid and the configuration file. The read ends when the pipe does, however the
+daemon dies. The kernel's signal at a parent's death (prctl) is Linux's alone, and lost where mosquitto gives up
+root."""
 
 CONFIG_NAME: Final = "mosquitto.conf"
 PID_NAME: Final = "mosquitto.pid"
@@ -78,6 +91,7 @@ class Mosquitto:
 
     def __init__(self, process: asyncio.subprocess.Process, folder: Path, port: int) -> None:
         self._process = process
+        self._watch: asyncio.subprocess.Process | None = None
         self._folder = folder
         self.address = BrokerAddress(LOOPBACK, port, "mosquitto")
 
@@ -98,6 +112,7 @@ class Mosquitto:
         broker = cls(process, folder, port)
         try:
             (folder / PID_NAME).write_text(f"{process.pid}\n")
+            broker._watch = await _start_watch(process.pid, config)
             log = tasks.create_task(broker._pass_on_log(), name="mosquitto-log")
             await broker._wait_until_it_answers(log)
         except BaseException:
@@ -133,6 +148,10 @@ class Mosquitto:
 
     async def stop(self) -> None:
         """SIGTERM, then SIGKILL after STOP_S; leaves no file behind. Harmless when it has ended already."""
+        if self._watch is not None:
+            with suppress(ProcessLookupError):
+                self._watch.kill()
+            await self._watch.wait()
         with suppress(ProcessLookupError):
             self._process.terminate()
         try:
@@ -144,6 +163,16 @@ class Mosquitto:
                 self._process.kill()
             await self._process.wait()
         _remove_files(self._folder)
+
+
+async def _start_watch(pid: int, config: Path) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *("/bin/sh", "-c", WATCH, "exod-broker-watch", str(OUTLIVES_S), str(pid), str(config)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,  # launchd ends what is left of a dead job's process group
+    )
 
 
 def sweep(folder: Path) -> int | None:
