@@ -177,7 +177,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "exod.platform": ("exoengine.interface_binding",),
     "exod.wrong_route": (),
     "exod.data_files": (),
-    "exod.identity": ("exod.data_files",),
+    "exod.identity": ("exod.core.base", "exod.data_files"),
     "exod.daemon_api": ("exod.core.cluster",),
     # the shells: none knows another, but for files of models, which are handed over by the control plane's trust
     "exod.network": ("exod.core", "exod.core.base", "exod.core.status", "exod.daemon_api", "exod.platform"),

@@ -190,6 +190,12 @@ ALERTS: Final[dict[str, AlertKind]] = {
         "Less than 0.5 GiB is free where the data folder lies; cleared at 1 GiB.",
         "free some space there",
     ),
+    "data_folder_lost": AlertKind(
+        "error",
+        0.0,
+        "The data folder was removed under the daemon, and cannot be written again. The text says why.",
+        "mend what the text names, and leave exod running: it writes its identity and keys there within 2 s",
+    ),
     # A load of a model may take all memory for some seconds.
     "memory_low": AlertKind(
         "warning",

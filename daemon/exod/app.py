@@ -53,7 +53,7 @@ from exod.engine_service.keep_awake import keep_awake
 from exod.engine_service.model_search import look
 from exod.first_steps import announce
 from exod.http.server import HttpApi
-from exod.identity import claim
+from exod.identity import FolderKeeper, claim
 from exod.local_api.server import LocalApi
 from exod.membership_file import MembershipFile
 from exod.model import ClusterWish, Event, LocalAddress, MeshPlan, NodeCard, NodeId
@@ -80,7 +80,7 @@ from exod.peers.membership_driver import MembershipDriver
 from exod.peers.peer_addresses import PeerBook
 from exod.peers.peer_messages import Goodbye, PeerMessage
 from exod.peers.static_peers import StaticPeers
-from exod.peers.trust import datagram_key, node_key, ring_key
+from exod.peers.trust import NODE_KEY_FILE, datagram_key, node_key, ring_key, write_missing_key
 from exod.platform import stop_signals
 from exod.platform.routes import path_source
 from exod.platform.this_host import current
@@ -158,6 +158,15 @@ class Daemon:
             identity.id, self.card.name, config.cluster.name, record, own_key, membership_file
         )
         key = record.current.key
+        self.folder = FolderKeeper(
+            identity, config.node.data_dir,
+            (
+                partial(write_missing_key, config.node.data_dir / NODE_KEY_FILE, own_key),
+                lambda: membership_file.write_again(self.membership.core.record),
+                self.wish.write_again, self.peer_book.write_again, self.events.write_again,
+            ),
+            lambda kind, data: self.events.write(Event(0.0, kind, identity.id, data)),
+        )  # fmt: skip
         self._create_mesh(key)
         self._create_engine(key)
         self._create_diagnostics()
@@ -276,25 +285,20 @@ class Daemon:
         self.engine.find = self.models.fetches.find
         self.counters = Counters(self.driver, self.control, self.engine.core, self.events, self.mqtt)
         self.status = StatusBuilder(
-            lambda: self.card,
-            StatusSettings.of(config, self.started_at),
-            self.record,
-            self.core,
-            self.engine.core,
+            lambda: self.card, StatusSettings.of(config, self.started_at), self.record, self.core, self.engine.core,
             self.events,
-            mqtt=lambda: self.mqtt.status,
-            failed_edges=lambda: self.edge_watch.failed,
-            api_url=lambda: self.http.url,
-            local_network=lambda: self.local_network.text,
+            mqtt=lambda: self.mqtt.status, failed_edges=lambda: self.edge_watch.failed,
+            api_url=lambda: self.http.url, local_network=lambda: self.local_network.text,
             found=(
                 lambda: self.control.facts(config.cluster.name),
                 self.services.facts,
+                self.folder.facts,
                 self.unheard.facts,
                 lambda: self.engine.core.rank.worker.memory.facts(identity.id, time.monotonic()),
             ),
             spare=lambda: self.engine.worker.spare.text,
             wired=lambda: self.engine.core.rank.worker.wired.text(time.monotonic()),
-        )
+        )  # fmt: skip
         self.link_pace = LinkPace(lambda: self.engine.core.is_drained, self.driver.feed)
         self.propagation = Propagation(
             identity.id, self.core, self.status, self.control, self.engine, self.events, self.mqtt,
@@ -320,21 +324,16 @@ class Daemon:
                 config.engine.enabled,
                 config.api.model_name,
             ),
-            self.status,
-            self.core,
-            self.engine.core,
-            self.events,
-            self.counters.read,
+            self.status, self.core, self.engine.core, self.events, self.counters.read,
             Network(
-                self.platform,
-                self.interfaces.lines,
+                self.platform, self.interfaces.lines,
                 self.discovery.state if self.discovery is not None else None,
                 self.control.strangers,
                 lambda: [(address, one.port) for one in self.peer_book.entries() for address in one.addresses],
             ),
             requests,
             MembershipAnswers(self.membership, self.status, lambda: reached_at(self.card)),
-        )
+        )  # fmt: skip
 
     # --- life -----------------------------------------------------------------------------------------------
 
@@ -352,6 +351,7 @@ class Daemon:
                 "engine": self.engine.run,
                 "models": self.models.run,
                 "edge watch": self.edge_watch.run,
+                "data folder": self.folder.run,
                 "preflight": self.preflight.serve,
                 "load checks": self.load_check.serve,
                 "mqtt": self.mqtt.run,

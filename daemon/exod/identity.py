@@ -1,16 +1,20 @@
 """Who this node is: a stable id, an incarnation that rises with each start, and the folder's single owner.
 
-`claim` takes the data folder for this process; nothing else may write there. Called once, before anything else
-is started; the incarnation is on disk before the first datagram leaves.
+`claim` takes the data folder for this process; nothing else may write there. It is used once, before anything else
+is started; the incarnation is on disk before the first datagram leaves. `FolderKeeper` writes again what a person
+or a cleaner removed under the daemon: else its next start would make it another node. Never replaces a file that
+somebody put there.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import os
 import secrets
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -18,8 +22,9 @@ import msgspec
 import structlog
 
 from exod import data_files
+from exod.core.base.facts import DATA_FOLDER_LOST, Fact
 from exod.data_files import Damaged
-from exod.errors import StartError
+from exod.errors import ExodError, StartError
 from exod.model import NodeId
 
 log = structlog.get_logger()
@@ -27,6 +32,9 @@ log = structlog.get_logger()
 IDENTITY_FILE: Final = "identity.json"
 STATE_FILE: Final = "state.json"
 LOCK_FILE: Final = "exod.lock"
+
+LOOK_S: Final = 2.0
+"""As often as the control socket looks for its own file: who finds the folder gone asks within seconds."""
 
 
 class _Identity(msgspec.Struct):
@@ -96,6 +104,89 @@ class Identity:
     def release(self) -> None:
         os.close(self._lock)
 
+    # --- a folder that was removed ---
+
+    @property
+    def owns_folder(self) -> bool:
+        """Is the folder's lock file the one that is held? It goes with the folder, or with all that lies there."""
+        try:
+            there = os.stat(self._folder / LOCK_FILE)
+        except OSError:
+            return False
+        held = os.fstat(self._lock)
+        return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
+
+    def take_again(self, writers: Sequence[Callable[[], None]]) -> None:
+        """Makes the folder and locks it. It counts as taken when `writers` have written what each of them keeps
+        there. Raises OSError and ExodError.
+        """
+        lock = _lock(self._folder)
+        try:
+            self._write_again()
+            for write in writers:
+                write()
+            _note_owner(lock)
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(self._lock)
+        self._lock = lock
+
+    def _write_again(self) -> None:
+        file = self._folder / IDENTITY_FILE
+        try:
+            found = data_files.read(file, _Identity)
+        except FileNotFoundError:
+            found = None
+        if isinstance(found, _Identity) and found.id != self.id:
+            raise StartError(f"{file} is of node {found.id}: move it away, or restart exod to run as that node")
+        if not isinstance(found, _Identity):
+            _write(file, msgspec.json.encode(_Identity(id=self.id)))
+        if not (self._folder / STATE_FILE).exists():
+            _write(self._folder / STATE_FILE, msgspec.json.encode(self._state))
+
+
+class FolderKeeper:
+    """`writers` are as `Identity.take_again` has them; `emit(type, data)` takes the contract's events."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        folder: Path,
+        writers: Sequence[Callable[[], None]],
+        emit: Callable[[str, dict[str, object]], None],
+    ) -> None:
+        self._identity, self._folder, self._writers, self._emit = identity, folder, writers, emit
+        self._problem = ""
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            self.look()
+
+    def look(self) -> None:
+        problem = ""
+        if not self._identity.owns_folder:
+            try:
+                self._identity.take_again(self._writers)
+            except (OSError, ExodError) as error:
+                problem = str(error)
+            else:
+                self._emit("folder.restored", {"folder": str(self._folder)})
+        if problem and not self._problem:
+            log.error("data_folder_lost", folder=str(self._folder), error=problem)
+        self._problem = problem
+
+    def facts(self) -> tuple[Fact, ...]:
+        if not self._problem:
+            return ()
+        text = (
+            f"the data folder {self._folder} was removed under the daemon and cannot be written again "
+            f"({self._problem}). exod goes on from memory and tries again every {LOOK_S:g} s; until that is mended "
+            "a restart would make this another node"
+        )
+        return (Fact(DATA_FOLDER_LOST, self._identity.id, text),)
+
 
 def claim(folder: Path) -> Identity:
     """Takes the data folder, reads or makes the node's id, and raises the incarnation (fsynced).
@@ -103,6 +194,23 @@ def claim(folder: Path) -> Identity:
     A file that cannot be understood is set aside; a damaged identity makes this a new node. Raises StartError, one
     line each: no permission, a second daemon on the folder.
     """
+    lock = _lock(folder)
+    try:
+        _note_owner(lock)
+        damaged: list[Damaged] = []
+        node_id = _node_id(folder / IDENTITY_FILE, damaged)
+        state = _read_state(folder / STATE_FILE, damaged)
+        state.incarnation = max(state.incarnation + 1, time.time_ns() // 1_000_000)
+        _write(folder / STATE_FILE, msgspec.json.encode(state))
+    except OSError as error:
+        os.close(lock)
+        file = f" ({Path(error.filename).name})" if error.filename else ""
+        raise StartError(f"{folder}: the data folder cannot be written: {error.strerror}{file}") from None
+    return Identity(folder, lock, node_id, state, tuple(damaged))
+
+
+def _lock(folder: Path) -> int:
+    """The descriptor of the lock file, locked. Raises StartError."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -116,19 +224,12 @@ def claim(folder: Path) -> Identity:
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
             raise StartError(f"{folder}: the data folder cannot be locked: {error.strerror}") from None
         raise StartError(f"{folder}: another exod{owner} runs on this data folder; stop it first") from None
-    try:
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, str(os.getpid()).encode(), 0)
-        damaged: list[Damaged] = []
-        node_id = _node_id(folder / IDENTITY_FILE, damaged)
-        state = _read_state(folder / STATE_FILE, damaged)
-        state.incarnation = max(state.incarnation + 1, time.time_ns() // 1_000_000)
-        _write(folder / STATE_FILE, msgspec.json.encode(state))
-    except OSError as error:
-        os.close(lock)
-        file = f" ({Path(error.filename).name})" if error.filename else ""
-        raise StartError(f"{folder}: the data folder cannot be written: {error.strerror}{file}") from None
-    return Identity(folder, lock, node_id, state, tuple(damaged))
+    return lock
+
+
+def _note_owner(lock: int) -> None:
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, str(os.getpid()).encode(), 0)
 
 
 def _lock_owner(folder: Path) -> str:

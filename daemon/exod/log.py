@@ -76,7 +76,7 @@ class RotatingFile:
     def write(self, text: str) -> int:
         size = len(text.encode("utf-8", "replace"))
         try:
-            stream = self._stream or self._open()
+            stream = self._current() or self._open()
             if self._size and self._size + size > self._max_bytes:
                 self._rotate(stream)
                 stream = self._open()
@@ -85,6 +85,17 @@ class RotatingFile:
         except OSError:
             StandardError().write(text)
         return len(text)
+
+    def _current(self) -> TextIO | None:
+        """None where somebody removed or moved the file: what is written into such a one nobody finds."""
+        stream = self._stream
+        if stream is not None:
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(self._path), os.fstat(stream.fileno())):
+                    return stream
+            self._stream = None
+            stream.close()
+        return None
 
     def flush(self) -> None:
         with contextlib.suppress(OSError):

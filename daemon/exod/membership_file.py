@@ -18,7 +18,7 @@ from exod import data_files
 from exod.core.membership.membership import ClusterKey, MembershipRecord
 from exod.data_files import Damaged
 from exod.errors import TrustError
-from exod.peers.trust import create_key, read_key, replace_key
+from exod.peers.trust import create_key, read_key, replace_key, write_missing_key
 
 log = structlog.get_logger()
 
@@ -64,13 +64,22 @@ class MembershipFile:
 
     def write(self, record: MembershipRecord) -> None:
         """A full disk costs what was not kept, not the daemon."""
-        temporary = self._file.with_suffix(".tmp")
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(msgspec.json.encode(record))
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, self._file)
+            self._write(record)
         except OSError as error:
             log.warning("membership_not_kept", file=str(self._file), error=error.strerror)
+
+    def write_again(self, record: MembershipRecord) -> None:
+        """What was removed of both files. Raises OSError and TrustError."""
+        write_missing_key(self._key_file, record.current.key)
+        if not self._file.exists():
+            self._write(record)
+
+    def _write(self, record: MembershipRecord) -> None:
+        temporary = self._file.with_suffix(".tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(msgspec.json.encode(record))
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, self._file)

@@ -84,9 +84,17 @@ class SharedWish:
     def _take(self, wish: ClusterWish) -> None:
         self.current = wish
         try:
-            fresh = self._file.with_suffix(".new")
-            fresh.write_bytes(msgspec.json.encode(wish))
-            os.replace(fresh, self._file)
+            self._write(wish)
         except OSError as error:  # a full disk: the others remember it, too
             log.warning("wish_not_kept", file=str(self._file), error=error.strerror)
         self._on_change(wish)
+
+    def write_again(self) -> None:
+        """Where the file was removed. Raises OSError."""
+        if self.current is not None and not self._file.exists():
+            self._write(self.current)
+
+    def _write(self, wish: ClusterWish) -> None:
+        fresh = self._file.with_suffix(".new")
+        fresh.write_bytes(msgspec.json.encode(wish))
+        os.replace(fresh, self._file)

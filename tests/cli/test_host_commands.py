@@ -51,6 +51,15 @@ async def test_doctor_adds_what_the_daemon_finds(exoctl: Exoctl) -> None:
     assert "routes" in report["checked"]
 
 
+async def test_doctor_names_what_is_in_the_way_of_the_data_folder(exoctl: Exoctl) -> None:
+    """A daemon whose folder was removed cannot be asked: its control socket lies there."""
+    way = exoctl.folder / "data"
+    way.write_text("no folder")
+    ended = await exoctl.run("doctor")
+    assert ended.code == ExitCode.DEGRADED
+    assert f"{way}: is in the way of the data folder and is no folder move it away" in " ".join(ended.out.split())
+
+
 async def test_doctor_names_a_broken_configuration_and_a_key_that_others_can_read(exoctl: Exoctl) -> None:
     config = exoctl.folder / "mine.toml"
     config.write_text("[node]\nx = 1\n")

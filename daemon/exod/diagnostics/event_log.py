@@ -41,6 +41,7 @@ WARNINGS: Final = frozenset(
         "crash.seen",
         "internal.error",
         "file.damaged",
+        "folder.restored",
     }
 )
 """What a person who reads only warnings must see."""
@@ -118,6 +119,12 @@ class EventLog:
             follower.put_nowait(event)
         for hook in self.on_event:
             hook(event)
+
+    def write_again(self) -> None:
+        """Where the file was removed. Raises OSError."""
+        if not self._file.exists():
+            self._file.write_bytes(b"".join(msgspec.json.encode(event) + b"\n" for event in self._events))
+            self._torn = b""
 
     def recent(self, kind: str, since: float) -> list[Event]:
         """Those of one type that are later than `since` (Unix seconds), oldest first."""

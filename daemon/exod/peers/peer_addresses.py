@@ -84,10 +84,18 @@ class PeerBook:
         if self._peers.pop(peer, None) is not None:
             self._save()
 
+    def write_again(self) -> None:
+        """Where the file was removed. Raises OSError."""
+        if self._peers and not self._file.exists():
+            self._write()
+
     def _save(self) -> None:
-        temporary = self._file.with_suffix(".tmp")
         try:
-            temporary.write_bytes(msgspec.json.encode(self._peers))
-            temporary.replace(self._file)
+            self._write()
         except OSError as error:
             log.warning("peer_book_failed", file=str(self._file), error=error.strerror)
+
+    def _write(self) -> None:
+        temporary = self._file.with_suffix(".tmp")
+        temporary.write_bytes(msgspec.json.encode(self._peers))
+        temporary.replace(self._file)

@@ -101,6 +101,12 @@ def write_key(path: Path, key: bytes) -> None:
         raise TrustError(f"{path}: the cluster key cannot be written: {error.strerror}") from None
 
 
+def write_missing_key(path: Path, key: bytes) -> None:
+    """Writes the key file again where there is none any more. Raises TrustError."""
+    if not os.path.lexists(path):
+        write_key(path, key)
+
+
 def create_key(path: Path) -> bytes:
     """A new random key, written to `path`."""
     key = secrets.token_bytes(KEY_BYTES)

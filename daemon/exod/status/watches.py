@@ -83,12 +83,13 @@ class Watches:
         return (*self._host_facts, *self._low(moment.reasons), *_safe_steps(moment, self._me))
 
     def save(self) -> None:
-        """Writes the baselines where there are new ones. A full disk costs those, not the daemon."""
-        baselines = self._throughput.baselines
-        if baselines == self._saved:
+        """Writes the baselines where there are new ones, or the file was removed. A full disk costs those, not the
+        daemon.
+        """
+        baselines, file = self._throughput.baselines, self._data_dir / FILE
+        if baselines == self._saved and (file.exists() or not baselines):
             return
         self._saved = baselines
-        file = self._data_dir / FILE
         temporary = file.with_suffix(".tmp")
         try:
             temporary.write_bytes(msgspec.json.encode(baselines))

@@ -54,6 +54,7 @@ RECORDED: Final = {
     "identity_twin": "test_a_twin_that_was_renewed_is_forgotten_and_the_other_may_join",
     "other_key": "test_a_stranger_is_a_reason_for_as_long_as_it_tries",
     "peers_unheard": "test_peers_that_are_configured_and_never_answer_are_a_reason_until_one_does",
+    "data_folder_lost": "test_where_it_cannot_be_written_the_reason_lasts_until_it_can",
     "service_failed": "test_a_part_that_fails_is_started_again_and_told_while_the_others_go_on",
     "throughput_low": "test_low_throughput_is_told_with_its_cause_also_after_a_restart",
 }

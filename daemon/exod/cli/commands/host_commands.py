@@ -177,6 +177,10 @@ def _folder(config: Config) -> list[Finding]:
     from exod.daemon_api.shapes import Finding
 
     folder = config.node.data_dir
+    way = next(one for one in (folder, *folder.absolute().parents) if os.path.lexists(one))
+    if not way.is_dir():
+        text = f"{way}: is in the way of the data folder and is no folder"
+        return [Finding("folder.in_the_way", "error", "data folder", text, "move it away, or set node.data_dir")]
     if not folder.exists():
         return []
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):

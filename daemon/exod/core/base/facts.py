@@ -25,6 +25,7 @@ NOBODY_HEARD: Final = "nobody_heard"
 PEERS_UNHEARD: Final = "peers_unheard"
 NO_IPV4: Final = "no_ipv4"
 OUT_OF_MEMORY: Final = "out_of_memory"
+DATA_FOLDER_LOST: Final = "data_folder_lost"
 
 
 class Fact(msgspec.Struct, frozen=True):
