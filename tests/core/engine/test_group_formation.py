@@ -118,6 +118,7 @@ def test_a_group_that_lived_is_answered_without_a_pause_again() -> None:
     hear(formation, ABORTED, 1, 2.0, A)
     hear(formation, PREPARED, 2, 2.1)
     hear(formation, FORMED, 2, 2.2)
+    assert LIVED_S <= 4.0, "faults five seconds apart are answered at once"
     assert len(hear(formation, ABORTED, 2, 2.3 + LIVED_S, A)) == 2
 
 

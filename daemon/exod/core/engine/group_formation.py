@@ -34,8 +34,9 @@ REPEAT_S: Final = 0.5
 
 PAUSE_FIRST_S: Final = 0.1
 PAUSE_LIMIT_S: Final = 5.0
-LIVED_S: Final = 10.0
-"""A group that lived this long was sound: the next fault is a new one and is answered without a pause."""
+LIVED_S: Final = 3.0
+"""A group that lived this long was sound: the next fault is a new one and is answered without a pause. As that of
+worker_life.py: three seconds of answers for a tenth of one to form it."""
 
 
 RECENT_MOVES: Final = 32

@@ -216,9 +216,11 @@ def test_the_pause_is_forgotten_once_a_group_has_lived() -> None:
     prepare(rank, now=33.0)
     rank.order(order(PLAN, 1, "form"), 33.0)
     rank.worker_said(Formed(PLAN.hash, 1, -1), 33.0)
-    assert only(rank.worker_gone("it crashed", 100.0), StartWorker) == [StartWorker()]
-    assert only(rank.worker_gone("it crashed", 101.0), StartWorker) == []
-    assert rank.next_deadline() == 101.0 + RESTART_PAUSE_FIRST_S
+    assert only(rank.worker_gone("it was killed", 37.0), StartWorker) == [StartWorker()], (
+        "4 s of answers are enough"
+    )
+    assert only(rank.worker_gone("it crashed", 38.0), StartWorker) == []
+    assert rank.next_deadline() == 38.0 + RESTART_PAUSE_FIRST_S
 
 
 def test_a_crash_is_told_once_with_its_reason() -> None:

@@ -71,8 +71,10 @@ ThrottleInterval)."""
 
 RESTART_PAUSE_FIRST_S: Final = 0.2
 RESTART_PAUSE_LIMIT_S: Final = 15.0
-LIVED_S: Final = 10.0
-"""A process whose group lived this long was sound: its end is a new fault, and is answered at once."""
+LIVED_S: Final = 3.0
+"""A process whose group lived this long was sound: its end is a new fault, and is answered at once. A fault of its
+own shows as it loads, or in its first steps; three seconds of answers are worth the half that a start costs. With
+ten, one that somebody killed every eight seconds was started after 0.2, 0.4 ... 6.4 s."""
 
 RECENT_MOVES: Final = 16
 """Kept for the error of an illegal move: four whole lives of a process."""
