@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from exod.cli.report.contents import MAX_PART_BYTES, crash_heads, outputs, read_end
+from exod.cli.report.archive import ReportError, write
+from exod.cli.report.contents import MAX_PART_BYTES, ReportFile, crash_heads, outputs, read_end
 from exod.cli.report.redaction import PERSON, SECRET, Redaction
+from exod.errors import ExitCode
 from exod.peers.trust import invite_token
 from exod.platform import darwin
 from exod.platform.raw_outputs import DARWIN
@@ -109,9 +111,25 @@ async def test_nothing_is_written_over(exoctl: Exoctl) -> None:
     file = exoctl.folder / "out.tar.gz"
     file.write_text("mine")
     ended = await exoctl.run("report", "--output", str(file))
-    assert ended.code == 1
+    assert ended.code == ExitCode.USAGE
     assert "is there already; name another with --output" in ended.err
     assert file.read_text() == "mine"
+    ended = await exoctl.run("report", "--output", str(exoctl.folder / "nowhere" / "out.tar.gz"))
+    assert ended.code == ExitCode.USAGE
+    assert "cannot be written: No such file or directory; name another with --output" in ended.err
+
+
+def test_of_a_report_that_a_full_disk_does_not_take_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tarfile.TarFile, "addfile", full)
+    with pytest.raises(ReportError, match="No space left on device") as caught:
+        write(tmp_path / "out.tar.gz", [ReportFile("a.txt", "text")], 0.0)
+    assert caught.value.exit_code == ExitCode.INTERNAL
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from exod.daemon_api import stream_keepalive
 from exod.daemon_api.field_errors import field_problem
 from exod.daemon_api.interface import DEFAULT_MAX_TOKENS, DEFAULT_MODEL, MAX_TOKENS_LIMIT, DaemonCommands
 from exod.daemon_api.resolve_names import check_model, find_path, find_peer
-from exod.daemon_api.self_fault import SelfFault
+from exod.daemon_api.self_fault import MAX_DEBUG_S, MAX_DELAY_MS, SelfFault
 from exod.daemon_api.shapes import flat_event
 from exod.daemon_api.stream_keepalive import paced
 from exod.errors import RequestError
@@ -27,10 +27,6 @@ from exoengine.protocol import ChatMessage, GenerationRequest, Sampling
 
 MAX_PINGS: Final = 100_000
 MAX_HISTORY: Final = 10_000
-MAX_DEBUG_S: Final = 3600.0
-"""A fault that someone forgot must end by itself."""
-MAX_DELAY_MS: Final = 60_000.0
-
 MAX_INVITED_S: Final = 7 * 86_400.0
 """A door that stays open for longer is no invitation."""
 

@@ -7,8 +7,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from exod.cli.base.options import Commands, Shell, UsageError
-from exod.cli.base.values import name
-from exod.daemon_api.self_fault import SELF_FAULTS
+from exod.cli.base.values import name, number
+from exod.daemon_api.self_fault import MAX_DEBUG_S, MAX_DELAY_MS, SELF_FAULTS
 from exod.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -55,7 +55,9 @@ def register_debug(commands: Commands) -> None:
         choices=("drop", "delay", *SELF_FAULTS),
         help="what happens to its datagrams; with PATH node, to this node",
     )
-    fault.add_argument("delay_ms", type=float, nargs="?", metavar="MS", help="with delay: milliseconds")
+    fault.add_argument(
+        "delay_ms", type=number(0.001, MAX_DELAY_MS), nargs="?", metavar="MS", help="with delay: milliseconds"
+    )
 
 
 # --- mesh ---------------------------------------------------------------------------------------------------
@@ -181,11 +183,11 @@ def preflight(shell: Shell) -> ExitCode:
 def debug_fault(shell: Shell, path: str, fault: str, delay_ms: float | None, for_s: str) -> ExitCode:
     """Makes this node drop or delay the datagrams of one path for a while, or, as `node`, be ill itself."""
     if path == "node" and fault in SELF_FAULTS and delay_ms is None:
-        return run_command(shell, "debug_self_fault", kind=fault, for_s=seconds(for_s))
+        return run_command(shell, "debug_self_fault", kind=fault, for_s=_debug_seconds(for_s))
     if fault == "drop" and delay_ms is None:
-        return run_command(shell, "debug_fault", path=path, drop=True, for_s=seconds(for_s))
+        return run_command(shell, "debug_fault", path=path, drop=True, for_s=_debug_seconds(for_s))
     if fault == "delay" and delay_ms is not None:
-        return run_command(shell, "debug_fault", path=path, delay_ms=delay_ms, for_s=seconds(for_s))
+        return run_command(shell, "debug_fault", path=path, delay_ms=delay_ms, for_s=_debug_seconds(for_s))
     raise UsageError(
         f"a fault is 'drop', or 'delay' and its milliseconds; of 'node' it is {', '.join(SELF_FAULTS)}"
     )
@@ -193,7 +195,14 @@ def debug_fault(shell: Shell, path: str, fault: str, delay_ms: float | None, for
 
 def debug_pin(shell: Shell, path: str, for_s: str) -> ExitCode:
     """Keeps one path selected for a while, whatever is measured."""
-    return run_command(shell, "debug_pin", path=path, for_s=seconds(for_s))
+    return run_command(shell, "debug_pin", path=path, for_s=_debug_seconds(for_s))
+
+
+def _debug_seconds(text: str) -> float:
+    length_s = seconds(text)
+    if not 0 < length_s <= MAX_DEBUG_S:
+        raise UsageError(f"--for: {text}: expected more than 0, and {MAX_DEBUG_S / 3600:g}h at most")
+    return length_s
 
 
 def seconds(text: str) -> float:
