@@ -14,6 +14,7 @@ import pytest
 from exod.core.base.events import (
     Command,
     DatagramReceived,
+    HostSlept,
     Input,
     LogRejected,
     LoopLagged,
@@ -160,6 +161,19 @@ async def test_a_stall_in_the_midst_of_a_turn_is_told_like_any_other() -> None:
         assert isinstance(before_timer[0], LoopLagged)
         assert before_timer[0].lag_s > STALL_S / 2
         assert driver.worst_lag_s == before_timer[0].lag_s
+
+
+async def test_a_sleep_of_the_host_is_told_once_before_what_came_after_it() -> None:
+    """No process can put this host to sleep: the clock that goes on meanwhile is the test's."""
+    core, slept = RecordingCore(PATIENCE_S), [0.0]
+    driver = MeshDriver(cast(NodeCore, core), lambda ends: None, lambda: time.monotonic() + slept[0])
+    for slept[0] in (0.0, 0.4, 60.4, 60.4):
+        driver.feed(LoopLagged(0.0))
+    assert [type(event) for event in core.told] == [LoopLagged] * 2 + [HostSlept] + [LoopLagged] * 2
+    told = core.told[2]
+    assert isinstance(told, HostSlept)
+    assert told.slept_s == pytest.approx(60.0, abs=0.1)
+    driver.close()
 
 
 async def test_a_datagram_has_the_kernels_stamp_however_late_it_is_read() -> None:

@@ -5,6 +5,7 @@ The figures are the targets of design.md; what a real kernel and event loop add 
 
 from __future__ import annotations
 
+import re
 import statistics
 
 import pytest
@@ -177,6 +178,27 @@ def test_a_host_that_slept_is_found_on_its_cable_again() -> None:
         assert world.run_while(lambda world=world: agreed(world), 3.0)
         assert dict(world.checker.switches) == switches, "\n".join(world.story)
         assert kinds(world) == {Kind.THUNDERBOLT}
+
+
+@pytest.mark.parametrize("sleeper", [0, 1])
+@pytest.mark.parametrize("asleep", [False, True])
+def test_a_node_that_slept_says_so_and_its_peer_that_it_is_back(sleeper: int, asleep: bool) -> None:
+    world = started(3)
+    slow, watcher = world.hosts[sleeper], world.hosts[1 - sleeper]
+    slow.freeze(asleep=asleep)
+    world.run(world.now + 60.0)
+    slow.thaw()
+    assert world.run_while(lambda: agreed(world), 3.0)
+    reasons = []
+    for host in (slow, watcher):
+        assert host.core is not None
+        assert host.core.mesh.last_change is not None
+        reasons.append(host.core.mesh.last_change.reason)
+    assert reasons[0] == f"{slow.name} slept or was stopped for 60 s"
+    if sleeper == 0:
+        assert reasons[1] == reasons[0], "it coordinates: its reason is everybody's"
+    else:
+        assert re.fullmatch(rf"{slow.name} is back after (5[6-9]|60) s", reasons[1])
 
 
 def test_the_upper_node_tells_why_as_far_as_it_sees_and_names_interfaces() -> None:

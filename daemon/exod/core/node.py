@@ -92,6 +92,7 @@ class NodeCore:
             events.DebugPin: self._debug_pin,
             events.ActivityChanged: self._activity_changed,
             events.LoopLagged: self._loop_lagged,
+            events.HostSlept: self._host_slept,
             events.KeysChanged: self._keys_changed,
             events.PeerHoldsKey: self._peer_holds_key,
         }
@@ -370,6 +371,10 @@ class NodeCore:
         for link in self.links.values():
             link.lagged(event.lag_s, now)
         self.mesh.lagged(event.lag_s)
+        self.mesh.absences.stopped(event.lag_s, now)
+
+    def _host_slept(self, event: events.HostSlept, now: float) -> None:
+        self.mesh.absences.slept(event.slept_s, now)
 
     # --- what follows -------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from exod.core.base.events import (
     DatagramReceived,
     Emit,
     ForgetPeer,
+    HostSlept,
     Input,
     LogRejected,
     LoopLagged,
@@ -42,6 +43,12 @@ log = structlog.get_logger()
 
 LAG_LIMIT_S: Final = 0.025
 """A timer later than this is a stall: half of the fastest probe interval (20 a second)."""
+
+SLEEP_CLOCK: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""Goes on while the host sleeps, as `time.monotonic` does on neither system (on macOS by its manual)."""
+
+SLEPT_S: Final = 1.0
+"""The two clocks drift apart by microseconds between two turns, which are at most some seconds apart."""
 
 DRAIN_AFTER_S: Final = 0.005
 """A timer later than this finds datagrams that the loop has not seen: on time there are none, and asking each
@@ -64,8 +71,16 @@ REJECTION_LOG_INTERVAL_S: Final = 60.0
 class MeshDriver:
     """Owns the running NodeCore. `carry_out` gets every command that is not the driver's own."""
 
-    def __init__(self, core: NodeCore, path_source: Callable[[PathEnds], str | None]) -> None:
+    def __init__(
+        self,
+        core: NodeCore,
+        path_source: Callable[[PathEnds], str | None],
+        sleep_clock: Callable[[], float] = lambda: time.clock_gettime(SLEEP_CLOCK),
+    ) -> None:
         self.core = core
+        self._sleep_clock = sleep_clock
+        self._asleep_s = sleep_clock() - time.monotonic()
+        """In the host's life, and a constant."""
         self._path_source = path_source
         self._prober: ProbeSockets | None = None
         self._carry_out: Callable[[Command], None] = lambda command: None
@@ -157,6 +172,7 @@ class MeshDriver:
         """Tells the core of a stall, once for each: what is still overdue afterwards is no second one, and would
         excuse silence that nobody slept through. Returns whether there was one.
         """
+        self._judge_sleep(now)
         if self._due is None:
             return False
         lag = now - max(self._due, self._told_until)
@@ -166,6 +182,13 @@ class MeshDriver:
         self._lags.append((now, lag))
         self._execute(self.core.handle(LoopLagged(lag), now))
         return True
+
+    def _judge_sleep(self, now: float) -> None:
+        asleep_s = self._sleep_clock() - now
+        slept_s, self._asleep_s = asleep_s - self._asleep_s, asleep_s
+        if slept_s >= SLEPT_S:
+            log.info("host_slept", seconds=slept_s)
+            self._execute(self.core.handle(HostSlept(slept_s), now))
 
     def _wake(self) -> None:
         self._timer = None

@@ -160,12 +160,18 @@ class ActivityChanged(msgspec.Struct, frozen=True):
 
 
 class LoopLagged(msgspec.Struct, frozen=True):
-    """The event loop (or the whole host: a stop, a sleep) ran late by `lag_s`: deadlines are extended by it.
+    """The event loop (or the whole process, where it is stopped) ran late by `lag_s`: deadlines are extended by it.
 
     Always handed in before the datagrams that waited in the sockets, and those before any timer.
     """
 
     lag_s: float
+
+
+class HostSlept(msgspec.Struct, frozen=True):
+    """The host slept. Monotonic time stood still meanwhile, so nothing is late: for texts alone."""
+
+    slept_s: float
 
 
 Input = (
@@ -188,6 +194,7 @@ Input = (
     | KeysChanged
     | PeerHoldsKey
     | LoopLagged
+    | HostSlept
 )
 
 # --- commands -----------------------------------------------------------------------------------------------

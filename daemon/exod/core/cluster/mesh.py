@@ -41,7 +41,7 @@ from exod.core.cluster.joined_members import PATIENCE_S, JoinedMembers
 from exod.core.cluster.link_reports import REPORT_EVERY_S, LinkReporter
 from exod.core.cluster.pair_summary import PairSummary
 from exod.core.cluster.plan_acceptance import find_fault, objection
-from exod.core.cluster.plan_diff import as_seen_here, describe_change
+from exod.core.cluster.plan_diff import Absences, as_seen_here, describe_change
 from exod.core.cluster.plan_repeats import PlanRepeats
 from exod.core.cluster.renegotiation import FIRST_WAIT_S, Wishes
 from exod.core.cluster.ring_order import content, hash_prefix, is_sound, plan_hash
@@ -71,6 +71,7 @@ class Mesh:
         self._started_at = now
         self._reporter = LinkReporter()
         self._repeats = PlanRepeats()
+        self.absences = Absences()
         self.deadline = now
 
     # --- what others ask ----------------------------------------------------------------------------------------
@@ -149,6 +150,7 @@ class Mesh:
     def forget(self, peer: NodeId) -> None:
         self._peers.forget(peer)
         self._members.forget(peer)
+        self.absences.forget(peer)
 
     def connected(self, peer: NodeId, now: float) -> None:
         """A control connection exists again: repeat what may have been lost."""
@@ -239,7 +241,8 @@ class Mesh:
             text = "a newer plan is under way" if mine else "not a plan of this incarnation, or of its sender"
             self._send(peer, Nack(me.id, me.incarnation, plan.epoch, plan.hash, self.epoch_seen, text))
             return
-        self._commit(plan, as_seen_here(message.reason, self.committed, plan, self._peers.names), now)
+        seen = as_seen_here(message.reason, self.committed, plan, self._peers.names)
+        self._commit(plan, self.absences.own(me.name, now) or seen, now)
         self._send(peer, receipt)
 
     def _promise(self, plan: MeshPlan) -> None:
@@ -341,7 +344,8 @@ class Mesh:
         epoch = Epoch(self.epoch_seen + 1, self.card.incarnation)
         plan = msgspec.structs.replace(desired, epoch=epoch, hash="")
         plan = msgspec.structs.replace(plan, hash=plan_hash(plan))
-        reason = self._wishes.reason or self.suspended or describe_change(self.committed, plan, self._peers.names)
+        change = describe_change(self.committed, plan, self._peers.names, self.absences.back(plan, now))
+        reason = self._wishes.reason or self.suspended or change
         self._promise(plan)
         asked = frozenset(member.id for member in plan.members if member.id != self.card.id)
         self._ballot = Ballot(plan, reason, asked, now)
@@ -433,13 +437,13 @@ class Mesh:
         if fault is not None:
             self._suspend(fault, now)
 
-    def _suspend(self, reason: str, now: float) -> None:
+    def _suspend(self, fault: str, now: float) -> None:
         assert self.committed is not None
-        self.suspended = reason
+        self.suspended = reason = self.absences.own(self.card.name, now) or fault
         self._repeats.suspended(now)
         if self._trigger_at is None:
             self._trigger_at = now
-        self._journal.decide(now, self.committed.hash, "suspended the plan", reason=reason)
+        self._journal.decide(now, self.committed.hash, "suspended the plan", reason=reason, fault=fault)
         self._journal.command(SuspendPlan(self.committed.hash, reason))
 
     def _want(self, reason: str, *, by_hand: bool, now: float) -> None:
@@ -463,6 +467,7 @@ class Mesh:
             self.committed, self.last_change, self._peers.pairs, self._trigger_at, now
         )
         self._promise(plan)
+        self.absences.committed(self.committed, plan, now)
         self.committed, self.suspended = plan, None
         self._ballot = None
         self._wishes.clear()
