@@ -210,10 +210,7 @@ class Worker:
         from exoengine.model_files.model_folder import ModelFolderError
 
         self._part("replaced", "another model is loaded")
-        self._step_costs = NOTHING_MEASURED
-        self._model = self._generations = self._asked = None
-        self._texts.use(None)
-        _collect_everything()
+        self._forget_model()
         self._set("loading")
         begun = time.monotonic()
         self.shared.begin("loading", message.sync.load_deadline_s)
@@ -238,7 +235,9 @@ class Worker:
         finally:
             self.shared.end()
         model = self._model
-        self._generations = Generations(model, self._group, self.shared, self._tell, message.sync, message.serving)
+        self._generations = Generations(
+            model, self._group, self.shared, self._tell, message.sync, message.serving, self._step_costs
+        )
         self._asked = message
         self._texts.use(model.tokenizer, model.max_context_tokens)
         self.shared.memory_bytes = model.weight_bytes
@@ -263,6 +262,12 @@ class Worker:
                 step_costs=self._step_costs,
             )
         )
+
+    def _forget_model(self) -> None:
+        self._step_costs = NOTHING_MEASURED
+        self._model = self._generations = self._asked = None
+        self._texts.use(None)
+        _collect_everything()
 
     def _prepare(self, message: Prepare) -> None:
         """Leaves the group at a step's end, if a step is under way, and answers when it is left."""

@@ -40,7 +40,7 @@ from exoengine.generate.step_runner import StepRunner
 from exoengine.generate.step_timing import Pace, WorkProgress
 from exoengine.model.loading import LoadedModel
 from exoengine.process.shared_state import SharedState
-from exoengine.protocol import Begin, FromWorker, RequestFailed, Serving, SyncSettings
+from exoengine.protocol import Begin, FromWorker, RequestFailed, Serving, StepCosts, SyncSettings
 from exoengine.ring.group import RingGroup
 from exoengine.ring.message_ring import RingLostError, TokenRing, decode, encode
 from exoengine.ring.step_messages import (
@@ -67,12 +67,12 @@ class Generations:
 
     def __init__(
         self, model: LoadedModel, group: RingGroup, shared: SharedState,
-        emit: Callable[[Sequence[FromWorker]], None], settings: SyncSettings, serving: Serving,
+        emit: Callable[[Sequence[FromWorker]], None], settings: SyncSettings, serving: Serving, costs: StepCosts,
     ) -> None:  # fmt: skip
         self._model, self._group, self._shared, self._outbox = model, group, shared, Outbox(emit)
         self._runner = StepRunner(model, group, shared, self._outbox, settings)
         self.policy = self._runner.policy
-        self._pace = Pace(settings)
+        self._pace = Pace(settings, costs)
         self._progress = WorkProgress(shared, self._pace, model.kv_room)
         self._plan = StepPlan(self._runner, self._pace, lambda: self.pause_wanted)
         self._backlog = Backlog(model, self._outbox.add)

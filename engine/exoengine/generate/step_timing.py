@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from exoengine.protocol import SyncSettings
+from exoengine.protocol import CHUNK_TOKENS, NOTHING_MEASURED, StepCosts, SyncSettings
 from exoengine.ring.step_messages import Outcome
 
 if TYPE_CHECKING:
@@ -47,8 +47,10 @@ class _Times:
 
 
 class Pace:
-    def __init__(self, settings: SyncSettings) -> None:
+    def __init__(self, settings: SyncSettings, costs: StepCosts = NOTHING_MEASURED) -> None:
+        """`costs` are what this rank measured when it loaded."""
         self._settings = settings
+        self._measured_token_s = costs.chunk_s / CHUNK_TOKENS
         self._steps_s: deque[float] = deque(maxlen=RECENT_STEPS)
         self._chunks_s: deque[float] = deque(maxlen=RECENT_STEPS)
         self._chunk_token_s: deque[float] = deque(maxlen=2)
@@ -75,9 +77,10 @@ class Pace:
     @property
     def chunk_token_s(self) -> float:
         """What the slowest stage takes for each token of a chunk; 0 where it is not known. The lower of the last
-        two figures: one chunk that something held up says nothing.
+        two figures: one chunk that something held up says nothing. Before there are any, as after a load or where
+        no prompt had two chunks, what this rank's own stage took.
         """
-        return min(self._chunk_token_s, default=0.0)
+        return min(self._chunk_token_s, default=self._measured_token_s)
 
     @property
     def tokens_per_s(self) -> float:

@@ -53,7 +53,9 @@ class Vocabulary:
         try:
             text = wrapped._tokenizer.backend_tokenizer.to_str()
             known = max(size, len(wrapped))
-            self.tokens = LLTokenizer(text, n_vocab=known, eos_token=self.eos)
+            plain = LLTokenizer(text, n_vocab=known, eos_token=self.eos, slices=[])
+            # In two calls: each holds the interpreter's lock, and heartbeats are sent between them.
+            self.tokens = plain.with_slices(LLTokenizer.general_slices())
         except Exception as error:  # a tokenizer that is no Rust one, or one that llguidance cannot read
             first_line = str(error).strip().partition("\n")[0]
             raise GrammarError(f"this model's tokenizer cannot follow a grammar: {first_line}") from error
@@ -74,7 +76,7 @@ class AnswerMask:
         if lark:
             self._restart()
             first = self._allowed()
-            if not set(first) - set(vocabulary.eos):
+            if np.isin(first, vocabulary.eos).all():
                 raise GrammarError(CANNOT_WRITE)
 
     def at(self, tokens: Sequence[int], width: int) -> Any:
@@ -114,7 +116,7 @@ class AnswerMask:
         if self._matcher.is_error():
             raise GrammarError(" ".join(self._matcher.get_error().split())[:300])
 
-    def _allowed(self) -> Any:
+    def _allowed(self) -> Sequence[int] | np.ndarray[Any, Any]:
         """The tokens that may come next: after the end, and where nothing else could, those that end an answer."""
         matcher = self._matcher
         assert matcher is not None
@@ -126,12 +128,13 @@ class AnswerMask:
             return self._vocabulary.eos
         bits = np.frombuffer(mask, dtype=np.uint8)
         found = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
-        return found.tolist() or self._vocabulary.eos
+        return found if found.size else self._vocabulary.eos
 
 
-def _bias(allowed: Sequence[int], width: int) -> Any:
+def _bias(allowed: Sequence[int] | np.ndarray[Any, Any], width: int) -> Any:
     bias = np.full(width, -np.inf, dtype=np.float32)
-    bias[[token for token in allowed if token < width]] = 0.0
+    tokens = np.asarray(allowed, dtype=np.int64)
+    bias[tokens[tokens < width]] = 0.0
     return mx.array(bias)
 
 

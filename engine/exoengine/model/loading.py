@@ -117,13 +117,41 @@ def load(
     wired_bytes = gpu_memory.wire(wired_limit(recommended, _needs_at_most(asked, summary).total_bytes))
     before = mx.get_active_memory() - held.nbytes()
     model = _build(folder, summary)
+    tokenizer = Tokenizer(folder, load_config(folder).get("eos_token_id"))
     stand_in = _take_part(model, asked, summary, native) if asked.parts > 1 else None
     stage = _divide(model, folder, summary, first, last)
     if asked.parts > 1:
         stage.cut_between_layers()
-    sizes = [parameter_bytes(layer) for layer in stage.span]
+    _read_layers(stage, asked, held, progress)
+    if asked.parts > 1 and not stage.is_whole:  # sums that fail would be zeros, and hide what crosses the cut
+        regroup(model, native.make(0, 1, {}, spin_us=0, deadline_s=1.0)[0])
+    _probe(stage, folder)
+    if asked.kv_bits:
+        _quantise(stage, summary, Quantisation(asked.kv_bits, asked.kv_group_size))
+    if asked.parts > 1:
+        regroup(model, stand_in)
+    mx.clear_cache()
+    tokenizer.prepare_grammars(summary.vocab_size)
+    return LoadedModel(
+        folder=folder,
+        summary=summary,
+        stage=stage,
+        tokenizer=tokenizer,
+        weight_bytes=mx.get_active_memory() - before,
+        max_context_tokens=min(asked.max_context_tokens or summary.max_context_tokens, summary.max_context_tokens),
+        wired_bytes=wired_bytes,
+        warning=warning,
+        parts=asked.parts,
+        kv_room=_kv_room(asked, summary, recommended),
+        _stand_in=stand_in,
+    )
+
+
+def _read_layers(stage: Stage, asked: Load, held: HeldLayers, progress: Callable[[int, int], None]) -> None:
+    """Those that are not held."""
+    folder, sizes = Path(asked.folder), [parameter_bytes(layer) for layer in stage.span]
     done, read, reading_s = 0, 0, 0.0
-    for index, (layer, size) in enumerate(zip(stage.span, sizes, strict=True), first):
+    for index, (layer, size) in enumerate(zip(stage.span, sizes, strict=True), asked.first_layer):
         if not held.put_into(index, layer):
             begun = time.monotonic()
             if asked.parts > 1:
@@ -134,27 +162,6 @@ def load(
             held.layer_s = reading_s / read
         done += size
         progress(done, sum(sizes))
-    if asked.parts > 1 and not stage.is_whole:  # sums that fail would be zeros, and hide what crosses the cut
-        regroup(model, native.make(0, 1, {}, spin_us=0, deadline_s=1.0)[0])
-    _probe(stage, folder)
-    if asked.kv_bits:
-        _quantise(stage, summary, Quantisation(asked.kv_bits, asked.kv_group_size))
-    if asked.parts > 1:
-        regroup(model, stand_in)
-    mx.clear_cache()
-    return LoadedModel(
-        folder=folder,
-        summary=summary,
-        stage=stage,
-        tokenizer=Tokenizer(folder, load_config(folder).get("eos_token_id")),
-        weight_bytes=mx.get_active_memory() - before,
-        max_context_tokens=min(asked.max_context_tokens or summary.max_context_tokens, summary.max_context_tokens),
-        wired_bytes=wired_bytes,
-        warning=warning,
-        parts=asked.parts,
-        kv_room=_kv_room(asked, summary, recommended),
-        _stand_in=stand_in,
-    )
 
 
 def check_fit(asked: Load, summary: ModelSummary, available: int, recommended: int = 0) -> str:

@@ -49,8 +49,8 @@ class Tokenizer:
         self._encoding = Abandoning()
         self.pieces = Pieces(self._wrapped)
         self._typed = TypedText(self._wrapped, frozenset({FOLDED_START, FOLDED_END}))
-        self._vocabulary: Vocabulary | None = None
-        """Made with the first grammar: it takes a second for a large vocabulary."""
+        self._vocabulary: Vocabulary | GrammarError | None = None
+        """What grammars need of the vocabulary, or why none can be followed; None until it is prepared."""
         self._markers: dict[tuple[bool, bool, bool], Markers] = {}
 
     def prompt_tokens(self, request: GenerationRequest) -> list[int]:
@@ -111,11 +111,9 @@ class Tokenizer:
         forced = tools is not None and tools.choice != "auto"
         if request.grammar is None and not forced:
             return None
-        wrapped = self._wrapped
-        if self._vocabulary is None:
-            self._vocabulary = Vocabulary(wrapped, self.eos, vocab_size)
+        wrapped, vocabulary = self._wrapped, self._vocabulary_for_grammars(vocab_size)
         if is_harmony(wrapped):
-            return self._harmony_mask(request, forced, self._vocabulary)
+            return self._harmony_mask(request, forced, vocabulary)
         parser = wrapped.tool_parser.__module__.rpartition(".")[2] if wrapped.tool_parser is not None else ""
         in_json = parser in ("", JSON_TOOLS)
         tagged = parser == JSON_TOOLS or not takes_tools(wrapped)
@@ -126,7 +124,24 @@ class Tokenizer:
         if tools is not None and forced and not in_json:
             lark, prefix = "", self.encode(forced_prefix(parser, wrapped.tool_call_start, tools), control=False)
         after = wrapped.think_end_tokens if thinks else None
-        return AnswerMask(self._vocabulary, lark, prefix, after)
+        return AnswerMask(vocabulary, lark, prefix, after)
+
+    def prepare_grammars(self, vocab_size: int) -> None:
+        """Makes what every grammar needs, once for a model. It takes up to a second for a large vocabulary and
+        holds the interpreter's lock, so it is done while the model is loaded, when no answer runs here.
+        """
+        try:
+            self._vocabulary = Vocabulary(self._wrapped, self.eos, vocab_size)
+        except GrammarError as error:
+            self._vocabulary = error
+
+    def _vocabulary_for_grammars(self, vocab_size: int) -> Vocabulary:
+        """Raises GrammarError where none can be followed."""
+        if self._vocabulary is None:
+            self.prepare_grammars(vocab_size)
+        if not isinstance(self._vocabulary, Vocabulary):
+            raise GrammarError(str(self._vocabulary))
+        return self._vocabulary
 
     def _marker(self, text: str) -> str:
         """As a grammar has it. Raises GrammarError where the vocabulary cannot write it: a call would begin with

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from exoengine.generate.prefill_chunks import LARGEST_TOKENS, SMALLEST_TOKENS, chunk_tokens
 from exoengine.generate.step_timing import Pace
-from exoengine.protocol import SyncSettings
+from exoengine.protocol import StepCosts, SyncSettings
 
 BUDGET_S = 0.5
 
@@ -42,6 +42,19 @@ def test_no_chunk_is_predicted_to_take_longer_than_the_budget(tokens: int, stage
     assert size <= chunk_tokens(tokens, stages, 0.0, BUDGET_S)
     assert size * token_s <= BUDGET_S or size == SMALLEST_TOKENS
     assert size & (size - 1) == 0
+
+
+def test_the_first_chunk_after_a_load_is_cut_by_what_the_load_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as if a slow machine were a fast one: the first short prompt would hold up whoever streams."""
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    pace = Pace(SyncSettings(), StepCosts(token_s=0.05, chunk_s=128 * 0.05))
+    pace.opened(0)
+    assert chunk_tokens(100, 1, pace.chunk_token_s, BUDGET_S, beside=True) == SMALLEST_TOKENS
+    for end in (32, 64):
+        now += 32 * 0.001
+        pace.chunk(end)
+    assert chunk_tokens(100, 1, pace.chunk_token_s, BUDGET_S, beside=True) > SMALLEST_TOKENS
 
 
 def test_the_pace_is_that_of_chunks_behind_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,20 +11,25 @@ import pytest
 
 from exoengine.embedded import model_folder
 from exoengine.generate.request import Generation, accept
+from exoengine.model import grammar
+from exoengine.model.loading import load
 from exoengine.model.sampling import Sampler
 from exoengine.model.text import Tokenizer
+from exoengine.model_files.model_folder import inspect
 from exoengine.protocol import (
     ChatMessage,
     Finished,
     FromWorker,
     GenerationRequest,
     Grammar,
+    Load,
     RequestFailed,
     Sampling,
     TokenOut,
     Tools,
 )
 from tests.engine.model.test_answer_text import HARMONY, MARKERS, PLAIN, WITH_TOOLS, byte_level
+from tests.engine.models import EOS, LLAMA, write_model
 
 SCHEMA = {
     "type": "object",
@@ -67,6 +72,30 @@ def text_of(said: list[FromWorker]) -> str:
 
 def asked(**more: Any) -> GenerationRequest:
     return GenerationRequest("q", 400, messages=(ChatMessage("user", "hi"),), sampling=Sampling(1.0), **more)
+
+
+def test_what_all_grammars_share_is_made_by_the_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a second for a large vocabulary, in which no other answer would go on."""
+    folder = write_model(tmp_path / "model", {**LLAMA, "eos_token_id": EOS})
+    loaded = load(Load(str(folder), 0, inspect(folder).total_layers), lambda *_: None)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a request makes it again")
+
+    monkeypatch.setattr(grammar, "LLTokenizer", refuse)
+    wanted = asked(grammar=Grammar("json_schema", json.dumps({"type": "integer"})))
+    assert loaded.tokenizer.answer_mask(wanted, False, loaded.summary.vocab_size) is not None
+
+
+def test_a_tokenizer_that_follows_no_grammar_says_so_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = byte_level(tmp_path, PLAIN)
+    monkeypatch.setattr(grammar, "LLTokenizer", lambda *_, **__: 1 / 0)
+    tokenizer.prepare_grammars(width(tokenizer))
+    for _ in range(2):
+        with pytest.raises(grammar.GrammarError, match="cannot follow a grammar: division by zero"):
+            tokenizer.answer_mask(asked(grammar=Grammar("json_object")), False, width(tokenizer))
 
 
 def test_any_model_answers_by_the_schema(tmp_path: Path) -> None:
