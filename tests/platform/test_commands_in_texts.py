@@ -67,6 +67,7 @@ TABLE = {
     "lsof -i :{}": (BOTH, "lsof(8)"),
     "openssl rand -hex 32 > {}": (BOTH, "openssl-rand(1)"),
     "unset {}": (BOTH, "POSIX"),
+    'kill -0 "$2"': (BOTH, "POSIX; of the shell that ends a hosted broker, which nobody types"),
     'kill "$2"': (BOTH, "POSIX; of the shell that ends a hosted broker, which nobody types"),
     "unset CXX": (BOTH, "POSIX"),
     "launchctl unsetenv": (MAC, "launchctl(1)"),

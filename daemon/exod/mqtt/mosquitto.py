@@ -34,16 +34,17 @@ POLL_S: Final = 0.03
 STOP_S: Final = 1.0
 """mosquitto ends within milliseconds of SIGTERM; after this it is killed. Leaves room in the daemon's own 2 s."""
 
-OUTLIVES_S: Final = 5.0
+OUTLIVES_S: Final = 5
 """A will is published within milliseconds of the daemon's end; a busy machine may need much longer."""
 
 WATCH: Final = """\
 read -r _
-sleep "$1"
+left=$1
+while [ "$left" -gt 0 ] && kill -0 "$2"; do sleep 1; left=$((left - 1)); done
 { cat "/proc/$2/cmdline" || ps -o args= -p "$2"; } | grep -qF -- "$3" && kill "$2"
 """
-"""For a shell, with the seconds, the pid and the configuration file. The read ends when the pipe does, however the
-daemon dies. The kernel's signal at a parent's death (prctl) is Linux's alone, and lost where mosquitto gives up
+"""For a shell, with whole seconds, the pid and the configuration file. The read ends when the pipe does, however
+the daemon dies. The kernel's signal at a parent's death (prctl) is Linux's alone, and lost where mosquitto gives up
 root."""
 
 CONFIG_NAME: Final = "mosquitto.conf"
