@@ -24,6 +24,15 @@ What is beyond is refused, for nobody could follow it: the counters have 8 bytes
 
 Counter = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNTER)]
 
+TOOK_WEIGHT: Final = 0.25
+"""Of the newest answer in the mean of how long they take."""
+
+SHORTEST_RETRY_S: Final = 1.0
+"""Retry-After counts seconds."""
+
+LONGEST_RETRY_S: Final = 60.0
+"""Later than this a client is never told to come again: answers may be shorter by then."""
+
 NodeId = NewType("NodeId", str)
 """16 lowercase hexadecimal digits."""
 
@@ -359,6 +368,32 @@ class ModelFetch(msgspec.Struct, frozen=True):
         """None where nothing comes."""
         left = self.total_bytes - self.done_bytes
         return round(left / self.bytes_per_s, 1) if self.bytes_per_s and left > 0 else None
+
+
+class AnswerPace(msgspec.Struct, frozen=True):
+    """How long answers take: what is told to who finds all places taken. Seconds."""
+
+    took_s: float | None = None
+    """The mean of late; None where no answer has ended yet."""
+
+    def after(self, took_s: float) -> AnswerPace:
+        mean_s = took_s if self.took_s is None else self.took_s
+        return AnswerPace(mean_s + TOOK_WEIGHT * (took_s - mean_s))
+
+    def next_end_s(self, elapsed_s: float) -> float | None:
+        """Until the next answer ends, the oldest of which has gone on for so long; None where that is not known."""
+        if self.took_s is None:
+            return None
+        # One that takes longer than most, being long or among many, goes on for half as long again.
+        return _retry_s(self.took_s - elapsed_s if elapsed_s < self.took_s else elapsed_s / 2)
+
+    def between_ends_s(self, at_once: int) -> float | None:
+        """The mean time between two ends, of so many at once."""
+        return None if self.took_s is None else _retry_s(self.took_s / at_once)
+
+
+def _retry_s(left_s: float) -> float:
+    return min(max(SHORTEST_RETRY_S, left_s), LONGEST_RETRY_S)
 
 
 class Event(msgspec.Struct, frozen=True):

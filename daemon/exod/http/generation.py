@@ -29,20 +29,12 @@ from exod.http.dialects.openai_answers import Answer, error_object
 from exod.http.exchange import ClientGoneError, Reply, StoppedError, client_of, headers_of, unless_over
 from exod.http.metrics import HttpMetrics
 from exod.http.running import Running
+from exod.model import AnswerPace
 from exoengine.protocol import GenerationRequest
 
 MAX_GENERATIONS: Final = 64
 """Requests that may be under way or queued through this node: far more than one pipeline serves well, and so few
 that their bodies and connections cost little."""
-
-TOOK_WEIGHT: Final = 0.25
-"""Of the newest answer in the mean of how long they take, as the coordinator's queue has it."""
-
-SHORTEST_RETRY_S: Final = 1.0
-"""Retry-After counts seconds."""
-
-LONGEST_RETRY_S: Final = 60.0
-"""Later than this a client is never told to come again: answers may be shorter by then."""
 
 Deltas = AsyncGenerator[tuple[int, GenerationDelta], None]
 
@@ -57,7 +49,7 @@ class AnswerTimes:
     def __init__(self) -> None:
         self._begun: dict[int, float] = {}
         self._numbers = itertools.count()
-        self._took_s: float | None = None
+        self._pace = AnswerPace()
 
     def begun(self, now: float) -> int:
         """The first token of an answer came; `ended` is given the number."""
@@ -66,18 +58,11 @@ class AnswerTimes:
         return number
 
     def ended(self, number: int, now: float) -> None:
-        took_s = now - self._begun.pop(number)
-        mean_s = took_s if self._took_s is None else self._took_s
-        self._took_s = mean_s + TOOK_WEIGHT * (took_s - mean_s)
+        self._pace = self._pace.after(now - self._begun.pop(number))
 
     def next_end_s(self, now: float) -> float | None:
         """None where no answer has ended yet."""
-        if self._took_s is None:
-            return None
-        elapsed_s = max((now - begun_at for begun_at in self._begun.values()), default=0.0)
-        # One that takes longer than most, being long or among many, goes on for half as long again.
-        left_s = self._took_s - elapsed_s if elapsed_s < self._took_s else elapsed_s / 2
-        return min(max(SHORTEST_RETRY_S, left_s), LONGEST_RETRY_S)
+        return self._pace.next_end_s(max((now - begun_at for begun_at in self._begun.values()), default=0.0))
 
     async def noted(self, deltas: Deltas) -> Deltas:
         """Passes an answer's deltas on. Closing it closes `deltas`."""

@@ -34,7 +34,7 @@ from exod.core.engine.engine_messages import (
 )
 from exod.core.engine.queue_times import QueueTimes
 from exod.core.engine.request_progress import Edges, RequestProgress, edges_of
-from exod.model import MeshPlan, NodeId
+from exod.model import AnswerPace, MeshPlan, NodeId
 
 MAX_WAITING: Final = 64
 """Of 64 requests of a few seconds each the last waits for minutes, longer than clients do: later ones are told
@@ -42,12 +42,6 @@ to come again."""
 
 RETRY_AFTER_S: Final = 10.0
 """While no answer has shown how long they take."""
-
-LONGEST_RETRY_S: Final = 60.0
-"""Later than this a client is never told to come again: answers may be shorter by then."""
-
-TOOK_WEIGHT: Final = 0.25
-"""Of the newest answer in the mean of how long they take."""
 
 REPEAT_S: Final = 0.5
 """A message to a rank may be lost with its connection: repeated while its status does not show it."""
@@ -142,7 +136,7 @@ class Scheduler:
         """By order."""
         self._last_turn: dict[str, int] = {}
         """By client, the order of its request that was begun last."""
-        self._took_s = 0.0
+        self._pace = AnswerPace()
         self._floor = 0
         """Every request up to this order has ended."""
         self._ended_orders: set[int] = set()
@@ -250,19 +244,14 @@ class Scheduler:
 
     def _next_end_s(self, now: float) -> float:
         """When the next place in the queue is free, as long as answers have taken of late."""
-        if self._took_s == 0.0 or not self._active:
+        if not self._active:
             return self._retry_after_s
         elapsed_s = now - min(active.begun_at for active in self._active.values())
-        # One that takes longer than most, being long or among many, goes on for half as long again.
-        left_s = self._took_s - elapsed_s if elapsed_s < self._took_s else elapsed_s / 2
-        return min(max(1.0, left_s), LONGEST_RETRY_S)
+        return self._pace.next_end_s(elapsed_s) or self._retry_after_s
 
     @property
     def _retry_after_s(self) -> float:
-        """The mean time between two ends."""
-        if self._took_s == 0.0:
-            return RETRY_AFTER_S
-        return min(max(1.0, self._took_s / self._max_concurrent), LONGEST_RETRY_S)
+        return self._pace.between_ends_s(self._max_concurrent) or RETRY_AFTER_S
 
     def cancel(self, request_id: str) -> None:
         """Drops a waiting request; one that is under way ends through its ranks, which are told until it has. They
@@ -470,8 +459,7 @@ class Scheduler:
             if active.begin.origin and not active.abandoned:
                 self._ended_at[active.client_request] = now
             if not active.cancelled:
-                took_s = now - active.begun_at
-                self._took_s += (took_s - self._took_s) * (TOOK_WEIGHT if self._took_s else 1.0)
+                self._pace = self._pace.after(now - active.begun_at)
         if not ended:
             return []
         self._raise_floor(ranks)
