@@ -11,6 +11,8 @@ from exod.config.settings import Config, build, is_loopback, load
 from exod.errors import ConfigError
 from exod.model import Kind
 
+NOT_UTF8 = os.fsdecode(b"\xff")
+
 
 def load_text(tmp_path: Path, text: str, **environment: str) -> Config:
     file = tmp_path / "exod.toml"
@@ -172,7 +174,14 @@ def test_a_brokers_password_is_never_shown(tmp_path: Path) -> None:
         ("[node]\nnmae = 1\n", "node.nmae: there is no such key; allowed in [node]: name, data_dir"),
         ("node = 3\n", "node = 3: it is a section, write [node]"),
         ("[node\n", "is not valid TOML"),
-        ("name = \xff", "is not valid TOML"),
+        ("name = \xff", "is not valid TOML: byte 8 is no text in UTF-8; save the file as UTF-8"),
+        ("\xff\xfe[\0n\0", "byte 1 is no text in UTF-8; save the file as UTF-8"),
+        ("[mesh]\nport = 1\nport = 2\n", "is not valid TOML: Cannot overwrite a value (at line 3, column 9)"),
+        ("[mesh]\nprot = 1\n", "min_mb_per_s, seal; did you mean port?"),
+        ("[mseh]\nport = 1\n", "[mseh] is no section; allowed: node, cluster, mesh"),
+        ("[mseh]\nport = 1\n", "; did you mean mesh?"),
+        ("port = 1\n", "port = 1: it stands in no section; write it below [mesh] or [api]"),
+        ("colour = 1\n", "colour = 1: it stands in no section; write it below [node] or [cluster] or"),
     ],
 )
 def test_what_is_no_configuration_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
@@ -214,6 +223,15 @@ def test_a_path_is_text(tmp_path: Path) -> None:
         load(Path(os.devnull), {"EXOD_NODE__DATA_DIR": os.fsdecode(b"/tmp/\xff")})
 
 
+def test_the_folder_of_a_user_that_is_none_is_named() -> None:
+    for path, variables in (
+        (Path("~nobody-of-this-name/x"), {}),
+        (None, {"EXOD_CONFIG": "~nobody-of-this-name/x"}),
+    ):
+        with pytest.raises(ConfigError, match=r"~nobody-of-this-name/x: there is no such user; name another file"):
+            load(path, variables)
+
+
 def test_the_file_is_found_through_the_environment(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('[cluster]\nname = "mine"\n')
     config = load(None, {"EXOD_CONFIG": str(tmp_path / "mine.toml")})
@@ -253,6 +271,16 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
         ("EXOD_MESH__PORT", "many", '$EXOD_MESH__PORT: mesh.port = "many": allowed is a whole number'),
         ("EXOD_MESH__SPEED", "1", "$EXOD_MESH__SPEED: mesh.speed: there is no such key"),
         ("EXOD_MASH__PORT", "1", "$EXOD_MASH__PORT: mash is no section"),
+        (
+            "EXOD_MESH_PORT",
+            "1",
+            "$EXOD_MESH_PORT: sets nothing; write $EXOD_MESH__PORT, with two underscores, or unset it",
+        ),
+        ("EXOD_NODE_DATA_DIR", "/x", "$EXOD_NODE_DATA_DIR: sets nothing; write $EXOD_NODE__DATA_DIR,"),
+        ("EXOD_ENGINE__MODEL", NOT_UTF8, "$EXOD_ENGINE__MODEL: engine.model = "),
+        ("EXOD_API__MODEL_NAME", NOT_UTF8, "$EXOD_API__MODEL_NAME: api.model_name = "),
+        ("EXOD_MQTT__BROKER", f"mqtt://{NOT_UTF8}", "$EXOD_MQTT__BROKER: mqtt.broker = "),
+        ("EXOD_MESH__KINDS", f'{{ "{NOT_UTF8}" = "wifi" }}', "$EXOD_MESH__KINDS: mesh.kinds = "),
     ],
 )
 def test_a_bad_variable_is_named(tmp_path: Path, variable: str, value: str, message: str) -> None:

@@ -6,11 +6,12 @@ what was found and what is allowed.
 
 from __future__ import annotations
 
+import difflib
 import os
 import socket
 import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -168,7 +169,11 @@ def load(path: Path | None = None, environment: Mapping[str, str] | None = None)
 def config_file(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Path:
     """Where `load` would look: `path`, else $EXOD_CONFIG, else the user's config folder."""
     environment = os.environ if environment is None else environment
-    return (_named(path, environment) or default_config_file()).expanduser()
+    file = _named(path, environment) or default_config_file()
+    try:
+        return file.expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{file}: there is no such user; name another file with --config") from None
 
 
 def every_key() -> dict[str, dict[str, Key]]:
@@ -228,7 +233,11 @@ def _read(file: Path, must_exist: bool) -> dict[str, Any] | None:
         raise ConfigError(f"{file}: is larger than {MAX_FILE_BYTES} bytes; a configuration is not")
     try:
         return tomllib.loads(data.decode("utf-8-sig"))  # some editors begin a file with a byte order mark
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{file}: is not valid TOML: byte {error.start + 1} is no text in UTF-8; save the file as UTF-8"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: is not valid TOML: {error}") from None
     except RecursionError:
         raise ConfigError(f"{file}: is not valid TOML: it is nested too deeply") from None
@@ -259,7 +268,7 @@ def _collect(
     found: _Found = {section: {} for section in keys}
     for section, entries in (table or {}).items():
         if section not in keys:
-            raise ConfigError(f"{where}: [{section}] is no section; allowed: {', '.join(keys)}")
+            raise ConfigError(f"{where}: {_no_section(section, entries, keys)}")
         if not isinstance(entries, dict):
             raise ConfigError(f"{where}: {section} = {_show(entries)}: it is a section, write [{section}]")
         for key, value in entries.items():
@@ -270,10 +279,13 @@ def _collect(
     for variable, text in environment.items():
         override = _override(variable)
         if override is None:
+            _refuse_near_miss(variable, keys)
             continue
         section, key = override
         if section not in keys:
-            raise ConfigError(f"${variable}: {section} is no section; allowed: {', '.join(keys)}")
+            raise ConfigError(
+                f"${variable}: {section} is no section; allowed: {', '.join(keys)}{_meant(section, keys)}"
+            )
         _known(keys, section, key, f"${variable}")
         found[section][key] = (f"${variable}", _override_value(text))
     return keys, found
@@ -286,9 +298,31 @@ def _beside(source: Path, value: Any) -> Any:
     return value
 
 
+def _no_section(word: str, entries: Any, keys: dict[str, dict[str, Key]]) -> str:
+    """What is wrong with a word at the top of the file: a section's name, or a key that stands in none."""
+    if isinstance(entries, dict | list):
+        return f"[{word}] is no section; allowed: {', '.join(keys)}{_meant(word, keys)}"
+    owners = [f"[{section}]" for section in keys if word in keys[section]] or [f"[{section}]" for section in keys]
+    return f"{word} = {_show(entries)}: it stands in no section; write it below {' or '.join(owners)}"
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _refuse_near_miss(variable: str, keys: dict[str, dict[str, Key]]) -> None:
+    """One line too few between section and key: it would be taken for another program's variable, and not count."""
+    for section in keys:
+        key = variable.removeprefix(f"{ENVIRONMENT_PREFIX}{section.upper()}_").lower()
+        if variable.startswith(ENVIRONMENT_PREFIX) and key in keys[section]:
+            right = f"{ENVIRONMENT_PREFIX}{section}__{key}".upper()
+            raise ConfigError(f"${variable}: sets nothing; write ${right}, with two underscores, or unset it")
+
+
 def _known(keys: dict[str, dict[str, Key]], section: str, key: str, where: str) -> None:
     if key not in keys[section]:
-        allowed = ", ".join(keys[section])
+        allowed = ", ".join(keys[section]) + _meant(key, keys[section])
         raise ConfigError(f"{where}: {section}.{key}: there is no such key; allowed in [{section}]: {allowed}")
 
 
@@ -329,9 +363,12 @@ def _check(key: Key, value: Any) -> Any:
     if not isinstance(value, _FromVariable):
         return key.check(value)
     try:
-        return key.check(value.parsed)
+        checked = key.check(value.parsed)
     except checks.RejectedError:
-        return key.check(value.text)
+        checked = key.check(value.text)
+    if not checks.is_utf8(value.text):
+        raise checks.RejectedError("text in UTF-8")  # it would break the JSON of whatever names it
+    return checked
 
 
 def _checked(section: str, keys: dict[str, Key], found: dict[str, tuple[str, Any]], where: str) -> dict[str, Any]:
