@@ -91,7 +91,7 @@ from exod.sharing.model_sharing import ModelSharing
 from exod.status.answers import Answers, ClusterSettings, Network, Requests
 from exod.status.counters import Counters
 from exod.status.membership_answers import MembershipAnswers
-from exod.status.record import ClusterRecord, PlanChange
+from exod.status.record import ClusterRecord, PlanChange, since_boot_s
 from exod.status.snapshot import StatusBuilder, StatusSettings
 from exoengine.protocol import Serving
 
@@ -141,7 +141,7 @@ class Daemon:
 
     def _create(self) -> None:
         config, identity = self._config, self.identity
-        self.started_at = time.time()
+        self.started_at = since_boot_s()
         self.platform = current()
         self.platform.learn_recommended(identity.recommended_bytes)
         self.card = own_card(config, identity, self.platform)

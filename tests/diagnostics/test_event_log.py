@@ -59,6 +59,28 @@ async def test_a_torn_line_costs_that_line_only(tmp_path: Path) -> None:
     assert await read(EventLog(tmp_path)) == ["path1", "path2"]
 
 
+async def test_a_torn_line_in_a_full_file_costs_no_line_of_the_next_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_log, "MAX_FILE_BYTES", 100)
+    EventLog(tmp_path).write(an_event(1))
+    with (tmp_path / EVENTS_FILE).open("ab") as stream:
+        stream.write(b'{"ts": 1, "ty' + b"x" * 100)
+    EventLog(tmp_path).write(an_event(2))
+    assert event_log.kept_events(tmp_path).unreadable == 1
+    assert (tmp_path / EVENTS_FILE).read_text().count("\n") == 1
+
+
+async def test_a_clock_that_is_set_back_hides_no_event_from_who_asks_for_later_ones(tmp_path: Path) -> None:
+    """A viewer that comes back names the time of the last event that it saw."""
+    log = EventLog(tmp_path)
+    for number, ts in enumerate((100_000.0, 100_001.25, 13_600.5, 13_601.0)):
+        log.write(an_event(number, ts))
+    assert await read(log, since=100_001.25) == ["path2", "path3"]
+    assert await read(log, since=13_600.5) == ["path3"]
+    assert await read(log, since=100_000.5) == ["path1"]
+
+
 async def test_memory_and_disk_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_log, "MAX_EVENTS", 50)
     monkeypatch.setattr(event_log, "MAX_FILE_BYTES", 2000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,16 @@ def test_reading_every_snapshot_a_hundred_times_starts_no_grace() -> None:
         answers.ready(), answers.models(), answers.metrics(), answers.links_history(None, 10)
     assert status.observe(core.seen).lasting_s == ()
     assert status.status().health is Health.HEALTHY
+
+
+def test_a_clock_that_is_set_changes_nothing_in_how_long_a_node_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    status = status_of(StillCore(seen()))
+    before = status.status().node.uptime_s
+    wall = time.time()
+    for moved_s in (-86_400.0, 86_400.0):
+        monkeypatch.setattr(time, "time", lambda moved_s=moved_s: wall + moved_s)
+        assert 0 <= status.status().node.uptime_s - before < 3_600
+        assert 0 <= status.node_report().uptime_s - before < 3_600
 
 
 def test_a_first_load_is_no_recovery_however_often_the_status_is_read() -> None:

@@ -108,6 +108,7 @@ class EventLog:
         try:
             if self._file.exists() and self._file.stat().st_size > MAX_FILE_BYTES:
                 self._file.replace(self._file.with_suffix(".ndjson.1"))
+                self._torn = b""
             with self._file.open("ab") as stream:
                 stream.write(self._torn + msgspec.json.encode(event) + b"\n")
             self._torn = b""
@@ -130,15 +131,24 @@ class EventLog:
         """Those of one type that are later than `since` (Unix seconds), oldest first."""
         return [event for event in self._events if event.type == kind and event.ts > since]
 
+    def _later(self, since: float | None) -> list[Event]:
+        """Those after the event of exactly that time, as they were written: a clock that was set back stamps later
+        ones earlier. Where there is none of that time, those with a later stamp.
+        """
+        kept = list(self._events)
+        places = [place for place, event in enumerate(kept) if event.ts == since]
+        if places:
+            return kept[places[-1] + 1 :]
+        return kept if since is None else [event for event in kept if event.ts > since]
+
     async def read(self, since: float | None, follow: bool) -> AsyncGenerator[Event, None]:
         """Events later than `since` (Unix seconds; None: all that are kept), then new ones while `follow`."""
         queue: asyncio.Queue[Event] = asyncio.Queue(MAX_FOLLOWER_BACKLOG)
         if follow:
             self._followers.add(queue)
         try:
-            for event in list(self._events):
-                if since is None or event.ts > since:
-                    yield event
+            for event in self._later(since):
+                yield event
             while follow:
                 yield await queue.get()
         finally:

@@ -55,7 +55,7 @@ from exod.plain_text import labels
 from exod.platform.host_memory import MemoryReader
 from exod.status.engine_source import EngineSource
 from exod.status.forecast_lines import forecast_lines, parallel_reason
-from exod.status.record import ClusterRecord, PlanChange
+from exod.status.record import ClusterRecord, PlanChange, since_boot_s
 
 CRASHES_SHOWN_S: Final = 3600.0
 """How long the status tells of a crash; the events keep it."""
@@ -73,7 +73,7 @@ class StatusSettings(msgspec.Struct, frozen=True):
     sync: str
     """What `engine.sync` says."""
     started_at: float
-    """Unix seconds."""
+    """On the clock of `since_boot_s`."""
     data_dir: Path
     plays_rdma: bool = False
     """Is RDMA played by a stand-in?"""
@@ -152,7 +152,7 @@ class StatusBuilder:
         )
 
     def _uptime_s(self) -> float:
-        return round(time.time() - self.settings.started_at, 1)
+        return round(since_boot_s() - self.settings.started_at, 1)
 
     def card_of(self, node: NodeId) -> NodeCard | None:
         """None for a node that is not known."""
