@@ -33,6 +33,12 @@ async def test_chat_streams_the_answer_and_nothing_else_to_standard_output(exoct
     assert [message.role for message in request.messages] == ["system", "user"]
 
 
+async def test_a_prompt_needs_no_quotes(exoctl: Exoctl) -> None:
+    async with served(exoctl):
+        ended = await exoctl.run("chat", "count", "from", "3", "to", "5")
+    assert (ended.code, ended.out, ended.err) == (0, "3 4 5\n", "")
+
+
 async def test_chat_takes_its_prompt_from_a_pipe(exoctl: Exoctl) -> None:
     async with served(exoctl):
         ended = await exoctl.run("chat", stdin="count from 1 to 3\n")

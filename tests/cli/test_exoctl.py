@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -224,6 +225,33 @@ async def test_a_mistyped_word_is_one_line_that_names_what_exists(
     assert words in ended.err
     assert ended.err.count("\n") == 1
     assert ended.err.startswith("exoctl: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "help_of"),
+    [
+        (("events", "today"), "exoctl events --help"),
+        (("mesh", "show", "all"), "exoctl mesh show --help"),
+        (("mesh", "--json", "shwo"), "exoctl mesh --help"),
+        (("engine", "native", "build", "now"), "exoctl engine native --help"),
+        (("status", "-x"), "exoctl status --help"),
+        (("statsu",), "exoctl --help"),
+    ],
+)
+async def test_an_error_names_the_help_that_has_its_cure(
+    exoctl: Exoctl, arguments: tuple[str, ...], help_of: str
+) -> None:
+    ended = await exoctl.run(*arguments)
+    assert ended.code == ExitCode.USAGE
+    assert ended.err.endswith(f"; see: {help_of}\n")
+    assert (await exoctl.run(*help_of.split()[1:], bare=True)).code == 0
+
+
+async def test_a_folder_to_load_is_meant_from_where_it_was_typed(exoctl: Exoctl) -> None:
+    async with served(exoctl) as daemon:
+        for typed, meant in ((".", os.getcwd()), ("..", os.path.dirname(os.getcwd()))):
+            assert (await exoctl.run("engine", "load", typed, "--no-wait")).code == 0
+            assert daemon.asked[-1] == ("engine_load", meant)
 
 
 async def test_help_lists_every_command_of_the_contract(exoctl: Exoctl) -> None:

@@ -130,6 +130,11 @@ async def test_a_home_that_is_no_folder_has_no_configuration(exoctl: Exoctl) -> 
         (("engine", "load", ""), "MODEL: expected a name, and this is empty"),
         (("model", "pull", ""), "MODEL: expected a name, and this is empty"),
         (("events", "--node="), "--node: expected a name, and this is empty"),
+        (("status", "--config="), "--config: expected a path, and this is empty"),
+        (("report", "--output="), "--output: expected a path, and this is empty"),
+        (("config", "check", ""), "FILE: expected a path, and this is empty"),
+        (("config", "check", "~nobody-of-this-name/x"), "there is no such user"),
+        (("wait", "--timeout", "soon"), "--timeout: soon: expected seconds, 0 or more"),
     ],
 )
 async def test_a_value_out_of_range_names_the_option_and_what_is_allowed(

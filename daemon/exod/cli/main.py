@@ -43,10 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser, commands = build()
     except ImportError as error:
         sys.exit(tell_not_imported(error))
+    asked = commands.parser_of(_words(given))
     complaint = _not_text(given) or unknown_command(given, commands)
     if complaint:
-        parser.error(complaint)
-    namespace = vars(parser.parse_args(given))
+        asked.error(complaint)
+    known, rest = parser.parse_known_args(given)
+    if rest:
+        asked.error(f"unexpected: {' '.join(rest)}")
+    namespace = vars(known)
     function = namespace.pop("function", None)
     if function is None:
         _without_command(given, parser, commands)

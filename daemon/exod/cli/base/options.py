@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from exod import VERSION
+from exod.cli.base.values import path
 from exod.errors import ExitCode, ExodError, RequestError
 from exod.plain_text import printable
 from exod.platform.standard_streams import drop_unwritten
@@ -199,6 +200,13 @@ class Commands:
     def help_of(self, name: str) -> str:
         return self._parsers.choices[name].format_help()
 
+    def parser_of(self, words: Sequence[str]) -> Parser:
+        """The one whose help belongs to the words that name a command, as far as there is such a command."""
+        if not words or words[0] not in self.names:
+            return self._parser
+        group = self.groups.get(words[0])
+        return self._parsers.choices[words[0]] if group is None else group.parser_of(words[1:])
+
     def _new(self, name: str, text: str) -> Parser:
         parser = self._parsers.add_parser(name, help=_first_sentence(text), description=text)
         add_global_options(parser)
@@ -216,9 +224,9 @@ def add_global_options(parser: Parser) -> None:
     """The options that hold everywhere. What is not said leaves no trace: what stands before counts."""
     options = parser.add_argument_group("everywhere")
     silent = argparse.SUPPRESS
-    options.add_argument("--socket", type=Path, metavar="PATH", default=silent, help="the daemon's control socket")
+    options.add_argument("--socket", type=path, metavar="PATH", default=silent, help="the daemon's control socket")
     options.add_argument(
-        "--config", type=Path, metavar="FILE", default=silent, help="the configuration, to find the socket by"
+        "--config", type=path, metavar="FILE", default=silent, help="the configuration, to find the socket by"
     )
     options.add_argument("--json", dest="as_json", action="store_true", default=silent, help="print JSON")
     options.add_argument("--no-color", action="store_true", default=silent, help="print without colours")

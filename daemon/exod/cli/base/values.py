@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
@@ -37,3 +38,21 @@ def name(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("expected a name, and this is empty")
     return text
+
+
+def path(text: str) -> Path:
+    """Of a file. An empty one would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, and this is empty")
+    return Path(text)
+
+
+def seconds_or_more(text: str) -> float:
+    """How long to wait."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: expected seconds, 0 or more")
+    return value

@@ -30,7 +30,7 @@ MAX_SEED: Final = 2**63 - 1
 
 def register(commands: Commands) -> None:
     parser = commands.add("chat", chat)
-    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="what to ask; without it, a conversation")
+    parser.add_argument("words", nargs="*", metavar="PROMPT", help="what to ask; without it, a conversation")
     parser.add_argument("--system", metavar="TEXT", help="a system instruction before the conversation")
     parser.add_argument("--model", metavar="NAME", help="only if this model is loaded")
     parser.add_argument("--max-tokens", type=whole(1, MAX_TOKENS), metavar="N", help="a bound for each answer")
@@ -42,7 +42,7 @@ def register(commands: Commands) -> None:
 
 def chat(
     shell: Shell,
-    prompt: str | None,
+    words: list[str],
     system: str | None,
     model: str | None,
     max_tokens: int | None,
@@ -52,6 +52,7 @@ def chat(
     """Talk to the model, streaming. Standard input is the prompt where it is no terminal."""
     wishes: dict[str, Any] = {"model": model, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     conversation = Conversation(shell, system, wishes)
+    prompt = " ".join(words) if words else None
     if prompt is None and not sys.stdin.isatty():
         prompt = _given().strip()
         if not prompt:

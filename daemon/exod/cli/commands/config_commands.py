@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exod.cli.base import values
 from exod.cli.base.options import Commands, Shell
 from exod.errors import ConfigError, ExitCode
 
@@ -22,7 +23,9 @@ def register(commands: Commands) -> None:
     config.add("show", show)
     config.add("init", init)
     checked = config.add("check", check)
-    checked.add_argument("file", metavar="FILE", nargs="?", type=Path, help="another file than the one in force")
+    checked.add_argument(
+        "file", metavar="FILE", nargs="?", type=values.path, help="another file than the one in force"
+    )
 
 
 def path(shell: Shell) -> ExitCode:

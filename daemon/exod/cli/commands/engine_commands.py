@@ -145,7 +145,7 @@ def engine_load(shell: Shell, model: str, no_wait: bool) -> ExitCode:
     """Loads a model on all nodes, in place of the present one, and waits until it answers or has failed."""
     from exod.cli.commands.model_load import load_and_watch
 
-    if model.startswith(("./", "../")):
+    if model in (".", "..") or model.startswith(("./", "../")):
         model = os.path.abspath(model)  # as the shell means it, not where the daemon was started
     if no_wait:
         return run_command(shell, "engine_load", model=model)

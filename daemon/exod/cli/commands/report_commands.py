@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from exod.cli.base import values
 from exod.cli.base.options import Commands, Shell
 from exod.errors import ExitCode, ExodError
 
@@ -44,7 +45,11 @@ HISTORY: Final = 1000
 def register(commands: Commands) -> None:
     parser = commands.add("report", report)
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="where to write it; default: exod-report-TIME.tar.gz here"
+        "-o",
+        "--output",
+        type=values.path,
+        metavar="FILE",
+        help="where to write it; default: exod-report-TIME.tar.gz here",
     )
 
 

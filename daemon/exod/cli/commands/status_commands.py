@@ -6,7 +6,8 @@ import time
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from exod.cli.base.options import Commands, Parser, Shell, UsageError
+from exod.cli.base.options import Commands, Parser, Shell
+from exod.cli.base.values import seconds_or_more
 from exod.errors import ExitCode, ExodError
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ def register_wait(commands: Commands) -> None:
     parser = commands.add("wait", wait)
     gates = [gate.value for gate in Gate]
     parser.add_argument("--for", dest="gate", choices=gates, default=Gate.READY.value, help="default: ready")
-    parser.add_argument("--timeout", type=float, metavar="S", default=WAIT_S, help=f"default: {WAIT_S:g} seconds")
+    parser.add_argument(
+        "--timeout", type=seconds_or_more, metavar="S", default=WAIT_S, help=f"default: {WAIT_S:g} seconds"
+    )
 
 
 def add_watch(parser: Parser) -> None:
@@ -74,8 +77,6 @@ def wait(shell: Shell, gate: str, timeout: float) -> ExitCode:
     """A gate for scripts. Returns when the cluster is agreed, ready to serve, or healthy; a daemon that is not
     there yet is waited for. Past the timeout: 6, or 3 where no daemon answered at the end.
     """
-    if not 0 <= timeout < float("inf"):
-        raise UsageError(f"--timeout {timeout:g}: seconds are 0 or more")
     deadline = time.monotonic() + timeout
     wanted = Gate(gate)
     while True:
