@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import gc
 import ipaddress
 import json
 import logging
@@ -418,6 +419,32 @@ async def test_one_reason_is_logged_once_however_often_it_is_tried(tmp_path: Pat
             await asyncio.sleep(1.2)
     assert [entry["event"] for entry in logs] == ["mqtt_not_connected"]
     assert f"127.0.0.1:{port} cannot be reached" in logs[0]["text"]
+
+
+@pytest.mark.anyio
+async def test_a_broker_that_closes_each_connection_is_named_with_a_cure_and_upsets_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one does whose rules let this client do nothing: it takes the connection and closes it."""
+    connections = 0
+
+    async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        if await reader.read(4096):
+            connections += 1
+            writer.write(b"\x20\x02\x00\x00")
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(close, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    mqtt = service(tmp_path, port, broker=f"mqtt://127.0.0.1:{port}")
+    async with server, running(mqtt.run()):
+        await until(lambda: mqtt.status.text and connections >= 4, "tried again")
+        assert mqtt.status.state == "connecting"
+        assert "closes the connection and gives no reason: look into its log" in mqtt.status.text
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 @pytest.mark.anyio

@@ -38,6 +38,14 @@ class Client(aiomqtt.Client):
 
         self._loop.call_soon_threadsafe(register)
 
+    def _on_disconnect(self, *args: Any, **kwargs: Any) -> None:
+        """aiomqtt forgets how a connection ended that was lost while it was made, and asyncio would log a traceback
+        for that.
+        """
+        super()._on_disconnect(*args, **kwargs)
+        if self._disconnected.done():
+            self._disconnected.exception()
+
     def _break(self, error: Exception) -> None:
         """The connection is lost: those who wait for messages get an error."""
         if not self._disconnected.done():

@@ -71,6 +71,9 @@ COMMAND_EVERY_S: Final = 1.0
 MAX_INCOMING: Final = 2000
 """Messages of other nodes that wait to be looked at; beyond, they are dropped (and come again within 30 s)."""
 
+CLOSED_TEXTS: Final = ("not currently connected", "Unexpected disconnection", "Disconnected during", "code:128")
+"""By these texts the library means that the other end closed the connection."""
+
 _log = structlog.get_logger()
 
 
@@ -202,7 +205,7 @@ class MqttService:
         return f"what listens on {address} is no MQTT broker: set mqtt.broker" * (listener is Listener.STRANGER)
 
     def _lost(self, address: BrokerAddress | None, error: BaseException, known: str = "") -> None:
-        text = known or str(error) or type(error).__name__
+        text = known or said_by(error)
         self._set(MqttSummary("connecting", None if address is None else str(address), text))
 
     def _set(self, summary: MqttSummary) -> None:
@@ -322,6 +325,17 @@ async def _reach(address: BrokerAddress) -> None:
 async def _tls(address: BrokerAddress, files: TlsFiles) -> ssl.SSLContext | None:
     """For `mqtts`, host name checked. Loading certificates blocks: in a thread. Raises StartError."""
     return await asyncio.to_thread(files.context) if address.tls else None
+
+
+def said_by(error: BaseException) -> str:
+    """What the client's library says of a connection that ended is about its own calls, and names no cure."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, aiomqtt.MqttError):
+        if any(part in text for part in CLOSED_TEXTS):
+            return "the broker closes the connection and gives no reason: look into its log, and set mqtt.broker"
+        if "timed out" in text:
+            return f"the broker takes the connection and does not answer within {CALL_S:g} s: look into its log"
+    return text
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
