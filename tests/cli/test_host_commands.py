@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import plistlib
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from exod.cli.commands import cluster_commands
+from exod.cli.commands.host_commands import _folder
 from exod.cli.service import verbs as service
+from exod.config.settings import build
 from exod.daemon_api.shapes import Finding
 from exod.errors import ExitCode
 from exod.identity import claim
@@ -58,6 +62,26 @@ async def test_doctor_names_what_is_in_the_way_of_the_data_folder(exoctl: Exoctl
     ended = await exoctl.run("doctor")
     assert ended.code == ExitCode.DEGRADED
     assert f"{way}: is in the way of the data folder and is no folder move it away" in " ".join(ended.out.split())
+
+
+@pytest.mark.parametrize(
+    ("missing", "flags", "said", "cure"),
+    [
+        ("", os.ST_RDONLY, "the disk of the data folder is read-only", "set node.data_dir to another folder"),
+        ("none/data", os.ST_RDONLY, "the disk of the data folder is read-only", "set node.data_dir"),
+        ("none/data", 0, "this user cannot make the data folder", "set node.data_dir"),
+        ("", 0, "this user cannot write the data folder", "sudo chown"),
+    ],
+)
+async def test_doctor_names_a_data_folder_that_cannot_be_made_or_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, flags: int, said: str, cure: str
+) -> None:
+    """Root may write anywhere but on such a disk, so the system's answers are played."""
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=flags))
+    (finding,) = _folder(build({"node": {"data_dir": str(tmp_path / missing)}}, {}, None))
+    assert said in finding.text
+    assert cure in finding.cure
 
 
 async def test_doctor_names_a_broken_configuration_and_a_key_that_others_can_read(exoctl: Exoctl) -> None:

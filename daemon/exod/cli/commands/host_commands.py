@@ -181,12 +181,16 @@ def _folder(config: Config) -> list[Finding]:
     if not way.is_dir():
         text = f"{way}: is in the way of the data folder and is no folder"
         return [Finding("folder.in_the_way", "error", "data folder", text, "move it away, or set node.data_dir")]
-    if not folder.exists():
+    if os.access(way, os.R_OK | os.W_OK | os.X_OK):
         return []
-    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        text = f"{folder}: this user cannot write the data folder"
-        return [Finding("folder.permission", "error", "data folder", text, f"sudo chown -R $(id -un) {folder}")]
-    return []
+    if os.statvfs(way).f_flag & os.ST_RDONLY:
+        text = f"{way}: the disk of the data folder is read-only"
+        return [Finding("folder.read_only", "error", "data folder", text, "set node.data_dir to another folder")]
+    if way != folder:
+        text = f"{way}: this user cannot make the data folder {folder} in it"
+        return [Finding("folder.permission", "error", "data folder", text, "set node.data_dir to another folder")]
+    text = f"{folder}: this user cannot write the data folder"
+    return [Finding("folder.permission", "error", "data folder", text, f"sudo chown -R $(id -un) {folder}")]
 
 
 def _key(config: Config) -> list[Finding]:
