@@ -81,6 +81,33 @@ async def test_the_choice_of_tools_reaches_the_engine(change: dict[str, Any], to
     assert (None if told is None else (told.choice, told.name, told.parallel)) == tools
 
 
+OTHER: dict[str, Any] = {"type": "function", "function": {"name": "wait", "parameters": {"type": "object"}}}
+
+
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+async def test_of_the_tools_only_the_allowed_ones_reach_the_engine(mode: str) -> None:
+    async with served() as place:
+        chat = count(1, 2, tools=[OTHER, WEATHER], tool_choice=allowed(mode, "get_weather"))
+        assert (await place.http.ask("POST", CHAT, chat)).status == 200
+        choice = {"type": "allowed_tools", "mode": mode, "tools": [{"type": "function", "name": "get_weather"}]}
+        flat = [{"type": "function", **tool["function"]} for tool in (OTHER, WEATHER)]
+        asked = {"input": "count from 1 to 2", "tools": flat, "tool_choice": choice}
+        answer = await place.http.ask("POST", "/v1/responses", asked)
+        told = [request.tools for request in place.daemon.requests]
+    assert answer.json["tool_choice"] == choice
+    for tools in told:
+        assert tools is not None
+        assert (tools.choice, [one["function"]["name"] for one in json.loads(tools.specs)]) == (
+            mode,
+            ["get_weather"],
+        )
+
+
 async def test_turns_with_tools_are_history() -> None:
     called = {
         "id": "call_9",

@@ -45,6 +45,27 @@ pytestmark = pytest.mark.anyio
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "letters"),
         ({"tool_choice": "required"}, "tool_choice", "no tools"),
         ({"tool_choice": "maybe"}, "tool_choice", '"none"'),
+        (
+            {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "none"}}},
+            "tool_choice.allowed_tools.mode",
+            '"required"',
+        ),
+        (
+            {"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": []}},
+            "tool_choice.tools",
+            "at least one",
+        ),
+        (
+            {
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "mode": "auto",
+                    "tools": [{"type": "function", "name": "f"}],
+                }
+            },
+            "tool_choice.tools[0]",
+            "there is no function 'f'",
+        ),
         ({"functions": [{"name": "f"}]}, "functions", "tools"),
         ({"response_format": {"type": "xml"}}, "response_format.type", '"json_schema"'),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema", "is missing"),

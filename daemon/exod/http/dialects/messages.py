@@ -26,6 +26,9 @@ NAME: Final = re.compile(r"[a-zA-Z0-9_.:/-]{1,128}")
 """OpenAI allows 64 letters, digits, _ and -; other servers' clients use dots, colons and slashes, too."""
 
 
+ALLOWED_TOOLS: Final = "allowed_tools"
+
+
 class ContentPart(msgspec.Struct):
     type: str
     text: str | None = None
@@ -66,10 +69,28 @@ class NamedFunction(msgspec.Struct):
     name: str
 
 
-class ToolChoice(msgspec.Struct):
+class AllowedTool(msgspec.Struct):
+    """Named as in chat completions, or as in responses."""
+
     type: str = "function"
     function: NamedFunction | None = None
     name: str | None = None
+
+
+class AllowedTools(msgspec.Struct):
+    mode: str | None = None
+    tools: list[AllowedTool] | None = None
+
+
+class ToolChoice(msgspec.Struct):
+    """`mode` and `tools` are those of `allowed_tools` in responses; chat completions have them one level deeper."""
+
+    type: str = "function"
+    function: NamedFunction | None = None
+    name: str | None = None
+    allowed_tools: AllowedTools | None = None
+    mode: str | None = None
+    tools: list[AllowedTool] | None = None
 
 
 class JsonSchema(msgspec.Struct):
@@ -147,6 +168,7 @@ def tools_of(functions: list[Function], choice: str | ToolChoice | None, paralle
         if not NAME.fullmatch(function.name):
             raise FieldError(f"tools[{at}].function.name", "expected 1 to 128 letters, digits, or _ . : / -")
     wish, name = _choice(choice)
+    functions = _allowed(functions, choice)
     if not functions:
         if wish in ("required", "named"):
             raise FieldError("tool_choice", "there are no tools to choose from")
@@ -181,12 +203,40 @@ def _choice(choice: str | ToolChoice | None) -> tuple[Any, str]:
         if wish not in ("auto", "none", "required"):
             raise FieldError("tool_choice", 'expected "auto", "none", "required", or a function')
         return wish, ""
+    if choice.type == ALLOWED_TOOLS:
+        place, allowed = _allowed_tools(choice)
+        if allowed.mode not in ("auto", "required"):
+            raise FieldError(f"{place}.mode", 'expected "auto" or "required"')
+        return allowed.mode, ""
     if choice.type in ("auto", "none", "required", "any"):
         return {"any": "required"}.get(choice.type, choice.type), ""
     name = choice.function.name if choice.function is not None else choice.name
     if choice.type not in ("function", "tool") or not name:
         raise FieldError("tool_choice", "expected a function with its name")
     return "named", name
+
+
+def _allowed_tools(choice: ToolChoice) -> tuple[str, AllowedTools]:
+    """Where they stand in the body, and what they are."""
+    if choice.allowed_tools is not None:
+        return "tool_choice.allowed_tools", choice.allowed_tools
+    return "tool_choice", AllowedTools(choice.mode, choice.tools)
+
+
+def _allowed(functions: list[Function], choice: str | ToolChoice | None) -> list[Function]:
+    """Those that may be called. The others are not told to the model, which then calls none of them."""
+    if not isinstance(choice, ToolChoice) or choice.type != ALLOWED_TOOLS:
+        return functions
+    place, allowed = _allowed_tools(choice)
+    if not allowed.tools:
+        raise FieldError(f"{place}.tools", "expected at least one tool")
+    names = set()
+    for at, tool in enumerate(allowed.tools):
+        name = tool.function.name if tool.function is not None else tool.name
+        if tool.type != "function" or name not in [function.name for function in functions]:
+            raise FieldError(f"{place}.tools[{at}]", f"there is no {tool.type[:40]} '{(name or '')[:64]}' in tools")
+        names.add(name)
+    return [function for function in functions if function.name in names]
 
 
 def read_format(wished: ResponseFormat | None, place: str = "response_format") -> Grammar | None:

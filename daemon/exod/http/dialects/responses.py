@@ -317,7 +317,7 @@ class ResponsesAnswer(BlockAnswer):
             "store": body.store is not False,
             "temperature": request.sampling.temperature,
             "text": {"format": _told(body)},
-            "tool_choice": body.tool_choice or "auto",
+            "tool_choice": _told_choice(body),
             "tools": body.tools or [],
             "top_p": request.sampling.top_p,
             "truncation": "disabled",
@@ -347,6 +347,19 @@ class ResponsesAnswer(BlockAnswer):
 
 def _part(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def _told_choice(body: ResponsesBody) -> Any:
+    """As it came, without the fields that the client left away."""
+    return _without_nulls(msgspec.to_builtins(body.tool_choice or "auto"))
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_nulls(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+    return value
 
 
 def _told(body: ResponsesBody) -> Any:
