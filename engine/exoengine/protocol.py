@@ -176,6 +176,8 @@ class TextAsked(msgspec.Struct, frozen=True, tag="text_asked"):
     """With the control tokens that the tokenizer puts around a text."""
     wants_pieces: bool = False
     tokens: tuple[int, ...] = ()
+    will_run: bool = False
+    """The request is to be run, not only counted: it is refused where its KV cache never fits."""
 
 
 class KeepWaiting(msgspec.Struct, frozen=True, tag="keep_waiting"):

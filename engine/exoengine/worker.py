@@ -239,7 +239,7 @@ class Worker:
             model, self._group, self.shared, self._tell, message.sync, message.serving, self._step_costs
         )
         self._asked = message
-        self._texts.use(model.tokenizer, model.max_context_tokens)
+        self._texts.use(model.tokenizer, model.max_context_tokens, model.kv_room)
         self.shared.memory_bytes = model.weight_bytes
         gc.collect()
         gc.freeze()  # a collection after a fault must not walk through what stays for ever

@@ -98,7 +98,7 @@ class TextDesk:
         if not self.can_answer or request.prepared is not None or isinstance(request.prompt, tuple):
             return request
         try:
-            answer = await self.ask(TextAsked("", request))
+            answer = await self.ask(TextAsked("", request, will_run=True))
         except RequestError as error:
             if error.code == "not_ready":
                 return request

@@ -1,9 +1,10 @@
 """The threads of a worker that make tokens of text and text of tokens, beside the one that computes.
 
 A long text takes a tokenizer seconds. The steps under way go on meanwhile, because tokenizers work without the
-interpreter's lock. Decides: what cannot fit the context, before all of it is read, and when a text has taken too
-long. One short text at a time, and one long one beside it: whoever sends long texts holds up no other client. What
-takes too long is left alone (`deadlines.py`). Touches no MLX.
+interpreter's lock. Decides: what cannot fit the context, before all of it is read; what can never fit the memory
+for KV caches, before it waits in the queue; and when a text has taken too long. One short text at a time, and one
+long one beside it: whoever sends long texts holds up no other client. What takes too long is left alone
+(`deadlines.py`). Touches no MLX.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from exoengine.protocol import FromWorker, GenerationRequest, TextAnswered, Text
 
 if TYPE_CHECKING:
     from exoengine.model.text import Tokenizer
+    from exoengine.model_files.kv_room import KvRoom
 
 DEADLINE_S: Final = 10.0
 """A million tokens of plain text take 2 s: what takes longer than this is a text that was made to."""
@@ -46,12 +48,14 @@ class TextThread:
 
     def __init__(self, emit: Callable[[FromWorker], None]) -> None:
         self._emit = emit
-        self._model: tuple[Tokenizer, int] | None = None
+        self._model: tuple[Tokenizer, int, KvRoom | None] | None = None
         self._short, self._long = (self._start(name) for name in ("texts", "long texts"))
 
-    def use(self, tokenizer: Tokenizer | None, max_context_tokens: int = 0) -> None:
+    def use(
+        self, tokenizer: Tokenizer | None, max_context_tokens: int = 0, room: KvRoom | None = None
+    ) -> None:  # fmt: skip
         """From any thread: the model whose texts these are from now on; None: there is none."""
-        self._model = (tokenizer, max_context_tokens) if tokenizer is not None else None
+        self._model = (tokenizer, max_context_tokens, room) if tokenizer is not None else None
 
     def ask(self, asked: TextAsked) -> None:
         """From any thread: answered with TextAnswered."""
@@ -85,9 +89,11 @@ def _size(asked: TextAsked) -> int:
     return size
 
 
-def _answer(working: Abandoning, asked: TextAsked, tokenizer: Tokenizer, max_context_tokens: int) -> TextAnswered:
+def _answer(
+    working: Abandoning, asked: TextAsked, tokenizer: Tokenizer, max_context_tokens: int, room: KvRoom | None
+) -> TextAnswered:
     try:
-        return working.run(lambda: _done(asked, tokenizer, max_context_tokens), DEADLINE_S, "this text")
+        return working.run(lambda: _done(asked, tokenizer, max_context_tokens, room), DEADLINE_S, "this text")
     except PromptError as error:
         return TextAnswered(asked.ask_id, code=error.code, problem=str(error))
     except TooSlowError as error:
@@ -97,13 +103,18 @@ def _answer(working: Abandoning, asked: TextAsked, tokenizer: Tokenizer, max_con
         return TextAnswered(asked.ask_id, code="bad_request", problem=f"the tokenizer refuses it: {first_line}")
 
 
-def _done(asked: TextAsked, tokenizer: Tokenizer, max_context_tokens: int) -> TextAnswered:
+def _done(
+    asked: TextAsked, tokenizer: Tokenizer, max_context_tokens: int, room: KvRoom | None
+) -> TextAnswered:  # fmt: skip
     request = asked.request
     if request is not None:
         _refuse_far_too_long(request, tokenizer, max_context_tokens)
         tokens, thinks = tokenizer.prompt(request)
         if len(tokens) >= max_context_tokens:
             raise PromptError("context_length_exceeded", too_long(len(tokens), max_context_tokens))
+        most = min(request.max_tokens, max_context_tokens - len(tokens))
+        if asked.will_run and room is not None and (refusal := room.refusal(len(tokens), most)):
+            raise PromptError("context_length_exceeded", refusal)
         return TextAnswered(asked.ask_id, tuple(tokens), thinks=thinks)
     if asked.tokens:
         return TextAnswered(asked.ask_id, text=tokenizer.decode(asked.tokens, control=True))

@@ -13,6 +13,7 @@ from exoengine.generation_request import ToolCall
 from exoengine.model import text_thread
 from exoengine.model.text import Tokenizer
 from exoengine.model.text_thread import TextThread
+from exoengine.model_files.kv_room import KvRoom
 from exoengine.protocol import ChatMessage, FromWorker, GenerationRequest, TextAnswered, TextAsked, Tools
 from tests.engine.model.test_answer_text import MARKERS, WITH_TOOLS, byte_level
 
@@ -21,10 +22,10 @@ CALL = ToolCall("1", "a", "x" * 70_000)
 
 
 class Asker:
-    def __init__(self, tokenizer: Tokenizer | None, context: int = 4096) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, context: int = 4096, room: KvRoom | None = None) -> None:
         self._said: queue.Queue[FromWorker] = queue.Queue()
         self._texts = TextThread(self._said.put)
-        self._texts.use(tokenizer, context)
+        self._texts.use(tokenizer, context, room)
 
     def ask(self, asked: TextAsked) -> TextAnswered:
         self._texts.ask(asked)
@@ -51,6 +52,16 @@ def test_texts_and_tokens_are_each_other(tokenizer: Tokenizer) -> None:
     answer = asker.ask(TextAsked("1", text="é<|im_end|>", wants_pieces=True))
     assert b"".join(answer.pieces) == "é<|im_end|>".encode()
     assert asker.ask(TextAsked("2", tokens=answer.tokens)).text == "é<|im_end|>"
+
+
+def test_what_can_never_fit_is_told_before_it_waits_and_can_be_counted(tokenizer: Tokenizer) -> None:
+    asker = Asker(tokenizer, room=KvRoom(100, lambda tokens: tokens))
+    long = GenerationRequest("q", 9, prompt="x" * 95)
+    refused = asker.ask(TextAsked("1", long, will_run=True))
+    assert refused.code == "context_length_exceeded"
+    assert "95 tokens of prompt and 9 of answer" in refused.problem
+    assert len(asker.ask(TextAsked("2", long)).tokens) == 95
+    assert not asker.ask(TextAsked("3", GenerationRequest("q", 5, prompt="x" * 95), will_run=True)).code
 
 
 def test_what_is_wrong_is_told(tokenizer: Tokenizer) -> None:
