@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import pwd
 from pathlib import Path
 
 import pytest
 
-from exod.config.settings import Config, build, is_loopback, load
+from exod.config.settings import Config, build, default_config_file, default_data_dir, is_loopback, load
 from exod.errors import ConfigError
 from exod.model import Kind
 
@@ -230,6 +231,20 @@ def test_the_folder_of_a_user_that_is_none_is_named() -> None:
     ):
         with pytest.raises(ConfigError, match=r"~nobody-of-this-name/x: there is no such user; name another file"):
             load(path, variables)
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user has no entry in the password database."""
+
+    def nobody(_: int) -> None:
+        raise KeyError("uid not found")
+
+    for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    for look in (lambda: load(None, {}), default_config_file, default_data_dir):
+        with pytest.raises(ConfigError, match="this user has no home folder: set HOME to a folder"):
+            look()
 
 
 def test_the_file_is_found_through_the_environment(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import os
 import socket
 import stat
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -150,13 +150,20 @@ def default_config_file() -> Path:
     """The platform's user config folder."""
     from platformdirs import user_config_path
 
-    return user_config_path("exod", appauthor=False) / CONFIG_FILE_NAME
+    return _of_home(user_config_path) / CONFIG_FILE_NAME
 
 
 def default_data_dir() -> Path:
     from platformdirs import user_data_path
 
-    return user_data_path("exod", appauthor=False)
+    return _of_home(user_data_path)
+
+
+def _of_home(folder: Callable[..., Path]) -> Path:
+    try:
+        return folder("exod", appauthor=False)
+    except RuntimeError:  # no HOME, and no entry in the password database, as in some containers
+        raise ConfigError("this user has no home folder: set HOME to a folder, as an absolute path") from None
 
 
 def load(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Config:
