@@ -23,8 +23,8 @@ CONFIG: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-def new_pair(lab: Lab) -> Cluster:
-    return Cluster(lab, (1, 2), config=CONFIG)
+def new_pair(lab: Lab, **mesh: Any) -> Cluster:
+    return Cluster(lab, (1, 2), config=CONFIG | {"mesh": CONFIG["mesh"] | mesh})
 
 
 def start_afresh(pair: Cluster) -> list[Status]:
