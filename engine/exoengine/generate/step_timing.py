@@ -59,6 +59,8 @@ class Pace:
         self._last: float | None = None
         self._last_token: float | None = None
         self._interrupted = False
+        self._before: float | None = None
+        """When the last token came of the requests that were open as this rank began to load other layers."""
         self._gap_ms = 0.0
         self._times: dict[int, _Times] = {}
         self.baseline_tokens_per_s = 0.0
@@ -90,6 +92,9 @@ class Pace:
     def opened(self, tokens: int, order: int = 0) -> None:
         """A request was opened; with `tokens` of its answer known it goes on after a fault, here or elsewhere."""
         now = time.monotonic()
+        if self._before is not None and tokens:
+            self._last_token, self._interrupted = self._before, True
+        self._before = None
         if self._last is None or not self._times.keys() - {order}:
             self._last = now
         self._last_chunk = None
@@ -98,6 +103,10 @@ class Pace:
             before.interrupted = False
         else:
             self._times[order] = _Times(now if tokens == 0 else None)
+
+    def goes_on_from(self, token_at: float | None) -> None:
+        """The layers are loaded anew: where a request goes on with them, its next token ends a gap."""
+        self._before = token_at
 
     def closed(self, order: int) -> None:
         """A request is finished."""
@@ -185,11 +194,13 @@ class WorkProgress:
         self._counted_at = 0.0
         # Another model, or other layers: what was reached before says nothing of these.
         shared.tokens_per_s = shared.baseline_tokens_per_s = shared.last_gap_ms = 0.0
+        pace.goes_on_from(shared.token_at)
 
     def count_token(self, generation: Generation, order: int) -> None:
         """A token of `generation` counts from now on."""
         shared = self._shared
         shared.last_gap_ms = self._pace.token(order)
+        shared.token_at = time.monotonic()
         shared.step = len(generation.tokens) + 1
         shared.tokens_per_s = self._pace.tokens_per_s
         shared.baseline_tokens_per_s = self._pace.baseline_tokens_per_s
@@ -213,6 +224,7 @@ class WorkProgress:
         self._shared.positions = tuple((work.generation.order, work.done) for work in works)
         self._count_bytes(works, idle)
         if idle:
+            self._shared.token_at = None
             self._shared.end()
             return
         decoding = all(work.holding.caches.position >= work.generation.length - 1 for work in works)

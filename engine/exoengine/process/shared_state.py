@@ -31,6 +31,8 @@ class SharedState:
         self.tokens_per_s = 0.0
         self.baseline_tokens_per_s = 0.0
         self.last_gap_ms = 0.0
+        self.token_at: float | None = None
+        """When the last token came of a request that is open; it outlives a load of other layers."""
         self.kv_tokens = 0
         self.memory_bytes = 0
         self.longest_gpu_wait_s = 0.0

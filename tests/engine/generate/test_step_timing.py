@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from exoengine.generate import step_timing as module
@@ -72,6 +75,46 @@ def test_an_answer_that_others_began_is_not_reckoned_from_the_one_before(clock: 
     pace.opened(5)
     pace.token()
     assert pace.durations_s() == (0.0, 0.0)
+
+
+def progress_of(shared: SharedState) -> tuple[WorkProgress, Pace]:
+    """As each load makes them."""
+    pace = Pace(SyncSettings())
+    return WorkProgress(shared, pace, KvRoom(1, lambda tokens: tokens)), pace
+
+
+def test_a_gap_goes_on_while_other_layers_are_loaded(clock: Clock) -> None:
+    """A node was lost: the one that is left loads all layers, and computes the answer so far again."""
+    shared = SharedState()
+    progress, pace = progress_of(shared)
+    pace.opened(0)
+    progress.count_token(an_answer(), 0)
+    pace.interrupted(True)
+    progress, pace = progress_of(shared)
+    pace.opened(1)
+    after(clock, 4.5)
+    progress.count_token(an_answer(), 0)
+    assert shared.last_gap_ms == 4500.0
+
+
+@pytest.mark.parametrize("known_tokens", [0, 5])
+def test_where_nothing_was_open_a_load_begins_no_gap(clock: Clock, known_tokens: int) -> None:
+    """No token was held up by it, whether the request is new or was begun by other ranks."""
+    shared = SharedState()
+    progress, pace = progress_of(shared)
+    pace.opened(0)
+    progress.count_token(an_answer(), 0)
+    progress.watch((), idle=True)
+    progress, pace = progress_of(shared)
+    after(clock, 600.0)
+    pace.opened(known_tokens)
+    progress.count_token(an_answer(), 0)
+    assert shared.last_gap_ms == 0.0
+
+
+def an_answer() -> Any:
+    """What of a request is counted."""
+    return SimpleNamespace(tokens=[7], prefill_s=0.0, decode_s=0.0)
 
 
 def test_another_model_begins_without_the_figures_of_the_last_one() -> None:
