@@ -1,18 +1,22 @@
 """Two clients that stream on two hosts of the lab, and how long they wait for a token beside others.
 
 A third client posts a prompt of 8,000 tokens; one leaves while its own is read; one never reads its answer. For
-each the longest gap of both streams, against the time of one chunk of that prompt, and beside nothing. What is
-asked for in vain must be gone afterwards: no request is under way but those two.
+each the longest gap of both streams, and beside nothing. A gap beside the long prompt is compared with the chunks
+that were done about then: the last ones of a prompt take longer than the first, because they attend to more. What
+is asked for in vain must be gone afterwards: no request is under way but those two.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import statistics
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -36,6 +40,12 @@ LEAVES_AFTER_S = 3.0
 """In the middle of its prefill, which takes a processor a minute."""
 NEVER_READS_S = 20.0
 PATIENCE_S = 60.0
+COUNT_EVERY_S = 0.2
+ABOUT_S = 2.0
+"""A rank tells its figures once a second, so this holds two or three chunks of a second and more."""
+
+Counted = tuple[float, float]
+"""When, and how many chunks by then."""
 
 
 def run() -> list[Row]:
@@ -56,11 +66,12 @@ def _measured(server: Server) -> list[Row]:
         for before, after in zip(one.came[WARM:], one.came[WARM + 1 :], strict=False)
     ]
     rows = [Row("a token beside nothing, of two streams", statistics.median(calm), "s")]
-    before = server.chunks()
-    rows += _beside(streams, f"a prompt of {LONG:,} tokens", lambda: _long_prompt(server))
-    chunk_s = rows.pop().value / (server.chunks() - before)
-    rows.append(Row("a chunk's time", chunk_s, "s"))
-    rows.append(Row("the longest gap in chunk times", rows[-2].value / chunk_s, "", GAP_CHUNKS))
+    with _counting(server) as counted:
+        rows += _beside(streams, f"a prompt of {LONG:,} tokens", lambda: _long_prompt(server))
+    (begin, first), (end, last) = counted[0], counted[-1]
+    rows.append(Row("a chunk's mean time", (end - begin) / (last - first), "s"))
+    worst = max(_in_chunks(list(one.came), counted) for one in streams)
+    rows.append(Row("the longest gap in the time of the chunks beside it", worst, "", GAP_CHUNKS))
     rows += _beside(streams, "a client that left in its prefill", lambda: _leaves(server))
     rows += _beside(streams, "a client that never read", lambda: _never_reads(server))
     assert not any(one.finished for one in streams), "the streams were over too early"
@@ -74,6 +85,42 @@ def _beside(streams: list[Completion], what: str, act: Callable[[], float]) -> l
     took_s = act()
     gap_s = max(one.worst_gap_s(begin, time.monotonic()) for one in streams)
     return [Row(f"longest gap beside {what}", gap_s, "s"), Row(f"{what}: time", took_s, "s")]
+
+
+@contextlib.contextmanager
+def _counting(server: Server) -> Iterator[list[Counted]]:
+    """When the first rank had run how many chunks, as it tells about once a second."""
+    counted: list[Counted] = [(time.monotonic(), server.chunks())]
+    done = threading.Event()
+
+    def count() -> None:
+        while not done.wait(COUNT_EVERY_S):
+            chunks = server.chunks()
+            if chunks > counted[-1][1]:
+                counted.append((time.monotonic(), chunks))
+
+    counting = threading.Thread(target=count, name="chunks", daemon=True)
+    counting.start()
+    try:
+        yield counted
+    finally:
+        done.set()
+        counting.join()
+
+
+def _in_chunks(came: Sequence[float], counted: Sequence[Counted]) -> float:
+    """The longest gap between two tokens while those chunks ran, in the mean time of the chunks within ABOUT_S of
+    it.
+    """
+    begin, end = counted[0][0], counted[-1][0]
+    gaps = [(one, two) for one, two in itertools.pairwise(came) if begin <= one and two <= end]
+    return max((two - one) / _chunk_s(counted, one - ABOUT_S, two + ABOUT_S) for one, two in gaps)
+
+
+def _chunk_s(counted: Sequence[Counted], begin: float, end: float) -> float:
+    first = max((one for one in counted if one[0] <= begin), default=counted[0])
+    last = min((one for one in counted if one[0] >= end), default=counted[-1])
+    return (last[0] - first[0]) / (last[1] - first[1])
 
 
 def _long_prompt(server: Server) -> float:
