@@ -127,6 +127,21 @@ async def test_turns_with_tools_are_history() -> None:
     assert (sent[2].role, sent[2].tool_call_id, sent[2].content) == ("tool", "call_9", "rain")
 
 
+async def test_a_call_in_the_older_form_is_history_and_a_tool_may_return_nothing() -> None:
+    older = {"name": "get_weather", "arguments": '{"city":"Oslo"}'}
+    messages = [
+        {"role": "user", "content": "count from 1 to 2"},
+        {"role": "assistant", "content": None, "function_call": older},
+        {"role": "function", "name": "get_weather", "content": None},
+        {"role": "user", "content": "count from 3 to 4"},
+    ]
+    async with served() as place:
+        assert (await place.http.ask("POST", CHAT, {"messages": messages})).status == 200
+        sent = place.daemon.requests[0].messages or ()
+    assert sent[1].tool_calls == (ToolCall("get_weather", "get_weather", '{"city":"Oslo"}'),)
+    assert (sent[2].role, sent[2].tool_call_id, sent[2].content) == ("tool", "get_weather", "")
+
+
 async def test_what_the_template_is_told_reaches_the_engine() -> None:
     body = count(1, 2, reasoning_effort="none", chat_template_kwargs={"enable_thinking": True, "x": 1})
     async with served() as place:

@@ -49,6 +49,8 @@ class Message(msgspec.Struct):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[ContentPart] | None = None
     tool_calls: list[Called] | None = None
+    function_call: CalledFunction | None = None
+    """The older form of one call; its result is a message of the role `function`, with the function's name."""
     tool_call_id: str | None = None
     name: str | None = None
 
@@ -112,8 +114,10 @@ def read_messages(messages: list[Message], place: str = "messages") -> tuple[Cha
 def _message(message: Message, place: str) -> ChatMessage:
     role = {"developer": "system", "function": "tool"}.get(message.role, message.role)
     calls = tuple(_called(call, at) for at, call in enumerate(message.tool_calls or ()))
+    if message.function_call is not None and not calls:
+        calls = (_called(Called(message.function_call, message.function_call.name), 0),)
     content = message.content
-    if content is None and role == "assistant":
+    if content is None and role in ("assistant", "tool"):  # a call says nothing, and a tool may return nothing
         content = ""
     text = read_content(content, f"{place}.content")
     return ChatMessage(role, text, calls if role == "assistant" else (), message.tool_call_id or message.name or "")
