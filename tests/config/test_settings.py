@@ -289,7 +289,7 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
         (
             "EXOD_MESH_PORT",
             "1",
-            "$EXOD_MESH_PORT: sets nothing; write $EXOD_MESH__PORT, with two underscores, or unset it",
+            "$EXOD_MESH_PORT: sets nothing; write $EXOD_MESH__PORT, with two underscores, or remove it",
         ),
         ("EXOD_NODE_DATA_DIR", "/x", "$EXOD_NODE_DATA_DIR: sets nothing; write $EXOD_NODE__DATA_DIR,"),
         ("EXOD_ENGINE__MODEL", NOT_UTF8, "$EXOD_ENGINE__MODEL: engine.model = "),

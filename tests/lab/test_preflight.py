@@ -30,7 +30,8 @@ from tests.lab.topology import Lab
 pytestmark = pytest.mark.lab
 
 SERVES_WITHIN_S = 60.0
-FOUND_WITHIN_S = 30.0
+FOUND_WITHIN_S = 60.0
+"""Generous: where no path lets large frames through, the test that waits for it took 32 s in all, alone."""
 RING_PORTS_TRIED = 8  # core/engine/ring_port.py
 FAILED = 4  # exoctl's exit code where a check fails
 MODEL = "~/count"

@@ -324,7 +324,7 @@ def _refuse_near_miss(variable: str, keys: dict[str, dict[str, Key]]) -> None:
         key = variable.removeprefix(f"{ENVIRONMENT_PREFIX}{section.upper()}_").lower()
         if variable.startswith(ENVIRONMENT_PREFIX) and key in keys[section]:
             right = f"{ENVIRONMENT_PREFIX}{section}__{key}".upper()
-            raise ConfigError(f"${variable}: sets nothing; write ${right}, with two underscores, or unset it")
+            raise ConfigError(f"${variable}: sets nothing; write ${right}, with two underscores, or remove it")
 
 
 def _known(keys: dict[str, dict[str, Key]], section: str, key: str, where: str) -> None:

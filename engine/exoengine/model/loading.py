@@ -117,7 +117,6 @@ def load(
     wired_bytes = gpu_memory.wire(wired_limit(recommended, _needs_at_most(asked, summary).total_bytes))
     before = mx.get_active_memory() - held.nbytes()
     model = _build(folder, summary)
-    tokenizer = Tokenizer(folder, load_config(folder).get("eos_token_id"))
     stand_in = _take_part(model, asked, summary, native) if asked.parts > 1 else None
     stage = _divide(model, folder, summary, first, last)
     if asked.parts > 1:
@@ -131,6 +130,7 @@ def load(
     if asked.parts > 1:
         regroup(model, stand_in)
     mx.clear_cache()
+    tokenizer = Tokenizer(folder, load_config(folder).get("eos_token_id"))
     tokenizer.prepare_grammars(summary.vocab_size)
     return LoadedModel(
         folder=folder,

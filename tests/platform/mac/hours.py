@@ -46,6 +46,9 @@ class Clock:
     def time(self) -> float:
         return 1.7e9 + self.now
 
+    def since_boot_s(self) -> float:
+        return self.now
+
 
 class Studio:
     """What one of the two Macs shows: its daemon's status, with the check of the local network."""
@@ -69,7 +72,7 @@ class Studio:
         host._send_datagram = refused  # type: ignore[method-assign]
         self._status = StatusBuilder(
             lambda: host.card,
-            StatusSettings("home", 5.0, False, 2.0, "dynamic", clock.time(), Path()),
+            StatusSettings("home", 5.0, False, 2.0, "dynamic", clock.since_boot_s(), Path()),
             ClusterRecord(),
             self,  # type: ignore[arg-type]
             StillEngine(),
@@ -154,13 +157,14 @@ class Hour:
 
 def screens() -> Iterator[tuple[str, str]]:
     """Each step of the hour with what the first Mac's status shows then. Replaces the status' clock meanwhile."""
-    time = snapshot.time
+    time, since_boot_s = snapshot.time, snapshot.since_boot_s
     hour = Hour()
     snapshot.time = hour.clock  # type: ignore[assignment]
+    snapshot.since_boot_s = hour.clock.since_boot_s
     try:
         yield from _steps(hour)
     finally:
-        snapshot.time = time
+        snapshot.time, snapshot.since_boot_s = time, since_boot_s
 
 
 def _steps(hour: Hour) -> Iterator[tuple[str, str]]:
