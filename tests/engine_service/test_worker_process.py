@@ -234,6 +234,12 @@ async def test_a_node_that_hosts_no_rank_sweeps_what_was_left(tmp_path: Path) ->
         await until(lambda: not is_alive(pid), "the orphan is gone")
 
 
+async def test_a_daemon_that_leaves_before_it_adopted_leaves_no_worker(tmp_path: Path) -> None:
+    async with an_orphan(tmp_path) as pid, a_daemon(tmp_path) as second:
+        await second.worker.leave()
+        await until(lambda: not is_alive(pid), "the orphan is gone")
+
+
 async def test_a_record_that_names_a_foreign_process_touches_nobody(tmp_path: Path) -> None:
     code = "import time; time.sleep(600)"
     foreign = await asyncio.create_subprocess_exec(sys.executable, "-c", code, *STAND_IN, "--socket", "/elsewhere")

@@ -170,12 +170,14 @@ class WorkerProcess:
         """
         await self.spare.leave()
         process, life = self._process, self._life
-        if life is None:
+        if process is None:
+            if life is not None:  # it is just being started
+                life.cancel()
+                await _ended(life, GRACE_S)
+            # What a killed daemon left: this one may be told to leave before it has come to adopt it.
+            await asyncio.to_thread(self.sweep)
             return
-        if process is None:  # it is just being started
-            life.cancel()
-            await _ended(life, GRACE_S)
-            return
+        assert life is not None
         self.tell(Leave(deadline_s))
         if await _ended(life, deadline_s + 1.0):
             return
