@@ -83,7 +83,7 @@ from exod.peers.static_peers import StaticPeers
 from exod.peers.trust import NODE_KEY_FILE, datagram_key, node_key, ring_key, write_missing_key
 from exod.platform import stop_signals
 from exod.platform.routes import path_source
-from exod.platform.this_host import current
+from exod.platform.this_host import current, since_boot_s
 from exod.propagation import Propagation, follow_membership
 from exod.services import Run, Services
 from exod.shared_wish import kept_wish
@@ -91,7 +91,7 @@ from exod.sharing.model_sharing import ModelSharing
 from exod.status.answers import Answers, ClusterSettings, Network, Requests
 from exod.status.counters import Counters
 from exod.status.membership_answers import MembershipAnswers
-from exod.status.record import ClusterRecord, PlanChange, since_boot_s
+from exod.status.record import ClusterRecord, PlanChange
 from exod.status.snapshot import StatusBuilder, StatusSettings
 from exoengine.protocol import Serving
 

@@ -38,14 +38,12 @@ from exod.core.base.events import (
 from exod.core.node import NodeCore
 from exod.model import PathEnds
 from exod.network.probe_sockets import ProbeSockets
+from exod.platform.this_host import since_boot_s
 
 log = structlog.get_logger()
 
 LAG_LIMIT_S: Final = 0.025
 """A timer later than this is a stall: half of the fastest probe interval (20 a second)."""
-
-SLEEP_CLOCK: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-"""Goes on while the host sleeps, as `time.monotonic` does on neither system (on macOS by its manual)."""
 
 SLEPT_S: Final = 1.0
 """The two clocks drift apart by microseconds between two turns, which are at most some seconds apart."""
@@ -75,7 +73,7 @@ class MeshDriver:
         self,
         core: NodeCore,
         path_source: Callable[[PathEnds], str | None],
-        sleep_clock: Callable[[], float] = lambda: time.clock_gettime(SLEEP_CLOCK),
+        sleep_clock: Callable[[], float] = since_boot_s,
     ) -> None:
         self.core = core
         self._sleep_clock = sleep_clock

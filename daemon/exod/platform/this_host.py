@@ -1,9 +1,10 @@
-"""Which platform this host is. Decides nothing else."""
+"""Which platform this host is, and its clock that goes on while it sleeps. Decides nothing else."""
 
 from __future__ import annotations
 
 import functools
 import sys
+import time
 
 from exod.platform.system import Platform
 
@@ -18,3 +19,10 @@ def current() -> Platform:
     from exod.platform.linux import Linux
 
     return Linux()
+
+
+def since_boot_s() -> float:
+    """A clock that nobody sets and that goes on while the host sleeps. `time.monotonic` stands still then, on both
+    systems (a Mac's by its manual, whose CLOCK_MONOTONIC goes on).
+    """
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

@@ -23,13 +23,6 @@ MAX_MESH_HISTORY: Final = 128
 """Plans that are remembered for `exoctl mesh`: a day of a cluster whose cable is played with."""
 
 
-def since_boot_s() -> float:
-    """For lengths of time that people read: a wall clock may be set by a day, and a monotonic one may stand still
-    while the host sleeps (on Linux; a Mac's goes on).
-    """
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-
-
 class PlanChange(msgspec.Struct, frozen=True):
     plan: MeshPlan
     at: float

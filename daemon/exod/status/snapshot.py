@@ -53,9 +53,10 @@ from exod.daemon_api.shapes import (
 from exod.model import EngineState, Event, MeshPlan, NodeCard, NodeId, NodeState, PathSnapshot
 from exod.plain_text import labels
 from exod.platform.host_memory import MemoryReader
+from exod.platform.this_host import since_boot_s
 from exod.status.engine_source import EngineSource
 from exod.status.forecast_lines import forecast_lines, parallel_reason
-from exod.status.record import ClusterRecord, PlanChange, since_boot_s
+from exod.status.record import ClusterRecord, PlanChange
 
 CRASHES_SHOWN_S: Final = 3600.0
 """How long the status tells of a crash; the events keep it."""
