@@ -45,8 +45,12 @@ GENEROUS_S = 30.0
 
 M = TypeVar("M")
 
-_ports = itertools.count(12000 + os.getpid() % 160 * 128)
-"""Below the ports that Linux gives to outgoing connections: one of those may be in use at any time."""
+_PORTS = range(12_000, 32_000)
+"""Below the ports that Linux gives to outgoing connections (32,768 on): one of those may be in use at any time."""
+
+_begin = os.getpid() * 128 % len(_PORTS)
+_ports = itertools.cycle((*_PORTS[_begin:], *_PORTS[:_begin]))
+"""Two runs at once begin apart; one run takes some 2,000 and comes round below the end, not above it."""
 
 
 class Rank:
