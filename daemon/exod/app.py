@@ -446,6 +446,7 @@ class Daemon:
                 self.driver.feed(PeerLeft(peer, incarnation))
                 self.refresh_soon()
             case NodeReport():
+                self.peer_book.note_again(peer)
                 self.record.peer_report(peer, message)
                 self.models.peer_report(peer, message)
                 self.refresh_soon()

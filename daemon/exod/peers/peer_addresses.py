@@ -24,6 +24,10 @@ MAX_ADDRESSES: Final = 8
 KEPT_S: Final = 30 * 86_400.0
 """A peer that was not seen for a month is found by discovery or not at all."""
 
+NOTED_AGAIN_S: Final = 86_400.0
+"""Of a peer that is there and says nothing new, the file is a day behind at most: one that was connected for a
+month is still known after a power cut. Once a day is no wear."""
+
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Address = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,3}(\.[0-9]{1,3}){3}$")]
@@ -70,7 +74,16 @@ class PeerBook:
         same = known is not None and msgspec.structs.replace(known, seen=entry.seen) == entry
         if same or not addresses:
             return
-        self._peers[card.id] = entry
+        self._keep(card.id, entry)
+
+    def note_again(self, peer: NodeId) -> None:
+        """It is still there, where it was."""
+        known = self._peers.get(peer)
+        if known is not None and time.time() - known.seen >= NOTED_AGAIN_S:
+            self._keep(peer, msgspec.structs.replace(known, seen=time.time()))
+
+    def _keep(self, peer: NodeId, entry: Remembered) -> None:
+        self._peers[peer] = entry
         while len(self._peers) > MAX_PEERS:
             del self._peers[min(self._peers, key=lambda peer: self._peers[peer].seen)]
         self._save()
