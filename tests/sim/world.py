@@ -101,6 +101,8 @@ class Host:
         self.wish: ClusterWish | None = None
         """The newest command that it knows; kept on its disk."""
         self.hosted = ""
+        self.found: str | None = None
+        """The model that it has found, whose sizes its card tells; None where only the mesh is simulated."""
         self.ring_port = RING_PORT
         self.unfit = ""
         """Why it cannot serve as a rank, as its card says."""
@@ -132,6 +134,7 @@ class Host:
 
     @property
     def card(self) -> NodeCard:
+        found = (self.hosted or self.model) if self.found is None else self.found
         shown = tuple(one for one in self.addresses if one.address not in self.hidden)
         return NodeCard(
             id=self.id,
@@ -148,8 +151,8 @@ class Host:
             wish=self.wish,
             hosted=self.hosted,
             unfit=self.unfit,
-            found_model=self.hosted or self.model,
-            found_mib=1,
+            found_model=found,
+            found_mib=1 if found else 0,
         )
 
     # --- life ---------------------------------------------------------------------------------------------------
@@ -171,6 +174,7 @@ class Host:
         self.saved_incarnation = max(self.saved_incarnation + 1, self.wall_ms)
         self.life += 1
         self.hosted, self.ring_port, self.unfit = "", RING_PORT, ""
+        self.found = None if self.found is None else ""
         self.frozen_since = None
         self.asleep = False
         self.stirred_at = world.now

@@ -435,22 +435,25 @@ class StatusBuilder:
         if not plan.model or not plan.ring:
             return EngineState.OFF
         current = [status for status in statuses if status is not None and status.plan_hash == plan.hash]
-        failed = [status for status in current if status.has_failed]
-        if host.disagreement() or (failed and not self._is_replanned(plan, failed)):
-            return EngineState.FAILED
         known = {status.sender for status in current}
         awaited = [node for node in plan.ring if node not in known and not self._is_deaf_to(node)]
+        failed = [status for status in current if status.has_failed]
+        if host.disagreement() or (failed and not self._is_replanned(plan, current, bool(awaited))):
+            return EngineState.FAILED
         formed = bool(current) and not awaited and all(one.phase is RankPhase.FORMED for one in current)
         if formed and not host.suspended:
             generating = any(status.generating for status in current)
             return EngineState.GENERATING if generating else EngineState.READY
         return EngineState.RECOVERING if self.record.served_model == plan.model else EngineState.LOADING
 
-    def _is_replanned(self, plan: MeshPlan, failed: Sequence[RankStatus]) -> bool:
-        """Is a plan without these ranks on its way? A request waits for it."""
+    def _is_replanned(self, plan: MeshPlan, current: Sequence[RankStatus], others_look: bool) -> bool:
+        """Is a plan without the ranks that failed on its way, or may it be? A request waits for it."""
         cards = {one.id: card for one in plan.members if (card := self.card_of(one.id)) is not None and card.engine}
-        new = all(status.newly_unfit for status in failed)
-        return new and goes_on_without([status.sender for status in failed], cards, plan.model)
+        failed = [status for status in current if status.has_failed]
+        # A card follows its rank's status by a moment.
+        told = all(one.newly_unfit or (one.sender in cards and cards[one.sender].unfit) for one in failed)
+        others_look |= any(one.phase is RankPhase.RESOLVING and one not in failed for one in current)
+        return told and goes_on_without([one.sender for one in failed], cards, plan.model, others_look=others_look)
 
     def _is_deaf_to(self, node: NodeId) -> bool:
         """A rank that this node cannot hear tells it nothing; the group stands where the others say so."""

@@ -58,6 +58,7 @@ class EngineHost:
         self.world, self.host = world, host
         self.core: EngineCore | None = None
         self.slot = WorkerSlot(self, 0)
+        host.found = ""
         self.worker: Worker | None = None
         self.clients: dict[str, Client] = {}
         """Whose end was not delivered yet."""
@@ -304,7 +305,9 @@ class EngineHost:
                 self.slot.sweep()
             case events.ResolveModel(model=model):
                 self._search = (self.host.life, model)
-                self.world.after(self.world.engine_rng.uniform(*SEARCH_S), self._searched, self._search)
+                moment_s = self.world.engine_rng.uniform(*SEARCH_S)
+                wait_s = self.world.search_s.get(self.host.id, moment_s)
+                self.world.after(wait_s, self._searched, self._search)
             case events.StopSearch():
                 self._search = None
             case events.SendTo(node=node, message=to_send):
@@ -355,6 +358,9 @@ class EngineHost:
         elif self.world.is_missing(self.host):
             self.feed(events.ModelNotFound(model, "not_found", f"there is no model {model}"))
         else:
+            if model != self.host.found:
+                self.host.found = model
+                self._card_changed()
             self.feed(events.ModelFound(ModelFacts(model, f"/models/{model}", SIZES)))
 
     def _deliver(self, delivery: Delivery) -> None:

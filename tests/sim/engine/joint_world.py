@@ -55,6 +55,8 @@ class JointWorld(World):
         self.missing: set[NodeId] = set()
         """Where no model is found."""
         self.searches_failed = 0
+        self.search_s: dict[NodeId, float] = {}
+        """How long a search takes where that is not a moment: a large folder on a slow disk, a download."""
         self.full: set[NodeId] = set()
         """Where no process can be started."""
         self.clients: list[Client] = []

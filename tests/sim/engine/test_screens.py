@@ -192,6 +192,26 @@ def test_no_request_is_refused_while_a_plan_without_a_failed_rank_is_on_its_way(
     assert "engine_failed" not in seen, "another plan was on its way"
 
 
+@pytest.mark.parametrize("seconds", [1.0, 4.0, 12.0, 40.0])
+@pytest.mark.parametrize("place", [0, 1])
+def test_no_request_is_refused_while_another_node_still_looks_for_the_model(
+    clock: Clock, seconds: float, place: int
+) -> None:
+    """Whether it can stand in for the one that has no model is not known before."""
+    world = JointWorld(5, 2, media=(LAN,))
+    world.missing.add(world.hosts[place].id)
+    world.search_s[world.hosts[1 - place].id] = seconds
+    for host in world.hosts:
+        world.at(0.0, host.start)
+    known: dict[tuple[str, int], Screens] = {}
+    seen: set[str] = set()
+    while "serves" not in seen:
+        assert world.now < seconds + 20.0, seen
+        world.run(world.now + 0.02)
+        look_at_all(world, clock, known, seen)
+    assert "engine_failed" not in seen, "another plan was on its way"
+
+
 def test_a_node_that_nobody_can_stand_in_for_says_at_once_that_it_failed(clock: Clock) -> None:
     world = JointWorld(5, 2, engines=1)
     world.unreadable.update(host.id for host in world.hosts)

@@ -123,8 +123,14 @@ def fit_ranks(willing: Mapping[NodeId, NodeCard], model: str) -> dict[NodeId, No
     return fit if holds else dict(willing)
 
 
-def goes_on_without(failed: Collection[NodeId], willing: Mapping[NodeId, NodeCard], model: str) -> bool:
-    """Can the others hold `model`, so that the next plan leaves these out?"""
+def goes_on_without(
+    failed: Collection[NodeId], willing: Mapping[NodeId, NodeCard], model: str, *, others_look: bool
+) -> bool:
+    """Can the others hold `model`, so that the next plan leaves these out? While none has found it, that may be as
+    long as `others_look` for it.
+    """
+    if all(card.found_model != model for card in willing.values()):
+        return others_look
     cards = {
         one: msgspec.structs.replace(card, unfit=card.unfit or "its rank failed") if one in failed else card
         for one, card in willing.items()
