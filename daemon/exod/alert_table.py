@@ -260,7 +260,7 @@ NOTES: Final[dict[str, AlertKind]] = {
         "warning",
         5.0,
         "A Thunderbolt interface is up and has no IPv4 address.",
-        "give it an address, or let DHCP or the system assign one",
+        "give the interface an IPv4 address: `exoctl doctor` names the command",
     ),
 }
 """What is shown as a note and makes nothing unhealthy: it may be just as it should be. Notes are no alerts."""

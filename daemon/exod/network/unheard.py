@@ -70,5 +70,5 @@ class UnheardWatch:
         cables = [one for one in self._interfaces() if one.kind is Kind.THUNDERBOLT and one.up]
         if any(one.addresses for one in cables):
             return ()
-        text = "is up and has no IPv4 address, so exod cannot use that cable: give it one, or let DHCP"
+        text = "is up and has no IPv4 address, so exod cannot use that cable"
         return tuple(Fact(NO_IPV4, one.name, f"{one.name} {text}") for one in cables)

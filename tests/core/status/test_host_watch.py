@@ -68,5 +68,5 @@ def test_workers_of_several_nodes_that_end_together_are_one_finding() -> None:
     assert codes(watch, 10.0, restarts={ME: 1, PEER: 1}) == ["workers_crashed"]
     figures = HostFigures("/data", 9 * GIB, 0.5, restarts={ME: 1, PEER: 1})
     (found,) = watch.facts(figures, NAMES, 11.0)
-    assert found.text == "the workers of studio1, studio2 ended at nearly the same time"
+    assert found.text == "the workers of studio1, studio2 ended within 10 s of each other"
     assert codes(watch, 6.0 + TOGETHER_S, restarts={ME: 1, PEER: 1}) == []

@@ -114,4 +114,6 @@ class HostWatch:
         if len(together) < 2:
             return []
         who = ", ".join(sorted(names.get(node, node) for node in together))
-        return [Fact("workers_crashed", self._me, f"the workers of {who} ended at nearly the same time")]
+        return [
+            Fact("workers_crashed", self._me, f"the workers of {who} ended within {TOGETHER_S:g} s of each other")
+        ]
