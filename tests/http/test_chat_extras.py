@@ -164,3 +164,34 @@ async def test_forms_of_answers_reach_the_engine() -> None:
     assert second is not None
     assert json.loads(second.schema) == schema
     assert third is None
+
+
+async def test_tools_in_the_older_form_are_answered_in_it() -> None:
+    function = WEATHER["function"]
+    async with served() as place:
+        place.daemon.script = CALLED
+        more: dict[str, Any] = {"functions": [function], "function_call": {"name": "get_weather"}}
+        whole = (await place.http.ask("POST", CHAT, count(1, 2, **more))).json["choices"][0]
+        stream = await place.http.open("POST", CHAT, count(1, 2, **more, stream=True))
+        parts = [chunk["choices"][0] for chunk in data_of(await stream.events())]
+        requests = place.daemon.requests
+    assert [json.loads(one.tools.specs) for one in requests if one.tools] == [[WEATHER]] * 2
+    assert [(one.tools.choice, one.tools.parallel) for one in requests if one.tools] == [("named", False)] * 2
+    assert whole["finish_reason"] == "function_call"
+    assert whole["message"]["function_call"] == {"name": "get_weather", "arguments": '{"city": "Oslo"}'}
+    assert "tool_calls" not in whole["message"]
+    called = [part["delta"]["function_call"] for part in parts if "function_call" in part["delta"]]
+    assert called[0]["name"] == "get_weather"
+    assert "".join(one["arguments"] for one in called) == '{"city": "Oslo"}'
+    assert not any("tool_calls" in part["delta"] for part in parts)
+    assert parts[-1]["finish_reason"] == "function_call"
+
+
+async def test_an_older_function_call_of_none_hides_the_functions() -> None:
+    async with served() as place:
+        for wish, offered in (("none", False), ("auto", True), (None, True)):
+            more = {"functions": [WEATHER["function"]], "function_call": wish}
+            answer = await place.http.ask("POST", CHAT, count(1, 2, **more))
+            assert answer.json["choices"][0]["finish_reason"] == "stop"
+            assert (place.daemon.requests[-1].tools is not None) == offered
+        assert (await place.http.ask("POST", CHAT, count(1, 2, functions=[], function_call="auto"))).status == 200

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from exod.errors import ExitCode, RequestError
 from exod.http.dialects import responses
-from tests.http.served import CHAT, count, served
+from tests.http.served import CHAT, KEY, count, served
 from tests.http.test_chat_extras import CALLED, WEATHER
 from tests.sample_reports import MODEL
 
@@ -256,3 +257,151 @@ async def test_what_a_model_said_and_called_in_one_turn_is_one_message_again() -
         ("assistant", "", ["call_3"]),
         ("tool", "fog", []),
     ]
+
+
+async def test_items_of_earlier_answers_can_be_referred_to() -> None:
+    async with served() as place:
+        place.daemon.script = CALLED
+        first = (await place.http.ask("POST", RESPONSES, {"input": "weather?"})).json
+        stream = await place.http.open("POST", RESPONSES, {"input": "weather?", "stream": True})
+        streamed = named(await stream.events())[-1][1]["response"]
+        place.daemon.script = None
+        for response in (first, streamed):
+            items = [
+                {"role": "user", "content": "weather?"},
+                *({"type": "item_reference", "id": item["id"]} for item in response["output"]),
+                {"type": "function_call_output", "call_id": "call_1", "output": "rain"},
+            ]
+            assert (await place.http.ask("POST", RESPONSES, {"input": items})).status == 200
+        bare = {"input": [{"role": "user", "content": "weather?"}, {"id": first["output"][1]["id"]}]}
+        assert (await place.http.ask("POST", RESPONSES, bare)).status == 200
+        sent = [
+            [(one.role, one.content, [call.id for call in one.tool_calls]) for one in request.messages or ()]
+            for request in place.daemon.requests[2:]
+        ]
+    turns = [
+        ("user", "weather?", []),
+        ("assistant", "Let me see.", ["call_1", "call_2"]),
+        ("tool", "rain", []),
+    ]
+    assert sent == [turns, turns, [turns[0], ("assistant", "Let me see.", [])]]
+
+
+async def test_an_item_that_is_not_kept_here_is_named() -> None:
+    async with served() as place:
+        unkept = (await place.http.ask("POST", RESPONSES, {"input": "hi", "store": False})).json["output"][0]["id"]
+        kept = (await place.http.ask("POST", RESPONSES, {"input": "hi"})).json["output"][0]["id"]
+        for name in (unkept, "msg_gone_0", "x", f"{kept}0"):
+            body = {"input": [{"role": "user", "content": "hi"}, {"type": "item_reference", "id": name}]}
+            answer = await place.http.ask("POST", RESPONSES, body)
+            assert (answer.status, answer.code, answer.json["error"]["param"]) == (
+                400, "item_not_found", "input[1].id",
+            )  # fmt: skip
+        nameless = await place.http.ask("POST", RESPONSES, {"input": [{"type": "item_reference"}]})
+    assert (nameless.status, nameless.json["error"]["param"]) == (400, "input[0].id")
+
+
+async def test_documents_of_text_are_read() -> None:
+    text = {"type": "text", "media_type": "text/plain", "data": "Oslo lies by a fjord."}
+    inner = {"type": "content", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]}
+    plain = {
+        "type": "document",
+        "source": text,
+        "title": "Cities",
+        "context": "Of Norway",
+        "citations": {"enabled": True},
+    }
+    found = {
+        "type": "search_result",
+        "source": "a.example",
+        "title": "A",
+        "content": [{"type": "text", "text": "b"}],
+    }
+    result = {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "document", "source": inner}]}
+    content = [plain, found, {"type": "text", "text": "Where?"}]
+    turns = [{"role": "user", "content": content}, {"role": "user", "content": [result]}]
+    async with served() as place:
+        assert (await place.http.ask("POST", MESSAGES, asked(messages=turns))).status == 200
+        counted = await place.http.ask("POST", f"{MESSAGES}/count_tokens", {"messages": turns})
+        first, second = place.daemon.requests[0].messages or ()
+    assert counted.status == 200
+    for words in ("<source>Cities</source>", "Of Norway", "Oslo lies by a fjord.", "A a.example", "\nb\n"):
+        assert words in first.content
+    assert first.content.endswith("</document>\nWhere?")
+    assert second.role == "tool"
+    assert "one\ntwo" in second.content
+
+
+@pytest.mark.parametrize(
+    ("source", "place_of"),
+    [
+        ({"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}, "source.type"),
+        ({"type": "url", "url": "https://a.example/a.pdf"}, "source.type"),
+        ({"type": "content", "content": [{"type": "image", "source": {}}]}, "source.content[0].type"),
+        ({"type": "content", "content": 7}, "source.content"),
+        ("text", "source"),
+        (None, "source"),
+    ],
+)
+async def test_a_document_that_cannot_be_read_is_named(source: Any, place_of: str) -> None:
+    body = asked(messages=[{"role": "user", "content": [{"type": "document", "source": source}]}])
+    async with served() as place:
+        answer = await place.http.ask("POST", MESSAGES, body)
+    assert answer.status == 400
+    assert answer.json["error"]["message"].startswith(f"messages[0].content[0].{place_of}: ")
+
+
+WRONG: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "wrong"}}}
+WISHED = {"type": "json_schema", "schema": WRONG}
+FLAT = {"type": "function", "name": "f"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "where"),
+    [
+        (RESPONSES, {"tools": [{"type": "function", "name": "f f"}]}, "tools[0].name"),
+        (RESPONSES, {"tools": [FLAT], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice.name"),
+        (
+            RESPONSES,
+            {"tools": [{"type": "function", "name": "f", "parameters": WRONG}], "tool_choice": "required"},
+            "tools[0].parameters.properties.a",
+        ),
+        (RESPONSES, {"text": {"format": {**WISHED, "name": "a"}}}, "text.format.schema.properties.a"),
+        (MESSAGES, {"tools": [{"name": "f f"}]}, "tools[0].name"),
+        (MESSAGES, {"tools": [{"name": "f"}], "tool_choice": {"type": "tool", "name": "g"}}, "tool_choice.name"),
+        (
+            MESSAGES,
+            {"tools": [{"name": "f", "input_schema": WRONG}], "tool_choice": {"type": "any"}},
+            "tools[0].input_schema.properties.a",
+        ),
+        (MESSAGES, {"output_format": WISHED}, "output_format.schema.properties.a"),
+    ],
+)  # fmt: skip
+async def test_a_place_is_named_as_the_dialect_names_it(path: str, body: dict[str, Any], where: str) -> None:
+    said = {"input": "hi"} if path == RESPONSES else asked()
+    async with served() as place:
+        answer = await place.http.ask("POST", path, {**said, **body})
+    assert answer.status == 400
+    assert answer.json["error"]["message"].startswith(f"{where}: ")
+
+
+async def test_a_request_is_cancelled_by_its_own_client_alone(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"{KEY}\n{KEY[::-1]}\n")
+    keys.chmod(0o600)
+    mine, other = ({"authorization": f"Bearer {key}", "x-request-id": "same"} for key in (KEY, KEY[::-1]))
+    async with served(keys) as place:
+        place.daemon.pause = asyncio.Event()
+        waiting = [asyncio.create_task(place.http.ask("POST", CHAT, count(1, 9), mine)) for _ in range(2)]
+        while place.daemon.running < 2:  # noqa: ASYNC110 - a fake's plain field
+            await asyncio.sleep(0.005)
+        (request_id, _) = [request.request_id for request in place.daemon.requests]
+        refused = [
+            (await place.http.ask("POST", f"/v1/cancel/{name}", None, other)).status
+            for name in ("same", request_id)
+        ]
+        assert place.daemon.running == 2
+        done = await place.http.ask("POST", "/v1/cancel/same", None, mine)
+        answers = await asyncio.gather(*waiting)
+    assert (refused, done.status) == ([404, 404], 200)
+    assert [(answer.status, answer.code) for answer in answers] == [(503, "cancelled")] * 2, "one id, two requests"

@@ -66,7 +66,32 @@ pytestmark = pytest.mark.anyio
             "tool_choice.tools[0]",
             "there is no function 'f'",
         ),
-        ({"functions": [{"name": "f"}]}, "functions", "tools"),
+        ({"functions": [{"name": "f f"}]}, "functions[0].name", "letters"),
+        (
+            {"functions": [{"name": "f"}], "function_call": {"name": "g"}},
+            "function_call.name",
+            "no tool called 'g'",
+        ),
+        ({"functions": [{"name": "f"}], "function_call": "required"}, "function_call", '"auto"'),
+        ({"function_call": {"name": "g"}}, "function_call", "needs functions"),
+        (
+            {"functions": [{"name": "f"}], "tools": [{"type": "function", "function": {"name": "f"}}]},
+            "functions",
+            "one of the two",
+        ),
+        (
+            {"functions": [{"name": "f", "parameters": {"type": "wrong"}}], "function_call": {"name": "f"}},
+            "functions[0].parameters",
+            "wrong",
+        ),
+        (
+            {
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "wrong"}}}],
+                "response_format": {"type": "json_object"},
+            },
+            "tools[0].function.parameters",
+            "wrong",
+        ),
         ({"response_format": {"type": "xml"}}, "response_format.type", '"json_schema"'),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema", "is missing"),
         (

@@ -134,6 +134,30 @@ async def test_no_schema_holds_the_loop(schema: object) -> None:
     assert b" 500 " not in await assert_loop_free(CHAT, with_schema(schema))
 
 
+async def test_a_schema_whose_name_is_hidden_by_escapes_does_not_hold_the_loop_either() -> None:
+    fields = {f"p{n}": {"type": "string", "pattern": "[a-z]{1,50}"} for n in range(900)}
+    data = with_schema({"type": "object", "properties": fields}).replace(b'"schema"', rb'"\u0073chema"')
+    assert b" 200 " in await assert_loop_free(CHAT, data)
+
+
+async def test_a_schema_without_end_holds_neither_the_loop_nor_other_clients() -> None:
+    """It took seven minutes, and all bodies that are decoded in the thread waited behind it."""
+    patterns = [{"type": "string", "pattern": f"^.*a.{{{n}}}b"} for n in range(1, 30)]
+    long = {"messages": [{"role": "user", "content": "x" * (2 * body.LIGHT_BYTES)}]}
+    async with served() as place, lag_meter() as worst:
+        endless = asyncio.create_task(place.http.ask("POST", CHAT, with_schema({"allOf": patterns})))
+        other = await place.http.ask("POST", CHAT, long)
+        assert not endless.done()
+        refused = await endless
+        after = await place.http.ask("POST", CHAT, with_schema({"type": "object"}))
+        lag = worst()
+    assert (refused.status, refused.code) == (400, "bad_grammar")
+    assert refused.json["error"]["param"] == "response_format.json_schema.schema"
+    assert "to compile" in refused.json["error"]["message"]
+    assert (other.status, after.status) == (200, 200)
+    assert lag < 1.0
+
+
 @pytest.mark.parametrize("name", BURSTS)
 async def test_no_burst_on_a_hundred_connections_holds_the_loop(name: str) -> None:
     """All of it arrives in one turn of the loop."""

@@ -175,7 +175,7 @@ class GenerationEndpoint:
 
     async def _answer(self, ask: Ask, model: str, reply: Reply, client_id: str, client: str) -> bytes:
         """Sends all but the end of the answer, and returns the end."""
-        with self._running.hold(ask.request_id, client_id):
+        with self._running.hold(client, ask.request_id, client_id):
             return await self._generate(ask, model, reply, client)
 
     async def _generate(self, ask: Ask, model: str, reply: Reply, client: str) -> bytes:

@@ -24,8 +24,8 @@ from exod.errors import ExitCode, RequestError
 from exod.http import openapi
 from exod.http.body import BodyReader
 from exod.http.dialects.anthropic import AnthropicAnswer, anthropic_error, read_anthropic
+from exod.http.dialects.older_calls import chat_answer
 from exod.http.dialects.openai_answers import (
-    ChatAnswer,
     CompletionAnswer,
     error_object,
     models_object,
@@ -35,8 +35,10 @@ from exod.http.dialects.responses import Responses
 from exod.http.event_streams import LiveStream, LogStream
 from exod.http.exchange import (
     JsonResponse,
+    client_of,
     error_response,
     error_shape,
+    headers_of,
 )
 from exod.http.generation import Dialect, GenerationEndpoint, RequestSlots
 from exod.http.metrics import CONTENT_TYPE, HttpMetrics
@@ -78,14 +80,17 @@ def application(
     leaving: asyncio.Event,
     last_call: asyncio.Event,
     *,
+    keyed: bool,
     actions: bool,
     degraded_ms: float,
 ) -> Starlette:
-    """All routes. `leaving` ends event streams, `last_call` ends generations; `actions` lets the page act."""
-    running = Running()
+    """All routes. `leaving` ends event streams, `last_call` ends generations; `keyed`: every client has a key;
+    `actions` lets the page act.
+    """
+    running = Running(keyed=keyed)
     responses = Responses()
     dialects = {
-        "/v1/chat/completions": Dialect(read_chat, ChatAnswer),
+        "/v1/chat/completions": Dialect(read_chat, chat_answer),
         "/v1/completions": Dialect(read_completion, CompletionAnswer),
         "/v1/responses": Dialect(responses.read, responses.answer),
         "/v1/messages": Dialect(read_anthropic, AnthropicAnswer, anthropic_error),
@@ -150,7 +155,7 @@ class _Asks:
 
     async def cancel(self, request: Request) -> Response:
         name = request.path_params["name"]
-        if not self._running.cancel(name):
+        if not self._running.cancel(client_of(request.scope, headers_of(request.scope)), name):
             raise RequestError("not_found", f"no request '{name[:100]}' is under way on this node")
         return JsonResponse({"id": name, "cancelled": True})
 

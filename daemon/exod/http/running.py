@@ -52,39 +52,48 @@ class _RequestProgress:
 
 
 class Running:
-    def __init__(self) -> None:
-        self._tasks: dict[str, asyncio.Task[Any]] = {}
-        self._cancelled: set[str] = set()
+    """`keyed`: clients have keys, and a request is only its own client's to cancel. Without keys whoever reaches
+    the API may.
+    """
+
+    def __init__(self, *, keyed: bool) -> None:
+        self._keyed = keyed
+        self._tasks: dict[tuple[str, str], list[asyncio.Task[Any]]] = {}
+        self._cancelled: set[asyncio.Task[Any]] = set()
         self._progress: dict[int, _RequestProgress] = {}
         self._numbers = itertools.count()
 
-    def cancel(self, request_id: str) -> bool:
-        """Cancels it; False where it is not under way here."""
-        task = self._tasks.get(request_id)
-        if task is None:
-            return False
-        self._cancelled.add(request_id)
-        task.cancel()
-        return True
+    def cancel(self, client: str, request_id: str) -> bool:
+        """Cancels all of the client's requests with this id, which it may have given to several; False where none
+        is under way here.
+        """
+        tasks = self._tasks.get((client if self._keyed else "", request_id), ())
+        for task in tasks:
+            self._cancelled.add(task)
+            task.cancel()
+        return bool(tasks)
 
     @contextmanager
-    def hold(self, *request_ids: str) -> Iterator[None]:
-        """The task that this runs in answers the request. Raises RequestError where it is cancelled."""
+    def hold(self, client: str, *request_ids: str) -> Iterator[None]:
+        """The task that this runs in answers the client's request. Raises RequestError where it is cancelled."""
         task = asyncio.current_task()
         assert task is not None
-        names = [name for name in request_ids if name and name not in self._tasks]
-        self._tasks |= dict.fromkeys(names, task)
+        names = {(client if self._keyed else "", name) for name in request_ids if name}
+        for name in names:
+            self._tasks.setdefault(name, []).append(task)
         try:
             yield
         except asyncio.CancelledError:
-            if not self._cancelled.intersection(names):
+            if task not in self._cancelled:
                 raise
             task.uncancel()
             raise RequestError("cancelled", "the request was cancelled by /v1/cancel", ExitCode.DEGRADED) from None
         finally:
             for name in names:
-                del self._tasks[name]
-            self._cancelled.difference_update(names)
+                self._tasks[name].remove(task)
+                if not self._tasks[name]:
+                    del self._tasks[name]
+            self._cancelled.discard(task)
 
     async def followed(
         self, deltas: AsyncGenerator[GenerationDelta, None], name: str, max_tokens: int

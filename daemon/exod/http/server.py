@@ -185,7 +185,8 @@ class HttpApi:
 
     def start(self) -> None:
         """Reads the keys and takes the port. Raises StartError or ConfigError, one line each."""
-        guard = HttpGuard(read_keys(self._key_file), self._hosts, self._origins)
+        keys = read_keys(self._key_file)
+        guard = HttpGuard(keys, self._hosts, self._origins)
         certificate = Certificate(*self._tls) if self._tls else None
         self._listeners = listen(self._host, self._port)
         self._port = self._listeners[0].getsockname()[1]
@@ -198,6 +199,7 @@ class HttpApi:
             self._followers,
             self._leaving,
             self._last_call,
+            keyed=bool(keys),
             actions=self._actions,
             degraded_ms=self._degraded_ms,
         )

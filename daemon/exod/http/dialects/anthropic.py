@@ -15,13 +15,15 @@ from exod.errors import RequestError
 from exod.http.dialects.ask import Ask, SamplingBody, Stop, Tokens, limit, new_id, read_sampling
 from exod.http.dialects.blocks import Block, BlockAnswer, named_event
 from exod.http.dialects.fields import FieldError, read_fields
-from exod.http.dialects.messages import DROPPED_PARTS, Function, ToolChoice, grammar_of, tools_of
+from exod.http.dialects.messages import DROPPED_PARTS, Function, ToolChoice, ToolPlaces, grammar_of, tools_of
 from exod.http.dialects.openai_answers import status_of
 from exod.http.dialects.openai_requests import template_options
 from exoengine.decoding import DecodingError, from_json
 from exoengine.protocol import ChatMessage, GenerationRequest, ToolCall
 
 MAX_STOP_SEQUENCES: Final = 16
+
+PLACES: Final = ToolPlaces("tools[{at}].name", "tools[{at}].input_schema", "tool_choice.name")
 
 ERROR_KINDS: Final = {
     401: "authentication_error",
@@ -41,6 +43,9 @@ class ContentBlock(msgspec.Struct):
     input: Any = None
     tool_use_id: str | None = None
     content: Any = None
+    source: Any = None
+    title: str | None = None
+    context: str | None = None
 
 
 class Turn(msgspec.Struct):
@@ -97,6 +102,9 @@ def read_anthropic(data: bytes) -> Ask:
     functions = [_function(tool, f"tools[{at}]") for at, tool in enumerate(body.tools or ())]
     config = body.output_config or OutputConfig()
     wished = body.output_format or config.format
+    place = "output_format" if body.output_format else "output_config.format"
+    grammar = grammar_of(wished.schema, f"{place}.schema") if wished and wished.schema else None
+    wish, parallel = ToolChoice(choice.type, name=choice.name), not choice.disable_parallel_tool_use
     thinks = (
         {"enabled": True, "adaptive": True, "disabled": False}.get(body.thinking.type) if body.thinking else None
     )
@@ -106,10 +114,10 @@ def read_anthropic(data: bytes) -> Ask:
         messages=tuple(messages),
         stop=tuple(body.stop_sequences or ()),
         sampling=read_sampling(body),
-        tools=tools_of(functions, ToolChoice(choice.type, name=choice.name), not choice.disable_parallel_tool_use),
+        tools=tools_of(functions, wish, parallel, PLACES, in_grammar=grammar is not None),
         template=template_options(config.effort, thinks, None),
         continues=body.messages[-1].role == "assistant",
-        grammar=grammar_of(wished.schema, "output_config.format.schema") if wished and wished.schema else None,
+        grammar=grammar,
     )
     return Ask(body.model or DEFAULT_MODEL, bool(body.stream), (request,), request.request_id)
 
@@ -150,21 +158,56 @@ def _text(blocks: str | list[ContentBlock] | None, place: str) -> str:
     for at, block in enumerate(blocks or ()):
         if block.type in DROPPED_PARTS:
             continue
-        if block.type != "text" or block.text is None:
-            problem = f"only text is supported, not {block.type[:40]}"
-            raise FieldError(f"{place}[{at}].type", problem, "unsupported_value")
-        texts.append(block.text)
+        texts.append(_block_text(block, f"{place}[{at}]"))
     return "\n".join(texts)
 
 
+def _block_text(block: ContentBlock, place: str) -> str:
+    if block.type == "text" and block.text is not None:
+        return block.text
+    if block.type == "document":
+        return _told_document(block.title, block.context, _document(block.source, f"{place}.source"))
+    if block.type == "search_result":
+        named = [block.title, block.source if isinstance(block.source, str) else None]
+        return _told_document(" ".join(filter(None, named)), None, _inner(block.content, f"{place}.content"))
+    raise FieldError(f"{place}.type", f"only text is supported, not {block.type[:40]}", "unsupported_value")
+
+
+def _document(source: Any, place: str) -> str:
+    match source:
+        case {"type": "text", "data": str(text)}:
+            return text
+        case {"type": "content", "content": content}:
+            return _inner(content, f"{place}.content")
+        case {"type": str(kind)}:
+            problem = f"only documents of text are read (text, content), not {kind[:40]}"
+            raise FieldError(f"{place}.type", problem, "unsupported_value")
+    raise FieldError(place, "expected a document of the type text or content")
+
+
+def _told_document(title: str | None, context: str | None, text: str) -> str:
+    """As Anthropic advises to write documents into a prompt, so that a model tells them from what is asked."""
+    lines = ["<document>"]
+    if title:
+        lines.append(f"<source>{title}</source>")
+    if context:
+        lines.append(f"<context>{context}</context>")
+    return "\n".join([*lines, "<document_content>", text, "</document_content>", "</document>"])
+
+
 def _result(block: ContentBlock, place: str) -> str:
-    if block.content is None or isinstance(block.content, str):
-        return block.content or ""
+    return _inner(block.content, f"{place}.content")
+
+
+def _inner(content: Any, place: str) -> str:
+    """What stands inside a block."""
+    if content is None or isinstance(content, str):
+        return content or ""
     try:
-        parts = msgspec.convert(block.content, list[ContentBlock])
+        parts = msgspec.convert(content, list[ContentBlock])
     except msgspec.ValidationError:
-        raise FieldError(f"{place}.content", "expected a text or a list of blocks") from None
-    return _text(parts, f"{place}.content")
+        raise FieldError(place, "expected a text or a list of blocks") from None
+    return _text(parts, place)
 
 
 def anthropic_error(error: RequestError) -> dict[str, Any]:

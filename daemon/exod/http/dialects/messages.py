@@ -95,6 +95,19 @@ class ToolChoice(msgspec.Struct):
     tools: list[AllowedTool] | None = None
 
 
+class ToolPlaces(msgspec.Struct, frozen=True):
+    """Where a dialect's body holds what may be refused; `{at}` stands for a tool's number."""
+
+    name: str
+    parameters: str
+    choice: str
+
+
+CHAT_PLACES: Final = ToolPlaces(
+    "tools[{at}].function.name", "tools[{at}].function.parameters", "tool_choice.function.name"
+)
+
+
 class JsonSchema(msgspec.Struct):
     schema: dict[str, Any] | bool | None = None
     name: str | None = None
@@ -151,12 +164,8 @@ def read_content(content: str | list[ContentPart] | None, place: str) -> str:
     return "".join(texts)
 
 
-def read_tools(tools: list[Tool] | None, choice: str | ToolChoice | None, parallel: bool | None) -> Tools | None:
-    """The tools as the model gets them; None where it must not call any."""
-    functions = [_function(tool, f"tools[{at}]") for at, tool in enumerate(tools or ())]
-    if len(functions) > MAX_TOOLS:
-        raise FieldError("tools", f"expected at most {MAX_TOOLS}")
-    return tools_of(functions, choice, parallel)
+def functions_of(tools: list[Tool] | None) -> list[Function]:
+    return [_function(tool, f"tools[{at}]") for at, tool in enumerate(tools or ())]
 
 
 def _function(tool: Tool, place: str) -> Function:
@@ -167,25 +176,34 @@ def _function(tool: Tool, place: str) -> Function:
     return tool.function
 
 
-def tools_of(functions: list[Function], choice: str | ToolChoice | None, parallel: bool | None) -> Tools | None:
+def tools_of(
+    functions: list[Function], choice: str | ToolChoice | None, parallel: bool | None, places: ToolPlaces, *,
+    in_grammar: bool,
+) -> Tools | None:  # fmt: skip
+    """The tools as the model gets them; None where it must not call any. `in_grammar`: the answer follows a
+    grammar, which then has to allow their calls.
+    """
+    if len(functions) > MAX_TOOLS:
+        raise FieldError(places.name.partition("[")[0], f"expected at most {MAX_TOOLS}")
     for at, function in enumerate(functions):
         if not NAME.fullmatch(function.name):
-            raise FieldError(f"tools[{at}].function.name", "expected 1 to 128 letters, digits, or _ . : / -")
+            raise FieldError(places.name.format(at=at), "expected 1 to 128 letters, digits, or _ . : / -")
     wish, name = _choice(choice)
+    numbers = {function.name: at for at, function in enumerate(functions)}
     functions = _allowed(functions, choice)
     if not functions:
         if wish in ("required", "named"):
-            raise FieldError("tool_choice", "there are no tools to choose from")
+            raise FieldError(places.choice.partition(".")[0], "there are no tools to choose from")
         return None
     if name and name not in [function.name for function in functions]:
-        raise FieldError("tool_choice.function.name", f"there is no tool called '{name[:64]}'")
+        raise FieldError(places.choice, f"there is no tool called '{name[:64]}'")
     if wish == "none":
         return None
-    if wish != "auto":  # the call must follow them
-        for at, function in enumerate(functions):
+    if wish != "auto" or in_grammar:  # the call must follow them
+        for function in functions:
             if function.parameters is not None and name in ("", function.name):
                 text = msgspec.json.encode(function.parameters).decode()
-                check_schema(function.parameters, text, f"tools[{at}].function.parameters")
+                check_schema(function.parameters, text, places.parameters.format(at=numbers[function.name]))
     specs = [{"type": "function", "function": _spec(function)} for function in functions]
     text = msgspec.json.encode(specs).decode()
     return Tools(text, wish, name, parallel is not False)
@@ -243,8 +261,12 @@ def _allowed(functions: list[Function], choice: str | ToolChoice | None) -> list
     return [function for function in functions if function.name in names]
 
 
-def read_format(wished: ResponseFormat | None, place: str = "response_format") -> Grammar | None:
-    """The grammar that an answer must follow. Raises FieldError, which names the part that cannot be met."""
+def read_format(
+    wished: ResponseFormat | None, place: str = "response_format", inside: str = ".json_schema"
+) -> Grammar | None:
+    """The grammar that an answer must follow; `inside` is where in `place` a schema stands. Raises FieldError,
+    which names the part that cannot be met.
+    """
     if wished is None or wished.type == "text":
         return None
     if wished.type == "json_object":
@@ -255,8 +277,8 @@ def read_format(wished: ResponseFormat | None, place: str = "response_format") -
         raise FieldError(f"{place}.type", 'expected "text", "json_object" or "json_schema"', "unsupported_value")
     inner = wished.json_schema
     if inner is None or inner.schema is None:
-        raise FieldError(f"{place}.json_schema.schema", "is missing")
-    return grammar_of(inner.schema, f"{place}.json_schema.schema")
+        raise FieldError(f"{place}{inside}.schema", "is missing")
+    return grammar_of(inner.schema, f"{place}{inside}.schema")
 
 
 def grammar_of(schema: dict[str, Any] | bool, place: str) -> Grammar:

@@ -186,17 +186,20 @@ class ChatAnswer(OpenAiAnswer):
 
     def added(self, at: int, delta: TextDelta) -> bytes:
         logprobs = {"content": [_chat_logprob(delta)]} if self._wants_logprobs and delta.piece else None
-        content, *calls = _chat_deltas(delta)
+        content, *calls = self._deltas(delta)
         data = self._chunk(at, {"delta": content}, logprobs) if content or logprobs else b""
         return data + b"".join(self._chunk(at, {"delta": call}) for call in calls)
 
     def ended(self, at: int, end: GenerationEnd) -> bytes:
-        *deltas, last = _chat_deltas(end)
+        *deltas, last = self._deltas(end)
         data = b"".join(self._chunk(at, {"delta": delta}) for delta in deltas)
         return data + self._chunk(at, {"delta": last}, None, self._reason(self.choices[at]))
 
     def pause(self) -> bytes:
         return self._chunk(self.running, {"delta": {}})
+
+    def _deltas(self, delta: TextDelta | GenerationEnd) -> list[dict[str, Any]]:
+        return _chat_deltas(delta)
 
     def _whole_choice(self, at: int, choice: Choice) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": choice.text}
@@ -213,8 +216,7 @@ class ChatAnswer(OpenAiAnswer):
             "message": message,
         }
 
-    @staticmethod
-    def _reason(choice: Choice) -> str:
+    def _reason(self, choice: Choice) -> str:
         assert choice.end is not None
         called = choice.calls and choice.end.finish_reason == "stop"
         return "tool_calls" if called else choice.end.finish_reason

@@ -26,23 +26,34 @@ from exod.http.dialects.ask import (
 )
 from exod.http.dialects.fields import FieldError, read_fields
 from exod.http.dialects.messages import (
+    CHAT_PLACES,
+    Function,
     Message,
+    NamedFunction,
     ResponseFormat,
     Tool,
     ToolChoice,
+    ToolPlaces,
+    functions_of,
     grammar_of,
     read_format,
     read_messages,
-    read_tools,
+    tools_of,
 )
 from exoengine.decoding import DecodingError, from_json
-from exoengine.protocol import GenerationRequest
+from exoengine.protocol import GenerationRequest, Tools
 
 MAX_TOP_LOGPROBS: Final = 20
 """OpenAI's limit."""
 
 MAX_TEMPLATE_CHARS: Final = 16 * 1024
 """Of `chat_template_kwargs`: switches and short texts."""
+
+
+OLDER_CALLS: Final = "functions"
+"""What an Ask says where tools came as `functions`: the answer then has its call as `function_call`."""
+
+OLDER_PLACES: Final = ToolPlaces("functions[{at}].name", "functions[{at}].parameters", "function_call.name")
 
 
 class StreamOptions(msgspec.Struct):
@@ -64,7 +75,8 @@ class ChatBody(SharedBody, kw_only=True):
     tools: list[Tool] | None = None
     tool_choice: str | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    functions: list[Any] | None = None
+    functions: list[Function] | None = None
+    function_call: str | NamedFunction | None = None
     response_format: ResponseFormat | None = None
     guided_json: dict[str, Any] | str | None = None
     reasoning_effort: str | None = None
@@ -90,8 +102,6 @@ class CompletionBody(SharedBody, kw_only=True):
 def read_chat(data: bytes) -> Ask:
     """Raises RequestError (FieldError where a field is to blame)."""
     body = read_fields(data, ChatBody)
-    if body.functions:
-        raise FieldError("functions", "was replaced by tools: send them there", "unsupported_value")
     if body.modalities is not None and body.modalities != ["text"]:
         raise FieldError("modalities", 'only ["text"] is supported', "unsupported_value")
     if body.top_logprobs and not body.logprobs:
@@ -100,7 +110,8 @@ def read_chat(data: bytes) -> Ask:
     continues = bool(body.continue_final_message) or body.add_generation_prompt is False
     if continues and messages[-1].role != "assistant":
         raise FieldError("continue_final_message", "the last message is not the assistant's")
-    tools = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
+    grammar = _grammar(body)
+    tools = _tools(body, in_grammar=grammar is not None)
     request = GenerationRequest(
         request_id=new_id("chatcmpl"),
         max_tokens=limit(body.max_completion_tokens, body.max_tokens),
@@ -110,9 +121,28 @@ def read_chat(data: bytes) -> Ask:
         tools=tools,
         template=template_options(body.reasoning_effort, body.enable_thinking, body.chat_template_kwargs),
         continues=continues,
-        grammar=_grammar(body),
+        grammar=grammar,
     )
-    return _ask(body, request, several(request, (None,), body.n or 1))
+    ask = _ask(body, request, several(request, (None,), body.n or 1))
+    return msgspec.structs.replace(ask, extra=OLDER_CALLS) if body.functions else ask
+
+
+def _tools(body: ChatBody, *, in_grammar: bool) -> Tools | None:
+    if not body.functions:
+        if isinstance(body.function_call, NamedFunction):
+            raise FieldError("function_call", "needs functions; beside tools it is called tool_choice")
+        functions = functions_of(body.tools)
+        return tools_of(functions, body.tool_choice, body.parallel_tool_calls, CHAT_PLACES, in_grammar=in_grammar)
+    if body.tools:
+        raise FieldError("functions", "are the older form of tools: send one of the two")
+    choice: str | ToolChoice | None = None
+    if isinstance(body.function_call, NamedFunction):
+        choice = ToolChoice(name=body.function_call.name)
+    elif body.function_call not in (None, "auto", "none"):
+        raise FieldError("function_call", 'expected "auto", "none", or a function')
+    else:
+        choice = body.function_call
+    return tools_of(body.functions, choice, False, OLDER_PLACES, in_grammar=in_grammar)
 
 
 def template_options(effort: str | None, thinks: bool | None, more: dict[str, Any] | None) -> str:

@@ -23,6 +23,7 @@ from exod.http.dialects.messages import (
     JsonSchema,
     ResponseFormat,
     ToolChoice,
+    ToolPlaces,
     read_content,
     read_format,
     tools_of,
@@ -36,10 +37,16 @@ MAX_KEPT_CHARS: Final = 16 * 1024 * 1024
 """Of all conversations that are kept. Each holds its whole history."""
 
 
-class Item(msgspec.Struct):
-    """One of the input's items: a message, a call, a call's result, or reasoning."""
+PLACES: Final = ToolPlaces("tools[{at}].name", "tools[{at}].parameters", "tool_choice.name")
 
-    type: str = "message"
+
+class Item(msgspec.Struct):
+    """One of the input's items: a message, a call, a call's result, reasoning, or a reference to one of an earlier
+    response.
+    """
+
+    type: str | None = None
+    id: str | None = None
     role: str | None = None
     content: str | list[ContentPart] | None = None
     call_id: str | None = None
@@ -88,27 +95,50 @@ class ResponsesBody(SamplingBody, kw_only=True):
 
 
 class KeptConversations:
-    """The conversations of earlier responses, as far as this node keeps them."""
+    """The conversations of earlier responses, as far as this node keeps them, each with its answer's items."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, tuple[ChatMessage, ...]] = OrderedDict()
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._chars = 0
 
     def find(self, response_id: str) -> tuple[ChatMessage, ...]:
         """Raises FieldError where it is not known."""
-        messages = self._kept.get(response_id)
-        if messages is None:
+        kept = self._kept.get(response_id)
+        if kept is None:
             text = f"there is no response '{response_id[:80]}' here, or it is too long ago: send the whole input"
             raise FieldError("previous_response_id", text, "previous_response_not_found")
         self._kept.move_to_end(response_id)
-        return messages
+        return kept.messages
 
-    def keep(self, response_id: str, messages: tuple[ChatMessage, ...]) -> None:
-        self._kept[response_id] = messages
-        self._chars += _size(messages)
+    def item(self, item_id: str, place: str) -> tuple[ChatMessage, ...]:
+        """An item of an answer, as a message; nothing for what a model thought. Raises FieldError where it is not
+        known.
+        """
+        response_id = f"resp-{item_id.partition('_')[2].partition('_')[0]}"
+        kept = self._kept.get(response_id)
+        if kept is None or item_id not in kept.items:
+            text = f"there is no item '{item_id[:80]}' here, or it is too long ago: send the item itself"
+            raise FieldError(f"{place}.id", text, "item_not_found")
+        self._kept.move_to_end(response_id)
+        return kept.items[item_id]
+
+    def keep(
+        self, response_id: str, messages: tuple[ChatMessage, ...], items: dict[str, tuple[ChatMessage, ...]]
+    ) -> None:
+        self._kept[response_id] = kept = _Kept(messages, items)
+        self._chars += kept.size
         while len(self._kept) > MAX_KEPT or (self._chars > MAX_KEPT_CHARS and self._kept):
             _, gone = self._kept.popitem(last=False)
-            self._chars -= _size(gone)
+            self._chars -= gone.size
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    messages: tuple[ChatMessage, ...]
+    items: dict[str, tuple[ChatMessage, ...]]
+
+    @property
+    def size(self) -> int:
+        return _size(self.messages) + sum(64 + _size(messages) for messages in self.items.values())
 
 
 def _size(messages: tuple[ChatMessage, ...]) -> int:
@@ -130,17 +160,19 @@ class Responses:
             problem = "conversations are not kept here by a name: send previous_response_id, or the whole input"
             raise FieldError("conversation", problem, "unsupported_value")
         earlier = self.kept.find(body.previous_response_id) if body.previous_response_id else ()
-        history = (*earlier, *_messages(body.input))
+        history = (*earlier, *self._messages(body.input))
         system = (ChatMessage("system", body.instructions),) if body.instructions else ()
         functions = [_function(tool, f"tools[{at}]") for at, tool in enumerate(body.tools or ())]
+        grammar = read_format(_format(body), "text.format", inside="")
+        choice, parallel = body.tool_choice, body.parallel_tool_calls
         request = GenerationRequest(
             request_id=new_id("resp"),
             max_tokens=limit(body.max_output_tokens),
             messages=(*system, *history),
             sampling=read_sampling(body),
-            tools=tools_of(functions, body.tool_choice, body.parallel_tool_calls),
+            tools=tools_of(functions, choice, parallel, PLACES, in_grammar=grammar is not None),
             template=template_options(body.reasoning.effort if body.reasoning else None, None, None),
-            grammar=read_format(_format(body), "text.format"),
+            grammar=grammar,
         )
         if not history:
             raise FieldError("input", "expected a text or at least one item")
@@ -149,6 +181,26 @@ class Responses:
 
     def answer(self, ask: Ask, model: str, created: int) -> ResponsesAnswer:
         return ResponsesAnswer(ask, model, created, self.kept)
+
+    def _messages(self, given: str | list[Item]) -> tuple[ChatMessage, ...]:
+        if isinstance(given, str):
+            return (ChatMessage("user", given),)
+        messages: list[ChatMessage] = []
+        for at, item in enumerate(given):
+            for message in self._message(item, f"input[{at}]"):
+                last = messages[-1] if messages else None
+                if last is not None and last.role == "assistant" and message.tool_calls:  # one turn of the model's
+                    calls = (*last.tool_calls, *message.tool_calls)
+                    messages[-1] = msgspec.structs.replace(last, tool_calls=calls)
+                else:
+                    messages.append(message)
+        return tuple(messages)
+
+    def _message(self, item: Item, place: str) -> tuple[ChatMessage, ...]:
+        names_one = item.type == "item_reference" or (item.type is None and item.role is None)
+        if names_one and item.id is not None:
+            return self.kept.item(item.id, place)
+        return _message(item, place)
 
 
 def _format(body: ResponsesBody) -> ResponseFormat | None:
@@ -166,23 +218,8 @@ def _function(tool: FlatTool, place: str) -> Function:
     return Function(tool.name, tool.description, tool.parameters)
 
 
-def _messages(given: str | list[Item]) -> tuple[ChatMessage, ...]:
-    if isinstance(given, str):
-        return (ChatMessage("user", given),)
-    messages: list[ChatMessage] = []
-    for at, item in enumerate(given):
-        for message in _message(item, f"input[{at}]"):
-            last = messages[-1] if messages else None
-            if last is not None and last.role == "assistant" and message.tool_calls:  # one turn of the model's
-                calls = (*last.tool_calls, *message.tool_calls)
-                messages[-1] = msgspec.structs.replace(last, tool_calls=calls)
-            else:
-                messages.append(message)
-    return tuple(messages)
-
-
 def _message(item: Item, place: str) -> tuple[ChatMessage, ...]:
-    match item.type:
+    match item.type or "message":
         case "message":
             if item.role not in ("system", "developer", "user", "assistant"):
                 raise FieldError(f"{place}.role", 'expected "user", "assistant", "system" or "developer"')
@@ -196,7 +233,10 @@ def _message(item: Item, place: str) -> tuple[ChatMessage, ...]:
             return (ChatMessage("tool", output, tool_call_id=item.call_id or ""),)
         case "reasoning":
             return ()
-    raise FieldError(f"{place}.type", f"{item.type[:40]} is not supported", "unsupported_value")
+        case "item_reference":
+            raise FieldError(f"{place}.id", "is missing")
+        case kind:
+            raise FieldError(f"{place}.type", f"{kind[:40]} is not supported", "unsupported_value")
 
 
 class ResponsesAnswer(BlockAnswer):
@@ -342,7 +382,19 @@ class ResponsesAnswer(BlockAnswer):
         history: tuple[ChatMessage, ...] = self.ask.extra[1]
         choice = self.choices[0]
         said = ChatMessage("assistant", choice.text, tuple(choice.calls))
-        self._kept.keep(self.ask.request_id, (*history, said))
+        items = {self._item_id(block): _as_messages(block) for block in self.blocks}
+        self._kept.keep(self.ask.request_id, (*history, said), items)
+
+
+def _as_messages(block: Block) -> tuple[ChatMessage, ...]:
+    """An item that is referred to later, as an item of the input would be read."""
+    match block.kind:
+        case "said":
+            return (ChatMessage("assistant", block.text),)
+        case "called":
+            return (ChatMessage("assistant", "", (ToolCall(block.id, block.name, block.text),)),)
+        case "thought":
+            return ()
 
 
 def _part(text: str) -> dict[str, Any]:

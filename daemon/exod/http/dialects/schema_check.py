@@ -1,78 +1,131 @@
 """Can a JSON schema be followed? Checked before anything is queued, so that a bad one is refused at once.
 
-llguidance compiles it, as the engine will, but without a vocabulary. Its errors tell what is wrong but not where,
-so this module searches for the smallest part of the schema that it refuses. Raises FieldError.
+A process of its own compiles it (schema_process.py) and is asked here. Decides how long it is waited for, and which
+outcomes are remembered. Raises FieldError, which names the part that is wrong.
 """
 
 from __future__ import annotations
 
+import atexit
+import hashlib
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
 from typing import Any, Final
 
 import msgspec
 
+from exod.errors import ExitCode, RequestError
 from exod.http.dialects.fields import FieldError
+from exod.http.dialects.schema_process import CPU_S, Outcome, Question
 
 MAX_SCHEMA_CHARS: Final = 128 * 1024
 """Compiling takes time and memory with the size; the largest schemas in use have some 50,000 characters."""
 
-MAX_TRIES: Final = 200
-"""Parts that are compiled to find the one that is wrong, before the whole schema is named instead."""
+COMMAND: Final = (sys.executable, "-P", "-m", "exod.http.dialects.schema_process")
 
-DEFINITIONS: Final = ("$defs", "definitions")
+WALL_S: Final = 20.0
+"""The start of the process and `CPU_S` on a host with ten times as much to do as it can."""
 
-BY_NAME: Final = ("properties", "patternProperties", *DEFINITIONS)
-LISTS: Final = ("anyOf", "oneOf", "allOf", "prefixItems")
-SINGLE: Final = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames")
-"""Where a schema holds others."""
+MAX_KNOWN: Final = 256
+"""Schemas whose outcome is kept: clients send the same ones with each turn."""
+
+TOO_LONG: Final = f"it takes more than {CPU_S:g} s of computing to compile; make it simpler"
+BROKE: Final = "the compiler broke over it; make it simpler"
+
+
+_outcomes: msgspec.json.Decoder[Outcome] = msgspec.json.Decoder(Outcome)
 
 
 def check_schema(schema: Any, text: str, place: str) -> None:
     """`text` is `schema` as JSON, `place` the field that it came in."""
     if len(text) > MAX_SCHEMA_CHARS:
         raise FieldError(place, f"a schema may have {MAX_SCHEMA_CHARS} characters", "bad_grammar")
-    problem = _problem(schema)
-    if not problem:
-        return
-    shared = {name: schema[name] for name in DEFINITIONS if isinstance(schema, dict) and name in schema}
-    where, problem = _smallest(schema, place, problem, shared, [MAX_TRIES])
-    raise FieldError(where, problem, "bad_grammar")
+    outcome = COMPILER.compile(schema, place)
+    if outcome.problem:
+        raise FieldError(outcome.place, outcome.problem, "bad_grammar")
 
 
-def _problem(schema: Any) -> str:
-    """What is wrong with it, in one line; empty where it compiles."""
-    from llguidance import LLMatcher  # few requests need it, so it is loaded with the first of them
+class SchemaCompiler:
+    """The process that compiles, as long as it lives: it starts with the first schema, and again with the next one
+    after it was ended. May be asked from any thread; one schema at a time.
+    """
 
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._known: OrderedDict[bytes, Outcome] = OrderedDict()
+
+    def compile(self, schema: Any, place: str) -> Outcome:
+        """Raises RequestError where there can be no such process, or where it gets no time."""
+        question = msgspec.json.encode(Question(schema, place))
+        name = hashlib.sha256(question).digest()
+        with self._lock:
+            outcome = self._known.pop(name, None) or self._ask(question, place)
+            self._known[name] = outcome
+            if len(self._known) > MAX_KNOWN:
+                self._known.popitem(last=False)
+        return outcome
+
+    def close(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+
+    def _ask(self, question: bytes, place: str) -> Outcome:
+        try:
+            process = self._started()
+            answer = _exchange(process, question)
+        except OSError as error:
+            self.close()
+            text = f"schemas cannot be compiled now: {error.strerror or error}"
+            raise RequestError("unavailable", text, ExitCode.DEGRADED) from None
+        if answer:
+            return _outcomes.decode(answer)
+        ended_by = process.poll()
+        self.close()
+        if ended_by is None:
+            text = f"this host is too busy to compile a schema: {WALL_S:g} s were not enough"
+            raise RequestError("unavailable", text, ExitCode.DEGRADED)
+        if ended_by == -signal.SIGPROF:
+            return Outcome(place, TOO_LONG)
+        if ended_by < 0:
+            return Outcome(place, BROKE)
+        text = f"the process that compiles schemas ended with exit code {ended_by}; exoctl doctor may know why"
+        raise RequestError("internal_error", text, ExitCode.INTERNAL)
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            self.close()
+            self._process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        return self._process
+
+
+def _exchange(process: subprocess.Popen[bytes], question: bytes) -> bytes:
+    """The line that it answers; empty where it ended, or was too slow. Raises OSError."""
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
-        grammar = LLMatcher.grammar_from_json_schema(msgspec.json.encode(schema).decode())
-        problem = LLMatcher.validate_grammar(grammar, None)
-    except (ValueError, RuntimeError) as error:
-        problem = str(error)
-    return " ".join(problem.split())[:300]
+        process.stdin.write(question + b"\n")
+        process.stdin.flush()
+    except BrokenPipeError:
+        process.wait()
+        return b""
+    poll = select.poll()
+    poll.register(process.stdout, select.POLLIN)
+    if not poll.poll(WALL_S * 1000):
+        return b""
+    line = process.stdout.readline()
+    if not line:
+        process.wait()
+    return line
 
 
-def _smallest(schema: Any, place: str, problem: str, shared: dict[str, Any], tries: list[int]) -> tuple[str, str]:
-    """The innermost part that does not compile. `tries` counts down what may still be compiled."""
-    for name, part in _parts(schema):
-        if tries[0] <= 0:
-            break
-        tries[0] -= 1
-        alone = {**shared, **part} if isinstance(part, dict) else part
-        found = _problem(alone)
-        if found:
-            return _smallest(part, f"{place}.{name}", found, shared, tries)
-    return place, problem
+COMPILER: Final = SchemaCompiler()
+"""One for all requests of this daemon."""
 
-
-def _parts(schema: Any) -> list[tuple[str, Any]]:
-    if not isinstance(schema, dict):
-        return []
-    found = [(name, schema[name]) for name in SINGLE if isinstance(schema.get(name), dict)]
-    for name in BY_NAME:
-        inner = schema.get(name)
-        if isinstance(inner, dict):
-            found += [(f"{name}.{key}", part) for key, part in inner.items()]
-    for name in LISTS:
-        inner = schema.get(name)
-        if isinstance(inner, list):
-            found += [(f"{name}[{at}]", part) for at, part in enumerate(inner)]
-    return found
+atexit.register(COMPILER.close)
