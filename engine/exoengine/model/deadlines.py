@@ -30,6 +30,10 @@ class TooSlowError(Exception):
     """It was given up; `str(error)` says what took how long."""
 
 
+class StillBusyError(TooSlowError):
+    """It was not begun, because of earlier ones: nothing is known against it."""
+
+
 class _PassedError(BaseException):
     """No Exception: a template's own handlers must not swallow it."""
 
@@ -66,10 +70,10 @@ class Abandoning:
         self._abandoned: list[threading.Thread] = []
 
     def run(self, work: Callable[[], Value], seconds: float, what: str) -> Value:
-        """The result of `work`, which may raise. Raises TooSlowError."""
+        """The result of `work`, which may raise. Raises TooSlowError, or StillBusyError where it was not begun."""
         self._abandoned = [thread for thread in self._abandoned if thread.is_alive()]
         if len(self._abandoned) >= MAX_ABANDONED:
-            raise TooSlowError(f"{what}: earlier texts are still being worked at")
+            raise StillBusyError(f"{what}: earlier texts are still being worked at; ask again")
         results: list[Value] = []
         errors: list[BaseException] = []
 

@@ -16,7 +16,7 @@ from mlx_lm.utils import load_tokenizer
 from exoengine.model import deadlines, harmony
 from exoengine.model.answer_text import FOLDED_END, FOLDED_START, AnswerText, Markers, markers_of, no_markers
 from exoengine.model.chat_prompt import ChatPrompt, PromptError, chat_prompt, takes_tools
-from exoengine.model.deadlines import Abandoning, TooSlowError
+from exoengine.model.deadlines import Abandoning, StillBusyError, TooSlowError
 from exoengine.model.grammar import (
     CANNOT_WRITE,
     JSON_TOOLS,
@@ -69,6 +69,8 @@ class Tokenizer:
             if isinstance(request.prompt, str):
                 prompt = request.prompt
                 return self._encode_in_time(lambda: self.encode(prompt)), False
+        except StillBusyError as error:
+            raise PromptError("unavailable", str(error)) from None
         except TooSlowError as error:
             raise PromptError("bad_messages", str(error)) from None
         return list(request.prompt or ()), False

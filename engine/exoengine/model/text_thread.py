@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from exoengine.model.chat_prompt import PromptError, too_long
-from exoengine.model.deadlines import Abandoning, TooSlowError
+from exoengine.model.deadlines import Abandoning, StillBusyError, TooSlowError
 from exoengine.protocol import FromWorker, GenerationRequest, TextAnswered, TextAsked
 
 if TYPE_CHECKING:
@@ -96,6 +96,8 @@ def _answer(
         return working.run(lambda: _done(asked, tokenizer, max_context_tokens, room), DEADLINE_S, "this text")
     except PromptError as error:
         return TextAnswered(asked.ask_id, code=error.code, problem=str(error))
+    except StillBusyError as error:
+        return TextAnswered(asked.ask_id, code="unavailable", problem=str(error))
     except TooSlowError as error:
         return TextAnswered(asked.ask_id, code="bad_request", problem=str(error))
     except Exception as error:  # a tokenizer raises what its author chose
@@ -118,11 +120,13 @@ def _done(
         return TextAnswered(asked.ask_id, tuple(tokens), thinks=thinks)
     if asked.tokens:
         return TextAnswered(asked.ask_id, text=tokenizer.decode(asked.tokens, control=True))
-    tokens = tokenizer.encode(asked.text, control=asked.control)
     most = MAX_PIECES if asked.wants_pieces else MAX_TOKENS
+    told = f"at most {most} tokens can be told" + (" with their texts" if asked.wants_pieces else "")
+    if count := _at_least([asked.text], tokenizer, most + 1):
+        raise PromptError("bad_request", f"the text has at least {count} tokens; {told}")
+    tokens = tokenizer.encode(asked.text, control=asked.control)
     if len(tokens) > most:
-        told = "tokens can be told with their texts" if asked.wants_pieces else "can be told"
-        raise PromptError("bad_request", f"the text has {len(tokens)} tokens; at most {most} {told}")
+        raise PromptError("bad_request", f"the text has {len(tokens)} tokens; {told}")
     pieces = tuple(tokenizer.pieces.piece(token) for token in tokens) if asked.wants_pieces else ()
     return TextAnswered(asked.ask_id, tuple(tokens), pieces=pieces)
 
@@ -132,12 +136,21 @@ def _refuse_far_too_long(request: GenerationRequest, tokenizer: Tokenizer, max_c
     texts = [message.content for message in request.messages or ()]
     if isinstance(request.prompt, str):
         texts.append(request.prompt)
-    if sum(len(text) for text in texts) <= max(max_context_tokens, SLICE_CHARS):
-        return
+    if count := _at_least(texts, tokenizer, max_context_tokens):
+        raise PromptError("context_length_exceeded", too_long(count, max_context_tokens, "at least "))
+
+
+def _at_least(texts: list[str], tokenizer: Tokenizer, limit: int) -> int:
+    """How many tokens these texts have at the least, as soon as that is `limit`, before the rest is read; 0 where
+    it may be fewer.
+    """
+    if sum(len(text) for text in texts) <= max(limit, SLICE_CHARS):
+        return 0
     count = 0
     for text in texts:
         for start in range(0, len(text), SLICE_CHARS):
             part = tokenizer.encode(text[start : start + SLICE_CHARS], control=False)
             count += max(0, len(part) - SEAM_TOKENS)
-            if count >= max_context_tokens:
-                raise PromptError("context_length_exceeded", too_long(count, max_context_tokens, "at least "))
+            if count >= limit:
+                return count
+    return 0

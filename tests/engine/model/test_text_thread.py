@@ -135,7 +135,10 @@ def test_long_texts_of_one_client_hold_up_nobody_elses_short_ones(
     for answer in (first, last):
         assert isinstance(answer, TextAnswered)
         assert (answer.ask_id, answer.code) == ("short", "")
-    assert all(isinstance(one, TextAnswered) and one.code == "bad_request" for one in others)
+    codes = [one.code for one in others if isinstance(one, TextAnswered)]
+    assert codes == ["bad_request", "bad_request", "unavailable", "unavailable"], (
+        "nothing is wrong with the last two"
+    )
 
 
 @pytest.mark.parametrize(
@@ -173,3 +176,18 @@ def test_eight_million_digits_are_refused_before_they_are_read(tokenizer: Tokeni
     assert answer.code == "context_length_exceeded"
     assert "at least" in answer.problem
     assert time.process_time() - before < GENEROUS_S / 10, "the work of a slice or two, not of the whole"
+
+
+@pytest.mark.parametrize("wants_pieces", [False, True])
+def test_so_are_those_that_are_only_to_be_told_in_tokens(
+    wants_pieces: bool, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of them, given up, kept everybody's long prompts from being read."""
+    read: list[int] = []
+    encode = tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda text, **how: read.append(len(text)) or encode(text, **how))
+    answer = Asker(tokenizer).ask(TextAsked("1", text="7" * 8_000_000, wants_pieces=wants_pieces))
+    assert answer.code == "bad_request"
+    assert "at least" in answer.problem
+    assert max(read) == text_thread.SLICE_CHARS
+    assert sum(read) < 8_000_000 / 4
