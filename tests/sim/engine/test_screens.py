@@ -192,7 +192,7 @@ def test_no_request_is_refused_while_a_plan_without_a_failed_rank_is_on_its_way(
     assert "engine_failed" not in seen, "another plan was on its way"
 
 
-@pytest.mark.parametrize("seconds", [1.0, 4.0, 12.0, 40.0])
+@pytest.mark.parametrize("seconds", [1.0, 40.0])
 @pytest.mark.parametrize("place", [0, 1])
 def test_no_request_is_refused_while_another_node_still_looks_for_the_model(
     clock: Clock, seconds: float, place: int
