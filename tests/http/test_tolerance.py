@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from exod.daemon_api.interface import DEFAULT_MAX_TOKENS
+from exod.daemon_api.interface import DEFAULT_MAX_TOKENS, TextDelta
+from exod.http.dialects.openai_answers import completion_logprobs
 from exoengine.protocol import GenerationRequest
 from tests.http.served import CHAT, count, data_of, served
 
@@ -132,3 +133,11 @@ async def test_log_probabilities_of_completions_have_keys_of_their_own_and_offse
     assert logprobs["top_logprobs"][0] == {"<end>": -5.5, "1": -0.25}
     streamed = [chunk["choices"][0]["logprobs"] for chunk in chunks if chunk["choices"][0]["logprobs"]]
     assert [one["text_offset"][0] for one in streamed] == [0, 1, 3]
+
+
+def test_the_first_token_of_an_echo_takes_up_the_text_that_it_shows() -> None:
+    """Where the tokenizer puts a space before the first word, and where the prompt has one."""
+    for text in ("one two", " one two"):
+        pieces = [TextDelta(0, text, -1.0, piece=b" two", head=b" one"), TextDelta(1, "!", -1.0, piece=b"!")]
+        offsets = completion_logprobs(pieces, 0)["text_offset"]
+        assert offsets == [0, text.index(" two"), len(text)]

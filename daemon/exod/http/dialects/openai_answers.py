@@ -308,6 +308,12 @@ def _token_logprob(piece: bytes, logprob: float | None) -> dict[str, Any]:
     return {"token": token_name(piece), "logprob": logprob, "bytes": list(piece)}
 
 
+def _head_length(delta: TextDelta) -> int:
+    """How much of a delta's text is its head. A tokenizer that puts a space before each word shows none there."""
+    head = delta.head.decode(errors="ignore") if delta.head else ""
+    return len(head if delta.text.startswith(head) else head.removeprefix(" "))
+
+
 def completion_logprobs(tokens: Sequence[TextDelta], offset: int) -> dict[str, Any]:
     """The older shape: lists of the same length, and where in the text each token begins."""
     names: list[str] = []
@@ -315,17 +321,18 @@ def completion_logprobs(tokens: Sequence[TextDelta], offset: int) -> dict[str, A
     tops: list[dict[str, float] | None] = []
     offsets: list[int] = []
     for delta in tokens:
+        head_length = _head_length(delta)
         if delta.head:
             names.append(token_name(delta.head))
             logprobs.append(None)
             tops.append(None)
             offsets.append(offset)
-            offset += len(delta.head.decode(errors="ignore"))
+            offset += head_length
         names.append(token_name(delta.piece))
         logprobs.append(delta.logprob)
         tops.append(_top_names(delta))
         offsets.append(offset)
-        offset += len(delta.text) - (len(delta.head.decode(errors="ignore")) if delta.head else 0)
+        offset += len(delta.text) - head_length
     return {"tokens": names, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets}
 
 
