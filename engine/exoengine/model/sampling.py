@@ -96,8 +96,16 @@ class Sampler:
             kept = apply_min_p(kept, self._sampling.min_p)
         if 0 < self._sampling.top_k < self._vocab_size:
             kept = apply_top_k(kept, self._sampling.top_k)
-        key = draw_key(self._sampling.seed, step)
-        return mx.random.categorical(kept * (1 / self._sampling.temperature), key=key), logprobs
+        return _drawn(kept * (1 / self._sampling.temperature), draw_key(self._sampling.seed, step)), logprobs
+
+
+def _drawn(scores: Any, key: Any) -> Any:
+    """A token by the softmax of `scores` (1, vocabulary): the largest after a Gumbel draw is added to each
+    (https://arxiv.org/abs/1611.01144). Ranks that add in another order give scores that differ in their last bits,
+    which changes this token only where the two largest are as close. `mx.random.categorical` looks a uniform draw
+    up among the running sums of all probabilities: any of a vocabulary's boundaries may then be moved past it.
+    """
+    return mx.argmax(scores + mx.random.gumbel(scores.shape, key=key), axis=-1)
 
 
 def _biased(biases: Mapping[int, float]) -> Callable[[Any, Any], Any]:
