@@ -2,7 +2,7 @@
 
 A model with random weights, in bfloat16, over loopback. As in bench_engine.py each round runs every contestant
 once in a drawn order, a ratio is taken within each round, and of those the median. Pipeline and one process alone
-stand beside it, fast and safe (layer by layer) steps too.
+stand beside it, fast and safe (layer by layer) steps too. Each keeps its ranks from the first round to the last.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -41,10 +42,13 @@ MODEL = {
     **QWEN2, "hidden_size": 1024, "num_hidden_layers": LAYERS, "intermediate_size": 4096,
     "num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 32768,
 }  # fmt: skip
-ROUNDS = 12
+ROUNDS = 9
 CUTS = 20
-SHORT, LONG = 40, 512
+SHORT, LONG = 8, 128
+"""Tokens of a prompt. A processor computes bfloat16 slowly: 512 tokens took 35 to 90 s a contestant."""
 STEPS = 16
+PREFILLS = 3
+"""One round of so many has a prompt of LONG tokens, of the contestants that a ratio of it compares."""
 PATIENCE_S = 300.0
 """Of an answer, and of a chunk of its prompt: at a load of 15 on two cores one of 512 tokens took over a minute."""
 COUNTS = {"2 KiB": 512, "4 KiB": 1024, "64 KiB": 16384, "8 MiB": 2 * 1024 * 1024}
@@ -74,7 +78,20 @@ for count, rounds in json.loads(sys.argv[1]):
 print(json.dumps(took))
 """
 
+SHARD, FAST = "mlx-lm's shard", "tensor, fast"
+
 Times = dict[str, list[float]]
+Asked = Callable[[int, int, int], tuple[float, float]]
+"""Of a prompt's tokens, steps and a seed: the seconds to the first token, and of the others."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Two ranks of the engine that hold the model in one way, and what they said when they were asked to."""
+
+    cluster: Cluster
+    loaded: list[Loaded]
+    formed: list[Formed]
 
 
 def run(rounds: int = ROUNDS) -> list[Row]:
@@ -84,24 +101,31 @@ def run(rounds: int = ROUNDS) -> list[Row]:
         with ExitStack() as stack:
             theirs = stack.enter_context(peers(folder, 2))
             alone = stack.enter_context(peers(folder, 1))
-            ours = stack.enter_context(cluster(Path(place), 2))
-            turns = [
-                partial(_theirs, "mlx-lm's shard", theirs),
-                partial(_theirs, "alone", alone),
-                partial(_ours, "tensor, fast", ours, folder, "fast", True),
-                partial(_ours, "tensor, safe", ours, folder, "safe", True),
-                partial(_ours, "pipeline, fast", ours, folder, "fast", False),
-            ]
-            for seed in range(rounds + 1):
-                random.Random(seed).shuffle(turns)
-                for turn in turns:
-                    for name, value in turn(seed).items():
-                        if seed:  # the first round warms up
-                            times[name].append(value)
-            predicted = [_predicted(ours, folder, is_tensor) for is_tensor in (True, False)]
-            gaps = _cuts(ours, folder)
+            fast = stack.enter_context(_ranks(Path(place), folder, "fast", True))
+            safe = stack.enter_context(_ranks(Path(place), folder, "safe", True))
+            pipeline = stack.enter_context(_ranks(Path(place), folder, "fast", False))
+            asked: dict[str, Asked] = {
+                SHARD: partial(peer_answered, theirs),
+                "alone": partial(peer_answered, alone),
+                FAST: partial(answered, fast.cluster),
+                "tensor, safe": partial(answered, safe.cluster),
+                "pipeline, fast": partial(answered, pipeline.cluster),
+            }
+            _measure(asked, rounds, times)
+            predicted = [_predicted(fast, folder, "tensor"), _predicted(pipeline, folder, "pipeline")]
+            gaps = _cuts(fast.cluster)
         native, ring, cables = _native_cost(Path(place)), _ring_cost(), _cables_cost(Path(place))
     return [*_rows(times, gaps, native, ring), *_cable_rows(cables), *_errors(predicted, times)]
+
+
+def _measure(asked: dict[str, Asked], rounds: int, times: Times) -> None:
+    for seed in range(rounds + 1):  # the first round warms up
+        for name in random.Random(seed).sample(list(asked), len(asked)):
+            token_s = asked[name](SHORT, STEPS, seed)[1] / (STEPS - 1)
+            times[f"{name}: a token"] += [token_s] if seed else []
+        for name in random.Random(seed).sample([SHARD, FAST], 2) if seed % PREFILLS == 0 else ():
+            first_s = asked[name](LONG, 1, seed)[0]
+            times[f"{name}: first of {LONG}"] += [first_s] if seed else []
 
 
 def _rows(times: Times, gaps: list[float], native: list[float], ring: list[float]) -> list[Row]:
@@ -113,7 +137,7 @@ def _rows(times: Times, gaps: list[float], native: list[float], ring: list[float
         ),
         _ratio("tensor, fast / mlx-lm's shard", times, f"tensor, fast: {token}", f"mlx-lm's shard: {token}", 0.9),
         _ratio("tensor, safe / tensor, fast", times, f"tensor, safe: {token}", f"tensor, fast: {token}"),
-        _ratio("prefill of 512, the same", times, f"tensor, fast: {first}", f"mlx-lm's shard: {first}"),
+        _ratio(f"prefill of {LONG}, the same", times, f"tensor, fast: {first}", f"mlx-lm's shard: {first}"),
         _ratio("tensor, fast / pipeline, fast", times, f"tensor, fast: {token}", f"pipeline, fast: {token}"),
         _ratio("tensor, fast / one process", times, f"tensor, fast: {token}", f"alone: {token}"),
         Row(f"gap at a cut, p99 of {len(gaps)}", percentile(gaps, 99) * 1000, "ms", 500.0, tuple(gaps)),
@@ -189,29 +213,15 @@ def answered(ranks: Cluster, tokens: int, steps: int, seed: int) -> tuple[float,
     return first_s, rest_s
 
 
-def _both(name: str, block: Callable[[int, int], tuple[float, float]]) -> dict[str, float]:
-    """Of one turn: a token of an answer, and the first of a long prompt."""
-    return {
-        f"{name}: a token": block(SHORT, STEPS)[1] / (STEPS - 1),
-        f"{name}: first of {LONG}": block(LONG, 1)[0],
-    }
-
-
-def _theirs(name: str, processes: list[subprocess.Popen[str]], seed: int) -> dict[str, float]:
-    return _both(name, lambda tokens, steps: peer_answered(processes, tokens, steps, seed))
-
-
-def _predicted(ranks: Cluster, folder: Path, is_tensor: bool) -> tuple[str, float]:
-    """Seconds of a token, as the daemons would predict it of this way while it runs."""
-    said, formed = _load(ranks, folder, "fast", is_tensor)
+def _predicted(ranks: Ranks, folder: Path, way: str) -> tuple[str, float]:
+    """Seconds of a token, as the daemons would predict it of this way from what was measured at load."""
     statuses = [
         status(node, layers=one.layers, parts=one.parts, costs=one.step_costs, edges=group.edge_costs)
-        for node, one, group in zip((A, B), said, formed, strict=True)
+        for node, one, group in zip((A, B), ranks.loaded, ranks.formed, strict=True)
     ]
     plan = msgspec.structs.replace(a_plan(A, B), memory_mib=(1 << 20, 1 << 20))
     ways: dict[str, float] = {one.way: one.token_s for one in forecasts(plan, inspect(folder), statuses)}
-    name = "tensor" if is_tensor else "pipeline"
-    return name, ways[name]
+    return way, ways[way]
 
 
 def _errors(predicted: list[tuple[str, float]], times: Times) -> list[Row]:
@@ -220,26 +230,24 @@ def _errors(predicted: list[tuple[str, float]], times: Times) -> list[Row]:
     return [Row(f"{name}: predicted / measured", token_s / medians[name], "") for name, token_s in predicted]
 
 
-def _load(ranks: Cluster, folder: Path, sync: str, is_tensor: bool) -> tuple[list[Loaded], list[Formed]]:
+@contextmanager
+def _ranks(place: Path, folder: Path, sync: str, is_tensor: bool) -> Iterator[Ranks]:
+    own = place / f"{sync}-{is_tensor}"
+    own.mkdir()
     settings = SyncSettings(sync=sync, watchdog_s=20.0, chunk_deadline_s=PATIENCE_S)  # type: ignore[arg-type]
-    said = (
-        ranks.load_parts(folder, 2, LAYERS, settings)
-        if is_tensor
-        else ranks.load(folder, [LAYERS // 2, LAYERS // 2], settings)
-    )
-    loaded = [one for one in said if isinstance(one, Loaded)]
-    assert len(loaded) == len(said), said
-    return loaded, ranks.form()
+    with cluster(own, 2) as ranks:
+        said = (
+            ranks.load_parts(folder, 2, LAYERS, settings)
+            if is_tensor
+            else ranks.load(folder, [LAYERS // 2, LAYERS // 2], settings)
+        )
+        loaded = [one for one in said if isinstance(one, Loaded)]
+        assert len(loaded) == len(said), said
+        yield Ranks(ranks, loaded, ranks.form())
 
 
-def _ours(name: str, ranks: Cluster, folder: Path, sync: str, is_tensor: bool, seed: int) -> dict[str, float]:
-    _load(ranks, folder, sync, is_tensor)
-    return _both(name, lambda tokens, steps: answered(ranks, tokens, steps, seed))
-
-
-def _cuts(ranks: Cluster, folder: Path) -> list[float]:
+def _cuts(ranks: Cluster) -> list[float]:
     """From the abort of a group to the first token of the next, which is formed at once, without a daemon."""
-    _load(ranks, folder, "fast", True)
     ranks.begin(request(prompt(SHORT, 0), 100_000))
     gaps = []
     for cut in range(CUTS):
