@@ -17,6 +17,10 @@ from exoengine.protocol import Sampling
 PENALTY_CONTEXT_TOKENS: Final = 20
 """How far back presence and frequency penalties look: mlx-lm's default."""
 
+LEAST_DRAW: Final = -4.0
+"""A Gumbel draw from the least of MLX's uniform numbers above 0, 2**-32, is -3.1. From 0 it is minus infinity,
+which must not make a token that is left alone equal to one that is excluded."""
+
 _MASK_64: Final = (1 << 64) - 1
 
 
@@ -105,7 +109,8 @@ def _drawn(scores: Any, key: Any) -> Any:
     which changes this token only where the two largest are as close. `mx.random.categorical` looks a uniform draw
     up among the running sums of all probabilities: any of a vocabulary's boundaries may then be moved past it.
     """
-    return mx.argmax(scores + mx.random.gumbel(scores.shape, key=key), axis=-1)
+    draws = mx.maximum(mx.random.gumbel(scores.shape, key=key), LEAST_DRAW)
+    return mx.argmax(scores + draws, axis=-1)
 
 
 def _biased(biases: Mapping[int, float]) -> Callable[[Any, Any], Any]:

@@ -5,6 +5,7 @@ hang on the last bits of the logits.
 from __future__ import annotations
 
 import mlx.core as mx
+import pytest
 
 from exoengine.model.sampling import Sampler
 from exoengine.protocol import Sampling
@@ -46,3 +47,11 @@ def test_tokens_come_as_often_as_they_are_likely() -> None:
     for token, share in enumerate(likely[0].tolist()[:4]):
         deviation = (share * (1 - share) / DRAWS) ** 0.5
         assert abs(found.count(token) / DRAWS - share) < 4 * deviation
+
+
+def test_the_rarest_draw_lets_no_excluded_token_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLX draws minus infinity once in some four thousand million times, and a grammar often leaves one token."""
+    monkeypatch.setattr(mx.random, "gumbel", lambda shape, key: mx.full(shape, -mx.inf))
+    allowed = mx.array([[-mx.inf, 0.0, -mx.inf]])
+    token, _ = Sampler(Sampling(temperature=1.0, seed=3), 3).draw(allowed, [1], 0)
+    assert token.tolist() == [1]
