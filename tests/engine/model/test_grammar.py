@@ -131,14 +131,18 @@ def test_a_call_that_must_be_made_is_made(tmp_path: Path, folded: bool, choice: 
         tools=Tools(json.dumps(WEATHER), choice, "get_weather" if choice == "named" else ""),
         template='{"enable_thinking": false}',
     )
-    for seed in range(3):
-        _, said = wild(tokenizer, request, seed)
+    whole = 0
+    for seed in range(5):
+        generation, said = wild(tokenizer, request, seed)
         calls = [call for one in said if isinstance(one, TokenOut | Finished) for call in one.calls]
         names = {call.name for call in calls if call.name}
         assert names <= ({"get_weather"} if choice == "named" else {"get_weather", "wait"})
         assert len([call for call in calls if call.id]) == 1
-        assert isinstance(json.loads("".join(call.arguments for call in calls)), dict)
         assert text_of(said) == ""
+        if generation.finished != "length":  # some strings of a wild model have no end
+            whole += 1
+            assert isinstance(json.loads("".join(call.arguments for call in calls)), dict)
+    assert whole >= 2
 
 
 def test_what_a_model_thinks_follows_no_grammar(tmp_path: Path) -> None:
