@@ -20,7 +20,8 @@ import msgspec
 
 from exod.errors import ExitCode, RequestError
 from exod.http.dialects.fields import FieldError
-from exod.http.dialects.schema_process import CPU_S, Outcome, Question
+from exod.http.dialects.schema_process import CPU_S, SchemaOutcome, SchemaQuestion
+from exoengine.decoding import decode
 
 MAX_SCHEMA_CHARS: Final = 128 * 1024
 """Compiling takes time and memory with the size; the largest schemas in use have some 50,000 characters."""
@@ -37,7 +38,7 @@ TOO_LONG: Final = f"it takes more than {CPU_S:g} s of computing to compile; make
 BROKE: Final = "the compiler broke over it; make it simpler"
 
 
-_outcomes: msgspec.json.Decoder[Outcome] = msgspec.json.Decoder(Outcome)
+_outcomes: msgspec.json.Decoder[SchemaOutcome] = msgspec.json.Decoder(SchemaOutcome)
 
 
 def check_schema(schema: Any, text: str, place: str) -> None:
@@ -57,11 +58,11 @@ class SchemaCompiler:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._known: OrderedDict[bytes, Outcome] = OrderedDict()
+        self._known: OrderedDict[bytes, SchemaOutcome] = OrderedDict()
 
-    def compile(self, schema: Any, place: str) -> Outcome:
+    def compile(self, schema: Any, place: str) -> SchemaOutcome:
         """Raises RequestError where there can be no such process, or where it gets no time."""
-        question = msgspec.json.encode(Question(schema, place))
+        question = msgspec.json.encode(SchemaQuestion(schema, place))
         name = hashlib.sha256(question).digest()
         with self._lock:
             outcome = self._known.pop(name, None) or self._ask(question, place)
@@ -76,7 +77,7 @@ class SchemaCompiler:
             process.kill()
             process.communicate()
 
-    def _ask(self, question: bytes, place: str) -> Outcome:
+    def _ask(self, question: bytes, place: str) -> SchemaOutcome:
         try:
             process = self._started()
             answer = _exchange(process, question)
@@ -85,16 +86,16 @@ class SchemaCompiler:
             text = f"schemas cannot be compiled now: {error.strerror or error}"
             raise RequestError("unavailable", text, ExitCode.DEGRADED) from None
         if answer:
-            return _outcomes.decode(answer)
+            return decode(_outcomes, answer)
         ended_by = process.poll()
         self.close()
         if ended_by is None:
             text = f"this host is too busy to compile a schema: {WALL_S:g} s were not enough"
             raise RequestError("unavailable", text, ExitCode.DEGRADED)
         if ended_by == -signal.SIGPROF:
-            return Outcome(place, TOO_LONG)
+            return SchemaOutcome(place, TOO_LONG)
         if ended_by < 0:
-            return Outcome(place, BROKE)
+            return SchemaOutcome(place, BROKE)
         text = f"the process that compiles schemas ended with exit code {ended_by}; exoctl doctor may know why"
         raise RequestError("internal_error", text, ExitCode.INTERNAL)
 

@@ -17,6 +17,8 @@ from typing import IO, Any, Final
 
 import msgspec
 
+from exoengine.decoding import decode
+
 CPU_S: Final = 2.0
 """Ten times what 2,000 optional properties take."""
 
@@ -31,22 +33,25 @@ SINGLE: Final = ("items", "additionalProperties", "not", "if", "then", "else", "
 """Where a schema holds others."""
 
 
-class Question(msgspec.Struct, frozen=True, array_like=True):
+class SchemaQuestion(msgspec.Struct, frozen=True, array_like=True):
     schema: Any
     place: str
 
 
-class Outcome(msgspec.Struct, frozen=True, array_like=True):
+class SchemaOutcome(msgspec.Struct, frozen=True, array_like=True):
     """`problem` is empty where the schema compiles; else `place` is that of the part that does not."""
 
     place: str
     problem: str
 
 
+_questions: msgspec.json.Decoder[SchemaQuestion] = msgspec.json.Decoder(SchemaQuestion)
+
+
 def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
     """The process: one line for each question, until there are no more."""
     for line in questions:
-        question = msgspec.json.decode(line, type=Question)
+        question = decode(_questions, line)
         signal.setitimer(signal.ITIMER_PROF, CPU_S)  # SIGPROF, which ends this process
         outcome = smallest_problem(question.schema, question.place)
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -54,13 +59,13 @@ def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
         answers.flush()
 
 
-def smallest_problem(schema: Any, place: str) -> Outcome:
+def smallest_problem(schema: Any, place: str) -> SchemaOutcome:
     """What is wrong with which part of it. In the process that compiles."""
     problem = _problem(schema)
     if not problem:
-        return Outcome(place, "")
+        return SchemaOutcome(place, "")
     shared = {name: schema[name] for name in DEFINITIONS if isinstance(schema, dict) and name in schema}
-    return Outcome(*_smallest(schema, place, problem, shared, [MAX_TRIES]))
+    return SchemaOutcome(*_smallest(schema, place, problem, shared, [MAX_TRIES]))
 
 
 def _problem(schema: Any) -> str:
