@@ -50,7 +50,7 @@ _PORTS = range(12_000, 32_000)
 
 _begin = os.getpid() * 128 % len(_PORTS)
 _ports = itertools.cycle((*_PORTS[_begin:], *_PORTS[:_begin]))
-"""Two runs at once begin apart; one run takes some 2,000 and comes round below the end, not above it."""
+"""Two runs at once begin apart, and each comes round at the end instead of counting on above it."""
 
 
 class Rank:

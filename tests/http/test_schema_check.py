@@ -57,7 +57,13 @@ def test_what_is_remembered_is_bounded(compiler: SchemaCompiler, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("end", "code"), [("exit 3", "internal_error"), ("kill -SEGV $$", ""), ("exec sleep 60", "unavailable")]
+    ("end", "code"),
+    [
+        ("exit 3", "internal_error"),
+        ("kill -SEGV $$", ""),
+        ("kill -KILL $$", "unavailable"),
+        ("exec sleep 60", "unavailable"),
+    ],
 )
 def test_a_process_that_ends_or_hangs_is_told_and_replaced(
     end: str, code: str, compiler: SchemaCompiler, monkeypatch: pytest.MonkeyPatch

@@ -94,6 +94,9 @@ class SchemaCompiler:
             raise RequestError("unavailable", text, ExitCode.DEGRADED)
         if ended_by == -signal.SIGPROF:
             return SchemaOutcome(place, TOO_LONG)
+        if ended_by in (-signal.SIGKILL, -signal.SIGTERM):  # by somebody else, or for memory that others hold
+            text = "the process that compiles schemas was killed; ask again"
+            raise RequestError("unavailable", text, ExitCode.DEGRADED)
         if ended_by < 0:
             return SchemaOutcome(place, BROKE)
         text = f"the process that compiles schemas ended with exit code {ended_by}; exoctl doctor may know why"
