@@ -32,10 +32,11 @@ from exoengine.ring.rendezvous import Edges, meet
 from exoengine.ring.ring_plan import Cable, FormError, RdmaError, RingPlan, split_host
 from exoengine.ring.send_queue import SendWatch
 
-SPIN_US: Final = 50
-"""A wait inside a graph asks its connection over and over for so long before it sleeps. A hop within a step is
-often shorter, and waking up costs more. Between two questions it yields its core: without that
-two ranks on two busy cores took 90 to 150 microseconds for a sum of 2 KiB, with it 13 to 55."""
+SPIN_US: Final = 1000
+"""A wait inside a graph asks its connection over and over for so long before it sleeps. A sum over a cable takes
+200 to 300 microseconds, the ranks of a tensor group are mostly less than a millisecond apart, and whoever sleeps is
+woken late, on Linux often on the other's core. Between two questions it yields its core: without that two ranks on
+two busy cores took 90 to 150 microseconds for a sum of 2 KiB. docs/benchmarks.md compares 50, 300 and 1000."""
 
 
 HAS_GRAPHS: Final = 1
