@@ -168,7 +168,7 @@ def accept(
     if request.max_tokens < (0 if request.scores_prompt else 1):
         return RequestFailed(request.request_id, "bad_request", "max_tokens must be at least 1")
     try:
-        prompt, thinks = tokenizer.prompt(request)
+        prompt, thinks = tokenizer.prompt(request, max_context_tokens)
         mask = tokenizer.answer_mask(request, thinks, vocab_size)
     except PromptError as error:
         return RequestFailed(request.request_id, error.code, str(error))

@@ -1,15 +1,18 @@
 """Messages to the text of a prompt, by the model's own chat template.
 
 Decides: what a template is given, and what is done where it refuses it. System messages in the midst of a
-conversation go to the front, then into the first user message; tools, calls and their results become text where the
-template knows none. What a model thought in earlier turns is never given to it again. No MLX. Raises PromptError.
+conversation go to the front, then into the first user message, then turns of the same role become one; tools, calls
+and their results become text where the template knows none. What a model thought in earlier turns is never given to
+it again. And which text cannot fit the context, a client's or a template's: as soon as a part of it has too many
+tokens, before the rest is read. No MLX. Raises PromptError.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from exoengine.model.tool_calls import as_text, function_of
@@ -29,6 +32,13 @@ FOLDED_TOOLS: Final = (
     '<tool_call>\n{{"name": <function name>, "arguments": <JSON object>}}\n</tool_call>'
 )
 
+SLICE_CHARS: Final = 32 * 1024
+"""Texts that may be too long are looked at in slices first; each takes some tens of milliseconds."""
+
+SEAM_TOKENS: Final = 8
+"""By so many tokens a cut may raise the count: the longest runs that tokens join across it."""
+
+Encode = Callable[[str], Sequence[int]]
 Message = dict[str, Any]
 Change = Callable[[list[Message]], list[Message]]
 
@@ -46,6 +56,28 @@ def too_long(tokens: int, max_context_tokens: int, about: str = "") -> str:
         f"the prompt has {about}{tokens} tokens; with room for an answer at most {max_context_tokens - 1} of the"
         f" context of {max_context_tokens} are allowed"
     )
+
+
+def refuse_too_long(texts: Sequence[str], encode: Encode, max_context_tokens: int) -> None:
+    """Raises PromptError as soon as a part of the texts has more tokens than the context."""
+    if count := at_least(texts, encode, max_context_tokens):
+        raise PromptError("context_length_exceeded", too_long(count, max_context_tokens, "at least "))
+
+
+def at_least(texts: Sequence[str], encode: Encode, limit: int) -> int:
+    """How many tokens these texts have at the least, as soon as that is `limit`, before the rest is read; 0 where
+    it may be fewer.
+    """
+    if sum(len(text) for text in texts) <= max(limit, SLICE_CHARS):
+        return 0
+    count = 0
+    for text in texts:
+        for start in range(0, len(text), SLICE_CHARS):
+            part = encode(text[start : start + SLICE_CHARS])
+            count += max(0, len(part) - SEAM_TOKENS)
+            if count >= limit:
+                return count
+    return 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +106,7 @@ def _render(wrapped: Any, request: GenerationRequest, typed: TypedText) -> tuple
     native = takes_tools(wrapped)
     options = _options(request, native)
     ways: list[Change] = [_as_is, _system_first, _system_in_user]
+    ways += [lambda messages: _joined(_system_first(messages)), lambda messages: _joined(_system_in_user(messages))]
     refusal: Exception | None = None
     has_tools = request.tools is not None or any(one.role == "tool" or one.tool_calls for one in given)
     for folds in _folding(native, has_tools):
@@ -86,7 +119,7 @@ def _render(wrapped: Any, request: GenerationRequest, typed: TypedText) -> tuple
             changes = ways
         for change in changes:
             try:
-                messages = _joined(change(plain), folds)
+                messages = _joined(change(plain)) if folds else change(plain)
                 mark = typed.mark_for((messages, options))
                 marked = typed.marked(options, mark)
                 text = wrapped.apply_chat_template(typed.marked(messages, mark), tokenize=False, **marked)
@@ -181,14 +214,18 @@ def _apart(messages: list[Message]) -> tuple[str, list[Message]]:
     return "\n\n".join(filter(None, system)), [message for message in messages if message["role"] != "system"]
 
 
-def _joined(messages: list[Message], folds: bool) -> list[Message]:
-    """With folded turns: neighbours of the same role as one, because many templates want them to alternate."""
-    if not folds:
-        return messages
+def _joined(messages: list[Message]) -> list[Message]:
+    """Neighbours of the same role as one, because many templates want them to alternate. What has a call or is the
+    result of one stays by itself.
+    """
     joined: list[Message] = []
-    for message in messages:
-        if joined and joined[-1]["role"] == message["role"] != "tool":
-            joined[-1] = {**joined[-1], "content": f"{joined[-1]['content']}\n{message['content']}"}
+    for (role, is_text), turns in itertools.groupby(messages, key=lambda one: (one["role"], _is_text(one))):
+        if is_text:
+            joined.append({"role": role, "content": "\n".join(str(turn["content"]) for turn in turns)})
         else:
-            joined.append(message)
+            joined += turns
     return joined
+
+
+def _is_text(message: Message) -> bool:
+    return message["role"] != "tool" and "tool_calls" not in message

@@ -8,6 +8,7 @@ GrammarError and ModelFolderError.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mlx_lm.utils import load_tokenizer
 
 from exoengine.model import deadlines, harmony
 from exoengine.model.answer_text import FOLDED_END, FOLDED_START, AnswerText, Markers, markers_of, no_markers
-from exoengine.model.chat_prompt import ChatPrompt, PromptError, chat_prompt, takes_tools
+from exoengine.model.chat_prompt import ChatPrompt, PromptError, chat_prompt, refuse_too_long, takes_tools
 from exoengine.model.deadlines import Abandoning, StillBusyError, TooSlowError
 from exoengine.model.grammar import (
     CANNOT_WRITE,
@@ -57,14 +58,21 @@ class Tokenizer:
         """Raises PromptError."""
         return self.prompt(request)[0]
 
-    def prompt(self, request: GenerationRequest) -> tuple[list[int], bool]:
-        """The prompt's tokens, and whether it has opened the model's reasoning. Raises PromptError."""
+    def prompt(self, request: GenerationRequest, max_context_tokens: int = 0) -> tuple[list[int], bool]:
+        """The prompt's tokens, and whether it has opened the model's reasoning. What has more tokens than the
+        context is not read to its end; 0: everything is. Raises PromptError.
+        """
         if request.prepared is not None:
             return list(request.prepared.tokens), request.prepared.thinks
+        given = [message.content for message in request.messages or ()]
+        if isinstance(request.prompt, str):
+            given.append(request.prompt)
+        self._refuse_too_long(given, max_context_tokens)
         try:
             if request.messages is not None:
                 with deadlines.interrupted_after(deadlines.TEMPLATE_S, "the chat template"):
                     chat = chat_prompt(self._wrapped, request, self._typed)
+                self._refuse_too_long([chat.text], max_context_tokens)
                 return self._encode_in_time(lambda: self._chat_tokens(chat)), chat.thinks
             if isinstance(request.prompt, str):
                 prompt = request.prompt
@@ -74,6 +82,10 @@ class Tokenizer:
         except TooSlowError as error:
             raise PromptError("bad_messages", str(error)) from None
         return list(request.prompt or ()), False
+
+    def _refuse_too_long(self, texts: list[str], max_context_tokens: int) -> None:
+        if max_context_tokens:
+            refuse_too_long(texts, partial(self.encode, control=False), max_context_tokens)
 
     def _chat_tokens(self, chat: ChatPrompt) -> list[int]:
         return self._typed.tokens(chat.text, chat.mark, lambda text: self.encode(text, control=False))

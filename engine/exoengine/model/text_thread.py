@@ -12,11 +12,12 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from exoengine.model.chat_prompt import PromptError, too_long
+from exoengine.model.chat_prompt import PromptError, at_least, too_long
 from exoengine.model.deadlines import Abandoning, StillBusyError, TooSlowError
-from exoengine.protocol import FromWorker, GenerationRequest, TextAnswered, TextAsked
+from exoengine.protocol import FromWorker, TextAnswered, TextAsked
 
 if TYPE_CHECKING:
     from exoengine.model.text import Tokenizer
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
 DEADLINE_S: Final = 10.0
 """A million tokens of plain text take 2 s: what takes longer than this is a text that was made to."""
 
-SLICE_CHARS: Final = 32 * 1024
-"""Texts that may be too long are looked at in slices first; each takes some tens of milliseconds."""
+WORK: Final = "making tokens of this text, by the model's chat template and tokenizer,"
 
 LONG_CHARS: Final = 64 * 1024
 """Of all texts of a question: shorter ones take some tens of milliseconds."""
@@ -38,9 +38,6 @@ MAX_TOKENS: Final = 1_000_000
 MAX_PIECES: Final = 50_000
 """Of a text that is only to be told in tokens, and where each token's own text is wanted, too: more of them would
 hold the daemon's loop for longer than 50 ms."""
-
-SEAM_TOKENS: Final = 8
-"""By so many tokens a cut may raise the count: the longest runs that tokens join across it."""
 
 
 class TextThread:
@@ -93,7 +90,7 @@ def _answer(
     working: Abandoning, asked: TextAsked, tokenizer: Tokenizer, max_context_tokens: int, room: KvRoom | None
 ) -> TextAnswered:
     try:
-        return working.run(lambda: _done(asked, tokenizer, max_context_tokens, room), DEADLINE_S, "this text")
+        return working.run(lambda: _done(asked, tokenizer, max_context_tokens, room), DEADLINE_S, WORK)
     except PromptError as error:
         return TextAnswered(asked.ask_id, code=error.code, problem=str(error))
     except StillBusyError as error:
@@ -110,8 +107,7 @@ def _done(
 ) -> TextAnswered:  # fmt: skip
     request = asked.request
     if request is not None:
-        _refuse_far_too_long(request, tokenizer, max_context_tokens)
-        tokens, thinks = tokenizer.prompt(request)
+        tokens, thinks = tokenizer.prompt(request, max_context_tokens)
         if len(tokens) >= max_context_tokens:
             raise PromptError("context_length_exceeded", too_long(len(tokens), max_context_tokens))
         most = min(request.max_tokens, max_context_tokens - len(tokens))
@@ -122,35 +118,10 @@ def _done(
         return TextAnswered(asked.ask_id, text=tokenizer.decode(asked.tokens, control=True))
     most = MAX_PIECES if asked.wants_pieces else MAX_TOKENS
     told = f"at most {most} tokens can be told" + (" with their texts" if asked.wants_pieces else "")
-    if count := _at_least([asked.text], tokenizer, most + 1):
+    if count := at_least([asked.text], partial(tokenizer.encode, control=False), most + 1):
         raise PromptError("bad_request", f"the text has at least {count} tokens; {told}")
     tokens = tokenizer.encode(asked.text, control=asked.control)
     if len(tokens) > most:
         raise PromptError("bad_request", f"the text has {len(tokens)} tokens; {told}")
     pieces = tuple(tokenizer.pieces.piece(token) for token in tokens) if asked.wants_pieces else ()
     return TextAnswered(asked.ask_id, tuple(tokens), pieces=pieces)
-
-
-def _refuse_far_too_long(request: GenerationRequest, tokenizer: Tokenizer, max_context_tokens: int) -> None:
-    """Raises PromptError as soon as a part of the texts has more tokens than the context."""
-    texts = [message.content for message in request.messages or ()]
-    if isinstance(request.prompt, str):
-        texts.append(request.prompt)
-    if count := _at_least(texts, tokenizer, max_context_tokens):
-        raise PromptError("context_length_exceeded", too_long(count, max_context_tokens, "at least "))
-
-
-def _at_least(texts: list[str], tokenizer: Tokenizer, limit: int) -> int:
-    """How many tokens these texts have at the least, as soon as that is `limit`, before the rest is read; 0 where
-    it may be fewer.
-    """
-    if sum(len(text) for text in texts) <= max(limit, SLICE_CHARS):
-        return 0
-    count = 0
-    for text in texts:
-        for start in range(0, len(text), SLICE_CHARS):
-            part = tokenizer.encode(text[start : start + SLICE_CHARS], control=False)
-            count += max(0, len(part) - SEAM_TOKENS)
-            if count >= limit:
-                return count
-    return 0

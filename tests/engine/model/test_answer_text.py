@@ -37,6 +37,13 @@ NO_SYSTEM = (
     "{% for message in messages %}{% if message.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     "[{{ message.role }}]{{ message.content }}{% endfor %}"
 )
+ALTERNATING = (
+    "{% for message in messages if message.role != 'tool' %}"
+    "{% if message.role != ('user', 'assistant')[loop.index0 % 2] %}"
+    "{{ raise_exception('must alternate') }}{% endif %}"
+    "[{{ message.role }}]{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}{{ call.function.name }}{% endfor %}{% endfor %}{# tools #}"
+)
 
 WEATHER = json.dumps([{"type": "function", "function": {"name": "get_weather", "parameters": {}}}])
 
@@ -265,6 +272,22 @@ def test_system_messages_go_where_the_template_takes_them(tmp_path: Path) -> Non
     assert none.decode(none.prompt_tokens(asked(*turns))) == "[user]b\n\na[user]c"
     plain = byte_level(tmp_path, PLAIN)
     assert "user\na\nsystem\nb\nuser\nc" in plain.decode(plain.prompt_tokens(asked(*turns)))
+
+
+def test_turns_of_the_same_role_are_joined_where_the_template_wants_them_to_alternate(tmp_path: Path) -> None:
+    tokenizer = byte_level(tmp_path, ALTERNATING)
+
+    def written(*turns: ChatMessage) -> str:
+        return tokenizer.decode(tokenizer.prompt_tokens(asked(*turns)))
+
+    user, system, said = ChatMessage("user", "a"), ChatMessage("system", "b"), ChatMessage("assistant", "c")
+    assert written(user, user, said, said, user) == "[user]a\na[assistant]c\nc[user]a"
+    assert written(user, system, user) == "[user]b\n\na\na"
+    called = ChatMessage("assistant", "", (ToolCall("1", "get_weather", "{}"),))
+    result = ChatMessage("tool", "rain", tool_call_id="1")
+    assert written(user, user, called, result, user) == "[user]a\na[assistant]get_weather[user]a"
+    with pytest.raises(PromptError, match="must alternate"):
+        written(said, user)
 
 
 def test_reasoning_in_the_history_is_dropped_and_an_answer_can_be_continued(tmp_path: Path) -> None:

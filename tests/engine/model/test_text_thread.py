@@ -6,11 +6,12 @@ import queue
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from exoengine.generation_request import ToolCall
-from exoengine.model import text_thread
+from exoengine.model import chat_prompt, text_thread
 from exoengine.model.text import Tokenizer
 from exoengine.model.text_thread import TextThread
 from exoengine.model_files.kv_room import KvRoom
@@ -83,7 +84,8 @@ def test_a_template_that_loops_ends_one_request_and_the_next_text_is_read(
     asker = Asker(byte_level(tmp_path, ENDLESS, MARKERS))
     request = GenerationRequest("q", 9, messages=(ChatMessage("user", "hi"),))
     answer = asker.ask(TextAsked("1", request))
-    assert (answer.code, answer.problem) == ("bad_request", "this text took more than 0.3 s")
+    assert answer.code == "bad_request"
+    assert answer.problem.endswith("by the model's chat template and tokenizer, took more than 0.3 s")
     assert asker.ask(TextAsked("2", text="abc")).tokens
 
 
@@ -189,5 +191,27 @@ def test_so_are_those_that_are_only_to_be_told_in_tokens(
     answer = Asker(tokenizer).ask(TextAsked("1", text="7" * 8_000_000, wants_pieces=wants_pieces))
     assert answer.code == "bad_request"
     assert "at least" in answer.problem
-    assert max(read) == text_thread.SLICE_CHARS
+    assert max(read) == chat_prompt.SLICE_CHARS
     assert sum(read) < 8_000_000 / 4
+
+
+NUMBERED = "{% for message in messages %}{{ message.content * 400000 }}{% endfor %}"
+
+
+def test_neither_is_what_a_template_makes_of_little_or_what_a_call_holds_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text of a gigabyte took the interpreter from the steps for a minute, and the engine with it."""
+    much, called = byte_level(tmp_path, NUMBERED, MARKERS), byte_level(tmp_path, WITH_TOOLS, MARKERS)
+    call = ChatMessage("assistant", "", (ToolCall("1", "a", "7" * 4_000_000),))
+    for tokenizer, message in ((much, ChatMessage("user", "7" * 10)), (called, call)):
+        read: list[int] = []
+
+        def noted(text: str, read: list[int] = read, encode: Any = tokenizer.encode, **how: Any) -> list[int]:
+            read.append(len(text))
+            return [0] * len(text)
+
+        monkeypatch.setattr(tokenizer, "encode", noted)
+        answer = Asker(tokenizer).ask(TextAsked("1", GenerationRequest("q", 9, messages=(message,))))
+        assert answer.code == "context_length_exceeded"
+        assert sum(read) <= 2 * chat_prompt.SLICE_CHARS
