@@ -8,8 +8,8 @@ from concurrent.futures import ProcessPoolExecutor
 from tests.sim.__main__ import attempt
 from tests.sim.scenarios import Outcome, run
 
-SHARE = 400
-"""Half a minute of two cores, of CI's 25 minutes in all; planted bugs are found within the first dozen."""
+SHARE = 200
+"""A quarter of a minute of two cores; planted bugs are found within the first dozen."""
 
 
 def test_some_hundred_scenarios_break_no_invariant() -> None:

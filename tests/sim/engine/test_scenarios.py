@@ -9,8 +9,8 @@ from concurrent.futures import ProcessPoolExecutor
 from tests.sim.__main__ import attempt_joint
 from tests.sim.engine.scenarios import JointOutcome, run
 
-SHARE = 200
-"""Half a minute of two cores; planted bugs are found within the first dozen."""
+SHARE = 100
+"""A quarter of a minute of two cores; planted bugs are found within the first dozen."""
 
 
 def test_mesh_and_engine_break_no_invariant_together() -> None:
