@@ -231,6 +231,27 @@ async def test_a_conversation_that_is_not_kept_here_is_not_left_out_in_silence()
         assert (await place.http.ask("POST", RESPONSES, {"input": "hm?", "conversation": None})).status == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "more", "param"),
+    [
+        (RESPONSES, {"prompt": {"id": "pmpt_1"}}, "prompt"),
+        (MESSAGES, {"mcp_servers": [{"type": "url", "url": "https://tools.example", "name": "t"}]}, "mcp_servers"),
+        (MESSAGES, {"thinking": {"type": "always"}}, "thinking.type"),
+        (MESSAGES, {"output_config": {"format": {"type": "xml"}}}, "output_config.format.type"),
+        (MESSAGES, {"output_format": {"type": "json_schema"}}, "output_format.schema"),
+    ],
+)
+async def test_neither_is_anything_else_that_the_answer_would_lack(
+    path: str, more: dict[str, Any], param: str
+) -> None:
+    body = {"input": "hi"} if path == RESPONSES else asked()
+    async with served() as place:
+        answer = await place.http.ask("POST", path, {**body, **more})
+        assert (answer.status, answer.json["error"]["message"].partition(": ")[0]) == (400, param)
+        nothing = dict.fromkeys(more)
+        assert (await place.http.ask("POST", path, {**body, **nothing})).status == 200
+
+
 async def test_what_a_model_said_and_called_in_one_turn_is_one_message_again() -> None:
     """Templates want one message a turn, with all its calls; the items of a response are apart."""
     call: dict[str, Any] = {"type": "function_call", "name": "get_weather", "arguments": "{}"}

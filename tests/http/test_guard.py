@@ -118,6 +118,8 @@ async def test_a_page_of_an_allowed_origin_asks_and_is_answered(tmp_path: Path, 
         key = {"authorization": f"Bearer {KEY}"}
         answer = await place.http.ask("POST", CHAT, count(1, 2), {"origin": origin, **key})
         assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, origin)
+        exposed = answer.headers["access-control-expose-headers"].split(", ")
+        assert exposed == ["retry-after", "x-should-retry"], "what a client in a page asks again by"
         stream = await place.http.open("POST", CHAT, count(1, 2, stream=True), {"origin": origin, **key})
         assert stream.headers["access-control-allow-origin"] == origin
         await stream.events()

@@ -229,6 +229,25 @@ async def test_a_chunked_body_is_bounded_too() -> None:
         stream.close()
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "empty"),
+        (b" \n", "empty"),
+        (b'{"messages": [', "ends too early"),
+        (b'{"messages": [{"role": "user", "content": "\\ud83d"}]}', "one half of a character"),
+        (b'{"messages": [{"role": "user", "content": "\\ud83d and more of it"}]}', "one half of a character"),
+        (b'{"messages": [{"role": "user", "content": "\\ude00 and more of it"}]}', "one half of a character"),
+        (b'{"messages": [{"role": "user", "content": "\\ud83d\\ude00"}]', "ends too early"),
+    ],
+)
+async def test_what_is_no_json_is_told_in_the_senders_terms(body: bytes, said: str) -> None:
+    async with served() as place:
+        answer = await place.http.ask("POST", CHAT, body)
+    assert (answer.status, answer.code) == (400, "invalid_json")
+    assert said in answer.json["error"]["message"]
+
+
 async def test_unknown_endpoints_and_methods_are_named_in_openais_shape() -> None:
     async with served() as place:
         lost = await place.http.ask("GET", "/v1/chat/completion")
@@ -237,6 +256,7 @@ async def test_unknown_endpoints_and_methods_are_named_in_openais_shape() -> Non
     assert (lost.status, lost.code) == (404, "not_found")
     assert CHAT in lost.json["error"]["message"]
     assert (wrong.status, wrong.code, wrong.headers["allow"]) == (405, "method_not_allowed", "POST")
+    assert wrong.json["error"]["message"].endswith("takes POST")
     assert asked.status == 405
     assert not [name for name in asked.headers if name.startswith("access-control")]
 

@@ -56,6 +56,32 @@ async def test_a_slash_at_the_end_is_no_other_path() -> None:
         assert (await place.http.ask("GET", "/v1/models/")).status == 200
 
 
+async def test_a_slash_at_the_end_of_the_base_url_is_no_other_path() -> None:
+    async with served() as place:
+        for path in ("/v1//chat/completions", "//v1/chat/completions", "//v1//chat/completions/"):
+            assert (await place.http.ask("POST", path, count(1, 2))).status == 200
+        answer = await place.http.ask("GET", "/v1/models//srv/models/other")
+        assert "'/srv/models/other'" in answer.json["error"]["message"], "a model's full name stays what it is"
+
+
+@pytest.mark.parametrize(
+    ("written", "tokens"), [("3e1", 30), ("3.5E+1", 35), ("-1e0", DEFAULT_MAX_TOKENS), ("7.000", 7)]
+)
+async def test_a_whole_number_may_be_written_with_an_exponent(written: str, tokens: int) -> None:
+    body = b'{"messages": [{"role": "user", "content": "count from 1 to 2"}], "max_tokens": %s}' % written.encode()
+    async with served() as place:
+        assert (await place.http.ask("POST", CHAT, body)).status == 200
+        assert place.daemon.requests[0].max_tokens == tokens
+
+
+@pytest.mark.parametrize("written", ["3.5", "35e-1", "1e99", "12345e-3"])
+async def test_another_number_may_not(written: str) -> None:
+    body = b'{"messages": [{"role": "user", "content": "count from 1 to 2"}], "max_tokens": %s}' % written.encode()
+    async with served() as place:
+        answer = await place.http.ask("POST", CHAT, body)
+    assert (answer.status, answer.json["error"]["param"]) == (400, "max_tokens")
+
+
 async def test_what_was_thought_in_earlier_turns_is_dropped() -> None:
     parts = [
         {"type": "thinking", "thinking": "hm"},

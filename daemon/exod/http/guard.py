@@ -50,7 +50,8 @@ OWN_SITES: Final = frozenset({"same-origin", "same-site", "none"})
 NO_HOST: Final = frozenset("@/\\?# \t")
 """Not in a Host header: a browser sends none of them, and two readers see two names where one is."""
 
-EXPOSED_HEADERS: Final = b"retry-after"
+EXPOSED_HEADERS: Final = b"retry-after, x-should-retry"
+"""What a client in a page must read to know when, and whether, to ask again; others a browser hides from it."""
 
 
 class HttpGuard:

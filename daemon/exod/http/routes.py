@@ -190,7 +190,8 @@ async def _not_served(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.scope["path"][:100]
     if error.status_code == 405:
-        refusal = RequestError("method_not_allowed", f"{request.method} {path}: this endpoint has another method")
+        takes = (error.headers or {}).get("Allow", "another method")
+        refusal = RequestError("method_not_allowed", f"{request.method} {path}: this endpoint takes {takes}")
     elif error.status_code == 404:
         refusal = RequestError("not_found", f"{path}: there is no such endpoint; there are: {', '.join(ENDPOINTS)}")
     else:

@@ -286,7 +286,7 @@ class _GuardedApp:
                 message = {**message, "headers": [*message.get("headers", []), *added]}
             await send(message)
 
-        scope["path"] = path = scope["path"].rstrip("/") or "/"
+        scope["path"] = path = _plain_path(scope["path"])
         self._metrics.began()
         try:
             try:
@@ -313,6 +313,12 @@ async def _refuse(error: RequestError, scope: Scope, receive: Receive, send: Sen
     if CROWDED not in scope.get("state", {}):
         response.headers["connection"] = "close"
     await response(scope, receive, send)
+
+
+def _plain_path(path: str) -> str:
+    """Without the slashes that come of a base URL with one at its end, and of a path with one at its own."""
+    path = "/" + path.strip("/")
+    return f"/v1/{path[4:].lstrip('/')}" if path.startswith("/v1//") else path
 
 
 def _too_many() -> RequestError:

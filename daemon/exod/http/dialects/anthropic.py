@@ -19,11 +19,13 @@ from exod.http.dialects.messages import DROPPED_PARTS, Function, ToolChoice, Too
 from exod.http.dialects.openai_answers import status_of
 from exod.http.dialects.openai_requests import template_options
 from exoengine.decoding import DecodingError, from_json
-from exoengine.protocol import ChatMessage, GenerationRequest, ToolCall
+from exoengine.protocol import ChatMessage, GenerationRequest, Grammar, ToolCall
 
 MAX_STOP_SEQUENCES: Final = 16
 
 PLACES: Final = ToolPlaces("tools[{at}].name", "tools[{at}].input_schema", "tool_choice.name")
+
+THINKS: Final = {"enabled": True, "adaptive": True, "disabled": False}
 
 ERROR_KINDS: Final = {
     401: "authentication_error",
@@ -90,6 +92,7 @@ class MessagesBody(SamplingBody, kw_only=True):
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = None
+    mcp_servers: list[Any] | None = None
 
 
 def read_anthropic(data: bytes) -> Ask:
@@ -103,11 +106,15 @@ def read_anthropic(data: bytes) -> Ask:
     config = body.output_config or OutputConfig()
     wished = body.output_format or config.format
     place = "output_format" if body.output_format else "output_config.format"
-    grammar = grammar_of(wished.schema, f"{place}.schema") if wished and wished.schema else None
+    grammar = _grammar(wished, place) if wished else None
     wish, parallel = ToolChoice(choice.type, name=choice.name), not choice.disable_parallel_tool_use
-    thinks = (
-        {"enabled": True, "adaptive": True, "disabled": False}.get(body.thinking.type) if body.thinking else None
-    )
+    if body.mcp_servers:
+        raise FieldError(
+            "mcp_servers", "this server calls no tools itself: send them as tools", "unsupported_value"
+        )
+    if body.thinking is not None and body.thinking.type not in THINKS:
+        raise FieldError("thinking.type", f"expected one of {', '.join(THINKS)}")
+    thinks = THINKS[body.thinking.type] if body.thinking is not None else None
     request = GenerationRequest(
         request_id=new_id("msg"),
         max_tokens=limit(body.max_tokens),
@@ -120,6 +127,16 @@ def read_anthropic(data: bytes) -> Ask:
         grammar=grammar,
     )
     return Ask(body.model or DEFAULT_MODEL, bool(body.stream), (request,), request.request_id)
+
+
+def _grammar(wished: OutputFormat, place: str) -> Grammar:
+    if wished.type != "json_schema":
+        raise FieldError(
+            f"{place}.type", f"only json_schema is supported, not {wished.type[:40]}", "unsupported_value"
+        )
+    if wished.schema is None:
+        raise FieldError(f"{place}.schema", "is missing")
+    return grammar_of(wished.schema, f"{place}.schema")
 
 
 def _function(tool: AnthropicTool, place: str) -> Function:

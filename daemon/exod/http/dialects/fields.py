@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -76,10 +77,13 @@ IGNORED_FAMILIES: Final = (
 NO_LIMIT: Final = frozenset({"max_tokens", "max_completion_tokens", "max_output_tokens"})
 """Fields in which -1 means the same as leaving them away."""
 
-LONGEST_WHOLE: Final = 42
+LONGEST_WHOLE: Final = 46
 """Characters of the longest number that `_WHOLE` takes."""
 
-_WHOLE: Final = re.compile(rb"(-?\d{1,20})(\.0{1,20})?")
+_WHOLE: Final = re.compile(rb"-?\d{1,20}(\.\d{1,20})?([eE]\+?\d{1,2})?")
+
+_HALF_CHARACTER: Final = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
+"""JSON escapes what is beyond 16 bits in two halves. A client that cuts a text between them sends one."""
 
 
 class FieldError(RequestError):
@@ -100,7 +104,7 @@ def read_fields(data: bytes, shape: type[Body]) -> Body:
     except WrongShapeError:
         raise RequestError("invalid_json", "the body must be a JSON object") from None
     except DecodingError as error:
-        raise RequestError("invalid_json", f"the body is not valid JSON: {error}") from None
+        raise _not_json(data, error) from None
     if len(given) > MAX_FIELDS:
         raise RequestError("invalid_json", f"the body may have {MAX_FIELDS} fields, not {len(given)}")
     known = {field.name: field.type for field in msgspec.structs.fields(shape)}
@@ -116,7 +120,19 @@ def read_fields(data: bytes, shape: type[Body]) -> Body:
             field = renamed[top] + field[len(top) :]
         raise FieldError(field, problem) from None
     except DecodingError as error:
-        raise RequestError("invalid_json", f"the body is not valid JSON: {error}") from None
+        raise _not_json(data, error) from None
+
+
+def _not_json(data: bytes, error: DecodingError) -> RequestError:
+    """What is wrong in the sender's terms: msgspec calls an empty body and half of a character truncated."""
+    if not data.strip():
+        return RequestError("invalid_json", "the body is empty; send a JSON object")
+    problem = str(error)
+    if "surrogate" in problem or _HALF_CHARACTER.search(data):
+        problem = "it holds one half of a character, such as \\ud83d without the other; was a text cut in an emoji?"
+    elif "truncated" in problem:
+        problem = "it ends too early"
+    return RequestError("invalid_json", f"the body is not valid JSON: {problem}")
 
 
 def _named_as_here(given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, str]:
@@ -140,14 +156,16 @@ def _refuse_typos(unknown: set[str], known: list[str]) -> None:
 
 
 def _plain(name: str, raw: msgspec.Raw, kind: Any) -> msgspec.Raw:
-    """A whole number without its fraction of zeros; null for a limit of -1."""
+    """A whole number without fraction and exponent; null for a limit of -1."""
     text = memoryview(raw)
-    whole = _WHOLE.fullmatch(text) if text.nbytes <= LONGEST_WHOLE else None
-    if whole is None or not _is_whole(kind):
+    if text.nbytes > LONGEST_WHOLE or not _WHOLE.fullmatch(text) or not _is_whole(kind):
         return raw
-    if name in NO_LIMIT and int(whole[1]) == -1:
+    number = Decimal(bytes(text).decode())
+    if number != int(number):
+        return raw
+    if name in NO_LIMIT and number == -1:
         return msgspec.Raw(b"null")
-    return msgspec.Raw(whole[1])
+    return msgspec.Raw(str(int(number)).encode())
 
 
 def _is_whole(kind: Any) -> bool:

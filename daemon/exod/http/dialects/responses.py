@@ -92,6 +92,7 @@ class ResponsesBody(SamplingBody, kw_only=True):
     metadata: dict[str, Any] | None = None
     background: bool | None = None
     conversation: Any = None
+    prompt: Any = None
 
 
 class KeptConversations:
@@ -159,6 +160,9 @@ class Responses:
         if body.conversation is not None:
             problem = "conversations are not kept here by a name: send previous_response_id, or the whole input"
             raise FieldError("conversation", problem, "unsupported_value")
+        if body.prompt is not None:
+            problem = "no prompts are kept here: send the text in instructions and input"
+            raise FieldError("prompt", problem, "unsupported_value")
         earlier = self.kept.find(body.previous_response_id) if body.previous_response_id else ()
         history = (*earlier, *self._messages(body.input))
         system = (ChatMessage("system", body.instructions),) if body.instructions else ()
