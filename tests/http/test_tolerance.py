@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from exod.daemon_api.interface import DEFAULT_MAX_TOKENS, TextDelta
-from exod.http.dialects.openai_answers import completion_logprobs
+from exod.daemon_api.interface import DEFAULT_MAX_TOKENS, GenerationEnd, TextDelta, Usage
+from exod.http.dialects.shown_tokens import ShownTokens
 from exoengine.protocol import GenerationRequest
 from tests.http.served import CHAT, count, data_of, served
 
@@ -164,6 +164,71 @@ async def test_log_probabilities_of_completions_have_keys_of_their_own_and_offse
 def test_the_first_token_of_an_echo_takes_up_the_text_that_it_shows() -> None:
     """Where the tokenizer puts a space before the first word, and where the prompt has one."""
     for text in ("one two", " one two"):
-        pieces = [TextDelta(0, text, -1.0, piece=b" two", head=b" one"), TextDelta(1, "!", -1.0, piece=b"!")]
-        offsets = completion_logprobs(pieces, 0)["text_offset"]
-        assert offsets == [0, text.index(" two"), len(text)]
+        shown = ShownTokens()
+        tokens = shown.take(TextDelta(0, text, -1.0, piece=b" two", head=b" one"))
+        tokens += shown.take(TextDelta(1, "!", -1.0, piece=b"!"))
+        assert [token.offset for token in tokens] == [0, text.index(" two"), len(text)]
+
+
+STOPPED = (
+    TextDelta(0, "1", -0.1, piece=b" 1"),
+    TextDelta(1, " 2 ", -0.2, piece=b" 2"),
+    TextDelta(2, "", -0.3, piece=b" 3"),
+    TextDelta(3, "", -0.4, piece=b" 4"),
+)
+"""While the stop strings may be "3 4" or "3 5": each token's text is held where it may begin one."""
+
+
+@pytest.mark.parametrize(
+    ("rest", "end", "text", "tokens", "offsets"),
+    [
+        ((), GenerationEnd("stop", Usage(3, 4), stop_string="3 4"), "1 2 ", [" 1", " 2"], [0, 1]),
+        (
+            (TextDelta(4, "3 4 6", -0.5, piece=b" 6"),), GenerationEnd("stop", Usage(3, 5)),
+            "1 2 3 4 6", [" 1", " 2", " 3", " 4", " 6"], [0, 1, 3, 5, 7],
+        ),
+        (
+            (), GenerationEnd("length", Usage(3, 4), text="3 4"),
+            "1 2 3 4", [" 1", " 2", " 3", " 4"], [0, 1, 3, 5],
+        ),
+        (
+            (TextDelta(4, "3 4\n", -0.5, piece="\n\N{GRINNING FACE}".encode()[:3]),),
+            GenerationEnd("length", Usage(3, 5)),
+            "1 2 3 4\n", [" 1", " 2", " 3", " 4", "bytes:\\x0a\\xf0\\x9f"], [0, 1, 3, 5, 7],
+        ),
+    ],
+    ids=["a stop string", "a near match", "cut while held", "cut in a character"],
+)  # fmt: skip
+async def test_log_probabilities_are_those_of_the_text_that_was_shown(
+    rest: tuple[TextDelta, ...], end: GenerationEnd, text: str, tokens: list[str], offsets: list[int]
+) -> None:
+    async with served() as place:
+        place.daemon.script = (*STOPPED, *rest, end)
+        body = {"prompt": "hi", "logprobs": 0, "stop": ["3 4", "3 5"]}
+        whole = (await place.http.ask("POST", COMPLETIONS, body)).json["choices"][0]
+        stream = await place.http.open("POST", COMPLETIONS, {**body, "stream": True})
+        chunks = [chunk["choices"][0] for chunk in data_of(await stream.events())]
+        chat = count(1, 4, logprobs=True, stop=["3 4", "3 5"])
+        said = (await place.http.ask("POST", CHAT, chat)).json["choices"][0]
+        stream = await place.http.open("POST", CHAT, {**chat, "stream": True})
+        deltas = [chunk["choices"][0] for chunk in data_of(await stream.events())]
+    assert (whole["text"], whole["logprobs"]["tokens"], whole["logprobs"]["text_offset"]) == (text, tokens, offsets)
+    parts = [chunk["logprobs"] for chunk in chunks if chunk["logprobs"]]
+    assert "".join(chunk["text"] for chunk in chunks) == text
+    assert [token for part in parts for token in part["tokens"]] == tokens
+    assert [offset for part in parts for offset in part["text_offset"]] == offsets
+    assert [token["token"] for token in said["logprobs"]["content"]] == tokens
+    streamed = [token["token"] for delta in deltas for token in (delta["logprobs"] or {"content": ()})["content"]]
+    assert streamed == tokens
+
+
+def test_line_ends_and_markers_that_are_not_shown_hold_nothing_up() -> None:
+    shown = ShownTokens()
+    pieces = [("", b"<th"), ("", b"ink>"), ("", b"\n\n"), ("So", b"\nSo"), (", one", b", one")]
+    tokens = [
+        [(token.delta.piece, token.offset) for token in shown.take(TextDelta(at, text, -1.0, piece=piece))]
+        for at, (text, piece) in enumerate(pieces)
+    ]
+    assert tokens[:3] == [[], [], []]
+    assert tokens[3] == [(b"<th", 0), (b"ink>", 0), (b"\n\n", 0), (b"\nSo", 0)]
+    assert tokens[4] == [(b", one", 2)]

@@ -12,6 +12,7 @@ from contextlib import aclosing
 from typing import Final, TypeVar
 
 from exod.daemon_api.interface import GenerationEnd, TextDelta, Usage
+from exod.http.dialects.shown_tokens import ShownToken, ShownTokens
 from exoengine.protocol import CallDelta, ToolCall
 
 AT_ONCE: Final = 4
@@ -63,12 +64,15 @@ async def together(sources: Sequence[AsyncGenerator[Item, None]]) -> AsyncGenera
 class Choice:
     """One answer so far."""
 
-    def __init__(self, echo: str = "") -> None:
+    def __init__(self, echo: str = "", *, wants_tokens: bool = False) -> None:
         self.text_pieces: list[str] = [echo] if echo else []
         self.reasoning_pieces: list[str] = []
         self.calls: list[ToolCall] = []
-        self.tokens: list[TextDelta] = []
-        """The tokens of the text, without those of reasoning and calls."""
+        self.tokens: list[ShownToken] = []
+        """Those of the text that was shown, without those of reasoning and calls; none where nobody wants them."""
+        self.new_tokens: list[ShownToken] = []
+        """Those that the newest delta added."""
+        self._shown = ShownTokens() if wants_tokens else None
         self.end: GenerationEnd | None = None
 
     def take(self, delta: TextDelta | GenerationEnd) -> None:
@@ -80,8 +84,9 @@ class Choice:
             self._take_call(call)
         if isinstance(delta, GenerationEnd):
             self.end = delta
-        elif delta.piece or delta.text:
-            self.tokens.append(delta)
+        if self._shown is not None:
+            self.new_tokens = self._shown.take(delta)
+            self.tokens += self.new_tokens
 
     def _take_call(self, delta: CallDelta) -> None:
         if delta.index >= len(self.calls):

@@ -17,6 +17,7 @@ from exod.errors import ExitCode, RequestError
 from exod.http.dialects.ask import Ask
 from exod.http.dialects.choices import Choice, usage_of
 from exod.http.dialects.fields import FieldError
+from exod.http.dialects.shown_tokens import ShownToken
 from exoengine.protocol import CLIENT_FAULTS, CallDelta, ToolCall
 
 STATUS_OF_CODE: Final[dict[str, int]] = {
@@ -100,7 +101,8 @@ class Answer(ABC):
     def __init__(self, ask: Ask, model: str, created: int) -> None:
         self.ask, self.model, self.created = ask, model, created
         echoes = ask.echoes or ("",) * len(ask.generations)
-        self.choices = [Choice(echo) for echo in echoes]
+        wants_tokens = ask.generations[0].sampling.logprobs >= 0
+        self.choices = [Choice(echo, wants_tokens=wants_tokens) for echo in echoes]
 
     def take(self, at: int, delta: TextDelta | GenerationEnd) -> bytes:
         """The bytes of a stream for one more token, or the end, of choice `at`."""
@@ -185,7 +187,7 @@ class ChatAnswer(OpenAiAnswer):
         return b"".join(self._chunk(at, first) for at in range(len(self.choices)))
 
     def added(self, at: int, delta: TextDelta) -> bytes:
-        logprobs = {"content": [_chat_logprob(delta)]} if self._wants_logprobs and delta.piece else None
+        logprobs = self._new_logprobs(at)
         content, *calls = self._deltas(delta)
         data = self._chunk(at, {"delta": content}, logprobs) if content or logprobs else b""
         return data + b"".join(self._chunk(at, {"delta": call}) for call in calls)
@@ -193,7 +195,11 @@ class ChatAnswer(OpenAiAnswer):
     def ended(self, at: int, end: GenerationEnd) -> bytes:
         *deltas, last = self._deltas(end)
         data = b"".join(self._chunk(at, {"delta": delta}) for delta in deltas)
-        return data + self._chunk(at, {"delta": last}, None, self._reason(self.choices[at]))
+        return data + self._chunk(at, {"delta": last}, self._new_logprobs(at), self._reason(self.choices[at]))
+
+    def _new_logprobs(self, at: int) -> dict[str, Any] | None:
+        tokens = self.choices[at].new_tokens
+        return _chat_logprobs(tokens) if tokens else None
 
     def pause(self) -> bytes:
         return self._chunk(self.running, {"delta": {}})
@@ -208,10 +214,9 @@ class ChatAnswer(OpenAiAnswer):
         if choice.calls:
             message["content"] = choice.text or None
             message["tool_calls"] = [call_object(call) for call in choice.calls]
-        logprobs = {"content": [_chat_logprob(token) for token in choice.tokens if token.piece]}
         return {
             "index": at,
-            "logprobs": logprobs if self._wants_logprobs else None,
+            "logprobs": _chat_logprobs(choice.tokens) if self._wants_logprobs else None,
             "finish_reason": self._reason(choice),
             "message": message,
         }
@@ -254,35 +259,31 @@ def call_object(call: ToolCall) -> dict[str, Any]:
 class CompletionAnswer(OpenAiAnswer):
     chunk_kind = whole_kind = "text_completion"
 
-    def __init__(self, ask: Ask, model: str, created: int) -> None:
-        super().__init__(ask, model, created)
-        self._shown = [0] * len(self.choices)
-        """How many characters of each choice's text were sent."""
-
     def begin(self) -> bytes:
         return b"".join(self._text(at, choice.text) for at, choice in enumerate(self.choices) if choice.text)
 
     def added(self, at: int, delta: TextDelta) -> bytes:
-        if not delta.text and not (self._wants_logprobs and delta.piece):
-            return b""
-        logprobs = completion_logprobs([delta], self._shown[at]) if self._wants_logprobs and delta.piece else None
-        return self._text(at, delta.text, logprobs)
+        logprobs = self._new_logprobs(at)
+        return self._text(at, delta.text, logprobs) if delta.text or logprobs else b""
 
     def ended(self, at: int, end: GenerationEnd) -> bytes:
-        return self._text(at, end.text, None, end.finish_reason)
+        return self._text(at, end.text, self._new_logprobs(at), end.finish_reason)
+
+    def _new_logprobs(self, at: int) -> dict[str, Any] | None:
+        tokens = self.choices[at].new_tokens
+        return completion_logprobs(tokens) if tokens else None
 
     def pause(self) -> bytes:
         return self._text(self.running, "")
 
     def _text(self, at: int, text: str, logprobs: Any = None, reason: str | None = None) -> bytes:
-        self._shown[at] += len(text)
         return self._chunk(at, {"text": text}, logprobs, reason)
 
     def _whole_choice(self, at: int, choice: Choice) -> dict[str, Any]:
         assert choice.end is not None
         return {
             "index": at,
-            "logprobs": completion_logprobs(choice.tokens, 0) if self._wants_logprobs else None,
+            "logprobs": completion_logprobs(choice.tokens) if self._wants_logprobs else None,
             "finish_reason": choice.end.finish_reason,
             "text": choice.text,
         }
@@ -299,6 +300,10 @@ def token_name(piece: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
 
+def _chat_logprobs(tokens: Sequence[ShownToken]) -> dict[str, Any]:
+    return {"content": [_chat_logprob(token.delta) for token in tokens]}
+
+
 def _chat_logprob(delta: TextDelta) -> dict[str, Any]:
     top = [_token_logprob(piece, logprob) for _, logprob, piece in delta.top_logprobs]
     return {**_token_logprob(delta.piece, delta.logprob), "top_logprobs": top}
@@ -308,31 +313,17 @@ def _token_logprob(piece: bytes, logprob: float | None) -> dict[str, Any]:
     return {"token": token_name(piece), "logprob": logprob, "bytes": list(piece)}
 
 
-def _head_length(delta: TextDelta) -> int:
-    """How much of a delta's text is its head. A tokenizer that puts a space before each word shows none there."""
-    head = delta.head.decode(errors="ignore") if delta.head else ""
-    return len(head if delta.text.startswith(head) else head.removeprefix(" "))
-
-
-def completion_logprobs(tokens: Sequence[TextDelta], offset: int) -> dict[str, Any]:
+def completion_logprobs(tokens: Sequence[ShownToken]) -> dict[str, Any]:
     """The older shape: lists of the same length, and where in the text each token begins."""
     names: list[str] = []
     logprobs: list[float | None] = []
     tops: list[dict[str, float] | None] = []
-    offsets: list[int] = []
-    for delta in tokens:
-        head_length = _head_length(delta)
-        if delta.head:
-            names.append(token_name(delta.head))
-            logprobs.append(None)
-            tops.append(None)
-            offsets.append(offset)
-            offset += head_length
-        names.append(token_name(delta.piece))
-        logprobs.append(delta.logprob)
-        tops.append(_top_names(delta))
-        offsets.append(offset)
-        offset += len(delta.text) - head_length
+    for token in tokens:
+        delta = token.delta
+        names.append(token_name(delta.head if token.is_head else delta.piece))
+        logprobs.append(None if token.is_head else delta.logprob)
+        tops.append(None if token.is_head else _top_names(delta))
+    offsets = [token.offset for token in tokens]
     return {"tokens": names, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets}
 
 
