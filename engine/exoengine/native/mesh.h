@@ -42,6 +42,7 @@ using Clock = std::chrono::steady_clock;
 constexpr size_t BLOCK_BYTES = 256 * 1024;
 
 constexpr double NEVER_S = 1e9;  // 31 years
+constexpr std::chrono::microseconds SHORT_SPIN{50};  // of a step of milliseconds it is little
 
 struct Header {  // in the byte order of the machine: all Macs have the same
   uint64_t bytes = 0;     // of the whole message
@@ -109,6 +110,9 @@ class Mesh {
   }
 
   bool is_over() const { return over_.load(std::memory_order_acquire); }
+
+  // Did most of the last waits, about eight, end within the time that is waited awake?
+  bool waits_awake() const { return short_waits_ >= 0.5; }
 
   std::string reason() const {
     std::lock_guard guard(reason_lock_);
@@ -186,6 +190,7 @@ class Mesh {
   }
 
   bool finish(std::vector<Job>& jobs, Clock::time_point last, Clock::time_point end) {
+    bool waited = false;
     while (!is_over()) {
       bool moved = false, open = false;
       for (auto& job : jobs) {
@@ -194,14 +199,16 @@ class Mesh {
         }
         open = open || job.out_open || job.in_open;
       }
-      if (!open) return true;
       auto now = Clock::now();
+      if (moved && waited) note_wait(now - last);
+      if (!open) return true;
+      waited = !moved;
       auto deadline = std::chrono::nanoseconds(deadline_ns_.load());
       if (moved) {
         last = now;
       } else if (now - last >= deadline) {
         return fail("no byte moved within the deadline");
-      } else if (now - last >= spin_) {
+      } else if (now - last >= awake()) {
         sleep(jobs, std::min(last + deadline, end) - now);
       } else {
         ::sched_yield();  // whoever else wants this core has it: on a busy machine that is the peer, which sends
@@ -210,6 +217,15 @@ class Mesh {
     }
     return false;
   }
+
+  void note_wait(Clock::duration waited) {
+    double share = short_waits_;
+    short_waits_ = share + ((waited <= spin_ ? 1.0 : 0.0) - share) / 8;
+  }
+
+  // How long a wait asks before it sleeps. Where waits last longer, as for another stage or on a busy machine, asking
+  // only takes processor time from whoever is waited for.
+  Clock::duration awake() const { return waits_awake() ? spin_ : std::min<Clock::duration>(spin_, SHORT_SPIN); }
 
   bool fail(const std::string& why) {
     {
@@ -350,6 +366,7 @@ class Mesh {
   }
 
   Clock::duration spin_;
+  std::atomic<double> short_waits_{1.0};  // their share of the last ones; written under `turn_`
   bool stubborn_;
   std::atomic<int64_t> deadline_ns_{0};
   std::map<int, Peer> peers_;

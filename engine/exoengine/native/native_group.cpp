@@ -255,6 +255,7 @@ NB_MODULE(_native_group, m) {
            })
       .def_prop_ro("failed", [](Control& c) { return c.shared->failed.load(); })
       .def_prop_ro("is_over", [](Control& c) { return c.shared->mesh.is_over(); })
+      .def_prop_ro("waits_awake", [](Control& c) { return c.shared->mesh.waits_awake(); })
       .def_prop_ro("reason", [](Control& c) { return c.shared->mesh.reason(); })
       .def("carried", [](Control& c) { return c.shared->mesh.carried(); })
       .def_prop_ro("waited_ns",  // by what a GPU waits for: not by sends, which wait for the GPU

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import socket
 import threading
 import time
@@ -33,10 +34,16 @@ from exoengine.ring.ring_plan import Cable, FormError, RdmaError, RingPlan, spli
 from exoengine.ring.send_queue import SendWatch
 
 SPIN_US: Final = 1000
-"""A wait inside a graph asks its connection over and over for so long before it sleeps. A sum over a cable takes
-200 to 300 microseconds, the ranks of a tensor group are mostly less than a millisecond apart, and whoever sleeps is
-woken late, on Linux often on the other's core. Between two questions it yields its core: without that two ranks on
-two busy cores took 90 to 150 microseconds for a sum of 2 KiB. docs/benchmarks.md compares 50, 300 and 1000."""
+"""A wait inside a graph asks its connection over and over for so long before it sleeps, unless waits turn out to be
+longer. A sum over a cable takes 200 to 300 microseconds, the ranks of a tensor group are mostly less than a
+millisecond apart, and whoever sleeps is woken late. Between two questions it yields its core: without that two
+ranks on two busy cores took 90 to 150 microseconds for a sum of 2 KiB. docs/benchmarks.md compares 50, 300 and 1000.
+"""
+
+FEW_CORES: Final = 4
+"""With fewer of them, someone else mostly wants the core, and a wait is awake for `FEW_CORES_SPIN_US`: on two busy
+ones the tests of two and four ranks took a fifth to a third longer with 1000."""
+FEW_CORES_SPIN_US: Final = 50
 
 
 HAS_GRAPHS: Final = 1
@@ -265,7 +272,7 @@ class RingGroup:
         for peer, further in self._further_cables(plan, edges, deadline).items():
             ends[peer] += further
         numbers = {peer: [end.fileno() for end in each] for peer, each in ends.items()}
-        handle, control = module.make(plan.rank, plan.size, numbers, SPIN_US, graph_wait_s)
+        handle, control = module.make(plan.rank, plan.size, numbers, spin_us(), graph_wait_s)
         with self._lock:
             self.handle, self._control, self._graph_wait_s = handle, control, graph_wait_s
             if self._abort_reason is not None:
@@ -342,6 +349,11 @@ def _cables_to(plan: RingPlan, peer: int) -> tuple[Cable, ...]:
 def _is_edge_to_right(plan: RingPlan, peer: int) -> bool:
     """Of two ranks, which have two edges, both take the one from the lower to the higher."""
     return plan.right == peer and (plan.left != peer or plan.rank < peer)
+
+
+def spin_us() -> int:
+    """How long a wait inside a graph may be awake on this machine, in microseconds."""
+    return SPIN_US if (os.cpu_count() or 1) >= FEW_CORES else FEW_CORES_SPIN_US
 
 
 def _introduce(edges: Edges, plan: RingPlan, has: int, deadline: float) -> dict[int, int]:

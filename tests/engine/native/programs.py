@@ -234,6 +234,21 @@ def tallies(me: Rank) -> Any:
     return {"before": before, "after": control.tally()}
 
 
+def patience(me: Rank, spin_us: int, late_s: float, rounds: int) -> Any:
+    """Waits for a peer that is late each time, then for one that is not: does it still ask for so long?"""
+    group, control = me.group(spin_us=spin_us)
+    found = [control.waits_awake]
+    for pause_s in (late_s, 0.0):
+        for _ in range(rounds):
+            if me.rank == 1:
+                time.sleep(pause_s)
+                mx.eval(mx.distributed.send(mx.ones((4,)), 0, group=group))
+            else:
+                mx.eval(mx.distributed.recv((4,), mx.float32, 1, group=group))
+        found.append(control.waits_awake)
+    return found
+
+
 def cost(me: Rank, counts: list[int], spin_us: int, rounds: int, pause_s: float = 0.0) -> Any:
     """Median seconds of an all_sum of float32, by count; `pause_s` is what each rank does before it."""
     group, _ = me.group(spin_us=spin_us)

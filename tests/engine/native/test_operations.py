@@ -61,6 +61,11 @@ def test_large_messages_go_over_all_connections_of_a_pair_and_small_ones_over_th
         assert min(carried) > 1024 * 1024  # neither was left idle
 
 
+def test_who_waits_for_long_soon_sleeps_and_is_awake_again_where_waits_are_short(module: Path) -> None:
+    waiting, _ = run(module, 2, "patience", spin_us=50_000, late_s=0.2, rounds=12)
+    assert waiting == [True, False, True]
+
+
 def test_a_wait_is_counted_where_it_was_in_nanoseconds(module: Path) -> None:
     first, late = run(module, 2, "tallies")
     count, failed, waited_ns, longest_ns, last_ns = first["after"]["recv"]
