@@ -118,6 +118,26 @@ async def test_a_response_streams_events_in_their_order() -> None:
     assert added == ["reasoning", "message", "function_call", "function_call"]
 
 
+async def test_a_response_has_the_log_probabilities_that_it_was_asked_to_include() -> None:
+    body = {"input": "count from 1 to 2", "include": ["message.output_text.logprobs"], "top_logprobs": 1}
+    async with served() as place:
+        whole = (await place.http.ask("POST", RESPONSES, body)).json
+        stream = await place.http.open("POST", RESPONSES, {**body, "stream": True})
+        events = named(await stream.events())
+        plain = (await place.http.ask("POST", RESPONSES, {"input": "count from 1 to 2", "top_logprobs": 0})).json
+        many = await place.http.ask("POST", RESPONSES, {**body, "top_logprobs": 21})
+    deltas = [data["logprobs"] for name, data in events if name == "response.output_text.delta"]
+    assert [[one["token"] for one in told] for told in deltas] == [["1"], [" 2"]]
+    done = [data["logprobs"] for name, data in events if name == "response.output_text.done"]
+    last = events[-1][1]["response"]
+    for told in (whole["output"][0]["content"][0]["logprobs"], last["output"][0]["content"][0]["logprobs"], *done):
+        assert [(one["token"], one["logprob"]) for one in told] == [("1", -0.25), (" 2", -0.25)]
+        assert told[0]["top_logprobs"][0] == {"token": "<end>", "logprob": -5.5, "bytes": list(b"<end>")}
+    assert whole["top_logprobs"] == 1
+    assert plain["output"][0]["content"][0]["logprobs"] == []
+    assert (many.status, many.json["error"]["param"]) == (400, "top_logprobs")
+
+
 async def test_texts_become_tokens_and_tokens_texts() -> None:
     async with served() as place:
         told = (await place.http.ask("POST", "/tokenize", {"content": "héj", "with_pieces": True})).json

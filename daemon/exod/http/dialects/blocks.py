@@ -14,6 +14,7 @@ import msgspec
 from exod.daemon_api.interface import GenerationEnd, TextDelta
 from exod.http.dialects.ask import Ask
 from exod.http.dialects.openai_answers import Answer
+from exod.http.dialects.shown_tokens import ShownToken
 from exoengine.protocol import CallDelta
 
 BlockKind = Literal["thought", "said", "called"]
@@ -27,6 +28,8 @@ class Block:
     name: str = ""
     """Of a call."""
     pieces: list[str] = dataclasses.field(default_factory=list)
+    tokens: list[ShownToken] = dataclasses.field(default_factory=list)
+    """Of what is said, where log probabilities are wanted."""
 
     @property
     def text(self) -> str:
@@ -67,6 +70,7 @@ class BlockAnswer(Answer):
         if choice.reasoning:
             self._add("thought", choice.reasoning)
         if choice.text or not choice.calls:
+            choice.new_tokens = choice.tokens
             self._add("said", choice.text)
         for call in choice.calls:
             self._switch("called", CallDelta(0, "", call.id, call.name))
@@ -89,6 +93,8 @@ class BlockAnswer(Answer):
         data = b"" if self._open is not None and self._open.kind == kind else self._switch(kind)
         assert self._open is not None
         self._open.pieces.append(text)
+        if kind == "said":
+            self._open.tokens += self.choices[0].new_tokens
         return data + self.more(self._open, text)
 
     def _switch(self, kind: BlockKind, call: CallDelta | None = None) -> bytes:

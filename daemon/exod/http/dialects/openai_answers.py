@@ -199,7 +199,7 @@ class ChatAnswer(OpenAiAnswer):
 
     def _new_logprobs(self, at: int) -> dict[str, Any] | None:
         tokens = self.choices[at].new_tokens
-        return _chat_logprobs(tokens) if tokens else None
+        return {"content": chat_logprobs(tokens)} if tokens else None
 
     def pause(self) -> bytes:
         return self._chunk(self.running, {"delta": {}})
@@ -216,7 +216,7 @@ class ChatAnswer(OpenAiAnswer):
             message["tool_calls"] = [call_object(call) for call in choice.calls]
         return {
             "index": at,
-            "logprobs": _chat_logprobs(choice.tokens) if self._wants_logprobs else None,
+            "logprobs": {"content": chat_logprobs(choice.tokens)} if self._wants_logprobs else None,
             "finish_reason": self._reason(choice),
             "message": message,
         }
@@ -300,8 +300,8 @@ def token_name(piece: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
 
-def _chat_logprobs(tokens: Sequence[ShownToken]) -> dict[str, Any]:
-    return {"content": [_chat_logprob(token.delta) for token in tokens]}
+def chat_logprobs(tokens: Sequence[ShownToken]) -> list[dict[str, Any]]:
+    return [_chat_logprob(token.delta) for token in tokens]
 
 
 def _chat_logprob(delta: TextDelta) -> dict[str, Any]:

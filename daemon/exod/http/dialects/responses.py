@@ -8,7 +8,7 @@ of earlier turns is dropped.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -28,14 +28,17 @@ from exod.http.dialects.messages import (
     read_format,
     tools_of,
 )
-from exod.http.dialects.openai_answers import error_object
-from exod.http.dialects.openai_requests import template_options
+from exod.http.dialects.openai_answers import chat_logprobs, error_object
+from exod.http.dialects.openai_requests import MAX_TOP_LOGPROBS, template_options
 from exoengine.protocol import ChatMessage, GenerationRequest, ToolCall
 
 MAX_KEPT: Final = 256
 MAX_KEPT_CHARS: Final = 16 * 1024 * 1024
 """Of all conversations that are kept. Each holds its whole history."""
 
+
+LOGPROBS: Final = "message.output_text.logprobs"
+"""In `include`: what asks for log probabilities."""
 
 PLACES: Final = ToolPlaces("tools[{at}].name", "tools[{at}].parameters", "tool_choice.name")
 
@@ -93,6 +96,8 @@ class ResponsesBody(SamplingBody, kw_only=True):
     background: bool | None = None
     conversation: Any = None
     prompt: Any = None
+    include: list[str] | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
 
 class KeptConversations:
@@ -173,7 +178,7 @@ class Responses:
             request_id=new_id("resp"),
             max_tokens=limit(body.max_output_tokens),
             messages=(*system, *history),
-            sampling=read_sampling(body),
+            sampling=read_sampling(body, _logprobs(body)),
             tools=tools_of(functions, choice, parallel, PLACES, in_grammar=grammar is not None),
             template=template_options(body.reasoning.effort if body.reasoning else None, None, None),
             grammar=grammar,
@@ -205,6 +210,12 @@ class Responses:
         if names_one and item.id is not None:
             return self.kept.item(item.id, place)
         return _message(item, place)
+
+
+def _logprobs(body: ResponsesBody) -> int:
+    """How many of the likeliest tokens are told with each; -1: no log probabilities are."""
+    wanted = LOGPROBS in (body.include or ()) or body.top_logprobs
+    return body.top_logprobs or 0 if wanted else -1
 
 
 def _format(body: ResponsesBody) -> ResponseFormat | None:
@@ -266,13 +277,15 @@ class ResponsesAnswer(BlockAnswer):
         added = {"output_index": block.index, "item": self._item(block, "in_progress")}
         data = self._event("response.output_item.added", added)
         if block.kind == "said":
-            data += self._event("response.content_part.added", self._at(block, content_index=0, part=_part("")))
+            part = _part(Block("said", 0))
+            data += self._event("response.content_part.added", self._at(block, content_index=0, part=part))
         return data
 
     def more(self, block: Block, text: str) -> bytes:
         match block.kind:
             case "said":
-                extra = {"content_index": 0, "delta": text, "logprobs": []}
+                logprobs = chat_logprobs(self.choices[0].new_tokens)
+                extra = {"content_index": 0, "delta": text, "logprobs": logprobs}
                 return self._event("response.output_text.delta", self._at(block, **extra))
             case "thought":
                 return self._event("response.reasoning_text.delta", self._at(block, content_index=0, delta=text))
@@ -282,8 +295,8 @@ class ResponsesAnswer(BlockAnswer):
     def closed(self, block: Block) -> bytes:
         match block.kind:
             case "said":
-                text, part = block.text, _part(block.text)
-                done = self._at(block, content_index=0, text=text, logprobs=[])
+                part = _part(block)
+                done = self._at(block, content_index=0, text=part["text"], logprobs=part["logprobs"])
                 data = self._event("response.output_text.done", done)
                 data += self._event("response.content_part.done", self._at(block, content_index=0, part=part))
             case "thought":
@@ -330,7 +343,7 @@ class ResponsesAnswer(BlockAnswer):
         item: dict[str, Any] = {"id": self._item_id(block), "status": status}
         match block.kind:
             case "said":
-                content = [_part(block.text)] if status != "in_progress" else []
+                content = [_part(block)] if status != "in_progress" else []
                 return {**item, "type": "message", "role": "assistant", "content": content}
             case "thought":
                 parts = [{"type": "reasoning_text", "text": block.text}] if status != "in_progress" else []
@@ -363,6 +376,7 @@ class ResponsesAnswer(BlockAnswer):
             "text": {"format": _told(body)},
             "tool_choice": _told_choice(body),
             "tools": body.tools or [],
+            "top_logprobs": max(request.sampling.logprobs, 0),
             "top_p": request.sampling.top_p,
             "truncation": "disabled",
             "usage": self._usage() if ended else None,
@@ -401,8 +415,8 @@ def _as_messages(block: Block) -> tuple[ChatMessage, ...]:
             return ()
 
 
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _part(block: Block) -> dict[str, Any]:
+    return {"type": "output_text", "text": block.text, "annotations": [], "logprobs": chat_logprobs(block.tokens)}
 
 
 def _told_choice(body: ResponsesBody) -> Any:
