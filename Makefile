@@ -63,7 +63,8 @@ test: setup ## ruff, mypy --strict and the test suite
 # On Linux, and beside it for the names that Python has on Linux alone.
 	$(BIN)/mypy --platform darwin --no-warn-unreachable --cache-dir .mypy_cache/darwin & mac=$$!; \
 		$(BIN)/mypy; here=$$?; wait $$mac && exit $$here
-	$(BIN)/pytest
+# Two workers; tests/conftest.py says which files run beside which.
+	$(BIN)/pytest -n 2
 
 home-assistant: setup-cross ## Home Assistant in build/home-assistant, whose own schemas judge what MQTT publishes for it
 	$(PYTHON) -m venv build/home-assistant
