@@ -37,7 +37,8 @@ SPIN_US: Final = 1000
 """A wait inside a graph asks its connection over and over for so long before it sleeps, unless waits turn out to be
 longer. A sum over a cable takes 200 to 300 microseconds, the ranks of a tensor group are mostly less than a
 millisecond apart, and whoever sleeps is woken late. Between two questions it yields its core: without that two
-ranks on two busy cores took 90 to 150 microseconds for a sum of 2 KiB. docs/benchmarks.md compares 50, 300 and 1000.
+ranks on two busy cores took 90 to 150 microseconds for a sum of 2 KiB. docs/benchmarks.md compares 50, 300
+and 1000.
 """
 
 FEW_CORES: Final = 4
