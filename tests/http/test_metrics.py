@@ -63,6 +63,26 @@ async def test_refusals_are_counted_by_codes_that_are_known() -> None:
 
 
 @pytest.mark.anyio
+async def test_what_a_body_is_refused_for_shows_by_its_code() -> None:
+    bodies = {
+        "invalid_value": count(1, 5, max_tokens="many"),
+        "invalid_json": b"{",
+        "unknown_field": count(1, 5, temprature=1),
+        "unsupported_value": count(1, 5, modalities=["audio"]),
+        "previous_response_not_found": {"input": "hi", "previous_response_id": "resp-1"},
+        "item_not_found": {"input": [{"type": "item_reference", "id": "msg_1"}]},
+    }
+    async with served() as place:
+        for code, body in bodies.items():
+            path = "/v1/responses" if "not_found" in code else CHAT
+            refused = await place.http.ask("POST", path, body)
+            assert (refused.status, refused.code) == (400, code)
+        text = (await place.http.ask("GET", "/metrics")).body.decode()
+    for code in bodies:
+        assert value(text, f'exod_generation_refusals_total{{code="{code}"}}') == 1
+
+
+@pytest.mark.anyio
 async def test_a_request_that_is_refused_shows() -> None:
     async with served() as place:
         refused = await place.http.ask("POST", CHAT, count(1, 5, max_tokens="many"))

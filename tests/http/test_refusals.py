@@ -109,7 +109,7 @@ pytestmark = pytest.mark.anyio
         ({"continue_final_message": True}, "continue_final_message", "assistant"),
         ({"messages": []}, "messages", "length >= 1"),
         ({"messages": "hi"}, "messages", "expected array"),
-        ({"messages": [{"role": "robot", "content": "hi"}]}, "messages[0].role", "robot"),
+        ({"messages": [{"role": "robot", "content": "hi"}]}, "messages[0].role", "one of system, developer, user"),
         ({"messages": [{"content": "hi"}]}, "messages[0].role", "is missing"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "needs a text"),
         ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content", "expected str | array"),

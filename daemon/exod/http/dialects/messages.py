@@ -8,7 +8,7 @@ answer that silently ignores it would be a wrong one. Pure.
 from __future__ import annotations
 
 import re
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -28,6 +28,8 @@ NAME: Final = re.compile(r"[a-zA-Z0-9_.:/-]{1,128}")
 
 ALLOWED_TOOLS: Final = "allowed_tools"
 
+ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
+
 
 class ContentPart(msgspec.Struct):
     type: str
@@ -46,7 +48,7 @@ class Called(msgspec.Struct):
 
 
 class Message(msgspec.Struct):
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    role: Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(ROLES)})]
     content: str | list[ContentPart] | None = None
     tool_calls: list[Called] | None = None
     function_call: CalledFunction | None = None
@@ -125,6 +127,8 @@ def read_messages(messages: list[Message], place: str = "messages") -> tuple[Cha
 
 
 def _message(message: Message, place: str) -> ChatMessage:
+    if message.role not in ROLES:
+        raise FieldError(f"{place}.role", f"expected one of {', '.join(ROLES)}, not '{message.role[:40]}'")
     role = {"developer": "system", "function": "tool"}.get(message.role, message.role)
     calls = tuple(_called(call, at) for at, call in enumerate(message.tool_calls or ()))
     if message.function_call is not None and not calls:
