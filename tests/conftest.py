@@ -21,8 +21,8 @@ if sys.platform == "darwin":
     # Its own temporary folders have long names, and the path of a UNIX socket may have 104 bytes.
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/tmp")
 
-OF_ONE = ("engine/generate/", "engine/model/", "engine/process/", "engine/ring/")
-"""With several workers, one worker's alone: most run ranks, and two groups of ranks fill all cores."""
+WITH_RANKS = ("engine/generate/", "engine/model/", "engine/process/", "engine/ring/")
+"""With several workers, all of them one worker's: two groups of ranks at once fill all cores."""
 ALONE = (
     *("attack/", "bench/", "lab/", "sim/"),
     *("test_cluster_membership.py", "test_little_memory.py", "test_single_node.py"),
@@ -45,8 +45,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Turns(LoadFileScheduling):
         def _assign_work_unit(self, node: Any) -> None:
             is_the_one = node is self.nodes[0]
-            beside = [file for file in self.workqueue if not is_in((*OF_ONE, *ALONE), file)]
-            ranks = [file for file in self.workqueue if is_in(OF_ONE, file)]
+            beside = [file for file in self.workqueue if not is_in((*WITH_RANKS, *ALONE), file)]
+            ranks = [file for file in self.workqueue if is_in(WITH_RANKS, file)]
             choice = [*ranks, *beside, *self.workqueue] if is_the_one else beside
             if choice:
                 self.workqueue.move_to_end(choice[0], last=False)

@@ -16,7 +16,14 @@ from mlx_lm.utils import load_tokenizer
 
 from exoengine.model import deadlines, harmony
 from exoengine.model.answer_text import FOLDED_END, FOLDED_START, AnswerText, Markers, markers_of, no_markers
-from exoengine.model.chat_prompt import ChatPrompt, PromptError, chat_prompt, refuse_too_long, takes_tools
+from exoengine.model.chat_prompt import (
+    SLICE_CHARS,
+    ChatPrompt,
+    PromptError,
+    chat_prompt,
+    refuse_too_long,
+    takes_tools,
+)
 from exoengine.model.deadlines import Abandoning, StillBusyError, TooSlowError
 from exoengine.model.grammar import (
     CANNOT_WRITE,
@@ -72,7 +79,8 @@ class Tokenizer:
             if request.messages is not None:
                 with deadlines.interrupted_after(deadlines.TEMPLATE_S, "the chat template"):
                     chat = chat_prompt(self._wrapped, request, self._typed)
-                self._refuse_too_long([chat.text], max_context_tokens)
+                if len(chat.text) > sum(map(len, given)) + SLICE_CHARS:  # what was given is counted already
+                    self._refuse_too_long([chat.text], max_context_tokens)
                 return self._encode_in_time(lambda: self._chat_tokens(chat)), chat.thinks
             if isinstance(request.prompt, str):
                 prompt = request.prompt

@@ -35,17 +35,15 @@ from exoengine.ring.send_queue import SendWatch
 
 SPIN_US: Final = 1000
 """A wait inside a graph asks its connection over and over for so long before it sleeps, unless waits turn out to be
-longer. A sum over a cable takes 200 to 300 microseconds, the ranks of a tensor group are mostly less than a
-millisecond apart, and whoever sleeps is woken late. Between two questions it yields its core: without that two
-ranks on two busy cores took 90 to 150 microseconds for a sum of 2 KiB. docs/benchmarks.md compares 50, 300
-and 1000.
+longer. A sum over a cable takes 200 to 300 microseconds, and whoever sleeps is woken late. Between two questions it
+yields its core: without that two ranks on two busy cores took 90 to 150 microseconds for a sum of 2 KiB.
+docs/benchmarks.md compares 50, 300 and 1000.
 """
 
 FEW_CORES: Final = 4
 """With fewer of them, someone else mostly wants the core, and a wait is awake for `FEW_CORES_SPIN_US`: on two busy
 ones the tests of two and four ranks took a fifth to a third longer with 1000."""
 FEW_CORES_SPIN_US: Final = 50
-
 
 HAS_GRAPHS: Final = 1
 """The native group."""

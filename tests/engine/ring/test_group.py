@@ -16,7 +16,7 @@ import mlx.core as mx
 import pytest
 
 from exoengine.native.module import NativeModule
-from exoengine.ring.group import ALL_SEALED, RingGroup
+from exoengine.ring.group import ALL_SEALED, FEW_CORES_SPIN_US, SPIN_US, RingGroup, spin_us
 from exoengine.ring.message_ring import RingLostError
 from exoengine.ring.ring_plan import FormError, RingPlan
 
@@ -175,3 +175,13 @@ def test_without_the_module_a_group_is_formed_that_has_no_graphs() -> None:
         assert one.data is not None
         one.check()
         one.leave()
+
+
+@pytest.mark.parametrize(
+    ("cores", "longest_us"), [(None, FEW_CORES_SPIN_US), (2, FEW_CORES_SPIN_US), (4, SPIN_US), (10, SPIN_US)]
+)
+def test_a_wait_is_awake_for_long_where_there_are_cores_for_it(
+    cores: int | None, longest_us: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert spin_us() == longest_us
